@@ -1,0 +1,5 @@
+"""Command line of interpcore."""
+
+
+def main() -> None:
+    """Run the `interpcore` command."""
