@@ -25,7 +25,5 @@ def shared() -> Path:
     """Folder of material shared between checkouts; skips the test where there is none."""
     folder = Path(os.environ.get("INTERPCORE_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(
-            "needs the shared folder: $INTERPCORE_SHARED, else ../shared beside the repository root"
-        )
+        pytest.skip("needs the shared folder: $INTERPCORE_SHARED, else ../shared beside the repository root")
     return folder

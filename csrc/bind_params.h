@@ -1,0 +1,47 @@
+// Reads each op's params struct from the dictionary that interpcore.ops passes; shared by _C and _C_cuda.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "interpcore/norm_vjp.h"
+
+namespace interpcore {
+
+namespace py = pybind11;
+
+template <typename T>
+T* pointer(const py::dict& args, const char* name) {
+  return reinterpret_cast<T*>(args[name].cast<uintptr_t>());
+}
+
+template <int axes>
+void read_sizes(const py::dict& args, const char* name, int64_t (&sizes)[axes]) {
+  const py::tuple values = args[name];
+  for (int axis = 0; axis < axes; ++axis) sizes[axis] = values[axis].cast<int64_t>();
+}
+
+template <typename T>
+NormVjp<T> norm_vjp_params(const py::dict& args) {
+  NormVjp<T> p;
+  int64_t shape[4];
+  read_sizes(args, "shape", shape);
+  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.width = shape[3];
+  p.sum_over = args["sum_over"].cast<int64_t>();
+  p.center = args["center"].cast<bool>();
+  p.weight_offset = args["weight_offset"].cast<float>();
+  p.g = pointer<const T>(args, "g");
+  p.residual = pointer<const T>(args, "residual");
+  p.normed = pointer<const T>(args, "normed");
+  p.rstd = pointer<const float>(args, "rstd");
+  p.weight = pointer<const T>(args, "weight");
+  p.out = pointer<T>(args, "out");
+  read_sizes(args, "g_stride", p.g_stride);
+  read_sizes(args, "residual_stride", p.residual_stride);
+  read_sizes(args, "normed_stride", p.normed_stride);
+  read_sizes(args, "rstd_stride", p.rstd_stride);
+  return p;
+}
+
+}  // namespace interpcore

@@ -1,0 +1,18 @@
+#include "isa.h"
+
+namespace interpcore {
+
+bool isa_supported(Isa isa) {
+  if (isa == Isa::baseline) return true;
+#if defined(INTERPCORE_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::avx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
+}  // namespace interpcore

@@ -1,0 +1,10 @@
+"""Public ops: shape checks, choice of backend, and one call per op.
+
+Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.py and bench/bench_<op>.py.
+"""
+
+from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
+from interpcore.ops.norm_vjp import norm_vjp
+from interpcore.ops.product import ProductProbe, product, product_probe
+
+__all__ = ["ProductProbe", "norm_vjp", "product", "product_probe"]

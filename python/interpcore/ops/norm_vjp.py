@@ -1,0 +1,183 @@
+"""Vector-Jacobian product of a LayerNorm or RMSNorm with respect to its input."""
+
+import torch
+from torch import Tensor
+
+from interpcore.ops import reference
+from interpcore.ops.backend import choose, isa, native_cpu, native_cuda
+
+
+def norm_vjp(
+    g: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    sum_over: int = 1,
+    *,
+    center: bool = True,
+    weight_offset: float = 0.0,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """VJP of y = normed * (weight + weight_offset) + bias with respect to the norm's input.
+
+    With normed = (x - mean(x)) * rstd, s = g * (weight + weight_offset) and means over d:
+
+        dx = rstd * (s - mean(s) - normed * mean(s * normed)) + residual
+
+    and without the mean(s) term for RMSNorm, where normed = x * rstd. Each of the B linearisation points is
+    shared by C vectors.
+
+    Args:
+        g: `[B, C, P, d]`, cotangents of y; float32, float64, bfloat16 or float16.
+        normed: `[B, P, d]`, the dtype of g.
+        rstd: `[B, P]`, 1 / the norm's scale; float32, or float64 with g in float64.
+        weight: `[d]`, the dtype of g, or None for ones.
+        residual: `[B, C, P, d]`, the dtype of g, added to dx before the sum over B, or None.
+        sum_over: this many consecutive B rows are added into one row of the result; divides B.
+        center: true for LayerNorm, false for RMSNorm.
+        weight_offset: added to the weight (1 for Gemma).
+        backend: "reference", "cpu", "triton", "cuda" or None to choose by device and dtype.
+        out: `[B / sum_over, C, P, d]` contiguous, the dtype of g; filled and returned. Not with gradients.
+
+    Returns:
+        `[B / sum_over, C, P, d]`, the dtype of g; sums are taken in float32 or wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
+    """
+    _check(g, normed, rstd, weight, residual, sum_over, weight_offset)
+    chosen = choose("norm_vjp", g, backend)
+    if out is None:
+        declared = torch.ops.interpcore.norm_vjp
+        return declared(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), chosen)
+    _check_out(out, g, normed, rstd, weight, residual, sum_over)
+    launch_norm_vjp(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), chosen, out)
+    return out
+
+
+def norm_vjp_shape(g: Tensor, sum_over: int) -> tuple[int, ...]:
+    """Shape of the result: `[B / sum_over, C, P, d]`."""
+    return (g.shape[0] // sum_over, *g.shape[1:])
+
+
+def launch_norm_vjp(
+    g: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    center: bool,
+    weight_offset: float,
+    backend: str,
+    out: Tensor,
+) -> None:
+    """Fill `out` with the named backend's form; the arguments are those of `norm_vjp`, already checked."""
+    if out.numel() == 0:
+        return
+    if backend == "reference":
+        exact = reference.norm_vjp(
+            g, normed, rstd, weight, residual, sum_over, center=center, weight_offset=weight_offset
+        )
+        out.copy_(exact)
+        return
+    g, normed = _rows_contiguous(g), _rows_contiguous(normed)
+    residual = None if residual is None else _rows_contiguous(residual)
+    weight = None if weight is None else weight.contiguous()
+    if backend == "triton":
+        from interpcore.kernels import norm_vjp as kernel
+
+        with torch.cuda.device(g.device if g.is_cuda else -1):
+            kernel.launch(g, normed, rstd, weight, residual, sum_over, center, weight_offset, out)
+        return
+    args = {
+        "shape": tuple(g.shape),
+        "sum_over": sum_over,
+        "center": center,
+        "weight_offset": weight_offset,
+        "g": g.data_ptr(),
+        "residual": 0 if residual is None else residual.data_ptr(),
+        "normed": normed.data_ptr(),
+        "rstd": rstd.data_ptr(),
+        "weight": 0 if weight is None else weight.data_ptr(),
+        "out": out.data_ptr(),
+        "g_stride": g.stride()[:3],
+        "residual_stride": (0, 0, 0) if residual is None else residual.stride()[:3],
+        "normed_stride": normed.stride()[:2],
+        "rstd_stride": rstd.stride(),
+    }
+    if backend == "cpu":
+        native = native_cpu()
+        assert native is not None
+        native.norm_vjp(args, isa(), torch.get_num_threads())
+        return
+    native = native_cuda()
+    assert native is not None
+    with torch.cuda.device(g.device):
+        stream = torch.cuda.current_stream(g.device).cuda_stream
+        native.norm_vjp(args, str(g.dtype).removeprefix("torch."), stream)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    """`x` itself where its last axis is contiguous, which is all that the kernels need; else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _check(
+    g: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    weight_offset: float,
+) -> None:
+    if g.dim() != 4 or g.shape[-1] == 0:
+        raise ValueError(f"norm_vjp: g must be [B, C, P, d] with d > 0, got {list(g.shape)}.")
+    if g.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ValueError(f"norm_vjp: g must be float32, float64, bfloat16 or float16, not {g.dtype}.")
+    batch, _, positions, width = g.shape
+    wide = torch.promote_types(g.dtype, torch.float32)
+    expected = {
+        "normed": (normed, (batch, positions, width), g.dtype),
+        "rstd": (rstd, (batch, positions), wide),
+        "weight": (weight, (width,), g.dtype),
+        "residual": (residual, tuple(g.shape), g.dtype),
+    }
+    for name, (value, shape, dtype) in expected.items():
+        if value is None:
+            continue
+        if value.shape != shape or value.dtype != dtype or value.device != g.device:
+            raise ValueError(
+                f"norm_vjp: {name} must be {list(shape)} {dtype} on {g.device} to fit g {list(g.shape)}, "
+                f"got {list(value.shape)} {value.dtype} on {value.device}."
+            )
+    if sum_over < 1 or batch % sum_over:
+        raise ValueError(f"norm_vjp: sum_over={sum_over} must divide the batch size {batch}.")
+    if weight is None and weight_offset:
+        raise ValueError(
+            f"norm_vjp: weight_offset={weight_offset} needs a weight; pass one or leave it at 0."
+        )
+
+
+def _check_out(
+    out: Tensor,
+    g: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+) -> None:
+    shape = norm_vjp_shape(g, sum_over)
+    if out.shape != shape or out.dtype != g.dtype or out.device != g.device or not out.is_contiguous():
+        raise ValueError(
+            f"norm_vjp: out must be contiguous {list(shape)} {g.dtype} on {g.device}, got {list(out.shape)} "
+            f"{out.dtype} on {out.device} with strides {out.stride()}."
+        )
+    inputs = [x for x in (g, normed, rstd, weight, residual, out) if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        raise RuntimeError("norm_vjp: out= records no gradient; detach the inputs or leave out= away.")
