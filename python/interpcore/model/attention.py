@@ -1,0 +1,169 @@
+"""Causal self-attention with grouped heads, windows, soft-caps, rotary positions and segmented caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import CacheWriter, Segment
+from .context import Context
+from .layout import Layout
+from .norm import Norm
+from .projection import FusedQKV, Projection, SplitQKV
+from .rotary import Rotary
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One block's attention branch between its norms.
+
+    Args:
+        qkv: queries, keys and values from the normed stream.
+        out: output projection [n_heads * d_head, d_model].
+        scale: factor on q.k; belongs to the block and moves with it.
+        rotary: position embedding of queries and keys, or None.
+        q_norm, k_norm: norms of queries and keys, per head or over all heads (`norm_over_heads`), or None.
+        window: a query sees keys at most `window - 1` positions back; None for all.
+        softcap: scores become softcap * tanh(scores / softcap); None for none.
+    """
+
+    qkv: SplitQKV | FusedQKV
+    out: Projection
+    scale: float
+    rotary: Rotary | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    norm_over_heads: bool = False
+    window: int | None = None
+    softcap: float | None = None
+
+    def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:
+        """Attention output [batch, position, d_model], bias included, of the normed stream x [batch, position, d_model]."""
+        q, k, v = self.heads(x, ctx, depth)
+        q, k = self.rotate(q, k, ctx)
+        shared: Sequence[tuple[Segment, Tensor, Tensor]] = ()
+        if writer is not None:
+            shared = [(s, s.buffer.keys[slot], s.buffer.values[slot]) for s in writer.shared]
+            k, v = writer.extend(slot, k, v)
+        before = None if writer is None else writer.before
+        if shared or self.softcap is not None or ctx.wants("scores", depth):
+            z = self._mix_explicit(q, k, v, shared, before, ctx, depth)
+        else:
+            z = self._mix_fused(q, k, v, before, ctx)
+        z = ctx.site("z", depth, z)
+        if not ctx.wants("head_out", depth):
+            return self.out(z.flatten(-2))
+        per_head = ctx.site("head_out", depth, self.head_outputs(z)).sum(-2)
+        return per_head if self.out.bias is None else per_head + self.out.bias
+
+    def heads(self, x: Tensor, ctx: Context, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [batch, position, heads, d_head] before rotary, edited."""
+        q, k, v = self.qkv(x)
+        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        return ctx.site("q", depth, q), ctx.site("k", depth, k), ctx.site("v", depth, v)
+
+    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+        if norm is None:
+            return x
+        return norm(x.flatten(-2)).view_as(x) if self.norm_over_heads else norm(x)
+
+    def rotate(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Queries and keys at their absolute positions."""
+        if self.rotary is None:
+            return q, k
+        names = ("cos", id(self.rotary)), ("sin", id(self.rotary))
+        if names[0] not in ctx.shared:
+            ctx.shared[names[0]], ctx.shared[names[1]] = self.rotary.tables(ctx.layout.positions, q.dtype)
+        cos, sin = ctx.shared[names[0]], ctx.shared[names[1]]
+        return self.rotary(q, cos, sin), self.rotary(k, cos, sin)
+
+    def head_outputs(self, z: Tensor) -> Tensor:
+        """Each head's own output [batch, position, head, d_model], without the bias, from z [batch, position, head, d_head]."""
+        weights = self.out.weight.unflatten(0, z.shape[-2:])
+        return torch.stack([Projection(weights[h])(z[..., h, :]) for h in range(z.shape[-2])], -2)
+
+    def _mix_fused(self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, ctx: Context) -> Tensor:
+        """torch's fused attention over the own segment alone."""
+        first = before is None or not bool(before.any())
+        single = ctx.layout.n_new == 1 and ctx.layout.uniform_start is not None and self.window is None
+        mask = None if single or (first and self.window is None) else visible(ctx, self.window, before, k.shape[1])[:, None]
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=first and mask is None and q.shape[1] > 1,
+            scale=self.scale,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        return z.transpose(1, 2)
+
+    def _mix_explicit(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        shared: Sequence[tuple[Segment, Tensor, Tensor]],
+        before: Tensor | None,
+        ctx: Context,
+        depth: int,
+    ) -> Tensor:
+        """Scores formed in full, so that they can be capped, read and written; shared prefixes enter without a copy."""
+        q = q.unflatten(2, (k.shape[2], -1))  # [B, P, G, R, e]
+        parts = [(s.first, keys[:, : s.width], values[:, : s.width]) for s, keys, values in shared]
+        own_first = sum(s.width for s, _, _ in shared)
+        scores, masks = [], []
+        for first, keys, _ in parts:
+            scores.append(torch.einsum("bpgre,tge->bpgrt", q, keys[0]))
+            masks.append(_window_mask(ctx.layout, first, keys.shape[1], self.window))
+        scores.append(torch.einsum("bpgre,btge->bpgrt", q, k))
+        masks.append(visible(ctx, self.window, before, k.shape[1], own_first))
+        full = torch.cat(scores, -1) if len(scores) > 1 else scores[0]
+        full = full.to(torch.promote_types(q.dtype, torch.float32)) * self.scale
+        if self.softcap is not None:
+            full = self.softcap * torch.tanh(full / self.softcap)
+        rows = max(len(m) for m in masks)
+        mask = torch.cat([m.expand(rows, -1, -1) for m in masks], -1)
+        full = full.masked_fill(~mask[:, :, None, None], -torch.inf).flatten(2, 3)
+        pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype).unflatten(2, (k.shape[2], -1))
+        z, at = None, 0
+        for _, keys, values in parts:
+            piece = torch.einsum("bpgrt,tge->bpgre", pattern[..., at : at + keys.shape[1]], values[0])
+            z, at = piece if z is None else z + piece, at + keys.shape[1]
+        own = torch.einsum("bpgrt,btge->bpgre", pattern[..., at:], v)
+        return (own if z is None else z + own).flatten(2, 3)
+
+
+def visible(ctx: Context, window: int | None, before: Tensor | None, width: int, own_first: int = 0) -> Tensor:
+    """Which keys of the own segment a query sees, [batch or 1, query, key]; shared by the layers of a forward.
+
+    Args:
+        before: tokens of the own segment cached before this forward [batch], None for none.
+        width: keys of the own segment.
+        own_first: absolute position of its first key (only differences matter; it keys the store).
+    """
+    key = ("visible", window, width, own_first)
+    if key not in ctx.shared:
+        layout = ctx.layout
+        start = torch.zeros(1, dtype=torch.int64) if before is None else before
+        start = start[:1] if bool((start == start[0]).all()) else start
+        query = (start[:, None] + torch.arange(layout.n_new))[:, :, None]
+        keys = torch.arange(width)
+        mask = keys <= query
+        if window is not None:
+            mask &= query - keys < window
+        ctx.shared[key] = mask.to(layout.device)
+    return ctx.shared[key]
+
+
+def _window_mask(layout: Layout, first: int, width: int, window: int | None) -> Tensor:
+    """Which keys of a shared segment a query sees [batch or 1, query, key]: all of them, or those within the window."""
+    positions = layout.positions[:, :, None]
+    if window is None:
+        return torch.ones_like(positions, dtype=torch.bool).expand(-1, -1, width)
+    keys = torch.arange(first, first + width, device=layout.device)
+    return positions - keys < window

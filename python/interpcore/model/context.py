@@ -1,0 +1,133 @@
+"""One forward's taps and edits, resolved, and what its attention layers share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .sites import SITES, Edit, Selected, Tap, check_address, select
+
+Activation = Callable[[Tensor], Tensor]
+ActivationHook = Callable[[Activation, Tensor, int], Tensor]
+
+
+class Context:
+    """What a forward passes to its blocks.
+
+    Args:
+        layout: packed rows of this forward.
+        taps: sites to read.
+        edits: resolved edits.
+        n_calls: number of block calls of the plan.
+        absent: sites the model does not have, with the reason.
+        activation: called as `activation(function, pre, depth)` in place of `function(pre)`, so that a study can
+            fuse its statistics into the activation.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Selected] = (),
+        *,
+        n_calls: int,
+        absent: dict[str, str],
+        activation: ActivationHook | None = None,
+    ):
+        self.layout = layout
+        self.activation_hook = activation
+        self.values: dict[Tap, Tensor] = {}
+        self.shared: dict[object, Tensor] = {}
+        self._taps: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
+        self._edits: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
+        stop = layout.totals
+        for edit in edits:
+            self._edits[edit.spec.site, check_address(edit.spec, n_calls, absent)].append(edit.within(layout.start, stop))
+        for tap in taps:
+            self._taps[tap.site, check_address(tap, n_calls, absent)].append(self._readable(tap))
+        self._active = {*self._taps, *self._edits}
+
+    def _readable(self, tap: Tap) -> Selected:
+        selected = select(tap, self.layout.totals)
+        new = selected.within(self.layout.start, self.layout.totals)
+        if tap.positions is not None and not isinstance(tap.positions, slice) and len(new.row) < len(selected.row):
+            cached = int((self.layout.start[selected.row] > selected.position).nonzero()[0, 0])
+            raise ValueError(
+                f"Position {int(selected.position[cached])} of row {int(selected.row[cached])} is in the cache; tap "
+                f"{tap.site!r} in the forward that computes it."
+            )
+        return new
+
+    def wants(self, site: str, depth: int | None) -> bool:
+        """Whether any tap or edit names this site, so that a value formed only on request is needed."""
+        return (site, depth) in self._active
+
+    def site(self, site: str, depth: int | None, value: Tensor) -> Tensor:
+        """The value of a site after its edits, handed to its taps.
+
+        Args:
+            value: [batch, position, *feature], packed; feature starts with heads for per-head sites.
+        Returns: the same tensor where nothing is edited, else a new one.
+        """
+        if (site, depth) not in self._active:
+            return value
+        for edit in self._edits.get((site, depth), ()):
+            value = self._write(value, edit)
+        for tap in self._taps.get((site, depth), ()):
+            self.values[tap.spec] = self._read(value, tap)  # type: ignore[index]
+        return value
+
+    def activation(self, function: Activation, pre: Tensor, depth: int) -> Tensor:
+        """function(pre), through the study's hook when there is one."""
+        return function(pre) if self.activation_hook is None else self.activation_hook(function, pre, depth)
+
+    def _index(self, selected: Selected) -> tuple[Tensor, Tensor]:
+        column = selected.position - self.layout.start[selected.row]
+        return selected.row.to(self.layout.device), column.to(self.layout.device)
+
+    def _write(self, value: Tensor, edit: Selected) -> Tensor:
+        spec = edit.spec
+        assert isinstance(spec, Edit)
+        if not len(edit.row):
+            return value
+        row, column = self._index(edit)
+        chosen = value[row, column]
+        heads = _heads(spec, value)
+        if heads is None:
+            return value.index_put((row, column), spec.map(chosen, edit.at).to(value.dtype))
+        new = chosen.index_copy(1, heads, spec.map(chosen[:, heads], edit.at).to(value.dtype))
+        return value.index_put((row, column), new)
+
+    def _read(self, value: Tensor, tap: Selected) -> Tensor:
+        heads = _heads(tap.spec, value)
+        value = value if heads is None else value[:, :, heads]
+        whole = tap.spec.positions is None and tap.spec.rows is None
+        if whole and not self.layout.ragged:
+            return value
+        row, column = self._index(tap)
+        n_rows = self.layout.batch if tap.spec.rows is None else len(tap.spec.rows)
+        slot = tap.at.position - _first_new(tap, n_rows)[tap.at.row] if isinstance(tap.spec.positions, slice | None) else tap.at.position
+        n = int(slot.max()) + 1 if len(slot) else 0
+        out = value.new_full((n_rows, n, *value.shape[2:]), torch.nan)
+        return out.index_put((tap.at.row.to(row.device), slot.to(row.device)), value[row, column])
+
+
+def _first_new(tap: Selected, n_rows: int) -> Tensor:
+    """Smallest selected offset per tap row: a range tapped with a cache starts at its first new position."""
+    first = torch.full((n_rows,), torch.iinfo(torch.int64).max)
+    first = first.scatter_reduce(0, tap.at.row, tap.at.position, "amin")
+    return torch.where(first == torch.iinfo(torch.int64).max, 0, first)
+
+
+def _heads(spec: Tap | Edit, value: Tensor) -> Tensor | None:
+    if spec.heads is None:
+        return None
+    heads = torch.as_tensor(list(spec.heads), dtype=torch.int64, device=value.device)
+    count = value.shape[2]
+    if bool(((heads < -count) | (heads >= count)).any()):
+        raise ValueError(f"Heads {heads.tolist()} are outside site {spec.site!r}, which has {count} ({SITES[spec.site].heads}).")
+    return heads % count

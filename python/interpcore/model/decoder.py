@@ -1,0 +1,310 @@
+"""The decoder: weights plus an execution plan, with taps, edits and caches that mean the same however a prompt is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import generate as generation
+from .adapter import ConcatAdapter, ConstantState
+from .block import Block
+from .cache import Cache, CacheWriter
+from .context import ActivationHook, Context
+from .layout import Layout, read_layout
+from .norm import Norm
+from .plan import RESID, Plan
+from .projection import Projection
+from .sites import Edit, Tap, select, select_edits
+from .spec import ModelSpec
+
+Module = Block | Norm | ConcatAdapter | ConstantState
+LogitsAt = str | int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a forward returns.
+
+    Args:
+        logits: [batch, position, vocabulary] in the caller's columns with NaN at padding ("all"), [batch, vocabulary]
+            ("last"), [batch, n, vocabulary] (positions) or None.
+        taps: value of each tap, [rows, positions, *feature]; see `Tap`.
+        cache: the continued cache; None when no cache was passed.
+        lengths: real tokens per row, cached ones included [batch] int64.
+    """
+
+    logits: Tensor | None
+    taps: Mapping[Tap, Tensor]
+    cache: Cache | None
+    lengths: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A decoder-only transformer.
+
+    Args:
+        spec: sizes, names and limits.
+        modules: blocks ("block.0", ...), norms and adapters by the names the plan uses.
+        plan: the calls to run.
+        embedding: token embeddings [vocabulary, d_model].
+        final_norm: norm before the unembedding.
+        unembedding: [d_model, vocabulary].
+        positions: learned position embeddings [max_positions, d_model], or None.
+        tokenizer: a transformers tokenizer, or None.
+        load_gap: largest |logit difference| to transformers at load over the largest |logit|; None when not checked.
+    """
+
+    spec: ModelSpec
+    modules: Mapping[str, Module]
+    plan: Plan
+    embedding: Tensor
+    final_norm: Norm
+    unembedding: Projection
+    positions: Tensor | None = None
+    tokenizer: Any = None
+    load_gap: float | None = None
+    _identity: object = field(default_factory=object, repr=False)
+
+    def __post_init__(self) -> None:
+        for call in self.plan.calls:
+            if call.module not in self.modules:
+                raise ValueError(f"The plan calls {call.module!r}; this model has {', '.join(self.modules)}.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.embedding.dtype
+
+    @property
+    def config(self) -> ModelSpec:
+        """Sizes, names and limits; the same as `spec`."""
+        return self.spec
+
+    @property
+    def identity(self) -> int:
+        """A number shared by all plans over the same weights, and by no other model alive."""
+        return id(self._identity)
+
+    @property
+    def additive(self) -> bool:
+        """Whether every block of the plan writes to the stream by plain addition."""
+        return all(self.block(d).additive for d in range(self.plan.n_calls))
+
+    def block(self, depth: int) -> Block:
+        """The block that call `depth` runs."""
+        module = self.modules[self.plan.blocks[depth].module]
+        assert isinstance(module, Block)
+        return module
+
+    def with_plan(self, plan: Plan) -> Model:
+        """The same weights under another plan."""
+        return replace(self, plan=plan)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
+        """A model with copied weights on another device or in another dtype; tied tensors stay tied."""
+        from .move import moved
+
+        return moved(self, device, dtype)
+
+    def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of texts, right-padded.
+
+        Returns: tokens [batch, position] int64 and mask [batch, position], on the model's device.
+        Raises: ValueError without a tokenizer or for an empty text.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"Model {self.spec.name} has no tokenizer; pass token ids, or load it from a folder with tokenizer files.")
+        rows = [self.tokenizer(t)["input_ids"] for t in ([texts] if isinstance(texts, str) else texts)]
+        if not rows or not all(rows):
+            raise ValueError("The prompt is empty: give text of at least one token.")
+        width = max(map(len, rows))
+        tokens = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=self.device)
+        return tokens, mask
+
+    def sites(self) -> list[dict[str, str]]:
+        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens names."""
+        from .names import site_table
+
+        return site_table(self.spec, self.plan.n_calls)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+        logits_at: LogitsAt = "all",
+        activation: ActivationHook | None = None,
+    ) -> Output:
+        """Run the plan on a batch of prompts or on the continuation of cached ones.
+
+        Args:
+            tokens: token ids [batch, position] int64; with a cache, only the new ones.
+            attention_mask: 1 at real tokens, 0 at padding on either side [batch, position]; None when all are real.
+            cache: `Cache()` to have one filled, or an earlier output's to continue it; it is never changed.
+            taps: sites to read.
+            edits: sites to write, in this order where several write the same.
+            logits_at: "all", "last" (each row's last real token), None, or absolute positions of new tokens (an int, a
+                sequence, or int64 [batch] or [batch, n] per row).
+            activation: replaces `function(pre)` by `activation(function, pre, depth)` in every MLP.
+        Returns: `Output`.
+        Raises: ValueError for tokens, mask, taps, edits or a cache that do not fit, with the reason.
+        """
+        tokens = self._checked_tokens(tokens)
+        start = None if cache is None else cache.start(len(tokens))
+        layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, start, self.device)
+        self._check_length(layout)
+        packed = layout.pack(tokens).masked_fill(layout.padding, 0) if layout.ragged else layout.pack(tokens)
+        self._check_ids(packed)
+        resolved = select_edits(edits, layout)
+        ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent, activation=activation)
+        writer = None
+        if cache is not None:
+            cache.check(self.identity, self.plan, resolved, layout.start)
+            writer = CacheWriter(cache, layout)
+        stream = self.run_plan(self.embed(packed, ctx), ctx, writer)
+        logits = self.read_logits(stream, ctx, logits_at)
+        filled = None if writer is None else writer.finish(packed, self.identity, self.plan, resolved)
+        return Output(logits, ctx.values, filled, layout.totals)
+
+    __call__ = forward
+
+    def run_from(
+        self,
+        depth: int,
+        resid: Tensor,
+        cache: Cache | None = None,
+        *,
+        streams: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+        logits_at: LogitsAt = "last",
+    ) -> Output:
+        """Start the plan at block call `depth` with a given residual stream, after a cached prefix.
+
+        Args:
+            depth: block call to enter, 0 to D (D: only the final norm and the unembedding run).
+            resid: stream entering it at the tokens after the cached ones [rows, position, d_model].
+            cache: keys and values of the tokens before them; a shared one serves any number of rows. It is read only.
+            streams: the plan's other streams at that point [rows, position, d_model], where it has any.
+            lengths: real tokens per row of `resid` [rows]; None when all positions are real.
+            taps, edits, logits_at: as in `forward`; "all" returns the columns of `resid`.
+        Returns: `Output` without a cache.
+        """
+        depth = self.plan.depth(depth)
+        rows, width = resid.shape[:2]
+        cache = Cache() if cache is None else cache
+        mask = None if lengths is None else torch.arange(width) < lengths.cpu()[:, None]
+        layout = read_layout((rows, width), mask, cache.start(rows), self.device)
+        self._check_length(layout)
+        resolved = select_edits(edits, layout)
+        cache.check(self.identity, self.plan, resolved, layout.start)
+        missing = self.plan.streams - {RESID} - set(streams or {})
+        if missing:
+            raise ValueError(f"The plan also has the stream(s) {', '.join(sorted(missing))}; pass streams={{name: [rows, position, d_model]}}.")
+        ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent)
+        writer = CacheWriter(cache, layout) if cache.segments else None
+        stream = self.run_plan(layout.pack(resid), ctx, writer, depth, streams)
+        return Output(self.read_logits(stream, ctx, logits_at), ctx.values, None, layout.totals)
+
+    def generate(self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any) -> generation.Generation:
+        """Continue prompts token by token; see `interpcore.model.generate.generate` for the options."""
+        return generation.generate(self, tokens, attention_mask, **options)
+
+    def embed(self, tokens: Tensor, ctx: Context) -> Tensor:
+        """The stream entering call 0 [batch, position, d_model] of packed tokens [batch, position]."""
+        x = ctx.site("embed", None, F.embedding(tokens, self.embedding))
+        if self.spec.embed_scale != 1.0:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype, device=x.device)
+        if self.positions is None:
+            return x
+        top = self.positions.shape[0] - 1
+        return x + F.embedding(ctx.layout.positions.clamp(max=top), self.positions)
+
+    def run_plan(
+        self,
+        stream: Tensor,
+        ctx: Context,
+        writer: CacheWriter | None,
+        depth: int = 0,
+        streams: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The plan's calls from block call `depth` on; returns resid[D] [batch, position, d_model]."""
+        values = {**(streams or {}), RESID: stream}
+        for call in self.plan.calls[self.plan.first_call(depth) :]:
+            module = self.modules[call.module]
+            if isinstance(module, Block):
+                assert call.slot is not None
+                entering = ctx.site("resid", depth, values[call.reads[0]])
+                out = module(entering, ctx, depth, call.slot, writer)
+                depth += 1
+            else:
+                out = module(*(values[name] for name in call.reads))
+            values |= dict.fromkeys(call.writes, out)
+        return ctx.site("resid", depth, values[RESID])
+
+    def read_logits(self, stream: Tensor, ctx: Context, logits_at: LogitsAt) -> Tensor | None:
+        """Final norm and unembedding of resid[D] at the positions asked for."""
+        whole = ctx.wants("final_norm", None) or ctx.wants("logits", None)
+        if logits_at is None and not whole:
+            return None
+        if isinstance(logits_at, str) and logits_at not in ("all", "last"):
+            raise ValueError(f"logits_at is 'all', 'last', None or positions; got {logits_at!r}.")
+        if whole or (isinstance(logits_at, str) and logits_at == "all"):
+            everywhere = ctx.site("logits", None, self.unembed(ctx.site("final_norm", None, self.final_norm(stream))))
+            if logits_at is None:
+                return None
+            if isinstance(logits_at, str) and logits_at == "all":
+                return ctx.layout.unpack(everywhere)
+            return _at_positions(everywhere, ctx.layout, logits_at)
+        return self.unembed(self.final_norm(_at_positions(stream, ctx.layout, logits_at)))
+
+    def unembed(self, normed: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of the final norm's output [..., d_model], soft-capped where the model does so."""
+        logits = self.unembedding(normed)
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _checked_tokens(self, tokens: Tensor) -> Tensor:
+        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
+            what = f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"Tokens are an integer tensor [batch, position]; got {what}. `encode` makes one from text.")
+        return tokens.to(self.device)
+
+    def _check_ids(self, packed: Tensor) -> None:
+        low, high = packed.aminmax()
+        if int(low) < 0 or int(high) >= self.spec.vocab_size:
+            wrong = int(low) if int(low) < 0 else int(high)
+            raise ValueError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocab_size} (0 to {self.spec.vocab_size - 1}).")
+
+    def _check_length(self, layout: Layout) -> None:
+        longest, limit = int(layout.totals.max()), self.spec.max_positions
+        if limit is not None and longest > limit:
+            raise ValueError(f"The prompt has {longest} tokens; {self.spec.name} has positions for {limit}. Shorten it.")
+
+
+def _at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
+    """values [batch, position, *] at the last real token [batch, *] or at positions [batch, n, *]."""
+    rows = torch.arange(layout.batch, device=values.device)
+    if isinstance(logits_at, str):
+        return values[rows, (layout.lengths - 1).to(values.device)]
+    selected = select(Tap("logits", positions=logits_at), layout.totals)
+    column = (selected.position - layout.start[selected.row]).view(layout.batch, -1)
+    if bool((column < 0).any()):
+        raise ValueError("logits_at names a position that is in the cache; ask for it in the forward that computes it.")
+    return values[rows[:, None], column.to(values.device)]

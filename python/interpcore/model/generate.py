@@ -1,0 +1,138 @@
+"""Token-by-token continuation with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .cache import Cache
+from .layout import read_layout
+from .sites import Edit, select
+
+if TYPE_CHECKING:
+    from .decoder import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Continuations of a batch of prompts.
+
+    Args:
+        tokens: new token ids [batch, step] int64; after a row's stop token, the stop token again.
+        lengths: new tokens per row up to and including its stop token [batch] int64.
+        cache: cache of the prompts and all new tokens but the last.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    cache: Cache
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    tokens: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    edits: Sequence[Edit] = (),
+    cache: Cache | None = None,
+    stop_tokens: Sequence[int] | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int | None = None,
+) -> Generation:
+    """Continue prompts greedily, or by sampling.
+
+    Args:
+        tokens: prompt token ids [batch, position] int64, cached prefix included.
+        attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
+        max_new_tokens: steps at most.
+        edits: sites to write; positions refer to the prompt's tokens (negative: from its last), an open range goes
+            on over the new tokens.
+        cache: a cache of the prompts' beginning.
+        stop_tokens: ids that end a row; None takes the tokenizer's end-of-text id, () none.
+        temperature: 0 is greedy; else softmax temperature, and `seed` is required.
+        top_k: sample among the k likeliest.
+        seed: of the sampler.
+    Returns: `Generation`.
+    Raises: ValueError for prompts that do not continue the cache, or sampling without a seed.
+    """
+    if temperature > 0 and seed is None:
+        raise ValueError("Sampling needs a seed; pass seed=, or temperature=0 for greedy decoding.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}.")
+    sampler = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    stops = torch.tensor(_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
+    tokens = tokens.to(model.device)
+    layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, None, model.device)
+    fixed = [_absolute(edit, layout.lengths) for edit in edits]
+    new, mask, cache = _after_cache(layout.pack(tokens), layout.lengths, cache)
+    picked: list[Tensor] = []
+    done = torch.zeros(layout.batch, dtype=torch.bool, device=model.device)
+    lengths = torch.full((layout.batch,), max_new_tokens)
+    for step in range(max_new_tokens):
+        output = model.forward(new, mask, cache=cache, edits=fixed, logits_at="last")
+        assert output.logits is not None and output.cache is not None
+        chosen = _pick(output.logits, temperature, top_k, sampler)
+        if done.any():
+            chosen = torch.where(done, picked[-1], chosen)
+        picked.append(chosen)
+        stopped = torch.isin(chosen, stops) & ~done
+        lengths[stopped.cpu()] = step + 1
+        done |= stopped
+        new, mask, cache = chosen[:, None], None, output.cache
+        if bool(done.all()):
+            break
+    return Generation(torch.stack(picked, 1), lengths.clamp(max=len(picked)), cache)
+
+
+def _pick(logits: Tensor, temperature: float, top_k: int | None, sampler: torch.Generator | None) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    if top_k is not None:
+        floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=sampler)[:, 0]
+
+
+def _stop_tokens(model: Model, given: Sequence[int] | None) -> list[int]:
+    if given is not None:
+        return list(given)
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    return [] if end is None else [end]
+
+
+def _absolute(edit: Edit, lengths: Tensor) -> Edit:
+    """The edit with positions that do not move as tokens are added: per row, counted from the prompt's start."""
+    at = edit.positions
+    if at is None:
+        return edit
+    rows = lengths if edit.rows is None else lengths[torch.as_tensor(list(edit.rows))]
+    if isinstance(at, slice):
+        negative = [bound for bound in (at.start, at.stop) if bound is not None and bound < 0]
+        if not negative:
+            return edit
+        if bool((rows == rows[0]).all()):
+            n = int(rows[0])
+            start, stop = (b if b is None or b >= 0 else max(0, b + n) for b in (at.start, at.stop))
+            return replace(edit, positions=slice(start, stop))
+        raise ValueError("A range that counts from the end needs prompts of equal length; pass one edit per row (rows=[i]).")
+    selected = select(edit, lengths)
+    return replace(edit, positions=selected.position.view(len(rows), -1))
+
+
+def _after_cache(packed: Tensor, lengths: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None, Cache]:
+    """The prompt tokens that a cache does not hold yet, their mask, and the cache."""
+    cache = Cache() if cache is None else cache
+    start = cache.start(len(packed))
+    cache.check_prefix(packed, lengths)
+    width = int((lengths - start).max())
+    columns = start[:, None] + torch.arange(width)
+    mask = columns < lengths[:, None]
+    new = packed.gather(1, columns.clamp(max=packed.shape[1] - 1).to(packed.device))
+    return new, None if bool(mask.all()) else mask, cache

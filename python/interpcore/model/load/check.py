@@ -1,0 +1,43 @@
+"""What is checked of a model before anyone builds on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..decoder import Model
+
+N_TOKENS = 16
+# Largest |logit difference| over largest |logit| that a correct load shows: rounding, by dtype.
+GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def check_finite(hf: Any, name: str) -> None:
+    """Refuse weights that hold NaN or infinity, naming the first such tensor."""
+    for key, tensor in hf.state_dict().items():
+        # The sum of finite numbers is finite unless it overflows, so the full scan is seldom needed.
+        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()) and not bool(tensor.isfinite().all()):
+            raise ValueError(f"The weights of {name} hold NaN or infinity in {key}; the checkpoint is damaged.")
+
+
+@torch.no_grad()
+def check_against_transformers(model: Model, hf: Any) -> Model:
+    """The model with `load_gap` set: its logits against transformers' on 16 tokens.
+
+    Raises: ValueError when they disagree beyond rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n = min(N_TOKENS, model.spec.max_positions or N_TOKENS)
+    tokens = torch.randint(model.spec.vocab_size, (1, n), generator=generator).to(model.device)
+    theirs = hf(tokens, use_cache=False).logits.to(torch.float64)
+    ours = model.forward(tokens).logits
+    assert ours is not None
+    gap = float((ours.to(torch.float64) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    if not gap <= GAP[model.dtype]:
+        raise ValueError(
+            f"{model.spec.name} loads, but its logits differ from transformers' by {gap:.1e} of the largest one; please report this "
+            "architecture, or pass check=False to go on regardless."
+        )
+    return replace(model, load_gap=gap)

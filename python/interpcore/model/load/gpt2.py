@@ -1,0 +1,102 @@
+"""GPT-2 and GPT-Neo: learned positions, serial blocks, plain MLPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..attention import Attention
+from ..block import Block
+from ..mlp import MLP
+from ..projection import FusedQKV, SplitQKV
+from .parts import Parts
+from .tensors import Unsupported, conv1d, layer_norm, linear, share
+
+
+def gpt2(hf: Any) -> Parts:
+    """Parts of a `GPT2LMHeadModel`."""
+    config, body = hf.config, hf.transformer
+    if config.add_cross_attention:
+        raise Unsupported("it has cross-attention")
+    d_head = config.n_embd // config.n_head
+    blocks = [
+        Block(
+            Attention(FusedQKV(conv1d(b.attn.c_attn), d_head, per_head=False), conv1d(b.attn.c_proj), b.attn.scaling),
+            MLP(conv1d(b.mlp.c_fc), conv1d(b.mlp.c_proj), config.activation_function),
+            layer_norm(b.ln_1),
+            layer_norm(b.ln_2),
+        )
+        for b in body.h
+    ]
+    names = {
+        "embed": ("output", "transformer.wte"),
+        "resid": ("input", "transformer.h.{d}"),
+        "attn_in": ("input", "transformer.h.{d}.ln_1"),
+        "z": ("input", "transformer.h.{d}.attn.c_proj"),
+        "attn_out": ("output", "transformer.h.{d}.attn"),
+        "mlp_in": ("input", "transformer.h.{d}.ln_2"),
+        "mlp_pre": ("output", "transformer.h.{d}.mlp.c_fc"),
+        "mlp_act": ("input", "transformer.h.{d}.mlp.c_proj"),
+        "mlp_out": ("output", "transformer.h.{d}.mlp"),
+        "final_norm": ("output", "transformer.ln_f"),
+        "logits": ("output", "lm_head"),
+    }
+    return Parts(
+        blocks,
+        body.wte.weight.detach(),
+        layer_norm(body.ln_f),
+        linear(hf.lm_head),
+        positions=share(body.wpe.weight),
+        n_heads=config.n_head,
+        d_head=d_head,
+        max_positions=config.n_positions,
+        module_names=names,
+    )
+
+
+def gpt_neo(hf: Any) -> Parts:
+    """Parts of a `GPTNeoForCausalLM`: unscaled scores, local layers see `window_size` positions."""
+    config, body = hf.config, hf.transformer
+    d_head = config.hidden_size // config.num_heads
+    blocks = []
+    for b, kind in zip(body.h, config.attention_layers, strict=True):
+        a = b.attn.attention
+        blocks.append(
+            Block(
+                Attention(
+                    SplitQKV(linear(a.q_proj), linear(a.k_proj), linear(a.v_proj), d_head),
+                    linear(a.out_proj),
+                    scale=1.0,
+                    window=config.window_size if kind == "local" else None,
+                ),
+                MLP(linear(b.mlp.c_fc), linear(b.mlp.c_proj), config.activation_function),
+                layer_norm(b.ln_1),
+                layer_norm(b.ln_2),
+            )
+        )
+    names = {
+        "embed": ("output", "transformer.wte"),
+        "resid": ("input", "transformer.h.{d}"),
+        "attn_in": ("input", "transformer.h.{d}.ln_1"),
+        "q": ("output", "transformer.h.{d}.attn.attention.q_proj"),
+        "k": ("output", "transformer.h.{d}.attn.attention.k_proj"),
+        "v": ("output", "transformer.h.{d}.attn.attention.v_proj"),
+        "z": ("input", "transformer.h.{d}.attn.attention.out_proj"),
+        "attn_out": ("output", "transformer.h.{d}.attn"),
+        "mlp_in": ("input", "transformer.h.{d}.ln_2"),
+        "mlp_pre": ("output", "transformer.h.{d}.mlp.c_fc"),
+        "mlp_act": ("input", "transformer.h.{d}.mlp.c_proj"),
+        "mlp_out": ("output", "transformer.h.{d}.mlp"),
+        "final_norm": ("output", "transformer.ln_f"),
+        "logits": ("output", "lm_head"),
+    }
+    return Parts(
+        blocks,
+        body.wte.weight.detach(),
+        layer_norm(body.ln_f),
+        linear(hf.lm_head),
+        positions=share(body.wpe.weight),
+        n_heads=config.num_heads,
+        d_head=d_head,
+        max_positions=config.max_position_embeddings,
+        module_names=names,
+    )

@@ -1,0 +1,63 @@
+"""GPT-J: parallel branches on one shared norm, interleaved partial rotary positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..attention import Attention
+from ..block import Block
+from ..mlp import MLP
+from ..projection import SplitQKV
+from ..rotary import Rotary
+from .parts import Parts
+from .tensors import Unsupported, layer_norm, linear
+
+
+def gptj(hf: Any) -> Parts:
+    """Parts of a `GPTJForCausalLM`."""
+    config, body = hf.config, hf.transformer
+    if config.rotary_dim is None:
+        raise Unsupported("its config has no rotary_dim")
+    d_head = config.n_embd // config.n_head
+    pairs = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64) / config.rotary_dim
+    rotary = Rotary(1.0 / 10000**pairs, interleaved=True)
+    blocks = []
+    for b in body.h:
+        norm = layer_norm(b.ln_1)
+        a = b.attn
+        attention = Attention(
+            SplitQKV(linear(a.q_proj), linear(a.k_proj), linear(a.v_proj), d_head),
+            linear(a.out_proj),
+            scale=d_head**-0.5,
+            rotary=rotary,
+        )
+        mlp = MLP(linear(b.mlp.fc_in), linear(b.mlp.fc_out), config.activation_function)
+        blocks.append(Block(attention, mlp, norm, norm, parallel=True))
+    names = {
+        "embed": ("output", "transformer.wte"),
+        "resid": ("input", "transformer.h.{d}"),
+        "attn_in": ("input", "transformer.h.{d}.ln_1"),
+        "q": ("output", "transformer.h.{d}.attn.q_proj"),
+        "k": ("output", "transformer.h.{d}.attn.k_proj"),
+        "v": ("output", "transformer.h.{d}.attn.v_proj"),
+        "z": ("input", "transformer.h.{d}.attn.out_proj"),
+        "attn_out": ("output", "transformer.h.{d}.attn"),
+        "mlp_in": ("input", "transformer.h.{d}.ln_1"),
+        "mlp_pre": ("output", "transformer.h.{d}.mlp.fc_in"),
+        "mlp_act": ("input", "transformer.h.{d}.mlp.fc_out"),
+        "mlp_out": ("output", "transformer.h.{d}.mlp"),
+        "final_norm": ("output", "transformer.ln_f"),
+        "logits": ("output", "lm_head"),
+    }
+    return Parts(
+        blocks,
+        body.wte.weight.detach(),
+        layer_norm(body.ln_f),
+        linear(hf.lm_head),
+        n_heads=config.n_head,
+        d_head=d_head,
+        max_positions=config.n_positions,
+        module_names=names,
+    )

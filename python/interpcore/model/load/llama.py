@@ -1,0 +1,175 @@
+"""LLaMA and its relatives: RMS norms, gated MLPs, rotary positions, grouped keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..attention import Attention
+from ..block import Block
+from ..mlp import MLP
+from ..norm import Norm
+from ..projection import SplitQKV
+from ..rotary import Rotary
+from .parts import Parts
+from .tensors import Unsupported, linear, rms_norm, rotary
+
+
+def llama(hf: Any) -> Parts:
+    """Parts of LLaMA 1-3, Mistral (sliding window), Qwen2 and Qwen3 (per-head q/k norms)."""
+    config, body = hf.config, hf.model
+    turn = rotary(body.rotary_emb)
+
+    def block(i: int, b: Any) -> Block:
+        attention = _attention(config, b.self_attn, turn, window=_window(config, i), norm=rms_norm)
+        return Block(attention, _mlp(config, b.mlp), rms_norm(b.input_layernorm), rms_norm(b.post_attention_layernorm))
+
+    return _parts(hf, [block(i, b) for i, b in enumerate(body.layers)], pre_norms=("input_layernorm", "post_attention_layernorm"))
+
+
+def olmo2(hf: Any) -> Parts:
+    """Parts of an `Olmo2ForCausalLM`: norms on the branches' outputs, q/k norms over all heads at once."""
+    config, body = hf.config, hf.model
+    turn = rotary(body.rotary_emb)
+    blocks = [
+        Block(
+            _attention(config, b.self_attn, turn, norm=rms_norm, norm_over_heads=True),
+            _mlp(config, b.mlp),
+            None,
+            None,
+            rms_norm(b.post_attention_layernorm),
+            rms_norm(b.post_feedforward_layernorm),
+        )
+        for b in body.layers
+    ]
+    return _parts(hf, blocks, post_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
+
+
+def gemma(hf: Any) -> Parts:
+    """Parts of Gemma 2 (soft-caps) and Gemma 3 text models (q/k norms, two rotary bases): norms before and after."""
+    config, body = hf.config, hf.model
+    if getattr(config, "use_bidirectional_attention", False):
+        raise Unsupported("its attention is bidirectional")
+    several = not hasattr(body.rotary_emb, "inv_freq")
+    turns: dict[str, Rotary] = {
+        kind: rotary(body.rotary_emb, f"{kind}_" if several else "") for kind in sorted(set(config.layer_types))
+    }
+
+    def norm(module: Any) -> Norm:
+        return rms_norm(module, offset=1.0)
+
+    def block(i: int, b: Any) -> Block:
+        attention = _attention(
+            config,
+            b.self_attn,
+            turns[config.layer_types[i]],
+            window=_window(config, i),
+            norm=norm,
+            softcap=config.attn_logit_softcapping,
+            scale=config.query_pre_attn_scalar**-0.5,
+        )
+        return Block(
+            attention,
+            _mlp(config, b.mlp),
+            norm(b.input_layernorm),
+            norm(b.pre_feedforward_layernorm),
+            norm(b.post_attention_layernorm),
+            norm(b.post_feedforward_layernorm),
+        )
+
+    return _parts(
+        hf,
+        [block(i, b) for i, b in enumerate(body.layers)],
+        pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
+        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        offset=1.0,
+    )
+
+
+def _attention(
+    config: Any,
+    a: Any,
+    turn: Rotary,
+    *,
+    norm: Callable[[Any], Norm],
+    norm_over_heads: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Attention:
+    q_norm, k_norm = getattr(a, "q_norm", None), getattr(a, "k_norm", None)
+    return Attention(
+        SplitQKV(linear(a.q_proj), linear(a.k_proj), linear(a.v_proj), a.head_dim),
+        linear(a.o_proj),
+        scale=a.head_dim**-0.5 if scale is None else scale,
+        rotary=turn,
+        q_norm=None if q_norm is None else norm(q_norm),
+        k_norm=None if k_norm is None else norm(k_norm),
+        norm_over_heads=norm_over_heads,
+        window=window,
+        softcap=softcap,
+    )
+
+
+def _mlp(config: Any, m: Any) -> MLP:
+    name = getattr(config, "hidden_activation", None) or config.hidden_act
+    return MLP(linear(m.up_proj), linear(m.down_proj), name, linear(m.gate_proj))
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """The block's window: all blocks (Mistral), or those that `layer_types` names."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _parts(
+    hf: Any,
+    blocks: list[Block],
+    *,
+    pre_norms: tuple[str, str] | None = None,
+    post_norms: tuple[str, str] | None = None,
+    offset: float = 0.0,
+) -> Parts:
+    config, body = hf.config, hf.model
+    attention = blocks[0].attention
+    assert isinstance(attention.qkv, SplitQKV)
+    names = {
+        "embed": ("output", "model.embed_tokens"),
+        "resid": ("input", "model.layers.{d}"),
+        "v": ("output", "model.layers.{d}.self_attn.v_proj"),
+        "z": ("input", "model.layers.{d}.self_attn.o_proj"),
+        "attn_out": ("output", f"model.layers.{{d}}.{post_norms[0]}" if post_norms else "model.layers.{d}.self_attn"),
+        "mlp_gate_pre": ("output", "model.layers.{d}.mlp.gate_proj"),
+        "mlp_up": ("output", "model.layers.{d}.mlp.up_proj"),
+        "mlp_act": ("input", "model.layers.{d}.mlp.down_proj"),
+        "mlp_out": ("output", f"model.layers.{{d}}.{post_norms[1]}" if post_norms else "model.layers.{d}.mlp"),
+        "final_norm": ("output", "model.norm"),
+        "logits": ("output", "lm_head"),
+    }
+    for site, what in (("q", "q"), ("k", "k")):
+        names[site] = ("output", f"model.layers.{{d}}.self_attn.{what}_{'proj' if attention.q_norm is None else 'norm'}")
+    if pre_norms:
+        names |= {"attn_in": ("input", f"model.layers.{{d}}.{pre_norms[0]}"), "mlp_in": ("input", f"model.layers.{{d}}.{pre_norms[1]}")}
+    else:
+        names |= {"attn_in": ("input", "model.layers.{d}"), "mlp_in": ("input", "model.layers.{d}.mlp")}
+    if hasattr(body.embed_tokens, "embed_scale"):
+        # transformers scales inside its embedding module; the site `embed` is the row before that.
+        del names["embed"]
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        # transformers caps after lm_head; no module shows the capped logits.
+        del names["logits"]
+    return Parts(
+        blocks,
+        body.embed_tokens.weight.detach(),
+        rms_norm(body.norm, offset),
+        linear(hf.lm_head),
+        n_heads=config.num_attention_heads,
+        d_head=attention.qkv.d_head,
+        n_kv_heads=config.num_key_value_heads,
+        max_positions=config.max_position_embeddings,
+        embed_scale=float(getattr(body.embed_tokens, "embed_scale", 1.0)),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        module_names=names,
+    )

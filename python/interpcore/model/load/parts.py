@@ -1,0 +1,30 @@
+"""What a family's loader hands over: parts and sizes, before they become a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..block import Block
+from ..norm import Norm
+from ..projection import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Blocks, embeddings and sizes of a checkpoint; fields as in `Model` and `ModelSpec`."""
+
+    blocks: Sequence[Block]
+    embedding: Tensor
+    final_norm: Norm
+    unembedding: Projection
+    n_heads: int
+    d_head: int
+    max_positions: int | None
+    positions: Tensor | None = None
+    n_kv_heads: int | None = None
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict)

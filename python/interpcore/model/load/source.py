@@ -1,0 +1,77 @@
+"""Finding a checkpoint and reading it through transformers."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def embedded_folder(name: str) -> Path | None:
+    """Folder of a model shipped inside the package, or None."""
+    folder = Path(str(resources.files("interpcore"))) / "assets" / name
+    return folder if (folder / "config.json").is_file() else None
+
+
+def read_checkpoint(
+    source: str | Path, dtype: torch.dtype | None, device: str | torch.device, revision: str | None, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """A transformers model and its tokenizer (None where the checkpoint has none).
+
+    Raises: ValueError with one sentence when the checkpoint cannot be found or read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place: str | Path = embedded_folder(str(source)) or source
+    path = Path(place).expanduser()
+    local = path.is_dir()
+    if local:
+        check_folder(path)
+    elif path.exists() or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"There is no folder {source}; give a transformers folder, a hub id, or an embedded model's name.")
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(str(path if local else place), **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{source} has no readable config that transformers knows: {_first_line(error)}") from error
+    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
+    try:
+        hf, problems = AutoModelForCausalLM.from_pretrained(
+            str(path if local else place), config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{source} could not be loaded as a causal language model: {_first_line(error)}") from error
+    missing = sorted(problems.get("missing_keys", ()))
+    if missing:
+        raise ValueError(f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is incomplete.")
+    return hf.to(device), _tokenizer(str(path if local else place), options)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder without config or safetensors weights, saying which."""
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; give a folder written by transformers' save_pretrained.")
+    if not any(path.glob("*.safetensors")):
+        pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
+        if pickled:
+            raise ValueError(f"{path} holds its weights as a pickle ({pickled[0]}), which is not loaded; save them as safetensors first.")
+        raise ValueError(f"{path} has no weights; it needs a .safetensors file beside config.json.")
+
+
+def _tokenizer(place: str, options: dict[str, Any]) -> Any:
+    """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode` says so)."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

@@ -1,0 +1,58 @@
+"""transformers modules as interpcore parts; tensors are shared, never copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..norm import Norm
+from ..projection import Projection
+from ..rotary import Rotary
+
+STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
+
+
+class Unsupported(ValueError):
+    """A checkpoint that the hand-written blocks do not cover; it loads through the generic adapter instead."""
+
+
+def share(parameter: Tensor | None) -> Tensor | None:
+    """The parameter's tensor without autograd, or None."""
+    return None if parameter is None else parameter.detach()
+
+
+def linear(module: Any) -> Projection:
+    """An `nn.Linear` ([d_out, d_in]) as a projection."""
+    return Projection(module.weight.detach().mT, share(module.bias))
+
+
+def conv1d(module: Any) -> Projection:
+    """GPT-2's `Conv1D` ([d_in, d_out]) as a projection."""
+    return Projection(module.weight.detach(), share(module.bias))
+
+
+def layer_norm(module: Any) -> Norm:
+    """An `nn.LayerNorm`."""
+    return Norm(share(module.weight), share(module.bias), module.eps, center=True)
+
+
+def rms_norm(module: Any, offset: float = 0.0) -> Norm:
+    """Any of transformers' RMS norms, which name their epsilon differently."""
+    eps = getattr(module, "variance_epsilon", None)
+    return Norm(share(module.weight), None, module.eps if eps is None else eps, center=False, offset=offset)
+
+
+def rotary(module: Any, prefix: str = "") -> Rotary:
+    """A transformers rotary module (halves layout), with its length scaling applied.
+
+    Args:
+        prefix: "sliding_attention_" and the like where the module holds several tables.
+    Raises: Unsupported when frequencies depend on the prompt's length.
+    """
+    kind = module.rope_type if isinstance(module.rope_type, str) else module.rope_type[prefix.rstrip("_")]
+    if kind not in STATIC_ROPE:
+        raise Unsupported(f"its rotary scaling {kind!r} depends on the prompt's length")
+    frequencies = getattr(module, f"{prefix}inv_freq").detach().to(torch.float32)
+    return Rotary(frequencies, scaling=float(getattr(module, f"{prefix}attention_scaling")))

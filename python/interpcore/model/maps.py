@@ -1,0 +1,198 @@
+"""What an edit does to the activations it selects: maps with their own linearisation.
+
+A map receives the selected activations `x [selected, *feature]` (feature = [d_model], [heads, d_head], ...) and
+returns their new values. An operand is either one value for everything selected, `[*feature]`, or one per row and
+position, `[rows or 1, positions or 1, *feature]`. `jvp` and `vjp` are the derivative at x, which the linearised
+decoder uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Selection(NamedTuple):
+    """Which edit row and edit position each selected activation came from, both [selected] int64."""
+
+    row: Tensor
+    position: Tensor
+
+    def take(self, operand: Tensor, like: Tensor) -> Tensor:
+        """Align an operand with x [selected, *feature]; returns something that broadcasts against x."""
+        operand = operand.to(device=like.device, dtype=like.dtype)
+        features = like.dim() - 1
+        if operand.dim() <= features:
+            return operand
+        if operand.dim() != features + 2:
+            raise ValueError(
+                f"An edit's value is [*feature] or [rows, positions, *feature] with {features} feature dimension(s); "
+                f"got shape {tuple(operand.shape)}."
+            )
+        rows, positions = operand.shape[:2]
+        for size, index, what in ((rows, self.row, "rows"), (positions, self.position, "positions")):
+            if size != 1 and index.numel() and int(index.max()) >= size:
+                raise ValueError(f"An edit's value holds {size} {what}, but {int(index.max()) + 1} are selected.")
+        return operand[self.row if rows != 1 else 0, self.position if positions != 1 else 0]
+
+
+class Map:
+    """Base of all maps; subclasses are frozen dataclasses."""
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        """New values of x [selected, *feature]."""
+        raise TypeError(f"{type(self).__name__} is not a map; use Replace, Add, Scale, Affine, LowRank or Function.")
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        """Derivative at x applied to a tangent [..., selected, *feature]."""
+        raise TypeError(f"{type(self).__name__} has no derivative.")
+
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        """Transposed derivative at x applied to a cotangent [..., selected, *feature]."""
+        raise TypeError(f"{type(self).__name__} has no derivative.")
+
+    def same(self, other: Map) -> bool:
+        """Whether both maps are the same function by construction (equal operands)."""
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return False
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return all(_equal(a, b) for a, b in pairs)
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b.to(a.device))))
+    return bool(a == b)
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Map):
+    """x -> value; the derivative is zero."""
+
+    value: Tensor
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return _fit(at.take(self.value, x), x)
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return torch.zeros_like(tangent)
+
+    vjp = jvp
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Map):
+    """x -> x + scale * value; the derivative is the identity."""
+
+    value: Tensor
+    scale: float = 1.0
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return x + self.scale * at.take(self.value, x)
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return tangent
+
+    vjp = jvp
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Map):
+    """x -> factor * x; factor is a number or an operand."""
+
+    factor: float | Tensor
+
+    def _factor(self, x: Tensor, at: Selection) -> float | Tensor:
+        return at.take(self.factor, x) if isinstance(self.factor, Tensor) else self.factor
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return x * self._factor(x, at)
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return tangent * self._factor(x, at)
+
+    vjp = jvp
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Map):
+    """x -> matrix x + offset over the last dimension.
+
+    Args:
+        matrix: [d, d].
+        offset: operand, or None for none.
+    """
+
+    matrix: Tensor
+    offset: Tensor | None = None
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        y = x @ self.matrix.to(x).mT
+        return y if self.offset is None else y + at.take(self.offset, x)
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return tangent @ self.matrix.to(tangent).mT
+
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return cotangent @ self.matrix.to(cotangent)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Map):
+    """x -> x + left (right^T x) over the last dimension; ablation of a unit direction u is left=-u, right=u.
+
+    Args:
+        left, right: [d, rank].
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def ablate(cls, direction: Tensor) -> LowRank:
+        """Removes the component along a direction [d] (any length)."""
+        unit = (direction / direction.norm())[:, None]
+        return cls(-unit, unit)
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return x + (x @ self.right.to(x)) @ self.left.to(x).mT
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return self(tangent, at)
+
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return cotangent + (cotangent @ self.left.to(cotangent)) @ self.right.to(cotangent).mT
+
+
+@dataclass(frozen=True, eq=False)
+class Function(Map):
+    """x -> function(x), a differentiable torch function of [selected, *feature] that treats each selected entry alone."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return self.function(x)
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        flat = tangent.reshape(-1, *x.shape)
+        out = [torch.func.jvp(self.function, (x,), (t,))[1] for t in flat]
+        return torch.stack(out).reshape(tangent.shape)
+
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        _, pullback = torch.func.vjp(self.function, x)
+        flat = cotangent.reshape(-1, *x.shape)
+        return torch.stack([pullback(g)[0] for g in flat]).reshape(cotangent.shape)
+
+
+def _fit(value: Tensor, like: Tensor) -> Tensor:
+    """`value` expanded to the shape of `like`, with a sentence when it does not fit."""
+    try:
+        return value.expand(like.shape)
+    except RuntimeError as error:
+        raise ValueError(f"An edit's value of shape {tuple(value.shape)} does not fit activations {tuple(like.shape[1:])}.") from error

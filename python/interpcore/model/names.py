@@ -1,0 +1,121 @@
+"""One conversion between names of activations: ours, transformers', TransformerLens' and published layer ids."""
+
+from __future__ import annotations
+
+import re
+
+from .sites import SITES
+from .spec import ModelSpec
+
+TRANSFORMER_LENS: dict[str, str] = {
+    "embed": "hook_embed",
+    "resid": "blocks.{d}.hook_resid_pre",
+    "attn_in": "blocks.{d}.hook_attn_in",
+    "q": "blocks.{d}.attn.hook_q",
+    "k": "blocks.{d}.attn.hook_k",
+    "v": "blocks.{d}.attn.hook_v",
+    "scores": "blocks.{d}.attn.hook_attn_scores",
+    "z": "blocks.{d}.attn.hook_z",
+    "head_out": "blocks.{d}.attn.hook_result",
+    "attn_out": "blocks.{d}.hook_attn_out",
+    "mlp_in": "blocks.{d}.hook_mlp_in",
+    "mlp_pre": "blocks.{d}.mlp.hook_pre",
+    "mlp_gate_pre": "blocks.{d}.mlp.hook_pre",
+    "mlp_up": "blocks.{d}.mlp.hook_pre_linear",
+    "mlp_act": "blocks.{d}.mlp.hook_post",
+    "mlp_out": "blocks.{d}.hook_mlp_out",
+}
+
+
+def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int | None]:
+    """The site and depth that a name means.
+
+    Args:
+        name: "resid.3", "embed" (ours), "hidden_states[3]" (transformers), "blocks.3.hook_resid_post"
+            (TransformerLens), "lre:3" or "lre:emb" (published LRE layers: block outputs; the token embedding).
+        n_calls: D, the number of block calls; negative depths count from the end.
+        gated: whether the model's MLPs are gated, which decides what TransformerLens' `hook_pre` is.
+    Returns: (site, depth) with depth from 0, None for sites without one.
+    Raises: ValueError for a name that means nothing, or nothing exact: transformers' last hidden state is normed.
+    """
+    if m := re.fullmatch(r"hidden_states\[(-?\d+)\]", name):
+        depth = _in_range(int(m[1]), n_calls + 1, name)
+        return ("final_norm", None) if depth == n_calls else ("resid", depth)
+    if m := re.fullmatch(r"lre:(-?\d+|emb|ln_f)", name):
+        if m[1] in ("emb", "ln_f"):
+            return ("embed", None) if m[1] == "emb" else ("final_norm", None)
+        return "resid", _in_range(int(m[1]), n_calls, name) + 1
+    if m := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(mid|post)", name):
+        depth = _in_range(int(m[1]), n_calls, name)
+        return ("resid", depth + 1) if m[2] == "post" else ("mlp_in", depth)
+    if m := re.fullmatch(r"(\w+)\.(-?\d+)", name):
+        if m[1] in SITES and SITES[m[1]].depths != "none":
+            return m[1], _in_range(int(m[2]), n_calls + (SITES[m[1]].depths == "calls+1"), name)
+    elif name in SITES and SITES[name].depths == "none":
+        return name, None
+    plain, d = re.sub(r"^blocks\.\d+\.", "blocks.{d}.", name), re.match(r"blocks\.(\d+)\.", name)
+    sites = [s for s, hook in TRANSFORMER_LENS.items() if hook == plain]
+    if not sites:
+        raise ValueError(f"{name!r} names no activation; examples: resid.3, hidden_states[3], blocks.3.hook_resid_pre, lre:3, embed.")
+    site = ("mlp_gate_pre" if gated else "mlp_pre") if sites[0] == "mlp_pre" else sites[0]
+    return site, None if d is None else _in_range(int(d[1]), n_calls, name)
+
+
+def site_name(site: str, depth: int | None, n_calls: int, convention: str = "interpcore") -> str | None:
+    """The name of a site in a convention; None where it has none.
+
+    Args:
+        site, depth: as in `Tap`, depth from 0.
+        convention: "interpcore", "transformers" (hidden_states only), "transformer_lens" or "lre".
+    """
+    if convention == "interpcore":
+        return site if depth is None else f"{site}.{depth}"
+    if convention == "transformers":
+        if site == "final_norm":
+            return f"hidden_states[{n_calls}]"
+        return f"hidden_states[{depth}]" if site == "resid" and depth is not None and depth < n_calls else None
+    if convention == "lre":
+        if site == "resid":
+            return f"lre:{depth - 1}" if depth else None
+        return {"embed": "lre:emb", "final_norm": "lre:ln_f"}.get(site)
+    if convention == "transformer_lens":
+        if site == "resid" and depth == n_calls:
+            return f"blocks.{n_calls - 1}.hook_resid_post"
+        hook = TRANSFORMER_LENS.get(site)
+        return None if hook is None else hook.format(d=depth)
+    raise ValueError(f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}.")
+
+
+def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
+    """A row per site of a model: site, depths, shape with sizes, meaning, transformers' module and TransformerLens' hook."""
+    sizes = {
+        "d_model": spec.d_model,
+        "d_mlp": spec.d_mlp,
+        "d_head": spec.d_head,
+        "kv_head": spec.n_kv_heads,
+        "head": spec.n_heads,
+        "vocabulary": spec.vocab_size,
+    }
+    rows = []
+    for name, site in SITES.items():
+        if name in spec.absent:
+            continue
+        axes = [f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in site.shape.strip("[]").split(", ")]
+        side, module = spec.module_names.get(name, ("", ""))
+        rows.append(
+            {
+                "site": name,
+                "depths": {"none": "", "calls": f"0..{n_calls - 1}", "calls+1": f"0..{n_calls}"}[site.depths],
+                "shape": f"[{', '.join(axes)}]",
+                "meaning": site.meaning,
+                "transformers": f"{side} of {module}" if module else "",
+                "transformer_lens": TRANSFORMER_LENS.get(name, ""),
+            }
+        )
+    return rows
+
+
+def _in_range(index: int, count: int, name: str) -> int:
+    if not -count <= index < count:
+        raise ValueError(f"{name!r} is outside this model, which has {count} of these.")
+    return index % count

@@ -1,0 +1,94 @@
+"""Dense maps with the checkpoint's own tensors, whichever way round it stores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.ops import product
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """y = x W + b.
+
+    Args:
+        weight: [d_in, d_out]; a transposed view where the checkpoint stores [d_out, d_in].
+        bias: [d_out] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [..., d_in] to [..., d_out]."""
+        return product(x, self.weight, bias=self.bias)
+
+    def pull(self, g: Tensor) -> Tensor:
+        """Cotangent [..., d_in] of the input from the output's [..., d_out]: g W^T."""
+        return product(g, self.weight.mT)
+
+    def push(self, t: Tensor) -> Tensor:
+        """Tangent [..., d_out] of the output from the input's [..., d_in]: t W."""
+        return product(t, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitQKV:
+    """Queries, keys and values from three projections."""
+
+    q: Projection
+    k: Projection
+    v: Projection
+    d_head: int
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [..., n_heads, d_head], k and v [..., n_kv_heads, d_head] of x [..., d_model]."""
+        q, k, v = (p(x).unflatten(-1, (-1, self.d_head)) for p in (self.q, self.k, self.v))
+        return q, k, v
+
+    def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
+        """Cotangent [..., d_model] of x from those of q, k and v."""
+        return self.q.pull(gq.flatten(-2)) + self.k.pull(gk.flatten(-2)) + self.v.pull(gv.flatten(-2))
+
+    def push(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tangents of q, k and v from that of x [..., d_model]."""
+        q, k, v = (p.push(t).unflatten(-1, (-1, self.d_head)) for p in (self.q, self.k, self.v))
+        return q, k, v
+
+
+@dataclass(frozen=True, eq=False)
+class FusedQKV:
+    """Queries, keys and values from one projection.
+
+    Args:
+        fused: its output is all queries, then keys, then values (GPT-2), or per head its query, key and value (NeoX).
+        d_head: head size.
+        per_head: which of the two.
+    """
+
+    fused: Projection
+    d_head: int
+    per_head: bool
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [..., n_heads, d_head] of x [..., d_model]."""
+        return self._split(self.fused(x))
+
+    def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
+        """Cotangent [..., d_model] of x from those of q, k and v."""
+        stacked = torch.stack((gq, gk, gv), -2 if self.per_head else -3)
+        return self.fused.pull(stacked.flatten(-3))
+
+    def push(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tangents of q, k and v from that of x [..., d_model]."""
+        return self._split(self.fused.push(t))
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.per_head:
+            q, k, v = qkv.unflatten(-1, (-1, 3, self.d_head)).unbind(-2)
+        else:
+            q, k, v = qkv.unflatten(-1, (3, -1, self.d_head)).unbind(-3)
+        return q, k, v

@@ -1,0 +1,193 @@
+"""Sites: the named activations that a tap reads and an edit writes.
+
+Positions count real tokens from 0 (negative: from the row's last real token), whatever the padding and whatever is
+cached. A site's depth d belongs to block call d; `resid` has one more, the stream that leaves the last call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .maps import Map, Selection
+
+Positions = int | Sequence[int] | slice | Tensor | None
+
+
+class Site(NamedTuple):
+    """Shape and meaning of a site; `depths` is "none", "calls" (0..D-1) or "calls+1" (0..D)."""
+
+    shape: str
+    depths: str
+    meaning: str
+    heads: str | None = None
+
+
+SITES: dict[str, Site] = {
+    "embed": Site("[batch, position, d_model]", "none", "token-embedding module's output alone"),
+    "resid": Site("[batch, position, d_model]", "calls+1", "residual stream entering call d; depth D leaves the last call"),
+    "attn_in": Site("[batch, position, d_model]", "calls", "attention branch's own copy of the stream, before its norm"),
+    "q": Site("[batch, position, head, d_head]", "calls", "queries before rotary (after a q norm)", "n_heads"),
+    "k": Site("[batch, position, kv_head, d_head]", "calls", "keys before rotary (after a k norm)", "n_kv_heads"),
+    "v": Site("[batch, position, kv_head, d_head]", "calls", "values", "n_kv_heads"),
+    "scores": Site("[batch, position, head, key]", "calls", "scaled, soft-capped scores; -inf where masked", "n_heads"),
+    "z": Site("[batch, position, head, d_head]", "calls", "heads' mixed values, what the output projection reads", "n_heads"),
+    "head_out": Site("[batch, position, head, d_model]", "calls", "each head's output, without the projection's bias", "n_heads"),
+    "attn_out": Site("[batch, position, d_model]", "calls", "what attention adds to the stream (after a post-norm)"),
+    "mlp_in": Site("[batch, position, d_model]", "calls", "MLP branch's own copy of the stream, before its norm"),
+    "mlp_pre": Site("[batch, position, d_mlp]", "calls", "plain MLP: before the activation"),
+    "mlp_gate_pre": Site("[batch, position, d_mlp]", "calls", "gated MLP: gate before the activation"),
+    "mlp_up": Site("[batch, position, d_mlp]", "calls", "gated MLP: the factor beside the gate"),
+    "mlp_act": Site("[batch, position, d_mlp]", "calls", "what the down projection reads"),
+    "mlp_out": Site("[batch, position, d_model]", "calls", "what the MLP adds to the stream (after a post-norm)"),
+    "final_norm": Site("[batch, position, d_model]", "none", "output of the final norm"),
+    "logits": Site("[batch, position, vocabulary]", "none", "next-token logits"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Reads a site.
+
+    Args:
+        site: name in `SITES`.
+        depth: residual depth or block call, negative from the end; None for sites without depth.
+        positions: None (all), an int, a sequence of ints, a slice, or int64 [batch] / [batch, n] with one or n
+            positions per row.
+        rows: batch rows, None for all.
+        heads: heads of per-head sites, None for all.
+
+    The value is [rows, positions, *feature]; rows shorter than others are NaN past their end.
+    """
+
+    site: str
+    depth: int | None = None
+    positions: Positions = None
+    rows: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Writes a site: the selected activations x become map(x). Arguments as in `Tap`, then the map."""
+
+    site: str
+    depth: int | None
+    positions: Positions
+    map: Map
+    rows: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+
+
+class Selected(NamedTuple):
+    """A tap or edit resolved on a batch: absolute positions, row by row.
+
+    Args:
+        spec: the tap or edit.
+        row: batch row of each selected entry [selected].
+        position: absolute position of each selected entry [selected].
+        at: which of the spec's rows and positions each entry is.
+    """
+
+    spec: Tap | Edit
+    row: Tensor
+    position: Tensor
+    at: Selection
+
+    def within(self, start: Tensor, stop: Tensor) -> Selected:
+        """Only the entries at positions in [start, stop) of their row; both [batch]."""
+        keep = (self.position >= start[self.row]) & (self.position < stop[self.row])
+        if bool(keep.all()):
+            return self
+        at = Selection(self.at.row[keep], self.at.position[keep])
+        return Selected(self.spec, self.row[keep], self.position[keep], at)
+
+    def same(self, other: Selected) -> bool:
+        """Whether two resolved edits write the same values to the same places."""
+        a, b = self.spec, other.spec
+        if not (isinstance(a, Edit) and isinstance(b, Edit)):
+            return False
+        places = a.site == b.site and a.depth == b.depth and list(a.heads or ()) == list(b.heads or ())
+        entries = all(torch.equal(x, y) for x, y in ((self.row, other.row), (self.position, other.position), (self.at.row, other.at.row), (self.at.position, other.at.position)))
+        return places and entries and a.map.same(b.map)
+
+
+def check_address(spec: Tap | Edit, n_calls: int, absent: dict[str, str]) -> int | None:
+    """Depth of a tap or edit counted from 0.
+
+    Args:
+        spec: tap or edit.
+        n_calls: number of block calls of the plan.
+        absent: sites that the model does not have, with the reason.
+    Raises: ValueError for an unknown or absent site, a depth out of range, or heads where there are none.
+    """
+    site = SITES.get(spec.site)
+    if site is None:
+        raise ValueError(f"There is no site {spec.site!r}; sites are {', '.join(SITES)}.")
+    if spec.site in absent:
+        raise ValueError(f"This model has no site {spec.site!r}: {absent[spec.site]}")
+    if spec.heads is not None and site.heads is None:
+        raise ValueError(f"Site {spec.site!r} has no heads to choose from.")
+    if site.depths == "none":
+        if spec.depth is not None:
+            raise ValueError(f"Site {spec.site!r} has no depth; leave depth=None.")
+        return None
+    count = n_calls + (site.depths == "calls+1")
+    if spec.depth is None or not -count <= spec.depth < count:
+        raise ValueError(f"Site {spec.site!r} has depths 0 to {count - 1} (negative from the end); got {spec.depth}.")
+    return spec.depth % count
+
+
+def select(spec: Tap | Edit, totals: Tensor) -> Selected:
+    """Resolve a tap's or edit's rows and positions.
+
+    Args:
+        spec: tap or edit.
+        totals: real tokens per row, cached ones included [batch] int64.
+    Raises: ValueError for a row or position that is not there.
+    """
+    batch = len(totals)
+    rows = torch.arange(batch) if spec.rows is None else torch.as_tensor(list(spec.rows), dtype=torch.int64)
+    if bool(((rows < -batch) | (rows >= batch)).any()):
+        raise ValueError(f"Rows {rows.tolist()} are outside a batch of {batch}.")
+    rows = rows % batch
+    lengths = totals[rows]
+    if spec.positions is None or isinstance(spec.positions, slice):
+        return _select_range(spec, rows, lengths, spec.positions or slice(None))
+    if isinstance(spec.positions, Tensor) and spec.positions.dim() > 0:
+        wanted = spec.positions.cpu().to(torch.int64)
+        wanted = wanted[:, None] if wanted.dim() == 1 else wanted
+        if len(wanted) != len(rows):
+            raise ValueError(f"Per-row positions have {len(wanted)} rows; {len(rows)} rows are selected.")
+    else:
+        listed = [int(spec.positions)] if isinstance(spec.positions, int | Tensor) else list(spec.positions)
+        wanted = torch.tensor(listed, dtype=torch.int64).expand(len(rows), -1)
+    wrong = (wanted < -lengths[:, None]) | (wanted >= lengths[:, None])
+    if bool(wrong.any()):
+        i, j = wrong.nonzero()[0].tolist()
+        raise ValueError(f"Position {int(wanted[i, j])} is outside row {int(rows[i])}, which has {int(lengths[i])} real tokens ({spec.site}).")
+    position = torch.where(wanted < 0, wanted + lengths[:, None], wanted)
+    n = wanted.shape[1]
+    at = Selection(torch.arange(len(rows)).repeat_interleave(n), torch.arange(n).repeat(len(rows)))
+    return Selected(spec, rows.repeat_interleave(n), position.reshape(-1), at)
+
+
+def _select_range(spec: Tap | Edit, rows: Tensor, lengths: Tensor, span: slice) -> Selected:
+    if span.step not in (None, 1):
+        raise ValueError(f"Position ranges run in steps of 1; got a step of {span.step}.")
+    bounds = [slice(span.start, span.stop).indices(n)[:2] for n in lengths.tolist()]
+    counts = torch.tensor([max(0, stop - start) for start, stop in bounds])
+    row = torch.arange(len(rows)).repeat_interleave(counts)
+    position = torch.cat([torch.arange(start, max(start, stop)) for start, stop in bounds])
+    offset = position - torch.tensor([start for start, _ in bounds])[row]
+    return Selected(spec, rows[row], position, Selection(row, offset))
+
+
+def select_edits(edits: Sequence[Edit], layout: Layout) -> list[Selected]:
+    """Every edit resolved against all real tokens of the batch, cached ones included."""
+    return [select(edit, layout.totals) for edit in edits]

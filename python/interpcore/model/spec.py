@@ -1,0 +1,47 @@
+"""Sizes, names and limits of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is true of a model whatever plan it runs.
+
+    Args:
+        family: transformers' model type ("gpt2", "llama", ...).
+        name: the folder or hub id it came from.
+        d_model, n_heads, n_kv_heads, d_head, d_mlp, n_blocks, vocab_size: sizes.
+        max_positions: longest prompt, or None.
+        gated: whether the MLPs have a gate.
+        embed_scale: factor on token embeddings (Gemma).
+        logit_softcap: logits become cap * tanh(logits / cap), or None.
+        module_names: transformers' name of the module behind a site, with {d} for the block, and whether the site is
+            its "input" or "output"; sites that no module boundary shows are left out.
+    """
+
+    family: str
+    name: str
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    n_blocks: int
+    vocab_size: int
+    max_positions: int | None
+    gated: bool
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def absent(self) -> dict[str, str]:
+        """Sites this model does not have, with what to use instead."""
+        if self.gated:
+            return {"mlp_pre": "its MLPs are gated; use mlp_gate_pre (before the activation) or mlp_up."}
+        plain = "its MLPs have no gate; use mlp_pre."
+        return {"mlp_gate_pre": plain, "mlp_up": plain}
