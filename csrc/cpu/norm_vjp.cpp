@@ -25,9 +25,10 @@ Row row_at(const NormVjp<float>& p, int64_t b, int64_t c, int64_t position) {
   return row;
 }
 
-// Adds the row's result to `out`, or writes it there where `first`. The tests inside the loops do not change
-// within a row, so the compiler makes one loop for each case.
-void add_row(const NormVjp<float>& p, const Row& row, float* __restrict out, bool first) {
+// Writes the row's result to `out` where `first`, else adds it. The cases are template parameters because
+// a test inside the loop keeps it from being vectorised without masked loads.
+template <bool weighted, bool with_residual, bool first>
+void add_row(const NormVjp<float>& p, const Row& row, float* __restrict out) {
   const int64_t width = p.width;
   const float* __restrict g = row.g;
   const float* __restrict normed = row.normed;
@@ -37,7 +38,7 @@ void add_row(const NormVjp<float>& p, const Row& row, float* __restrict out, boo
   float sum = 0.0f, dot = 0.0f;
 #pragma omp simd reduction(+ : sum, dot)
   for (int64_t i = 0; i < width; ++i) {
-    const float scaled = weight ? g[i] * (weight[i] + offset) : g[i];
+    const float scaled = weighted ? g[i] * (weight[i] + offset) : g[i];
     sum += scaled;
     dot += scaled * normed[i];
   }
@@ -45,28 +46,34 @@ void add_row(const NormVjp<float>& p, const Row& row, float* __restrict out, boo
   const float projection = dot / static_cast<float>(width);
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    const float scaled = weight ? g[i] * (weight[i] + offset) : g[i];
+    const float scaled = weighted ? g[i] * (weight[i] + offset) : g[i];
     float value = norm_vjp_element(scaled, normed[i], rstd, mean, projection);
-    if (residual) value += residual[i];
+    if (with_residual) value += residual[i];
     out[i] = first ? value : out[i] + value;
   }
 }
 
+using AddRow = void (*)(const NormVjp<float>&, const Row&, float*);
+constexpr AddRow kAddRow[2][2][2] = {  // weighted, with_residual, first
+    {{add_row<false, false, false>, add_row<false, false, true>},
+     {add_row<false, true, false>, add_row<false, true, true>}},
+    {{add_row<true, false, false>, add_row<true, false, true>},
+     {add_row<true, true, false>, add_row<true, true, true>}}};
+
 }  // namespace
 
-void norm_vjp(const NormVjp<float>& p, int threads) {
+void norm_vjp(const NormVjp<float>& p, [[maybe_unused]] int threads) {
   const int64_t rows = p.batch / p.sum_over * p.vectors * p.positions;
+  const auto& add = kAddRow[p.weight != nullptr][p.residual != nullptr];
   // Below about 50 microseconds of work a second thread costs more than it saves.
-  const bool parallel = threads > 1 && rows * p.sum_over * p.width >= 100000;
-  (void)parallel;  // unused in a build without OpenMP
-  (void)threads;
+  [[maybe_unused]] const bool parallel = threads > 1 && rows * p.sum_over * p.width >= 250000;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t position = row % p.positions;
     const int64_t c = row / p.positions % p.vectors;
     const int64_t first = row / p.positions / p.vectors * p.sum_over;
     float* out = p.out + row * p.width;
-    for (int64_t b = first; b < first + p.sum_over; ++b) add_row(p, row_at(p, b, c, position), out, b == first);
+    for (int64_t b = first; b < first + p.sum_over; ++b) add[b == first](p, row_at(p, b, c, position), out);
   }
 }
 
