@@ -27,3 +27,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared folder: $INTERPCORE_SHARED, else ../shared beside the repository root")
     return folder
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Device on which Triton kernels run here: the GPU, else the CPU by Triton's interpreter."""
+    triton = pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        return "cuda"
+    numpy = pytest.importorskip("numpy")
+    if version_pair(triton.__version__) < (3, 7) and version_pair(numpy.__version__) >= (2, 4):
+        pytest.skip("Triton before 3.7 cannot interpret run-time loops with numpy 2.4 or later")
+    return "cpu"
+
+
+def version_pair(version: str) -> tuple[int, int]:
+    """(major, minor) of a version string."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)

@@ -1,5 +1,7 @@
 """Which form of an op runs: `reference`, `cpu`, `triton` or `cuda`."""
 
+import functools
+import importlib
 import importlib.util
 import os
 from types import ModuleType
@@ -31,6 +33,7 @@ def native_cuda() -> ModuleType | None:
     return _native("_C_cuda")
 
 
+@functools.cache
 def _native(name: str) -> ModuleType | None:
     if importlib.util.find_spec(f"interpcore.{name}") is None:
         return None

@@ -49,12 +49,11 @@ def norm_vjp(
         RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
     _check(g, normed, rstd, weight, residual, sum_over, weight_offset)
-    chosen = choose("norm_vjp", g, backend)
     if out is None:
         declared = torch.ops.interpcore.norm_vjp
-        return declared(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), chosen)
+        return declared(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend)
     _check_out(out, g, normed, rstd, weight, residual, sum_over)
-    launch_norm_vjp(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), chosen, out)
+    launch_norm_vjp(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend, out)
     return out
 
 
@@ -72,13 +71,14 @@ def launch_norm_vjp(
     sum_over: int,
     center: bool,
     weight_offset: float,
-    backend: str,
+    backend: str | None,
     out: Tensor,
 ) -> None:
-    """Fill `out` with the named backend's form; the arguments are those of `norm_vjp`, already checked."""
+    """Choose the backend and fill `out`; the arguments are those of `norm_vjp`, their shapes already checked."""
+    chosen = choose("norm_vjp", g, backend)
     if out.numel() == 0:
         return
-    if backend == "reference":
+    if chosen == "reference":
         exact = reference.norm_vjp(
             g, normed, rstd, weight, residual, sum_over, center=center, weight_offset=weight_offset
         )
@@ -87,7 +87,7 @@ def launch_norm_vjp(
     g, normed = _rows_contiguous(g), _rows_contiguous(normed)
     residual = None if residual is None else _rows_contiguous(residual)
     weight = None if weight is None else weight.contiguous()
-    if backend == "triton":
+    if chosen == "triton":
         from interpcore.kernels import norm_vjp as kernel
 
         with torch.cuda.device(g.device if g.is_cuda else -1):
@@ -109,7 +109,7 @@ def launch_norm_vjp(
         "normed_stride": normed.stride()[:2],
         "rstd_stride": rstd.stride(),
     }
-    if backend == "cpu":
+    if chosen == "cpu":
         native = native_cpu()
         assert native is not None
         native.norm_vjp(args, isa(), torch.get_num_threads())

@@ -22,9 +22,9 @@ def norm_vjp(
     sum_over: int,
     center: bool,
     weight_offset: float,
-    backend: str,
+    backend: str | None,
 ) -> Tensor:
-    """`interpcore.ops.norm_vjp` on checked arguments and a named backend."""
+    """`interpcore.ops.norm_vjp` on checked arguments."""
     out = g.new_empty(norm_vjp_shape(g, sum_over))
     launch_norm_vjp(g, normed, rstd, weight, residual, sum_over, center, weight_offset, backend, out)
     return out
@@ -40,7 +40,7 @@ def _(
     sum_over: int,
     center: bool,
     weight_offset: float,
-    backend: str,
+    backend: str | None,
 ) -> Tensor:
     return g.new_empty(norm_vjp_shape(g, sum_over))
 

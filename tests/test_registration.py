@@ -1,0 +1,71 @@
+"""Declarations of the ops in torch's library, and the choice of backend."""
+
+import pytest
+import torch
+
+from interpcore import ops
+from interpcore.ops import backend
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("full", [True, False])
+def test_norm_vjp_opcheck(name: str, full: bool) -> None:
+    make = torch.Generator().manual_seed(0)
+    g = torch.randn(4, 3, 2, 9, generator=make)
+    normed = torch.randn(4, 2, 9, generator=make)
+    rstd = torch.rand(4, 2, generator=make)
+    weight, residual = (torch.randn(9, generator=make), g.clone()) if full else (None, None)
+    args = (g, normed, rstd, weight, residual, 2, full, 1.0 if full else 0.0, name)
+    torch.library.opcheck(torch.ops.interpcore.norm_vjp, args)
+
+
+def test_norm_vjp_compiles_whole() -> None:
+    g, normed, rstd = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8), torch.rand(2, 4)
+    compiled = torch.compile(ops.norm_vjp, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(g, normed, rstd), ops.norm_vjp(g, normed, rstd))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, "cpu"), (torch.float64, "reference"), (torch.bfloat16, "reference")],
+)
+def test_choice_on_the_cpu(dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
+    assert backend.choose("op", torch.zeros(1, dtype=dtype), None) == expected
+
+
+def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "_native", lambda name: None)
+    x = torch.zeros(1)
+    assert backend.choose("op", x, None) == "reference"
+    with pytest.raises(RuntimeError, match=r"not built; reinstall .* pip install"):
+        backend.choose("op", x, "cpu")
+    assert [(row.name, row.present) for row in backend.status()][:2] == [("reference", True), ("cpu", False)]
+
+
+def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1)
+    monkeypatch.setenv("INTERPCORE_BACKEND", "reference")
+    assert backend.choose("op", x, None) == "reference"
+    assert backend.choose("op", x, "cpu") == "cpu"
+    monkeypatch.setenv("INTERPCORE_BACKEND", "fast")
+    with pytest.raises(ValueError, match="INTERPCORE_BACKEND='fast' is unknown"):
+        backend.choose("op", x, None)
+    with pytest.raises(RuntimeError, match="takes float32 tensors on the CPU"):
+        backend.choose("op", x.double(), "cpu")
+    with pytest.raises(RuntimeError, match="cannot run"):
+        backend.choose("op", x, "cuda")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="cannot run"):
+        backend.choose("op", x, "triton")
+
+
+def test_isa_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INTERPCORE_ISA", raising=False)
+    assert backend.isa() == backend.supported_isas()[-1]
+    monkeypatch.setenv("INTERPCORE_ISA", "baseline")
+    assert backend.isa() == "baseline"
+    monkeypatch.setenv("INTERPCORE_ISA", "avx1024")
+    with pytest.raises(RuntimeError, match=r"INTERPCORE_ISA=avx1024 .* choose from baseline"):
+        backend.isa()
