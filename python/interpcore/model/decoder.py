@@ -19,7 +19,7 @@ from .layout import Layout, read_layout
 from .norm import Norm
 from .plan import RESID, Plan
 from .projection import Projection
-from .sites import Edit, Tap, select, select_edits
+from .sites import Edit, Tap, select
 from .spec import ModelSpec
 
 Module = Block | Norm | ConcatAdapter | ConstantState
@@ -157,7 +157,8 @@ class Model:
             attention_mask: 1 at real tokens, 0 at padding on either side [batch, position]; None when all are real.
             cache: `Cache()` to have one filled, or an earlier output's to continue it; it is never changed.
             taps: sites to read.
-            edits: sites to write, in this order where several write the same.
+            edits: sites to write, in this order where several write the same; with a cache, positions past the last
+                token are those of tokens to come.
             logits_at: "all", "last" (each row's last real token), None, or absolute positions of new tokens (an int, a
                 sequence, or int64 [batch] or [batch, n] per row).
             activation: replaces `function(pre)` by `activation(function, pre, depth)` in every MLP.
@@ -170,7 +171,7 @@ class Model:
         self._check_length(layout)
         packed = layout.pack(tokens).masked_fill(layout.padding, 0) if layout.ragged else layout.pack(tokens)
         self._check_ids(packed)
-        resolved = select_edits(edits, layout)
+        resolved = [select(edit, layout.totals, more=cache is not None) for edit in edits]
         ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent, activation=activation)
         writer = None
         if cache is not None:
@@ -212,7 +213,7 @@ class Model:
         mask = None if lengths is None else torch.arange(width) < lengths.cpu()[:, None]
         layout = read_layout((rows, width), mask, cache.start(rows), self.device)
         self._check_length(layout)
-        resolved = select_edits(edits, layout)
+        resolved = [select(edit, layout.totals) for edit in edits]
         cache.check(self.identity, self.plan, resolved, layout.start)
         missing = self.plan.streams - {RESID} - set(streams or {})
         if missing:

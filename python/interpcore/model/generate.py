@@ -122,7 +122,7 @@ def _absolute(edit: Edit, lengths: Tensor) -> Edit:
             start, stop = (b if b is None or b >= 0 else max(0, b + n) for b in (at.start, at.stop))
             return replace(edit, positions=slice(start, stop))
         raise ValueError("A range that counts from the end needs prompts of equal length; pass one edit per row (rows=[i]).")
-    selected = select(edit, lengths)
+    selected = select(edit, lengths, more=True)
     return replace(edit, positions=selected.position.view(len(rows), -1))
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layout import Layout
 from .maps import Map, Selection
 
 Positions = int | Sequence[int] | slice | Tensor | None
@@ -143,12 +142,13 @@ def check_address(spec: Tap | Edit, n_calls: int, absent: dict[str, str]) -> int
     return spec.depth % count
 
 
-def select(spec: Tap | Edit, totals: Tensor) -> Selected:
+def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
     """Resolve a tap's or edit's rows and positions.
 
     Args:
         spec: tap or edit.
         totals: real tokens per row, cached ones included [batch] int64.
+        more: whether more tokens may follow, so that a position past the end is one that is yet to come.
     Raises: ValueError for a row or position that is not there.
     """
     batch = len(totals)
@@ -167,7 +167,7 @@ def select(spec: Tap | Edit, totals: Tensor) -> Selected:
     else:
         listed = [int(spec.positions)] if isinstance(spec.positions, int | Tensor) else list(spec.positions)
         wanted = torch.tensor(listed, dtype=torch.int64).expand(len(rows), -1)
-    wrong = (wanted < -lengths[:, None]) | (wanted >= lengths[:, None])
+    wrong = (wanted < -lengths[:, None]) | ((wanted >= lengths[:, None]) & (not more))
     if bool(wrong.any()):
         i, j = wrong.nonzero()[0].tolist()
         raise ValueError(f"Position {int(wanted[i, j])} is outside row {int(rows[i])}, which has {int(lengths[i])} real tokens ({spec.site}).")
@@ -186,8 +186,3 @@ def _select_range(spec: Tap | Edit, rows: Tensor, lengths: Tensor, span: slice) 
     position = torch.cat([torch.arange(start, max(start, stop)) for start, stop in bounds])
     offset = position - torch.tensor([start for start, _ in bounds])[row]
     return Selected(spec, rows[row], position, Selection(row, offset))
-
-
-def select_edits(edits: Sequence[Edit], layout: Layout) -> list[Selected]:
-    """Every edit resolved against all real tokens of the batch, cached ones included."""
-    return [select(edit, layout.totals) for edit in edits]
