@@ -1,0 +1,54 @@
+"""Runs on disk: run folders with cards, atomic artifacts and a ledger; progress; and resumable sweeps."""
+
+from interpcore.runs.artifacts import (
+    atomic_path,
+    read_bytes,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+from interpcore.runs.backend import Backend, InProcess, run_cell
+from interpcore.runs.canonical import canonical_json, cell_seed, plain
+from interpcore.runs.card import RunCard, compare, current_versions
+from interpcore.runs.errors import RunError
+from interpcore.runs.folder import RunFolder, is_run, read_card
+from interpcore.runs.grid import Cell
+from interpcore.runs.hashes import tensors_hash, tokenizer_hash
+from interpcore.runs.ledger import Ledger, Row
+from interpcore.runs.processes import LocalProcesses
+from interpcore.runs.progress import Progress
+from interpcore.runs.sweeps import CellError, sweep
+
+__all__ = [
+    "Backend",
+    "Cell",
+    "CellError",
+    "InProcess",
+    "Ledger",
+    "LocalProcesses",
+    "Progress",
+    "Row",
+    "RunCard",
+    "RunError",
+    "RunFolder",
+    "atomic_path",
+    "canonical_json",
+    "cell_seed",
+    "compare",
+    "current_versions",
+    "is_run",
+    "plain",
+    "read_bytes",
+    "read_card",
+    "read_json",
+    "read_tensors",
+    "run_cell",
+    "sweep",
+    "tensors_hash",
+    "tokenizer_hash",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+]

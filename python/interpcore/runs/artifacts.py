@@ -1,0 +1,197 @@
+"""Files that are either whole or absent: atomic writers, and readers that say what is wrong with a file."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interpcore.runs.canonical import plain
+from interpcore.runs.errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+PARTIAL_PATTERN = ".*.partial*"
+"""Glob of what a killed writer leaves behind."""
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary name to write to; on success the file takes its real name in one step.
+
+    The temporary file lies in the same folder (a rename across file systems is a copy) and keeps the suffix
+    (NumPy and Matplotlib read the format from it). Leaving the block by an exception removes it.
+
+    Args:
+        path: the file's real name; an existing file is replaced.
+
+    Yields:
+        The temporary path.
+
+    Raises:
+        RunError: the folder does not exist, or the block wrote nothing.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise RunError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.partial{path.suffix}")
+    try:
+        yield partial
+        if not partial.is_file():
+            raise RunError(
+                f"cannot write {path}: nothing was written to the temporary path that atomic_path gave"
+            )
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes bytes atomically.
+
+    Args:
+        path: the file.
+        data: its content.
+
+    Raises:
+        RunError: the folder does not exist.
+    """
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value as indented UTF-8 JSON, atomically.
+
+    Args:
+        path: the file.
+        value: anything that `canonical.plain` takes; NaN and infinities are written as Python's JSON does.
+
+    Raises:
+        TypeError: JSON cannot hold the value.
+        RunError: the folder does not exist.
+    """
+    text = json.dumps(plain(value, f"the content of {path}"), indent=1, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: "Mapping[str, torch.Tensor]",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes named tensors as safetensors, atomically.
+
+    Args:
+        path: the file.
+        tensors: name -> tensor [any shape], on any device.
+        metadata: strings kept in the header.
+
+    Raises:
+        RunError: the folder does not exist.
+        RuntimeError: two tensors share memory (clone one of them).
+    """
+    from safetensors.torch import save_file
+
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as partial:
+        save_file(dense, partial, metadata=dict(metadata or {}))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Reads a whole file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        RunError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise RunError(f"there is no file {path}; check the name, or run again what writes it")
+    return Path(path).read_bytes()
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The value.
+
+    Raises:
+        RunError: the file is missing, empty, cut short, or not JSON; the message says which.
+    """
+    data = read_bytes(path)
+    if not data.strip():
+        raise RunError(f"{path} is empty; delete it and run again what writes it")
+    try:
+        text = data.decode()
+        return json.loads(text)
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path} is not JSON: byte {error.start} is not UTF-8; check that it is the right file"
+        ) from error
+    except json.JSONDecodeError as error:
+        if _ends_early(text, error):
+            raise RunError(
+                f"{path} is cut short after {len(data)} bytes; delete it and run again what writes it"
+            ) from error
+        raise RunError(
+            f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; "
+            "check that it is the right file"
+        ) from error
+
+
+def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
+    """Reads a safetensors file onto the CPU.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by name [shapes as written], and the header's metadata.
+
+    Raises:
+        RunError: the file is missing, cut short, or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise RunError(f"there is no file {path}; check the name, or run again what writes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise RunError(
+            f"{path} ({Path(path).stat().st_size} bytes) is cut short or not a safetensors file ({error}); "
+            "check that it is the right file, or run again what writes it"
+        ) from error
+
+
+def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the text stopped before the value did: what is left is the start of a token."""
+    rest = text[error.pos :].rstrip()
+    tokens = ("null", "true", "false", "NaN", "Infinity", "-Infinity", ".", "e-", "e+")
+    inside_string = error.msg.startswith(("Unterminated string", "Invalid \\uXXXX escape"))
+    return inside_string or any(token.startswith(rest) for token in tokens)
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content, or a folder's list of names, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,132 @@
+"""Run cards: what a run means, and in what two runs differ."""
+
+import platform
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from interpcore.runs.canonical import canonical_json
+from interpcore.runs.errors import RunError
+
+_CIRCUMSTANCE = {"circumstance": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCard:
+    """What a run means. None and empty say: not recorded, or the run has no such thing.
+
+    Runs whose cards are equal but for the circumstances may be compared; otherwise `compare` says why not.
+
+    Attributes:
+        model: name, or the folder's name.
+        revision: the hub's commit, or whatever names the version of the weights.
+        weights: `hashes.tensors_hash` of the weights.
+        tokenizer: `hashes.tokenizer_hash`.
+        dtype: the weights' dtype, such as "float32".
+        masks: names of the token masks in force, such as "bos" or "padding".
+        plan: the execution plan as printed.
+        plan_hash: its hash.
+        protocol: "default", or "paper" for a published choice reproduced with its slips.
+        split: how the data were split (a name, or a mapping with the split's parameters).
+        seeds: name -> seed.
+        versions: package -> version.
+        arguments: the run's parameters, JSON values.
+        load_check_gap: the load check's largest difference to the reference logits. Circumstance: measured.
+        command: what was typed. Circumstance: paths differ between machines; `arguments` carries the meaning.
+        created: UTC time, ISO 8601. Circumstance.
+        host: the machine. Circumstance.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+    tokenizer: str | None = None
+    dtype: str | None = None
+    masks: tuple[str, ...] = ()
+    plan: str | None = None
+    plan_hash: str | None = None
+    protocol: str = "default"
+    split: Any = None
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: current_versions())
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    load_check_gap: float | None = field(default=None, metadata=_CIRCUMSTANCE)
+    command: str | None = field(default=None, metadata=_CIRCUMSTANCE)
+    created: str = field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), metadata=_CIRCUMSTANCE
+    )
+    host: str = field(default_factory=socket.gethostname, metadata=_CIRCUMSTANCE)
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as a JSON object, one entry per field."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any, where: str = "the run card") -> "RunCard":
+        """Reads what `to_json` gave.
+
+        Args:
+            value: the JSON object.
+            where: how to name it in an error, such as the file's path.
+
+        Returns:
+            The card; it compares equal to the one written.
+
+        Raises:
+            RunError: not an object, or fields are missing or unknown.
+        """
+        if not isinstance(value, dict):
+            raise RunError(f"{where} is not a run card: it holds a {type(value).__name__}, not an object")
+        names = {f.name for f in fields(cls)}
+        if set(value) != names:
+            missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
+            raise RunError(
+                f"{where} is not a run card of this version (missing: {', '.join(missing) or 'none'}; "
+                f"unknown: {', '.join(unknown) or 'none'}); read it with the interpcore that wrote it"
+            )
+        return cls(**{**value, "masks": tuple(value["masks"])})
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what can change a number: interpcore, torch, transformers, and Python's minor version."""
+    import interpcore
+
+    major, minor, _ = platform.python_version_tuple()
+    found = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return {"interpcore": interpcore.__version__, **found, "python": f"{major}.{minor}"}
+
+
+def compare(first: RunCard, second: RunCard) -> list[str]:
+    """In what two runs differ in meaning; circumstances (date, host, command, measured gap) do not count.
+
+    Args:
+        first: one card.
+        second: the other.
+
+    Returns:
+        One sentence per difference, in the order of the card's fields; empty when the runs mean the same.
+    """
+    differences = []
+    for f in fields(RunCard):
+        if f.metadata.get("circumstance"):
+            continue
+        left, right = getattr(first, f.name), getattr(second, f.name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            for name in sorted(set(left) | set(right)):
+                differences += _difference(f"{f.name}[{name!r}]", left.get(name), right.get(name))
+        else:
+            differences += _difference(f.name, left, right)
+    return differences
+
+
+def _difference(name: str, left: Any, right: Any) -> list[str]:
+    if canonical_json(left, name) == canonical_json(right, name):
+        return []
+    return [f"{name} is {_say(left)} in the first run and {_say(right)} in the second."]
+
+
+def _say(value: Any) -> str:
+    return "not recorded" if value is None or value == () else repr(value)

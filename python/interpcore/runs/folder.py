@@ -1,0 +1,210 @@
+"""Run folders: one card, one ledger, artifacts, and a lock against double use."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from interpcore.runs.artifacts import PARTIAL_PATTERN, read_json, write_json
+from interpcore.runs.card import RunCard, compare
+from interpcore.runs.errors import RunError
+from interpcore.runs.ledger import Ledger
+from interpcore.runs.locks import Claims, UseLock
+
+_CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS = "card.json", "ledger.sqlite", "claims", "lock", "artifacts"
+_OWN_NAMES = {_CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS}
+
+
+class RunFolder:
+    """A run on disk. Make one with `create`, `open` or `open_or_create`; use it as a context manager.
+
+    The folder holds `card.json`, `ledger.sqlite` (with SQLite's side files), `artifacts/`, and the files
+    `lock` and `claims`, whose locks end with the process.
+
+    Attributes:
+        path: the folder.
+        card: what the run means, as the folder says.
+        ledger: its finished cells.
+        claims: which process works on which cell.
+    """
+
+    def __init__(
+        self, path: Path, card: RunCard | None, *, shared: bool, may_create: bool, allow_difference: bool
+    ) -> None:
+        self.path = path
+        self._lock = UseLock(path / _LOCK, shared=shared, what=f"the run folder {path}")
+        self.claims = Claims(path / _CLAIMS)
+        try:
+            with self.claims.hold(_CARD):
+                self.card = _agree(path, card, may_create=may_create, allow_difference=allow_difference)
+            (path / _ARTIFACTS).mkdir(exist_ok=True)
+            if not shared:
+                for partial in path.rglob(PARTIAL_PATTERN):
+                    partial.unlink()
+            self.ledger = Ledger(path / _LEDGER)
+        except BaseException:
+            self._unlock()
+            raise
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], card: RunCard, *, shared: bool = False) -> Self:
+        """Makes a new run.
+
+        Args:
+            path: the folder; absent or empty.
+            card: what the run means.
+            shared: let other processes that also ask for it use the folder at the same time.
+
+        Returns:
+            The folder, locked for this process.
+
+        Raises:
+            RunError: the folder holds something already, or is in use.
+        """
+        path = Path(path)
+        if path.exists() and (is_run(path) or _foreign(path)):
+            raise RunError(f"the folder {path} is not empty; open it as a run, or choose another name")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, card, shared=shared, may_create=True, allow_difference=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        card: RunCard | None = None,
+        *,
+        allow_difference: bool = False,
+        shared: bool = False,
+    ) -> Self:
+        """Opens a run that exists.
+
+        Args:
+            path: the folder.
+            card: what the caller takes the run to mean; None takes the folder's word.
+            allow_difference: open it although the cards differ in meaning (the folder's card stays).
+            shared: let other processes that also ask for it use the folder at the same time.
+
+        Returns:
+            The folder, locked for this process.
+
+        Raises:
+            RunError: no run there, its card differs in meaning (the message says in what), it is damaged, or
+                in use.
+        """
+        path = Path(path)
+        if not is_run(path):
+            raise RunError(
+                f"{path} is not a run folder: it has no {_CARD}; check the name, or create a run there"
+            )
+        return cls(path, card, shared=shared, may_create=False, allow_difference=allow_difference)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | os.PathLike[str],
+        card: RunCard,
+        *,
+        allow_difference: bool = False,
+        shared: bool = False,
+    ) -> Self:
+        """Opens the run if there is one, else makes it; safe when several processes do so at once.
+
+        Args:
+            path: the folder.
+            card: what the run means.
+            allow_difference: as in `open`.
+            shared: as in `open`.
+
+        Returns:
+            The folder, locked for this process.
+
+        Raises:
+            RunError: as in `open`, or the folder holds something that is not a run.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = _foreign(path)
+        if foreign and not is_run(path):
+            raise RunError(
+                f"{path} is not a run folder: it has {foreign[0]} but no {_CARD}; choose another name"
+            )
+        return cls(path, card, shared=shared, may_create=True, allow_difference=allow_difference)
+
+    def artifact(self, name: str) -> Path:
+        """The path of an artifact, its folder made. Write to it through `artifacts`.
+
+        Args:
+            name: a relative path, such as "layer3/operator.safetensors".
+
+        Returns:
+            The path inside the run's `artifacts/`.
+
+        Raises:
+            ValueError: the name leads out of the folder.
+        """
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(
+                f"the artifact name {name!r} leads out of the run folder; give a relative path without '..'"
+            )
+        path = self.path / _ARTIFACTS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def close(self) -> None:
+        """Closes the ledger and lets others use the folder."""
+        self.ledger.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        self.claims.close()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run: whether it has a card.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+    return (Path(path) / _CARD).is_file()
+
+
+def read_card(path: str | os.PathLike[str]) -> RunCard:
+    """The card of a run folder, without opening (and locking) the run.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The card.
+
+    Raises:
+        RunError: it is missing, damaged or of another version.
+    """
+    file = Path(path) / _CARD
+    return RunCard.from_json(read_json(file), where=str(file))
+
+
+def _foreign(path: Path) -> list[str]:
+    """What a folder holds besides hidden files and what a killed creation leaves."""
+    return sorted({entry.name for entry in path.iterdir() if entry.name[0] != "."} - _OWN_NAMES)
+
+
+def _agree(path: Path, card: RunCard | None, *, may_create: bool, allow_difference: bool) -> RunCard:
+    """The folder's card, written first if there is none; refuses one that means something else."""
+    if card is not None and may_create and not (path / _CARD).exists():
+        write_json(path / _CARD, card.to_json())
+        return card
+    stored = read_card(path)
+    differences = [] if card is None or allow_difference else compare(stored, card)
+    if differences:
+        raise RunError(
+            f"the run in {path} does not mean the same as this one; choose another folder, or allow the "
+            f"difference: {' '.join(differences)}"
+        )
+    return stored

@@ -1,0 +1,94 @@
+"""Locks that the operating system drops with their process, so that kill -9 leaves none behind."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interpcore.runs.errors import RunError
+
+
+class UseLock:
+    """Who may use a folder: one exclusive user, or any number of shared ones.
+
+    Args:
+        path: the lock file, made if missing; it holds the last user's name for the message.
+        shared: allow other shared users.
+        what: how to name the locked thing in the error.
+
+    Raises:
+        RunError: another user holds it.
+    """
+
+    def __init__(self, path: Path, *, shared: bool, what: str) -> None:
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            user = os.pread(self._handle, 200, 0).decode(errors="replace") or "another process"
+            os.close(self._handle)
+            raise RunError(
+                f"{what} is in use by {user}; wait until it ends, or choose another folder"
+            ) from error
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def close(self) -> None:
+        """Lets go."""
+        os.close(self._handle)
+
+
+class Claims:
+    """Which process works on which cell: one byte-range lock per key in one file.
+
+    Processes that sweep into the same folder share out the cells by it. It excludes other processes only, not
+    other users in this one; a cell computed twice for that reason costs time and changes nothing, as the
+    ledger keeps the first result.
+
+    Args:
+        path: the file, made if missing; None when there is nobody to share with, and every claim succeeds.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._handle = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def take(self, key: str) -> bool:
+        """Claims a key; False when another process holds it."""
+        if self._handle is None:
+            return True
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise
+        return True
+
+    def release(self, key: str) -> None:
+        """Gives a claimed key back."""
+        if self._handle is not None:
+            fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, _offset(key))
+
+    @contextmanager
+    def hold(self, key: str) -> Iterator[None]:
+        """Waits for a key and holds it for the block."""
+        if self._handle is not None:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX, 1, _offset(key))
+        try:
+            yield
+        finally:
+            self.release(key)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        if self._handle is not None:
+            os.close(self._handle)
+
+
+def _offset(key: str) -> int:
+    """A byte offset that stands for the key: 62 bits of its hash, which a signed file offset can hold."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 2

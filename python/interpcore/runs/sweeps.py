@@ -1,0 +1,170 @@
+"""`sweep`: one function over a grid, one ledger row per finished cell, resumable."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+from interpcore.runs.backend import Backend, InProcess
+from interpcore.runs.card import RunCard, current_versions
+from interpcore.runs.errors import RunError
+from interpcore.runs.folder import RunFolder, is_run, read_card
+from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable
+from interpcore.runs.ledger import Ledger, Row
+from interpcore.runs.locks import Claims
+from interpcore.runs.processes import LocalProcesses
+from interpcore.runs.progress import Progress
+
+_POLL_SECONDS = 0.2
+
+
+class CellError(RunError):
+    """A cell failed in a sweep with `on_error="raise"`.
+
+    Attributes:
+        row: the cell's row, with the traceback.
+    """
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(f"cell {row.key} failed: {row.error}")
+        self.row = row
+        if row.trace:
+            self.add_note(row.trace)
+
+
+def sweep(
+    function: Callable[..., Any],
+    grid: Grid,
+    *,
+    out: str | os.PathLike[str] | RunFolder | None = None,
+    workers: int = 1,
+    seed: int = 0,
+    retries: int = 0,
+    on_error: Literal["record", "raise"] = "record",
+    progress: bool = True,
+    initialize: Callable[[], Any] | None = None,
+    backend: Backend | None = None,
+) -> list[Row]:
+    """Calls a function once for every cell of a grid and keeps every finished cell.
+
+    With `out`, the same call again goes on where the last one stopped, whether it ended, was interrupted or
+    killed: cells that are done are not run again, cells that failed are. Several processes may sweep into the
+    same folder at once and share the cells out among them.
+
+    Args:
+        function: called as `function(**parameters)`; where it has a parameter `seed` that the grid does not
+            set, that gets a seed made from `seed` and the cell's parameters alone. Returns a JSON value. With
+            `out` or several workers it must be importable: at the top level of a module.
+        grid: a mapping of lists (all combinations) or an iterable of parameter mappings; JSON values.
+        out: the run folder, as a path (made if missing) or opened; None keeps the results in memory only.
+        workers: 1 runs the cells in this process, more in that many spawned processes.
+        seed: the seed of the cells' seeds.
+        retries: how many times a failed cell is tried again before its failure is recorded.
+        on_error: "record" a failed cell and go on, or "raise" CellError at the first one.
+        progress: show progress on standard error.
+        initialize: called once per worker, to make what cells share (a loaded model); its return value is
+            then the function's first argument.
+        backend: what runs the cells instead of `workers` local processes.
+
+    Returns:
+        One row per cell, in the grid's order; look at `.status` before `.result`.
+
+    Raises:
+        CellError: a cell failed and `on_error` is "raise".
+        RunError: the folder belongs to another run, is damaged or in use, or the workers cannot start.
+        TypeError, ValueError: function and grid do not fit together; nothing has run then.
+    """
+    if on_error not in ("record", "raise"):
+        raise ValueError(f"on_error is {on_error!r}; give 'record' or 'raise'")
+    if workers < 1 or retries < 0:
+        raise ValueError(
+            f"workers is {workers} and retries is {retries}; give at least 1 worker and 0 retries"
+        )
+    if out is not None:
+        require_importable(function, "resuming a sweep")
+    cells = cells_of(function, grid, seed=seed, with_state=initialize is not None)
+    engine = backend or (InProcess() if workers == 1 else LocalProcesses(workers))
+    with _opened(out) as (ledger, claims):
+        open_cells = _open_cells(cells, ledger)
+        total = len({cell.key for cell in cells})
+        shown = Progress(function_name(function), total, done=total - len(open_cells), shown=progress)
+        finished = _finish(
+            open_cells, ledger, claims, retries, lambda todo: engine.run(function, todo, initialize)
+        )
+        with shown, closing(finished):
+            for row in finished:
+                shown.advance(failed=row.status == "failed")
+                if row.status == "failed" and on_error == "raise":
+                    raise CellError(row)
+        rows = {r.key: r for cell in cells if (r := ledger.get(cell.key, cell.task)) is not None}
+    return [rows[cell.key] for cell in cells]
+
+
+def _finish(
+    open_cells: dict[str, Cell],
+    ledger: Ledger,
+    claims: Claims,
+    retries: int,
+    run: Callable[[Iterator[Cell]], Generator[Row]],
+) -> Generator[Row]:
+    """Works the open cells off, and yields each one's final row once that is in the ledger.
+
+    Cells to be tried again, and cells that another process works on, stay open for the next round.
+    """
+    began, failures = time.time(), Counter[str]()
+    while open_cells:
+        idle, elsewhere = True, list[Row]()
+        with closing(run(_claimed(open_cells, ledger, claims, began, elsewhere))) as rows:
+            for row in rows:
+                idle = False
+                failures[row.key] += row.status == "failed"
+                final = row.status == "done" or failures[row.key] > retries
+                if final:
+                    ledger.record(row)
+                    del open_cells[row.key]
+                claims.release(row.key)
+                if final:
+                    yield row
+        yield from elsewhere
+        if idle and not elsewhere and open_cells:
+            time.sleep(_POLL_SECONDS)
+
+
+def _claimed(
+    open_cells: dict[str, Cell], ledger: Ledger, claims: Claims, began: float, elsewhere: list[Row]
+) -> Iterator[Cell]:
+    """The open cells that nobody else works on; those that another process has finished go to `elsewhere`."""
+    for cell in list(open_cells.values()):
+        if not claims.take(cell.key):
+            continue
+        row = ledger.get(cell.key, cell.task)
+        if row is not None and (row.status == "done" or row.finished > began):
+            claims.release(cell.key)
+            del open_cells[cell.key]
+            elsewhere.append(row)
+        else:
+            yield cell
+
+
+def _open_cells(cells: list[Cell], ledger: Ledger) -> dict[str, Cell]:
+    """The cells that are not done yet, by key, in grid order."""
+    rows = {cell.key: ledger.get(cell.key, cell.task) for cell in cells}
+    return {cell.key: cell for cell in cells if (row := rows[cell.key]) is None or row.status != "done"}
+
+
+@contextmanager
+def _opened(out: str | os.PathLike[str] | RunFolder | None) -> Iterator[tuple[Ledger, Claims]]:
+    """Ledger and claims of a folder, shared with other sweeps; in memory only when there is no folder."""
+    if out is None:
+        with Ledger() as ledger:
+            yield ledger, Claims(None)
+    elif isinstance(out, RunFolder):
+        yield out.ledger, out.claims
+    else:
+        # What the caller means by a folder is known only as far as the versions at work now.
+        card = replace(read_card(out), versions=current_versions()) if is_run(out) else RunCard()
+        with RunFolder.open_or_create(out, card, shared=True) as folder:
+            yield folder.ledger, folder.claims

@@ -1,0 +1,114 @@
+"""The ledger: final rows, damage told in a sentence, several writers, kill -9 at random times."""
+
+import math
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from interpcore.runs import Ledger, Row, RunError
+
+
+def row(key: str, status: str = "done", **more) -> Row:
+    return Row(key=key, status=status, **more)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_read_back_and_done_is_final(tmp_path, on_disk):
+    with Ledger(tmp_path / "l.sqlite" if on_disk else None) as ledger:
+        first = row(
+            '{"x":1}', result={"loss": 0.1, "ids": [1, 2]}, task="t", seconds=2.5, started=1.0, finished=3.5
+        )
+        assert ledger.record(first)
+        assert ledger.get('{"x":1}', "t") == first
+        assert first.parameters == {"x": 1}
+        assert ledger.get('{"x":1}') is None
+        assert not ledger.record(row('{"x":1}', result="other", task="t"))
+        assert ledger.get('{"x":1}', "t") == first
+        failed = row('{"x":2}', "failed", error="it broke", trace="line\nline", finished=9.0)
+        assert ledger.record(failed)
+        assert list(ledger) == [first, failed]
+        assert ledger.record(row('{"x":2}', result=math.inf))
+        assert ledger.get('{"x":2}').result == math.inf
+        assert ledger.get('{"x":2}').error is None
+        assert len(ledger) == 2
+        assert {tuple(entry["parameters"].items()) for entry in ledger.export()} == {(("x", 1),), (("x", 2),)}
+
+
+def test_a_result_that_json_cannot_hold_is_refused():
+    with Ledger() as ledger:
+        with pytest.raises(TypeError, match=r"the result is a builtins\.set"):
+            ledger.record(row("{}", result={1}))
+        assert len(ledger) == 0
+
+
+def test_what_is_not_a_ledger_is_told_in_a_sentence(tmp_path):
+    path = tmp_path / "l.sqlite"
+    path.write_bytes(b"no database at all, but long enough to have a header" * 10)
+    with pytest.raises(RunError, match=r"damaged or not a ledger .*move it away"):
+        Ledger(path)
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE other (x)")
+    connection.close()
+    with pytest.raises(RunError, match="is a database, but no ledger"):
+        Ledger(path)
+    with pytest.raises(RunError, match="does not exist; make it first"):
+        Ledger(tmp_path / "absent" / "l.sqlite")
+
+
+def test_a_truncated_ledger_is_told_in_a_sentence(tmp_path):
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        for i in range(300):
+            ledger.record(row(str(i), result="x" * 200))
+    size = path.stat().st_size
+    for part in (0.9, 0.5, 0.1):
+        os.truncate(path, int(size * part))
+        with pytest.raises(RunError, match=r"the ledger .*l\.sqlite (is damaged|cannot be used)"):
+            Ledger(path)
+
+
+WRITER = """
+import itertools, sys
+from interpcore.runs import Ledger, Row
+with Ledger(sys.argv[1]) as ledger:
+    for i in itertools.count():
+        ledger.record(Row(key=f"{sys.argv[2]}-{i}", status="done", result=[i] * 50))
+        print(i, flush=True)
+        if i == int(sys.argv[3]):
+            break
+"""
+
+
+def write(path, name: str, last: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, name, str(last)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_every_row_recorded_before_kill_9_is_there(tmp_path):
+    rng = random.Random(0)
+    path = tmp_path / "l.sqlite"
+    for round_ in range(5):
+        with write(path, f"r{round_}", -1) as process:
+            told = [int(process.stdout.readline())]
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(process.pid, signal.SIGKILL)
+            told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+        with Ledger(path) as ledger:
+            for i in told:
+                assert ledger.get(f"r{round_}-{i}").result == [i] * 50
+
+
+def test_several_processes_append_at_once(tmp_path):
+    path = tmp_path / "l.sqlite"
+    writers = [write(path, name, 99) for name in "abc"]
+    assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0, 0]
+    with Ledger(path) as ledger:
+        assert {r.key for r in ledger} == {f"{name}-{i}" for name in "abc" for i in range(100)}
