@@ -74,7 +74,7 @@ def launch_norm_vjp(
     backend: str | None,
     out: Tensor,
 ) -> None:
-    """Choose the backend and fill `out`; the arguments are those of `norm_vjp`, their shapes already checked."""
+    """Choose the backend and fill `out`; the arguments are those of `norm_vjp`, already checked."""
     chosen = choose("norm_vjp", g, backend)
     if out.numel() == 0:
         return

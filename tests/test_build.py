@@ -1,0 +1,84 @@
+"""What an installation holds and what importing it does; the build's own switches."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+IMPORT_CHECK = """
+import json, os, sys, warnings
+import numpy, torch, transformers, safetensors, typer, rich
+
+def state():
+    return [str(torch.get_default_dtype()), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(), torch.initial_seed(),
+            dict(os.environ), len(warnings.filters)]
+
+before, loaded = state(), set(sys.modules)
+import interpcore, interpcore.ops, interpcore.cli, interpcore.model
+new = {name.split(".")[0] for name in set(sys.modules) - loaded}
+print(json.dumps([before == state(), sorted(new)]))
+"""
+
+
+def test_import_is_light_and_changes_no_global_state(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "error::UserWarning:interpcore", "-c", IMPORT_CHECK]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    unchanged, new = json.loads(done.stdout.splitlines()[-1])
+    assert unchanged
+    heavy = {"matplotlib", "pandas", "networkx", "pyarrow", "scipy", "hypothesis", "pytest", "datasets"}
+    assert not heavy & set(new)
+
+
+def test_kernels_folder_cannot_be_taken_for_the_kernels_package() -> None:
+    # transformers probes `import kernels`; with an __init__.py here it would import this folder from the checkout.
+    assert not (REPOSITORY / "kernels" / "__init__.py").exists()
+    assert not [
+        path for path in (REPOSITORY / "kernels").iterdir() if path.is_dir() and path.name != "__pycache__"
+    ]
+
+
+def test_every_op_has_its_files() -> None:
+    from interpcore.ops import reference
+
+    for op in reference.__all__:
+        for path in (
+            f"python/interpcore/ops/{op}.py",
+            f"python/interpcore/ops/reference/{op}.py",
+            f"tests/test_{op}.py",
+            f"bench/bench_{op}.py",
+        ):
+            assert (REPOSITORY / path).is_file(), path
+
+
+def configure(build: Path, cuda: str) -> subprocess.CompletedProcess[str]:
+    """Run CMake's configure step with no CUDA compiler to be found."""
+    pybind11 = pytest.importorskip("pybind11")
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    command = ["cmake", "-S", REPOSITORY, "-B", build, f"-DINTERPCORE_CUDA={cuda}"]
+    command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    return subprocess.run(command, env=os.environ | {"CUDACXX": "/bin/false"}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "ok", "sentence"),
+    [
+        ("AUTO", True, "Without CUDA kernels: no working CUDA compiler was found"),
+        ("OFF", True, "Configuring done"),
+        ("ON", False, "INTERPCORE_CUDA=ON needs a working nvcc"),
+        ("maybe", False, "INTERPCORE_CUDA is 'maybe'; it must be AUTO, ON or OFF."),
+    ],
+)
+def test_cuda_switch(cuda: str, ok: bool, sentence: str, tmp_path: Path) -> None:
+    done = configure(tmp_path, cuda)
+    assert (done.returncode == 0) == ok, done.stderr
+    assert sentence in done.stdout + done.stderr
