@@ -73,7 +73,7 @@ def compile_case(case: Case, capability: int) -> dict:
 
 
 def resource_usage(binary: Path) -> list[dict]:
-    """Registers, stack and local bytes of every kernel in a cubin or a library, read by Triton's cuobjdump."""
+    """Registers, stack and local bytes of every kernel in a cubin or a library, by Triton's cuobjdump."""
     from triton import knobs
 
     command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)]

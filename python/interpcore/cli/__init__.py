@@ -1,5 +1,30 @@
-"""Command line of interpcore."""
+"""Command line: one file per command or group, joined into one Typer application here."""
+
+import sys
+
+import typer
+
+from interpcore.cli.demo import demo
+from interpcore.cli.info import info
+
+app = typer.Typer(
+    name="interpcore",
+    help="A compute core for interpretability experiments on transformer language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(info)
+app.command()(demo)
 
 
 def main() -> None:
-    """Run the `interpcore` command."""
+    """Run the `interpcore` command; an expected failure prints its sentence and exits with 1."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        typer.echo(f"interpcore: {error}", err=True)
+        sys.exit(1)
+
+
+__all__ = ["app", "main"]

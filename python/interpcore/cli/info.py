@@ -1,0 +1,96 @@
+"""`interpcore info`: what is installed, what runs here and how fast the dense products are."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from interpcore.ops import product_probe
+from interpcore.ops.backend import BackendStatus, isa, native_cpu, status, supported_isas
+
+PACKAGES = ("interpcore", "torch", "transformers", "triton", "numpy", "safetensors")
+
+# Every environment variable that interpcore reads, and what it does.
+ENVIRONMENT = {
+    "INTERPCORE_BACKEND": "backend of every op: reference, cpu, triton or cuda; unset: by device and dtype",
+    "INTERPCORE_ISA": "instruction set of the CPU kernels: baseline, avx2 or avx512; unset: the best one",
+    "INTERPCORE_PRODUCT": "routine of float32 CPU products: matmul or onednn; unset: by the probe",
+    "INTERPCORE_SHARED": "folder of shared test material; unset: ../shared beside the repository",
+    "TRITON_INTERPRET": "1 runs Triton kernels on the CPU, slowly, to test them",
+}
+
+
+def info() -> None:
+    """Show versions, instruction sets, backends, product speed and environment variables.
+
+    Example: interpcore info
+    """
+    console = Console()
+    facts = gather()
+    console.print(_table("Versions", [(k, v or "not installed") for k, v in facts["versions"].items()]))
+    console.print(_table("Processor", list(facts["cpu"].items())))
+    rows = [(row.name, "yes" if row.present else "no", row.detail) for row in facts["backends"]]
+    console.print(_table("Backends", rows))
+    console.print(_table("float32 products on the CPU", list(facts["product"].items())))
+    rows = [(name, value or "unset", ENVIRONMENT[name]) for name, value in facts["env"].items()]
+    console.print(_table("Environment", rows))
+
+
+def gather() -> dict[str, Any]:
+    """What `interpcore info` shows.
+
+    Returns:
+        versions: package -> version or None; cpu: name -> text; backends: list of `BackendStatus`;
+        product: the probe as name -> text; env: variable -> value or None.
+
+    Raises:
+        RuntimeError: $INTERPCORE_ISA or $INTERPCORE_PRODUCT names something that is not available here.
+    """
+    backends: list[BackendStatus] = status()
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "cpu": _processor(),
+        "backends": backends,
+        "product": _product(),
+        "env": {name: os.environ.get(name) for name in ENVIRONMENT},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> dict[str, str]:
+    native = native_cpu()
+    threads = str(torch.get_num_threads())
+    if native is not None and not native.openmp:
+        threads += "; the CPU kernels use 1 (built without OpenMP)"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "instruction sets": ", ".join(supported_isas()) or "none: the native module is not built",
+        "instruction set used": isa(),
+        "threads": threads,
+        "GPUs": ", ".join(gpus) or "none",
+    }
+
+
+def _product() -> dict[str, str]:
+    probe = product_probe()
+    onednn = "not in this torch" if probe.onednn is None else f"{probe.onednn:.0f} GFLOP/s"
+    return {"torch.matmul": f"{probe.matmul:.0f} GFLOP/s", "oneDNN": onednn, "used": probe.chosen}
+
+
+def _table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,68 @@
+"""`interpcore info` and `interpcore demo`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from interpcore.cli import app
+from interpcore.cli.demo import continue_text
+from interpcore.cli.info import ENVIRONMENT, gather
+from interpcore.ops.backend import BACKENDS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_info_shows_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERPCORE_ISA", "baseline")
+    result = CliRunner().invoke(app, ["info"], terminal_width=200)
+    assert result.exit_code == 0, result.output
+    for word in ("torch", "transformers", *BACKENDS, "GFLOP/s", "torch.matmul", "oneDNN", *ENVIRONMENT):
+        assert word in result.output
+    facts = gather()
+    assert facts["cpu"]["instruction set used"] == "baseline"
+    assert facts["env"]["INTERPCORE_ISA"] == "baseline"
+    for row in facts["backends"]:
+        assert row.detail
+
+
+def test_every_variable_that_is_read_is_listed() -> None:
+    listed = set(ENVIRONMENT)
+    for path in (REPOSITORY / "python").rglob("*.py"):
+        text = path.read_text()
+        for word in text.split('"'):
+            if word.startswith("INTERPCORE_") and word.isupper() and word.isidentifier():
+                assert word in listed, f"{path.name} reads {word}, which interpcore info does not list"
+
+
+@pytest.mark.parametrize("command", [[], ["info"], ["demo"]])
+def test_help_has_an_example(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    if command:
+        assert "Example: interpcore" in result.output
+
+
+def test_demo_without_a_model_says_what_to_give() -> None:
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 0
+    assert "--model PATH" in result.output
+
+
+def test_demo_continues_a_prompt(shared: Path) -> None:
+    folder = shared / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name} in the shared folder")
+    text = continue_text(str(folder), "Once upon a time", 8)
+    assert text.startswith("Once upon a time")
+    assert len(text) > len("Once upon a time")
+
+
+def test_a_failure_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "interpcore.cli", "demo", "--model", "no/such/folder/here"]
+    done = subprocess.run(command, capture_output=True, text=True, env=None)
+    assert done.returncode == 1
+    assert done.stderr.startswith("interpcore: ")
+    assert "Traceback" not in done.stderr
