@@ -77,6 +77,8 @@ def test_exclusive_excludes_and_shared_shares(tmp_path):
         pytest.raises(RunError, match="in use"),
     ):
         RunFolder.open(path)
+    with RunFolder.open(path) as run:
+        run.close()
     RunFolder.open(path).close()
 
 

@@ -1,5 +1,6 @@
 """Run cards: what a run means, and in what two runs differ."""
 
+import json
 import platform
 import socket
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from interpcore.runs.canonical import canonical_json
+from interpcore.runs.canonical import plain
 from interpcore.runs.errors import RunError
 
 _CIRCUMSTANCE = {"circumstance": True}
@@ -123,7 +124,9 @@ def compare(first: RunCard, second: RunCard) -> list[str]:
 
 
 def _difference(name: str, left: Any, right: Any) -> list[str]:
-    if canonical_json(left, name) == canonical_json(right, name):
+    # As JSON text, so that a tuple equals the list it is read back as, and NaN equals itself.
+    texts = [json.dumps(plain(value, name), sort_keys=True) for value in (left, right)]
+    if texts[0] == texts[1]:
         return []
     return [f"{name} is {_say(left)} in the first run and {_say(right)} in the second."]
 

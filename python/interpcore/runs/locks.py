@@ -25,21 +25,24 @@ class UseLock:
     """
 
     def __init__(self, path: Path, *, shared: bool, what: str) -> None:
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self._handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            user = os.pread(self._handle, 200, 0).decode(errors="replace") or "another process"
-            os.close(self._handle)
+            user = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+            os.close(handle)
             raise RunError(
                 f"{what} is in use by {user}; wait until it ends, or choose another folder"
             ) from error
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._handle: int | None = handle
 
     def close(self) -> None:
-        """Lets go."""
-        os.close(self._handle)
+        """Lets go; again is no harm."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 class Claims:
@@ -84,9 +87,10 @@ class Claims:
             self.release(key)
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Gives everything back; again is no harm."""
         if self._handle is not None:
             os.close(self._handle)
+            self._handle = None
 
 
 def _offset(key: str) -> int:

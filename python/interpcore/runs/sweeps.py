@@ -125,7 +125,7 @@ def _finish(
                 if final:
                     ledger.record(row)
                     del open_cells[row.key]
-                claims.release(row.key)
+                claims.release(_claim(row))
                 if final:
                     yield row
         yield from elsewhere
@@ -138,15 +138,20 @@ def _claimed(
 ) -> Iterator[Cell]:
     """The open cells that nobody else works on; those that another process has finished go to `elsewhere`."""
     for cell in list(open_cells.values()):
-        if not claims.take(cell.key):
+        if not claims.take(_claim(cell)):
             continue
         row = ledger.get(cell.key, cell.task)
         if row is not None and (row.status == "done" or row.finished > began):
-            claims.release(cell.key)
+            claims.release(_claim(cell))
             del open_cells[cell.key]
             elsewhere.append(row)
         else:
             yield cell
+
+
+def _claim(cell: Cell | Row) -> str:
+    """What stands for a cell among all sweeps of a folder."""
+    return f"{cell.task}\n{cell.key}"
 
 
 def _open_cells(cells: list[Cell], ledger: Ledger) -> dict[str, Cell]:
