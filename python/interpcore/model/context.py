@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Context:
         edits: Sequence[Selected] = (),
         *,
         n_calls: int,
-        absent: dict[str, str],
+        absent: Mapping[str, str],
         activation: ActivationHook | None = None,
     ):
         self.layout = layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from .layout import Layout, read_layout
 from .norm import Norm
 from .plan import RESID, Plan
 from .projection import Projection
+from .prompts import check_length, encode, read_prompts
 from .sites import Edit, Tap, select
 from .spec import ModelSpec
 
@@ -70,6 +71,8 @@ class Model:
     tokenizer: Any = None
     load_gap: float | None = None
     _identity: object = field(default_factory=object, repr=False)
+
+    keeps_cache: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for call in self.plan.calls:
@@ -123,15 +126,7 @@ class Model:
         Returns: tokens [batch, position] int64 and mask [batch, position], on the model's device.
         Raises: ValueError without a tokenizer or for an empty text.
         """
-        if self.tokenizer is None:
-            raise ValueError(f"Model {self.spec.name} has no tokenizer; pass token ids, or load it from a folder with tokenizer files.")
-        rows = [self.tokenizer(t)["input_ids"] for t in ([texts] if isinstance(texts, str) else texts)]
-        if not rows or not all(rows):
-            raise ValueError("The prompt is empty: give text of at least one token.")
-        width = max(map(len, rows))
-        tokens = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
-        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=self.device)
-        return tokens, mask
+        return encode(self.tokenizer, texts, self.spec, self.device)
 
     def sites(self) -> list[dict[str, str]]:
         """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens names."""
@@ -165,12 +160,8 @@ class Model:
         Returns: `Output`.
         Raises: ValueError for tokens, mask, taps, edits or a cache that do not fit, with the reason.
         """
-        tokens = self._checked_tokens(tokens)
         start = None if cache is None else cache.start(len(tokens))
-        layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, start, self.device)
-        self._check_length(layout)
-        packed = layout.pack(tokens).masked_fill(layout.padding, 0) if layout.ragged else layout.pack(tokens)
-        self._check_ids(packed)
+        layout, packed = read_prompts(tokens, attention_mask, start, self.spec, self.device)
         resolved = [select(edit, layout.totals, more=cache is not None) for edit in edits]
         ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent, activation=activation)
         writer = None
@@ -212,7 +203,7 @@ class Model:
         cache = Cache() if cache is None else cache
         mask = None if lengths is None else torch.arange(width) < lengths.cpu()[:, None]
         layout = read_layout((rows, width), mask, cache.start(rows), self.device)
-        self._check_length(layout)
+        check_length(layout, self.spec)
         resolved = [select(edit, layout.totals) for edit in edits]
         cache.check(self.identity, self.plan, resolved, layout.start)
         missing = self.plan.streams - {RESID} - set(streams or {})
@@ -272,8 +263,8 @@ class Model:
                 return None
             if isinstance(logits_at, str) and logits_at == "all":
                 return ctx.layout.unpack(everywhere)
-            return _at_positions(everywhere, ctx.layout, logits_at)
-        return self.unembed(self.final_norm(_at_positions(stream, ctx.layout, logits_at)))
+            return at_positions(everywhere, ctx.layout, logits_at)
+        return self.unembed(self.final_norm(at_positions(stream, ctx.layout, logits_at)))
 
     def unembed(self, normed: Tensor) -> Tensor:
         """Logits [..., vocabulary] of the final norm's output [..., d_model], soft-capped where the model does so."""
@@ -281,26 +272,9 @@ class Model:
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _checked_tokens(self, tokens: Tensor) -> Tensor:
-        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
-            what = f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"Tokens are an integer tensor [batch, position]; got {what}. `encode` makes one from text.")
-        return tokens.to(self.device)
 
-    def _check_ids(self, packed: Tensor) -> None:
-        low, high = packed.aminmax()
-        if int(low) < 0 or int(high) >= self.spec.vocab_size:
-            wrong = int(low) if int(low) < 0 else int(high)
-            raise ValueError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocab_size} (0 to {self.spec.vocab_size - 1}).")
-
-    def _check_length(self, layout: Layout) -> None:
-        longest, limit = int(layout.totals.max()), self.spec.max_positions
-        if limit is not None and longest > limit:
-            raise ValueError(f"The prompt has {longest} tokens; {self.spec.name} has positions for {limit}. Shorten it.")
-
-
-def _at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
-    """values [batch, position, *] at the last real token [batch, *] or at positions [batch, n, *]."""
+def at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
+    """values [batch, position, *feature] at the last real token [batch, *feature] or at positions [batch, n, *feature]."""
     rows = torch.arange(layout.batch, device=values.device)
     if isinstance(logits_at, str):
         return values[rows, (layout.lengths - 1).to(values.device)]

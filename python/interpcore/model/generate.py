@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .cache import Cache
-from .layout import read_layout
+from .prompts import read_prompts
 from .sites import Edit, select
 
 if TYPE_CHECKING:
     from .decoder import Model
+    from .generic import GenericModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +25,17 @@ class Generation:
     Args:
         tokens: new token ids [batch, step] int64; after a row's stop token, the stop token again.
         lengths: new tokens per row up to and including its stop token [batch] int64.
-        cache: cache of the prompts and all new tokens but the last.
+        cache: cache of the prompts and all new tokens but the last; None from a model that keeps none.
     """
 
     tokens: Tensor
     lengths: Tensor
-    cache: Cache
+    cache: Cache | None
 
 
 @torch.no_grad()
 def generate(
-    model: Model,
+    model: Model | GenericModel,
     tokens: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -49,6 +50,7 @@ def generate(
     """Continue prompts greedily, or by sampling.
 
     Args:
+        model: the decoder; one that keeps no cache reruns the whole text at every step.
         tokens: prompt token ids [batch, position] int64, cached prefix included.
         attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
         max_new_tokens: steps at most.
@@ -68,27 +70,72 @@ def generate(
         raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}.")
     sampler = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     stops = torch.tensor(_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
-    tokens = tokens.to(model.device)
-    layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, None, model.device)
+    layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
     fixed = [_absolute(edit, layout.lengths) for edit in edits]
-    new, mask, cache = _after_cache(layout.pack(tokens), layout.lengths, cache)
+    text = _Cached(packed, layout.lengths, cache) if model.keeps_cache else _Recomputed(packed, layout.lengths, cache)
     picked: list[Tensor] = []
     done = torch.zeros(layout.batch, dtype=torch.bool, device=model.device)
     lengths = torch.full((layout.batch,), max_new_tokens)
     for step in range(max_new_tokens):
-        output = model.forward(new, mask, cache=cache, edits=fixed, logits_at="last")
-        assert output.logits is not None and output.cache is not None
-        chosen = _pick(output.logits, temperature, top_k, sampler)
-        if done.any():
+        chosen = _pick(text.last_logits(model, fixed), temperature, top_k, sampler)
+        if picked:
             chosen = torch.where(done, picked[-1], chosen)
         picked.append(chosen)
         stopped = torch.isin(chosen, stops) & ~done
         lengths[stopped.cpu()] = step + 1
         done |= stopped
-        new, mask, cache = chosen[:, None], None, output.cache
         if bool(done.all()):
             break
-    return Generation(torch.stack(picked, 1), lengths.clamp(max=len(picked)), cache)
+        text.append(chosen)
+    return Generation(torch.stack(picked, 1), lengths.clamp(max=len(picked)), text.cache)
+
+
+class _Cached:
+    """A growing batch of texts whose cache holds everything but the newest tokens."""
+
+    def __init__(self, packed: Tensor, lengths: Tensor, cache: Cache | None):
+        self.cache = Cache() if cache is None else cache
+        start = self.cache.start(len(packed))
+        self.cache.check_prefix(packed, lengths)
+        columns = start[:, None] + torch.arange(int((lengths - start).max()))
+        mask = columns < lengths[:, None]
+        self.new = packed.gather(1, columns.clamp(max=packed.shape[1] - 1).to(packed.device))
+        self.mask = None if bool(mask.all()) else mask
+
+    def last_logits(self, model: Any, edits: Sequence[Edit]) -> Tensor:
+        """Logits [batch, vocabulary] after the last token; caches the new ones."""
+        output = model.forward(self.new, self.mask, cache=self.cache, edits=edits, logits_at="last")
+        assert output.logits is not None and output.cache is not None
+        self.cache = output.cache
+        return output.logits
+
+    def append(self, chosen: Tensor) -> None:
+        """Add one token [batch] to each row."""
+        self.new, self.mask = chosen[:, None], None
+
+
+class _Recomputed:
+    """A growing batch of texts, run from its beginning for every token."""
+
+    cache = None
+
+    def __init__(self, packed: Tensor, lengths: Tensor, cache: Cache | None):
+        if cache is not None:
+            raise ValueError("This model runs through the generic adapter, which keeps no cache; leave cache=None.")
+        self.packed, self.lengths = packed, lengths
+
+    def last_logits(self, model: Any, edits: Sequence[Edit]) -> Tensor:
+        """Logits [batch, vocabulary] after the last token."""
+        mask = torch.arange(self.packed.shape[1]) < self.lengths[:, None]
+        output = model.forward(self.packed, mask, edits=edits, logits_at="last")
+        assert output.logits is not None
+        return output.logits
+
+    def append(self, chosen: Tensor) -> None:
+        """Add one token [batch] to each row."""
+        self.packed = torch.cat([self.packed, self.packed.new_zeros(len(chosen), 1)], 1)
+        self.packed.scatter_(1, self.lengths[:, None].to(chosen.device), chosen[:, None])
+        self.lengths = self.lengths + 1
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int | None, sampler: torch.Generator | None) -> Tensor:
@@ -100,7 +147,7 @@ def _pick(logits: Tensor, temperature: float, top_k: int | None, sampler: torch.
     return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=sampler)[:, 0]
 
 
-def _stop_tokens(model: Model, given: Sequence[int] | None) -> list[int]:
+def _stop_tokens(model: Model | GenericModel, given: Sequence[int] | None) -> list[int]:
     if given is not None:
         return list(given)
     end = getattr(model.tokenizer, "eos_token_id", None)
@@ -124,15 +171,3 @@ def _absolute(edit: Edit, lengths: Tensor) -> Edit:
         raise ValueError("A range that counts from the end needs prompts of equal length; pass one edit per row (rows=[i]).")
     selected = select(edit, lengths, more=True)
     return replace(edit, positions=selected.position.view(len(rows), -1))
-
-
-def _after_cache(packed: Tensor, lengths: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None, Cache]:
-    """The prompt tokens that a cache does not hold yet, their mask, and the cache."""
-    cache = Cache() if cache is None else cache
-    start = cache.start(len(packed))
-    cache.check_prefix(packed, lengths)
-    width = int((lengths - start).max())
-    columns = start[:, None] + torch.arange(width)
-    mask = columns < lengths[:, None]
-    new = packed.gather(1, columns.clamp(max=packed.shape[1] - 1).to(packed.device))
-    return new, None if bool(mask.all()) else mask, cache

@@ -6,7 +6,7 @@ cached. A site's depth d belongs to block call d; `resid` has one more, the stre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,7 +116,7 @@ class Selected(NamedTuple):
         return places and entries and a.map.same(b.map)
 
 
-def check_address(spec: Tap | Edit, n_calls: int, absent: dict[str, str]) -> int | None:
+def check_address(spec: Tap | Edit, n_calls: int, absent: Mapping[str, str]) -> int | None:
     """Depth of a tap or edit counted from 0.
 
     Args:

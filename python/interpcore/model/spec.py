@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class ModelSpec:
         logit_softcap: logits become cap * tanh(logits / cap), or None.
         module_names: transformers' name of the module behind a site, with {d} for the block, and whether the site is
             its "input" or "output"; sites that no module boundary shows are left out.
+        absent: sites this model does not have, with the reason; None works it out from `gated`.
     """
 
     family: str
@@ -37,11 +37,15 @@ class ModelSpec:
     embed_scale: float = 1.0
     logit_softcap: float | None = None
     module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
+    absent: Mapping[str, str] = None  # type: ignore[assignment]  # filled in below
 
-    @cached_property
-    def absent(self) -> dict[str, str]:
-        """Sites this model does not have, with what to use instead."""
-        if self.gated:
-            return {"mlp_pre": "its MLPs are gated; use mlp_gate_pre (before the activation) or mlp_up."}
-        plain = "its MLPs have no gate; use mlp_pre."
-        return {"mlp_gate_pre": plain, "mlp_up": plain}
+    def __post_init__(self) -> None:
+        if self.absent is None:
+            object.__setattr__(self, "absent", _absent_mlp_sites(self.gated))
+
+
+def _absent_mlp_sites(gated: bool) -> dict[str, str]:
+    if gated:
+        return {"mlp_pre": "its MLPs are gated; use mlp_gate_pre (before the activation) or mlp_up."}
+    plain = "its MLPs have no gate; use mlp_pre."
+    return {"mlp_gate_pre": plain, "mlp_up": plain}

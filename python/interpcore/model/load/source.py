@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -24,6 +25,7 @@ def read_checkpoint(
 
     Raises: ValueError with one sentence when the checkpoint cannot be found or read.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     place: str | Path = embedded_folder(str(source)) or source
@@ -43,7 +45,7 @@ def read_checkpoint(
         hf, problems = AutoModelForCausalLM.from_pretrained(
             str(path if local else place), config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{source} could not be loaded as a causal language model: {_first_line(error)}") from error
     missing = sorted(problems.get("missing_keys", ()))
     if missing:
@@ -66,10 +68,14 @@ def _tokenizer(place: str, options: dict[str, Any]) -> Any:
     """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode` says so)."""
     from transformers import AutoTokenizer
 
+    # transformers answers a folder without tokenizer files with an empty tokenizer, which would drop every character.
+    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
+        return None
     try:
-        return AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError):
         return None
+    return tokenizer if tokenizer.vocab_size else None
 
 
 def _first_line(error: BaseException) -> str:
