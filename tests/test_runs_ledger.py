@@ -86,6 +86,17 @@ with Ledger(sys.argv[1]) as ledger:
 """
 
 
+OPENER = """
+import sys, time
+from interpcore.runs import Ledger, Row
+folder, name, began = sys.argv[1], sys.argv[2], float(sys.argv[3])
+for i in range(60):
+    time.sleep(max(0.0, began + i * 0.01 - time.time()))
+    with Ledger(f"{folder}/{i}.sqlite") as ledger:
+        ledger.record(Row(key=name, status="done"))
+"""
+
+
 def write(path, name: str, last: int) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, path, name, str(last)], stdout=subprocess.PIPE, text=True
@@ -112,3 +123,13 @@ def test_several_processes_append_at_once(tmp_path):
     assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0, 0]
     with Ledger(path) as ledger:
         assert {r.key for r in ledger} == {f"{name}-{i}" for name in "abc" for i in range(100)}
+
+
+def test_several_processes_make_the_same_ledger_at_once(tmp_path):
+    began = str(time.time() + 1.0)
+    words = [[sys.executable, "-c", OPENER, str(tmp_path), name, began] for name in "abc"]
+    openers = [subprocess.Popen(w, stderr=subprocess.PIPE, text=True) for w in words]
+    assert [opener.communicate()[1] for opener in openers] == ["", "", ""]
+    for path in tmp_path.glob("*.sqlite"):
+        with Ledger(path) as ledger:
+            assert {row.key for row in ledger} == {"a", "b", "c"}

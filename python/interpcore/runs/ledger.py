@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +22,7 @@ CREATE TABLE IF NOT EXISTS cells (
     PRIMARY KEY (task, key))
 """
 _BUSY_SECONDS = 60.0
+_RETRY_SECONDS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Ledger:
             )
         try:
             with self._explained():
-                self._prepare()
+                self._prepare_when_free()
         except BaseException:
             self._connection.close()
             raise
@@ -146,6 +148,19 @@ class Ledger:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _prepare_when_free(self) -> None:
+        # Two processes that make a ledger at once block each other as they switch its log on; SQLite then
+        # refuses one at once, where it makes it wait everywhere else.
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_SECONDS)
 
     def _prepare(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
