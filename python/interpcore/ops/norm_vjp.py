@@ -6,6 +6,9 @@ from torch import Tensor
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, native_cuda
 
+# The CUDA kernel keeps a row in float32 in the 48 KB of shared memory that every kernel may use.
+_WIDEST_CUDA_ROW = 12_000
+
 
 def norm_vjp(
     g: Tensor,
@@ -114,6 +117,10 @@ def launch_norm_vjp(
         assert native is not None
         native.norm_vjp(args, isa(), torch.get_num_threads())
         return
+    if g.shape[-1] > _WIDEST_CUDA_ROW:
+        raise ValueError(
+            f"norm_vjp: the cuda form takes d <= {_WIDEST_CUDA_ROW}, not {g.shape[-1]}; use triton."
+        )
     native = native_cuda()
     assert native is not None
     with torch.cuda.device(g.device):

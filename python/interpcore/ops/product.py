@@ -70,7 +70,8 @@ def product(
         return _bfloat16(x, weight, bias, result)
     if result.itemsize > x.dtype.itemsize:
         return _widened(x, weight, bias, result)
-    return _same_dtype(x, weight, bias).to(result)
+    y = _same_dtype(x, weight, bias)
+    return y if y.dtype == result else y.to(result)
 
 
 def product_probe() -> ProductProbe:
@@ -160,7 +161,7 @@ def _tracked(*tensors: Tensor | None) -> bool:
 
 
 def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.dtype != torch.float32 or not x.is_cpu or torch.compiler.is_compiling():
         return False
     k = x.shape[-1]
     if x.numel() == k or x.numel() * weight.shape[1] < _SMALLEST_FOR_ONEDNN or _tracked(x, weight, bias):

@@ -1,0 +1,24 @@
+"""bench/gpu_check.py without a GPU: it lists its cases, and refuses to run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu_check.py"
+
+
+def test_dry_run_lists_every_device_kernel() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in ("norm_vjp triton bfloat16", "norm_vjp cuda float32", "product cuda bfloat16"):
+        assert words in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so_and_fails() -> None:
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "gpu_check: torch sees no GPU; run it where there is one, or add --dry-run."
