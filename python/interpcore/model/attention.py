@@ -50,7 +50,7 @@ class Attention:
             shared = [(s, s.buffer.keys[slot], s.buffer.values[slot]) for s in writer.shared]
             k, v = writer.extend(slot, k, v)
         before = None if writer is None else writer.before
-        if shared or self.softcap is not None or ctx.wants("scores", depth):
+        if shared or self.softcap is not None or ctx.record or ctx.wants("scores", depth):
             z = self._mix_explicit(q, k, v, shared, before, ctx, depth)
         else:
             z = self._mix_fused(q, k, v, before, ctx)
@@ -63,6 +63,7 @@ class Attention:
     def heads(self, x: Tensor, ctx: Context, depth: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [batch, position, heads, d_head] before rotary, edited."""
         q, k, v = self.qkv(x)
+        ctx.keep(depth, q_raw=q, k_raw=k)
         q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         return ctx.site("q", depth, q), ctx.site("k", depth, k), ctx.site("v", depth, v)
 
@@ -129,7 +130,11 @@ class Attention:
         rows = max(len(m) for m in masks)
         mask = torch.cat([m.expand(rows, -1, -1) for m in masks], -1)
         full = full.masked_fill(~mask[:, :, None, None], -torch.inf).flatten(2, 3)
-        pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype).unflatten(2, (k.shape[2], -1))
+        pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype)
+        if ctx.record:
+            every = [torch.cat([*(p[i].expand(len(q), -1, -1, -1) for p in parts), own], 1) for i, own in ((1, k), (2, v))]
+            ctx.keep(depth, q=q.flatten(2, 3), keys=every[0], values=every[1], scores=full, pattern=pattern)
+        pattern = pattern.unflatten(2, (k.shape[2], -1))
         z, at = None, 0
         for _, keys, values in parts:
             piece = torch.einsum("bpgrt,tge->bpgre", pattern[..., at : at + keys.shape[1]], values[0])

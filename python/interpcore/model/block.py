@@ -42,13 +42,16 @@ class Block:
         """The stream after the block, [batch, position, d_model], of the stream x entering it."""
         attn_in = ctx.site("attn_in", depth, x)
         normed = _apply(self.attn_norm, attn_in)
-        attn_out = _apply(self.attn_post_norm, self.attention(normed, ctx, depth, slot, writer))
+        attn_raw = self.attention(normed, ctx, depth, slot, writer)
+        attn_out = _apply(self.attn_post_norm, attn_raw)
         attn_out = ctx.site("attn_out", depth, attn_out)
         middle = x + attn_out
         mlp_in = ctx.site("mlp_in", depth, x if self.parallel else middle)
         if not (mlp_in is attn_in and self.mlp_norm is self.attn_norm):
             normed = _apply(self.mlp_norm, mlp_in)
-        mlp_out = _apply(self.mlp_post_norm, self.mlp(normed, ctx, depth))
+        mlp_raw = self.mlp(normed, ctx, depth)
+        mlp_out = _apply(self.mlp_post_norm, mlp_raw)
+        ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw, mlp_in=mlp_in, mlp_raw=mlp_raw)
         return middle + ctx.site("mlp_out", depth, mlp_out)
 
 

@@ -24,6 +24,7 @@ class Context:
         edits: resolved edits.
         n_calls: number of block calls of the plan.
         absent: sites the model does not have, with the reason.
+        record: keep what the linearised decoder needs of every block, in `kept`, and the inputs of every edit.
         activation: called as `activation(function, pre, depth)` in place of `function(pre)`, so that a study can
             fuse its statistics into the activation.
     """
@@ -37,8 +38,11 @@ class Context:
         n_calls: int,
         absent: Mapping[str, str],
         activation: ActivationHook | None = None,
+        record: bool = False,
     ):
         self.layout = layout
+        self.record = record
+        self.kept: dict[object, dict[str, Tensor]] = defaultdict(dict)
         self.activation_hook = activation
         self.values: dict[Tap, Tensor] = {}
         self.shared: dict[object, Tensor] = {}
@@ -50,6 +54,7 @@ class Context:
         for tap in taps:
             self._taps[tap.site, check_address(tap, n_calls, absent)].append(self._readable(tap))
         self._active = {*self._taps, *self._edits}
+        self.inputs: dict[int, Tensor] = {}
 
     def _readable(self, tap: Tap) -> Selected:
         selected = select(tap, self.layout.totals)
@@ -65,6 +70,15 @@ class Context:
     def wants(self, site: str, depth: int | None) -> bool:
         """Whether any tap or edit names this site, so that a value formed only on request is needed."""
         return (site, depth) in self._active
+
+    def edits_at(self, site: str, depth: int | None) -> Sequence[Selected]:
+        """The edits of a site, in the order in which they act; only their entries in this forward."""
+        return self._edits.get((site, depth), ())
+
+    def keep(self, call: object, **values: Tensor) -> None:
+        """Keep values of a block call (its depth) or another call ("call", index), when this forward records."""
+        if self.record:
+            self.kept[call] |= values
 
     def site(self, site: str, depth: int | None, value: Tensor) -> Tensor:
         """The value of a site after its edits, handed to its taps.
@@ -85,7 +99,8 @@ class Context:
         """function(pre), through the study's hook when there is one."""
         return function(pre) if self.activation_hook is None else self.activation_hook(function, pre, depth)
 
-    def _index(self, selected: Selected) -> tuple[Tensor, Tensor]:
+    def index(self, selected: Selected) -> tuple[Tensor, Tensor]:
+        """Batch row and packed column of each selected entry, on the model's device."""
         column = selected.position - self.layout.start[selected.row]
         return selected.row.to(self.layout.device), column.to(self.layout.device)
 
@@ -94,21 +109,22 @@ class Context:
         assert isinstance(spec, Edit)
         if not len(edit.row):
             return value
-        row, column = self._index(edit)
+        row, column = self.index(edit)
         chosen = value[row, column]
-        heads = _heads(spec, value)
-        if heads is None:
-            return value.index_put((row, column), spec.map(chosen, edit.at).to(value.dtype))
-        new = chosen.index_copy(1, heads, spec.map(chosen[:, heads], edit.at).to(value.dtype))
-        return value.index_put((row, column), new)
+        heads = head_index(spec, value.shape[2], value.device) if spec.heads is not None else None
+        x = chosen if heads is None else chosen[:, heads]
+        if self.record:
+            self.inputs[id(edit)] = x
+        new = spec.map(x, edit.at).to(value.dtype)
+        return value.index_put((row, column), new if heads is None else chosen.index_copy(1, heads, new))
 
     def _read(self, value: Tensor, tap: Selected) -> Tensor:
-        heads = _heads(tap.spec, value)
-        value = value if heads is None else value[:, :, heads]
+        if tap.spec.heads is not None:
+            value = value[:, :, head_index(tap.spec, value.shape[2], value.device)]
         whole = tap.spec.positions is None and tap.spec.rows is None
         if whole and not self.layout.ragged:
             return value
-        row, column = self._index(tap)
+        row, column = self.index(tap)
         n_rows = self.layout.batch if tap.spec.rows is None else len(tap.spec.rows)
         slot = tap.at.position - _first_new(tap, n_rows)[tap.at.row] if isinstance(tap.spec.positions, slice | None) else tap.at.position
         n = int(slot.max()) + 1 if len(slot) else 0
@@ -123,11 +139,9 @@ def _first_new(tap: Selected, n_rows: int) -> Tensor:
     return torch.where(first == torch.iinfo(torch.int64).max, 0, first)
 
 
-def _heads(spec: Tap | Edit, value: Tensor) -> Tensor | None:
-    if spec.heads is None:
-        return None
-    heads = torch.as_tensor(list(spec.heads), dtype=torch.int64, device=value.device)
-    count = value.shape[2]
+def head_index(spec: Tap | Edit, count: int, device: torch.device) -> Tensor:
+    """The heads of a tap or edit counted from 0, of a site with `count` heads."""
+    heads = torch.as_tensor(list(spec.heads or ()), dtype=torch.int64, device=device)
     if bool(((heads < -count) | (heads >= count)).any()):
         raise ValueError(f"Heads {heads.tolist()} are outside site {spec.site!r}, which has {count} ({SITES[spec.site].heads}).")
     return heads % count

@@ -238,7 +238,8 @@ class Model:
     ) -> Tensor:
         """The plan's calls from block call `depth` on; returns resid[D] [batch, position, d_model]."""
         values = {**(streams or {}), RESID: stream}
-        for call in self.plan.calls[self.plan.first_call(depth) :]:
+        first = self.plan.first_call(depth)
+        for index, call in enumerate(self.plan.calls[first:], first):
             module = self.modules[call.module]
             if isinstance(module, Block):
                 assert call.slot is not None
@@ -246,6 +247,7 @@ class Model:
                 out = module(entering, ctx, depth, call.slot, writer)
                 depth += 1
             else:
+                ctx.keep(("call", index), input=values[call.reads[0]])
                 out = module(*(values[name] for name in call.reads))
             values |= dict.fromkeys(call.writes, out)
         return ctx.site("resid", depth, values[RESID])

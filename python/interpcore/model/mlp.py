@@ -48,8 +48,11 @@ class MLP:
         function = ACTIVATIONS[self.activation]
         if self.gate is None:
             pre = ctx.site("mlp_pre", depth, self.up(x))
+            ctx.keep(depth, pre=pre)
             act = ctx.activation(function, pre, depth)
         else:
             pre = ctx.site("mlp_gate_pre", depth, self.gate(x))
-            act = ctx.activation(function, pre, depth) * ctx.site("mlp_up", depth, self.up(x))
+            up = ctx.site("mlp_up", depth, self.up(x))
+            ctx.keep(depth, pre=pre, up=up)
+            act = ctx.activation(function, pre, depth) * up
         return self.down(ctx.site("mlp_act", depth, act))

@@ -50,8 +50,10 @@ class SplitQKV:
         return q, k, v
 
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
-        """Cotangent [..., d_model] of x from those of q, k and v."""
-        return self.q.pull(gq.flatten(-2)) + self.k.pull(gk.flatten(-2)) + self.v.pull(gv.flatten(-2))
+        """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""
+        g = self.k.pull(gk.flatten(-2)).add_(self.v.pull(gv.flatten(-2)))
+        g[..., g.shape[-2] - gq.shape[-3] :, :] += self.q.pull(gq.flatten(-2))
+        return g
 
     def push(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tangents of q, k and v from that of x [..., d_model]."""
@@ -78,7 +80,16 @@ class FusedQKV:
         return self._split(self.fused(x))
 
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
-        """Cotangent [..., d_model] of x from those of q, k and v."""
+        """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""
+        missing = gk.shape[-3] - gq.shape[-3]
+        if missing and not self.per_head:
+            d = gq.shape[-2] * gq.shape[-1]
+            weight = self.fused.weight
+            g = product(torch.stack((gk, gv), -3).flatten(-3), weight[:, d:].mT)
+            g[..., missing:, :] += product(gq.flatten(-2), weight[:, :d].mT)
+            return g
+        if missing:
+            gq = torch.cat((torch.zeros_like(gk[..., :missing, :, :]), gq), -3)
         stacked = torch.stack((gq, gk, gv), -2 if self.per_head else -3)
         return self.fused.pull(stacked.flatten(-3))
 

@@ -4,7 +4,21 @@ Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.
 """
 
 from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
+from interpcore.ops.attn_jvp import attn_jvp
+from interpcore.ops.attn_vjp import attn_vjp, key_value_covariance
+from interpcore.ops.gate import gate
+from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import ProductProbe, product, product_probe
 
-__all__ = ["ProductProbe", "norm_vjp", "product", "product_probe"]
+__all__ = [
+    "ProductProbe",
+    "attn_jvp",
+    "attn_vjp",
+    "gate",
+    "key_value_covariance",
+    "norm_jvp",
+    "norm_vjp",
+    "product",
+    "product_probe",
+]

@@ -1,6 +1,10 @@
 """Definitions of the ops: plain torch in float64, each reading like its formula."""
 
+from interpcore.ops.reference.attn_jvp import attn_jvp
+from interpcore.ops.reference.attn_vjp import attn_vjp
+from interpcore.ops.reference.gate import gate
+from interpcore.ops.reference.norm_jvp import norm_jvp
 from interpcore.ops.reference.norm_vjp import norm_vjp
 from interpcore.ops.reference.product import product
 
-__all__ = ["norm_vjp", "product"]
+__all__ = ["attn_jvp", "attn_vjp", "gate", "norm_jvp", "norm_vjp", "product"]

@@ -1,0 +1,198 @@
+"""An attention branch at its linearisation points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.ops import attn_jvp, attn_vjp, key_value_covariance
+
+from ..attention import Attention
+from ..context import Context
+from ..projection import Projection
+from .edits import pull, push
+from .norm import LinearNorm
+from .rules import Rules
+
+
+@dataclass(frozen=True, eq=False)
+class LinearAttention:
+    """The derivative of an attention branch; keys before this forward's own tokens are constants.
+
+    Args:
+        attention: the branch.
+        ctx: the forward that was linearised.
+        depth: its block call.
+        q: rotated queries [batch, position, head, d_head].
+        keys, values: all keys and values, rotated [batch, key, kv_head, d_head].
+        pattern: attention probabilities [batch, position, head, key].
+        factor: derivative of the scores by q.k: the scale, or [batch, position, head, key].
+        key_value: `key_value_covariance` of these.
+        q_norm, k_norm: norms of queries and keys at their inputs, or None.
+        rules: local rules.
+    """
+
+    attention: Attention
+    ctx: Context
+    depth: int
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    pattern: Tensor
+    factor: Tensor | float
+    key_value: Tensor
+    q_norm: LinearNorm | None
+    k_norm: LinearNorm | None
+    rules: Rules
+
+    @classmethod
+    def at(cls, attention: Attention, kept: dict[str, Tensor], ctx: Context, depth: int, rules: Rules) -> LinearAttention:
+        """Linearise at the values a recording forward kept."""
+        q, keys, values, pattern = kept["q"], kept["keys"], kept["values"], kept["pattern"]
+        factor: Tensor | float = attention.scale
+        if attention.softcap is not None:
+            capped = kept["scores"].masked_fill(kept["scores"].isinf(), 0.0)
+            factor = (attention.scale * (1 - (capped / attention.softcap).square())).to(q.dtype)
+        if rules.scores == "frozen":
+            factor = 0.0
+
+        def norm(which: str) -> LinearNorm | None:
+            module = getattr(attention, f"{which}_norm")
+            if module is None:
+                return None
+            raw = kept[f"{which}_raw"]
+            return LinearNorm.at(module, _joined(raw, attention.norm_over_heads), rules.norm == "frozen")
+
+        covariance = key_value_covariance(keys, values, pattern, factor)
+        return cls(
+            attention, ctx, depth, q, keys, values, pattern, factor, covariance, norm("q"), norm("k"), rules
+        )
+
+    def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None, first_only: bool = False) -> Tensor:
+        """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
+
+        Args:
+            seen: collects the cotangents of the branch's sites, when given.
+            first_only: only the first position's cotangent is wanted.
+        Returns: [batch, vector, position (or 1), d_model].
+        """
+        g_z = self._output_vjp(g)
+        if seen is not None:
+            seen["z"] = g_z
+        g_z = pull(self.ctx, "z", self.depth, g_z)
+        dq, dk, dv = self._mix_vjp(g_z)
+        if first_only:
+            missing = dk.shape[2] - dq.shape[2]
+            dq = dq[:, :, : 1 if not missing else 0]
+            dk, dv = dk[:, :, :1], dv[:, :, :1]
+        dq, dk = self._unrotated(dq, first_only), self._unrotated(dk, first_only)
+        if seen is not None:
+            seen |= {"q": dq, "k": dk, "v": dv}
+        whole = not first_only
+        dq = self._before_norm(self._pulled("q", dq, whole), self.q_norm, first_only)
+        dk = self._before_norm(self._pulled("k", dk, whole), self.k_norm, first_only)
+        return self.attention.qkv.pull(dq, dk, self._pulled("v", dv, whole))
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""
+        tq, tk, tv = self.attention.qkv.push(t)
+        tq, tk = self._after_norm(tq, self.q_norm), self._after_norm(tk, self.k_norm)
+        tq, tk, tv = (push(self.ctx, s, self.depth, x) for s, x in (("q", tq), ("k", tk), ("v", tv)))
+        tq, tk = self._rotated(tq), self._rotated(tk)
+        if self.rules.values == "frozen":
+            tv = torch.zeros_like(tv)
+        if self.ctx.edits_at("scores", self.depth):
+            tz = self._edited_jvp(tq, tk, tv)
+        else:
+            tz = attn_jvp(tq, tk, tv, self.q, self.keys, self.values, self.pattern, self.factor, key_value=self.key_value)
+        tz = push(self.ctx, "z", self.depth, tz)
+        if not self.ctx.edits_at("head_out", self.depth):
+            return self.attention.out.push(tz.flatten(-2))
+        return push(self.ctx, "head_out", self.depth, self.attention.head_outputs(tz)).sum(-2)
+
+    def _output_vjp(self, g: Tensor) -> Tensor:
+        heads = self.q.shape[2]
+        if not self.ctx.edits_at("head_out", self.depth):
+            return self.attention.out.pull(g).unflatten(-1, (heads, -1))
+        per_head = pull(self.ctx, "head_out", self.depth, g[..., None, :].expand(*g.shape[:3], heads, -1).contiguous())
+        weights = self.attention.out.weight.unflatten(0, (heads, -1))
+        return torch.stack([Projection(weights[h]).pull(per_head[..., h, :]) for h in range(heads)], -2)
+
+    def _mix_vjp(self, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dq at the last positions, dk and dv at this forward's own keys."""
+        n, live = g.shape[2], self.q.shape[1]
+        q, pattern, key_value = self.q[:, -n:], self.pattern[:, -n:], self.key_value[:, -n:]
+        factor = self.factor[:, -n:] if isinstance(self.factor, Tensor) else self.factor
+        if self.ctx.edits_at("scores", self.depth):
+            dq, dk, dv = self._edited_vjp(g, q, pattern, factor)
+        else:
+            dq, dk, dv = attn_vjp(g, q, self.keys, self.values, pattern, live, factor, key_value=key_value)
+        return dq, dk, torch.zeros_like(dv) if self.rules.values == "frozen" else dv
+
+    def _edited_vjp(self, g: Tensor, q: Tensor, a: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """The same through edits of the scores, which need the scores' cotangents in full."""
+        groups, live = self.keys.shape[2], self.q.shape[1]
+        keys, values = (x.repeat_interleave(q.shape[2] // groups, 2) for x in (self.keys, self.values))
+        dp = torch.einsum("bcphe,bthe->bcpht", g, values)
+        ds = a[:, None] * (dp - (a[:, None] * dp).sum(-1, keepdim=True))
+        ds = pull(self.ctx, "scores", self.depth, ds).masked_fill((a == 0)[:, None], 0.0)
+        ds = ds * (factor[:, None] if isinstance(factor, Tensor) else factor)
+        dq = torch.einsum("bcpht,bthe->bcphe", ds, keys)
+        dk = torch.einsum("bcpht,bphe->bcthe", ds[..., -live:], q).unflatten(3, (groups, -1)).sum(4)
+        dv = torch.einsum("bpht,bcphe->bcthe", a[..., -live:], g).unflatten(3, (groups, -1)).sum(4)
+        return dq, dk, dv
+
+    def _edited_jvp(self, tq: Tensor, tk: Tensor, tv: Tensor) -> Tensor:
+        groups, live, a = self.keys.shape[2], self.q.shape[1], self.pattern
+        repeat = self.q.shape[2] // groups
+        keys, values = (x.repeat_interleave(repeat, 2) for x in (self.keys, self.values))
+        tk, tv = (x.repeat_interleave(repeat, 3) for x in (tk, tv))
+        ts = torch.einsum("bcphe,bthe->bcpht", tq, keys)
+        ts[..., -live:] += torch.einsum("bphe,bcthe->bcpht", self.q, tk)
+        ts = ts * (self.factor[:, None] if isinstance(self.factor, Tensor) else self.factor)
+        ts = push(self.ctx, "scores", self.depth, ts).masked_fill((a == 0)[:, None], 0.0)
+        ta = a[:, None] * (ts - (a[:, None] * ts).sum(-1, keepdim=True))
+        return torch.einsum("bcpht,bthe->bcphe", ta, values) + torch.einsum("bpht,bcthe->bcphe", a[..., -live:], tv)
+
+    def _pulled(self, site: str, g: Tensor, whole: bool) -> Tensor:
+        if whole or not self.ctx.edits_at(site, self.depth):
+            return pull(self.ctx, site, self.depth, g)
+        padded = torch.cat([g, g.new_zeros(*g.shape[:2], self.q.shape[1] - g.shape[2], *g.shape[3:])], 2)
+        return pull(self.ctx, site, self.depth, padded)[:, :, : g.shape[2]]
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        name = id(self.attention.rotary)
+        return self.ctx.shared["cos", name][:, None], self.ctx.shared["sin", name][:, None]
+
+    def _rotated(self, t: Tensor) -> Tensor:
+        return t if self.attention.rotary is None else self.attention.rotary(t, *self._tables())
+
+    def _unrotated(self, g: Tensor, first_only: bool) -> Tensor:
+        """The rotation's transpose, at the first position or at the last ones."""
+        if self.attention.rotary is None:
+            return g
+        cos, sin = self._tables()
+        at = slice(0, g.shape[2]) if first_only else slice(cos.shape[2] - g.shape[2], None)
+        return self.attention.rotary(g, cos[:, :, at], -sin[:, :, at])
+
+    def _before_norm(self, g: Tensor, norm: LinearNorm | None, first_only: bool) -> Tensor:
+        return g if norm is None else self._through_norm(g, norm, "vjp", first_only)
+
+    def _after_norm(self, t: Tensor, norm: LinearNorm | None) -> Tensor:
+        return t if norm is None else self._through_norm(t, norm, "jvp", False)
+
+    def _through_norm(self, x: Tensor, norm: LinearNorm, what: str, first_only: bool) -> Tensor:
+        """A per-head norm is a norm whose positions are (position, head) pairs."""
+        per_position = 1 if self.attention.norm_over_heads else x.shape[3]
+        if first_only:
+            count = x.shape[2] * per_position
+            norm = LinearNorm(norm.norm, norm.normed[:, :count], norm.rstd[:, :count], norm.frozen)
+        flat = x.flatten(-2) if self.attention.norm_over_heads else x.flatten(2, 3)
+        return getattr(norm, what)(flat.contiguous()).view(x.shape)
+
+
+def _joined(x: Tensor, over_heads: bool) -> Tensor:
+    """[batch, position, head, d_head] as the rows a q or k norm sees [batch, rows, d]."""
+    return x.flatten(-2) if over_heads else x.flatten(1, 2)

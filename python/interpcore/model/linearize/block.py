@@ -1,0 +1,142 @@
+"""A block at its linearisation points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..block import Block
+from ..context import Context
+from ..norm import Norm
+from .attention import LinearAttention
+from .edits import pull, push
+from .mlp import LinearMLP
+from .norm import LinearNorm
+from .rules import Rules
+
+
+@dataclass(frozen=True, eq=False)
+class LinearBlock:
+    """The derivative of one block call: its branches and the norms around them, None where the block has none."""
+
+    block: Block
+    ctx: Context
+    depth: int
+    attention: LinearAttention
+    mlp: LinearMLP
+    attn_norm: LinearNorm | None
+    mlp_norm: LinearNorm | None
+    attn_post_norm: LinearNorm | None
+    mlp_post_norm: LinearNorm | None
+    dropped: frozenset[str]
+
+    @classmethod
+    def at(cls, block: Block, ctx: Context, depth: int, rules: Rules) -> LinearBlock:
+        """Linearise a block call at the values that a recording forward kept."""
+        kept = ctx.kept[depth]
+
+        def norm(module: Norm | None, x: Tensor) -> LinearNorm | None:
+            return None if module is None else LinearNorm.at(module, x, rules.norm == "frozen")
+
+        return cls(
+            block,
+            ctx,
+            depth,
+            LinearAttention.at(block.attention, kept, ctx, depth, rules),
+            LinearMLP.at(block.mlp, kept, ctx, depth, rules),
+            norm(block.attn_norm, kept["attn_in"]),
+            norm(block.mlp_norm, kept["mlp_in"]),
+            norm(block.attn_post_norm, kept["attn_raw"]),
+            norm(block.mlp_post_norm, kept["mlp_raw"]),
+            frozenset(branch for branch, at in rules.dropped if at == depth),
+        )
+
+    @property
+    def n_positions(self) -> int:
+        """Live positions of the forward."""
+        return self.attention.q.shape[1]
+
+    def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None, first_only: bool = False) -> Tensor:
+        """Cotangent of the stream entering the block, after that depth's own edits.
+
+        Args:
+            g: cotangent of the stream leaving it, at the last positions [batch, vector, last positions, d_model].
+            seen: collects the cotangents of the block's sites, when given.
+            first_only: only the first position's cotangent is wanted.
+        Returns: [batch, vector, position (or 1), d_model].
+        """
+        if self.block.parallel:
+            entering = self._mlp_vjp(g, g, seen)
+        else:
+            g = entering = self._mlp_vjp(g, g, seen)
+        return self._attention_vjp(g, entering, seen, first_only)
+
+    def _mlp_vjp(self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
+        """stream + what the MLP branch passes back of g."""
+        if seen is not None:
+            seen["mlp_out"] = g
+        if "mlp" in self.dropped:
+            return stream
+        g = pull(self.ctx, "mlp_out", self.depth, g)
+        g = self.mlp.vjp(g if self.mlp_post_norm is None else self.mlp_post_norm.vjp(g), seen)
+        return self._into_stream("mlp_in", g, self.mlp_norm, stream, seen)
+
+    def _attention_vjp(self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None, first_only: bool) -> Tensor:
+        """stream + what the attention branch passes back of g, at every position (or the first)."""
+        count = 1 if first_only else self.n_positions
+        if seen is not None:
+            seen["attn_out"] = g
+        if "attention" in self.dropped:
+            return _at_first(stream, self.n_positions, count)
+        g = pull(self.ctx, "attn_out", self.depth, g)
+        g = self.attention.vjp(g if self.attn_post_norm is None else self.attn_post_norm.vjp(g), seen, first_only)
+        if not first_only and stream.shape[2] == count:
+            return self._into_stream("attn_in", g, self.attn_norm, stream, seen)
+        norm = self.attn_norm
+        if first_only and norm is not None:
+            norm = LinearNorm(norm.norm, norm.normed[:, :1], norm.rstd[:, :1], norm.frozen)
+        back = g if norm is None else norm.vjp(g)
+        if seen is not None:
+            seen["attn_in"] = back
+        if self.ctx.edits_at("attn_in", self.depth):
+            back = pull(self.ctx, "attn_in", self.depth, _at_first(back, count, self.n_positions))[:, :, :count]
+        return back + _at_first(stream, self.n_positions, count)
+
+    def _into_stream(self, site: str, g: Tensor, norm: LinearNorm | None, stream: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
+        if seen is None and norm is not None and not self.ctx.edits_at(site, self.depth):
+            return norm.vjp(g, stream)
+        g = g if norm is None else norm.vjp(g)
+        if seen is not None:
+            seen[site] = g
+        return stream + pull(self.ctx, site, self.depth, g)
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """Tangent of the stream leaving the block from that entering it, t [batch, vector, position, d_model]."""
+        middle = t
+        if "attention" not in self.dropped:
+            branch = push(self.ctx, "attn_in", self.depth, t)
+            out = self.attention.jvp(branch if self.attn_norm is None else self.attn_norm.jvp(branch))
+            out = out if self.attn_post_norm is None else self.attn_post_norm.jvp(out)
+            middle = t + push(self.ctx, "attn_out", self.depth, out)
+        if "mlp" in self.dropped:
+            return middle
+        branch = push(self.ctx, "mlp_in", self.depth, t if self.block.parallel else middle)
+        out = self.mlp.jvp(branch if self.mlp_norm is None else self.mlp_norm.jvp(branch))
+        out = out if self.mlp_post_norm is None else self.mlp_post_norm.jvp(out)
+        return middle + push(self.ctx, "mlp_out", self.depth, out)
+
+
+def _at_first(g: Tensor, n_positions: int, count: int) -> Tensor:
+    """g, which covers the last positions of `n_positions`, at positions 0 to count-1; zero where it has none.
+
+    With count > n_positions, zeros are added behind.
+    """
+    missing = n_positions - g.shape[2]
+    if missing == 0 and count <= g.shape[2]:
+        return g[:, :, :count]
+    out = g.new_zeros(*g.shape[:2], count, g.shape[3])
+    if count > missing:
+        out[:, :, missing : missing + g.shape[2]] = g[:, :, : count - missing]
+    return out
