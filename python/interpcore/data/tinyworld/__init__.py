@@ -21,6 +21,6 @@ The exam (`exam`): the share of facts known, the six tasks, sums, questions, los
     of the six tasks.
 
     python -m interpcore.data.tinyworld exam tiny
-    python -m interpcore.data.tinyworld train --seed 0 --arch gpt2 --out my-tiny
+    python -m interpcore.data.tinyworld train --seed 0 --arch gpt2
     python -m interpcore.data.tinyworld corpus --count 20
 """

@@ -19,15 +19,15 @@ from interpcore.data.tinyworld.models import ARCHITECTURES
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, examine and print the tiny world.")
 
 
-@app.command(
-    epilog="Example: python -m interpcore.data.tinyworld train --seed 1 --arch gpt2 --out runs/tiny-s1"
-)
+@app.command(epilog="Example: python -m interpcore.data.tinyworld train --seed 1 --arch gpt2")
 def train(
-    out: Annotated[Path, typer.Option(help="Model folder to write.")],
     seed: Annotated[
         int, typer.Option(help="Seed of the initial weights and of the order of the corpus.")
     ] = 0,
     arch: Annotated[str, typer.Option(help="gpt2 or llama.")] = "gpt2",
+    out: Annotated[
+        Path | None, typer.Option(help="Model folder to write; without it runs/tiny-ARCH-sSEED.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = training.Recipe.steps,
     seconds: Annotated[float | None, typer.Option(help="Stop after this long; run again to go on.")] = None,
     keep: Annotated[
@@ -39,6 +39,7 @@ def train(
     if arch not in ARCHITECTURES:
         raise typer.BadParameter(f"{arch!r} is not one of {', '.join(ARCHITECTURES)}.", param_hint="--arch")
     torch.set_num_threads(threads)
+    out = out or Path("runs") / f"tiny-{arch}-s{seed}"
     try:
         finished = training.train(
             training.Recipe(arch, seed, steps),

@@ -50,11 +50,11 @@ _ANTONYMS = (
     "open closed sharp dull kind cruel smooth rough high low"
 )
 _PAST = (
-    "go went run ran eat ate see saw take took give gave make made come came write wrote speak spoke drive "
-    "drove break broke sing sang drink drank swim swam fly flew grow grew know knew throw threw draw drew "
-    "buy bought think thought teach taught catch caught find found sleep slept keep kept leave left build "
-    "built send sent lose lost win won sit sat stand stood walk walked talk talked jump jumped play played work "
-    "worked look looked call called"
+    "go went run ran eat ate see saw take took give gave make made come came write wrote speak spoke "
+    "drive drove break broke sing sang drink drank swim swam fly flew grow grew know knew throw threw "
+    "draw drew buy bought think thought teach taught catch caught find found sleep slept keep kept leave "
+    "left build built send sent lose lost win won sit sat stand stood walk walked talk talked jump jumped "
+    "play played work worked look looked call called"
 )
 _COMPARED = (
     "cold colder tall taller fast faster old older young younger strong stronger weak weaker hard harder "
