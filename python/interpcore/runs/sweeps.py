@@ -77,12 +77,7 @@ def sweep(
         RunError: the folder belongs to another run, is damaged or in use, or the workers cannot start.
         TypeError, ValueError: function and grid do not fit together; nothing has run then.
     """
-    if on_error not in ("record", "raise"):
-        raise ValueError(f"on_error is {on_error!r}; give 'record' or 'raise'")
-    if workers < 1 or retries < 0:
-        raise ValueError(
-            f"workers is {workers} and retries is {retries}; give at least 1 worker and 0 retries"
-        )
+    _check_options(workers, retries, on_error)
     if out is not None:
         require_importable(function, "resuming a sweep")
     cells = cells_of(function, grid, seed=seed, with_state=initialize is not None)
@@ -101,6 +96,15 @@ def sweep(
                     raise CellError(row)
         rows = {r.key: r for cell in cells if (r := ledger.get(cell.key, cell.task)) is not None}
     return [rows[cell.key] for cell in cells]
+
+
+def _check_options(workers: int, retries: int, on_error: str) -> None:
+    if on_error not in ("record", "raise"):
+        raise ValueError(f"on_error is {on_error!r}; give 'record' or 'raise'")
+    if workers < 1 or retries < 0:
+        raise ValueError(
+            f"workers is {workers} and retries is {retries}; give at least 1 worker and 0 retries"
+        )
 
 
 def _finish(
