@@ -5,6 +5,7 @@ dx = rstd * (s - mean(s) - normed * mean(s * normed)) + residual, s = g * (weigh
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -64,7 +65,17 @@ def block_and_warps(d: int) -> tuple[int, int]:
     return block, min(max(block // 256, 1), 16)
 
 
-def launch(g, normed, rstd, weight, residual, sum_over, center, weight_offset, out):
+def launch(
+    g: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    center: bool,
+    weight_offset: float,
+    out: Tensor,
+) -> None:
     """Fill `out`. Arguments as in `interpcore.ops.norm_vjp`, with contiguous last axes; no checks here."""
     _, C, P, d = g.shape
     block, warps = block_and_warps(d)
