@@ -6,12 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .model.jacobians import JacobianOperator as JacobianOperator
+    from .model.jacobians import jacobians as jacobians
     from .model.load import load as load
 
 __version__ = "0.1.0"
 
 # Public names and where they live; imported on first use, so that `import interpcore` stays light.
-_PUBLIC = {"load": "interpcore.model.load"}
+_PUBLIC = {
+    "JacobianOperator": "interpcore.model.jacobians",
+    "jacobians": "interpcore.model.jacobians",
+    "load": "interpcore.model.load",
+}
 
 
 def __getattr__(name: str) -> Any:

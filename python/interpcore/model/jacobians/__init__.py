@@ -1,0 +1,214 @@
+"""Jacobians between residual states of a prompt, at every depth for the price of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cache import Cache
+from ..decoder import Model
+from ..generic import GenericModel
+from ..linearize import EXACT, Rules
+from ..sites import Edit
+from .autograd import autograd_blocks
+from .operator import JacobianOperator
+from .reducers import REDUCERS, Dot, Mean, MeanVariance, Reducer, Shape, Store, reducer
+from .sources import Group, Position, linearize_span, read_span
+
+__all__ = [
+    "REDUCERS",
+    "Dot",
+    "JacobianOperator",
+    "Jacobians",
+    "Mean",
+    "MeanVariance",
+    "Reducer",
+    "Shape",
+    "Store",
+    "jacobians",
+]
+
+Depths = str | Sequence[int | str]
+DEFAULT_MEMORY = 256 << 20
+# Rows x positions per chunk beyond which larger products are no faster and the working set leaves the caches.
+CHUNK_ROWS = {"cpu": 896, "cuda": 65536}
+
+
+@dataclass(frozen=True, eq=False)
+class Jacobians:
+    """Jacobians J[..., i, j] = d target_i / d source_j and the states they were taken at.
+
+    Args:
+        values: what the reducer returns; `reduce="none"`: [batch, depth, row, d_model].
+        depths: the source depths in order; None is the token embedding.
+        h: states at the source [batch, depth, d_model].
+        z: states at the target [batch, d_model].
+        bias: z - J h on the chosen rows [batch, depth, row].
+        method: "linearised", or "autograd" for models without hand-written blocks.
+    """
+
+    values: Tensor | tuple[Tensor, ...]
+    depths: tuple[int | None, ...]
+    h: Tensor
+    z: Tensor
+    bias: Tensor
+    method: str
+
+
+@torch.no_grad()
+def jacobians(
+    model: Model | GenericModel,
+    tokens: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    source_position: Position,
+    source_depths: Depths = "all",
+    target_depth: int = -1,
+    target_position: Position = -1,
+    reduce: str | Reducer = "none",
+    rows: Sequence[int] | Tensor | None = None,
+    memory: int | None = None,
+    cache: Cache | None = None,
+    edits: Sequence[Edit] = (),
+    rules: Rules = EXACT,
+) -> Jacobians:
+    """J = d resid[target_depth] at the target / d resid[depth] at the source, every depth from one sweep.
+
+    The state at the source is overwritten and everything after it recomputed; tokens before it do not move, and other
+    tokens' states at the source's depth are constants (Hernandez et al. 2023, arXiv 2308.09124).
+
+    Args:
+        model: the decoder.
+        tokens: prompts [batch, position] int64, cached prefix included.
+        attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
+        source_position: absolute position of the source, one for all rows or one per row [batch].
+        source_depths: "all" (depths 0 to D), "all+embed", or a list of depths and "embed".
+        target_depth: residual depth of the target; -1 is resid[D], before the final norm.
+        target_position: absolute position of the target, one or one per row.
+        reduce: "none", "mean", "mean+var", "dot" (J h) or a `Reducer`.
+        rows: which target coordinates: None (all), indices, or cotangents [row, d_model].
+        memory: working memory in bytes at most, the result and the model apart; None takes 256 MB.
+        cache: a shared cache of the prompts' beginning, filled under the same edits.
+        edits: sites to write; J is taken of the edited model.
+        rules: local rules of the linearised blocks.
+    Returns: `Jacobians`.
+    Raises: ValueError for a source after its target, a position or depth that is not there, a memory bound too small
+        for one row, a result larger than the free memory, or a non-finite state.
+    """
+    depths = _read_depths(source_depths, model.plan.n_calls)
+    target_depth = model.plan.depth(target_depth)
+    span = read_span(model, tokens, attention_mask, source_position, target_position)
+    basis = _read_rows(rows, model)
+    shape = Shape(len(span.tokens), len(depths), len(basis), model.spec.d_model)
+    kept, products = reducer(reduce), Dot()
+    _check_size(kept, shape, model.dtype)
+    for each in (kept, products):
+        each.start(shape, model.dtype, model.device)
+    states_h = torch.empty(shape.examples, shape.depths, shape.columns, dtype=model.dtype, device=model.device)
+    states_z = torch.empty(shape.examples, shape.columns, dtype=model.dtype, device=model.device)
+    if isinstance(model, Model):
+        memory = DEFAULT_MEMORY if memory is None else memory
+        per_row = _bytes_per_row(model, int(span.live.max()))
+        if memory < per_row:
+            raise ValueError(f"memory={memory} bytes is too small for one row of {int(span.live.max())} live tokens; give at least {per_row}.")
+        groups = linearize_span(
+            model, span, depths, target_depth, cache=cache, edits=edits, rules=rules, max_batch=max(1, memory // per_row)
+        )
+        blocks = (block for group in groups for block in _walk(model, group, depths, target_depth, basis, memory))
+        method = "linearised"
+    else:
+        blocks, method = autograd_blocks(model, span, depths, target_depth, basis, edits), "autograd"
+    for examples, depth, which, block, h, z in blocks:
+        kept.add(examples, depth, which, block, h)
+        products.add(examples, depth, which, block, h)
+        states_h[examples, depth], states_z[examples] = h, z
+    target = states_z.to(basis) @ basis.mT
+    return Jacobians(kept.result(), depths, states_h, states_z, target[:, None] - products.result(), method)
+
+
+def _walk(model: Model, group: Group, depths: tuple[int | None, ...], target_depth: int, basis: Tensor, memory: int):  # type: ignore[no-untyped-def]
+    """Blocks of a group's Jacobians: (examples, depth index, rows, [group, rows, d_model], h, z)."""
+    batch, live = len(group.rows), group.linear.ctx.layout.n_new
+    reachable = [d for d in depths if d is not None and d <= target_depth]
+    stop = 0 if None in depths else min(reachable, default=target_depth)
+    chunk = min(memory // (batch * _bytes_per_row(model, live)), max(1, CHUNK_ROWS[model.device.type] // (batch * live)))
+    chunk = max(1, -(-len(basis) // -(-len(basis) // max(1, chunk))))
+    for start in range(0, len(basis), chunk):
+        which = slice(start, min(start + chunk, len(basis)))
+        vectors = basis[which].to(model.dtype)[None, :, None].expand(batch, -1, -1, -1).contiguous()
+        unreached = torch.zeros_like(vectors[:, :, 0])
+        for i, depth in enumerate(depths):
+            if depth is not None and depth > target_depth:
+                yield group.rows, i, which, unreached, group.h[:, i], group.z
+        walk = group.linear.reverse(vectors, depth=target_depth, stop=stop, embed=None in depths, first_only=True)
+        for step in walk:
+            if step.depth not in depths:
+                continue
+            i = depths.index(step.depth)
+            block = unreached if step.depth == target_depth and live > 1 else step.resid[:, :, 0]
+            yield group.rows, i, which, block, group.h[:, i], group.z
+
+
+def _bytes_per_row(model: Model, live: int) -> int:
+    """Working bytes of one vector at one linearisation point: the widest moment of a block's walk."""
+    spec = model.spec
+    mlp = (3 if spec.gated else 2) * spec.d_mlp
+    attention = 4 * (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + 2 * spec.n_heads * live
+    return live * (max(mlp, attention) + 4 * spec.d_model) * model.embedding.element_size()
+
+
+def _read_depths(given: Depths, n_calls: int) -> tuple[int | None, ...]:
+    if isinstance(given, str):
+        if given not in ("all", "all+embed"):
+            raise ValueError(f"source_depths is 'all', 'all+embed' or a list of depths and 'embed'; got {given!r}.")
+        return (*range(n_calls + 1), *((None,) if given == "all+embed" else ()))
+    depths: list[int | None] = []
+    for depth in given:
+        if depth == "embed":
+            depths.append(None)
+        elif not isinstance(depth, int) or not -(n_calls + 1) <= depth <= n_calls:
+            raise ValueError(f"Source depth {depth!r} is outside this model: depths 0 to {n_calls} (negative from the end), or 'embed'.")
+        else:
+            depths.append(depth % (n_calls + 1))
+    if not depths or len(set(depths)) < len(depths):
+        raise ValueError(f"source_depths names each depth once and at least one; got {list(given)}.")
+    return tuple(depths)
+
+
+def _read_rows(rows: Sequence[int] | Tensor | None, model: Model | GenericModel) -> Tensor:
+    """Cotangents [row, d_model]."""
+    d = model.spec.d_model
+    eye = torch.eye(d, dtype=model.dtype, device=model.device)
+    if rows is None:
+        return eye
+    if isinstance(rows, Tensor) and rows.is_floating_point():
+        if rows.dim() != 2 or rows.shape[1] != d:
+            raise ValueError(f"rows as cotangents are [row, {d}]; got {tuple(rows.shape)}.")
+        return rows.to(eye)
+    index = torch.as_tensor(rows, dtype=torch.int64, device=model.device)
+    if index.dim() != 1 or not len(index) or bool(((index < -d) | (index >= d)).any()):
+        raise ValueError(f"rows are target coordinates 0 to {d - 1}; got {index.tolist()}.")
+    return eye[index]
+
+
+def _check_size(kept: Reducer, shape: Shape, dtype: torch.dtype) -> None:
+    needed, free = kept.nbytes(shape, dtype.itemsize), free_memory()
+    if needed > free:
+        mean = Mean().nbytes(shape, dtype.itemsize)
+        raise ValueError(
+            f"The Jacobians of {shape.examples} examples at {shape.depths} depths take {needed / 1e9:.1f} GB under the reducer "
+            f"{type(kept).__name__}, and {free / 1e9:.1f} GB are free; reduce='mean' takes {mean / 1e9:.1f} GB, fewer depths or rows less."
+        )
+
+
+def free_memory() -> int:
+    """Bytes of physical memory free for new allocations."""
+    meminfo = "/proc/meminfo"
+    if os.path.exists(meminfo):
+        with open(meminfo) as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

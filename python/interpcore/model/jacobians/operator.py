@@ -1,0 +1,180 @@
+"""A Jacobian as an operator: products without the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..cache import Cache
+from ..decoder import Model
+from ..linearize import EXACT, Rules
+from ..sites import Edit
+from .sources import Group, Position, linearize_span, read_span
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+OVERSAMPLE, POWER_STEPS = 8, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Singular:
+    """A truncated singular value decomposition, u diag(s) vh.
+
+    Args:
+        u: [d_model, rank].
+        s: [rank], descending.
+        vh: [rank, d_model].
+        method: "randomised" (from products with the operator) or "dense".
+    """
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+    method: str
+
+
+@dataclass(frozen=True, eq=False)
+class JacobianOperator:
+    """The mean over prompts of d resid[target_depth] at the target / d resid[source_depth] at the source.
+
+    Args:
+        model: the decoder.
+        groups: linearised prompts.
+        source_depth: residual depth of the source; None for the token embedding.
+        target_depth: residual depth of the target.
+    """
+
+    model: Model
+    groups: Sequence[Group]
+    source_depth: int | None
+    target_depth: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        source_position: Position,
+        source_depth: int | str,
+        target_depth: int = -1,
+        target_position: Position = -1,
+        cache: Cache | None = None,
+        edits: Sequence[Edit] = (),
+        rules: Rules = EXACT,
+    ) -> JacobianOperator:
+        """Linearise prompts; arguments as in `jacobians`, with one source depth ("embed": the token embedding)."""
+        span = read_span(model, tokens, attention_mask, source_position, target_position)
+        depth = None if isinstance(source_depth, str) else model.plan.depth(source_depth)
+        if isinstance(source_depth, str) and source_depth != "embed":
+            raise ValueError(f"source_depth is a depth or 'embed'; got {source_depth!r}.")
+        target = model.plan.depth(target_depth)
+        groups = linearize_span(model, span, [depth], target, cache=cache, edits=edits, rules=rules)
+        return cls(model, groups, depth, target)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_model, d_model)."""
+        return self.model.spec.d_model, self.model.spec.d_model
+
+    @cached_property
+    def n_prompts(self) -> int:
+        """Prompts averaged over."""
+        return sum(len(group.rows) for group in self.groups)
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """J x of one vector or several [..., d_model]; one walk up carries all of them."""
+        return self._batched(x, self._up)
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        """J^T y of one vector or several [..., d_model]; one walk down carries all of them."""
+        return self._batched(y, self._down)
+
+    def dense(self) -> Tensor:
+        """J [d_model, d_model]."""
+        return self.rmatvec(torch.eye(self.shape[0], dtype=self.model.dtype, device=self.model.device))
+
+    def svd(self, rank: int, *, method: str | None = None, seed: int = 0) -> Singular:
+        """The `rank` largest singular triplets.
+
+        Args:
+            rank: 1 to d_model.
+            method: "randomised" (Halko, Martinsson & Tropp 2011, two power steps), "dense", or None for whichever takes
+                fewer vectors through the model.
+            seed: of the random start.
+        Returns: `Singular`, which says which method ran.
+        """
+        d = self.shape[0]
+        if not 1 <= rank <= d:
+            raise ValueError(f"rank is 1 to {d}; got {rank}.")
+        width = min(d, rank + OVERSAMPLE)
+        vectors = 2 * (POWER_STEPS + 1) * width
+        if method not in (None, "randomised", "dense"):
+            raise ValueError(f"method is 'randomised', 'dense' or None; got {method!r}.")
+        if method == "dense" or (method is None and vectors >= d):
+            u, s, vh = torch.linalg.svd(self.dense(), full_matrices=False)
+            return Singular(u[:, :rank], s[:rank], vh[:rank], "dense")
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(width, d, generator=generator, dtype=torch.float64).to(self.model.device, self.model.dtype)
+        q = torch.linalg.qr(self.matvec(start).mT).Q
+        for _ in range(POWER_STEPS):
+            z = torch.linalg.qr(self.rmatvec(q.mT).mT).Q
+            q = torch.linalg.qr(self.matvec(z.mT).mT).Q
+        small, s, vh = torch.linalg.svd(self.rmatvec(q.mT), full_matrices=False)
+        return Singular((q @ small)[:, :rank], s[:rank], vh[:rank], "randomised")
+
+    def linear_operator(self) -> LinearOperator:
+        """The same as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays."""
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        def numpy(function: Any) -> Any:
+            def apply(x: Any) -> Any:
+                columns = torch.from_numpy(np.ascontiguousarray(x.reshape(self.shape[0], -1).T)).to(self.model.device, self.model.dtype)
+                return function(columns).T.cpu().numpy().reshape(x.shape)
+
+            return apply
+
+        dtype = torch.empty(0, dtype=self.model.dtype).numpy().dtype
+        up, down = numpy(self.matvec), numpy(self.rmatvec)
+        return LinearOperator(self.shape, matvec=up, rmatvec=down, matmat=up, rmatmat=down, dtype=dtype)
+
+    @torch.no_grad()
+    def _batched(self, x: Tensor, walk: Any) -> Tensor:
+        if x.shape[-1] != self.shape[0]:
+            raise ValueError(f"Vectors are [..., {self.shape[0]}]; got {tuple(x.shape)}.")
+        flat = x.reshape(-1, self.shape[0]).to(self.model.device, self.model.dtype)
+        total = torch.zeros_like(flat)
+        for group in self.groups:
+            total += walk(group, flat).sum(0)
+        return (total / self.n_prompts).view(x.shape)
+
+    def _up(self, group: Group, x: Tensor) -> Tensor:
+        """J x per prompt, [group, vector, d_model]."""
+        n, live = len(group.rows), group.linear.ctx.layout.n_new
+        if self.source_depth is not None and self.source_depth > self.target_depth:
+            return x.new_zeros(n, *x.shape)
+        tangent = x.new_zeros(n, len(x), live, x.shape[1])
+        tangent[:, :, 0] = x
+        for step in group.linear.forward_mode({self.source_depth: tangent}):
+            if step.depth == self.target_depth:
+                return step.resid[:, :, -1]
+        raise AssertionError("the walk up passes every depth from the source's on")
+
+    def _down(self, group: Group, y: Tensor) -> Tensor:
+        """J^T y per prompt, [group, vector, d_model]."""
+        n, live = len(group.rows), group.linear.ctx.layout.n_new
+        embed = self.source_depth is None
+        if not embed and (self.source_depth > self.target_depth or (self.source_depth == self.target_depth and live > 1)):  # type: ignore[operator]
+            return y.new_zeros(n, *y.shape)
+        cotangent = y[None, :, None].expand(n, -1, -1, -1).contiguous()
+        walk = group.linear.reverse(cotangent, depth=self.target_depth, stop=self.source_depth or 0, embed=embed, first_only=True)
+        *_, last = walk
+        return last.resid[:, :, 0]
