@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from interpcore.data.tinyworld.corpus import documents
 from interpcore.data.tinyworld.tokenizer import train_tokenizer
 
 TOKENIZER_DOCUMENTS = 60_000
-DOCUMENTS = 144  # per step
 GROUP = 32  # documents of about the same length that make one tensor
 PADDING = -100
 
@@ -42,19 +42,21 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warm_up: int = 100
+    documents: int = 144  # per step
 
 
 class TrainingError(ValueError):
     """A training run that cannot be started or resumed."""
 
 
+@cache
 def build_tokenizer() -> Any:
     """The world's tokenizer; the same on every call."""
     return train_tokenizer(documents("tokenizer", TOKENIZER_DOCUMENTS))
 
 
-def batch(tokenizer: Any, seed: int, step: int) -> list[Tensor]:
-    """The token rows of one step; they depend on the seed and the step alone.
+def batch(tokenizer: Any, recipe: Recipe, step: int) -> list[Tensor]:
+    """The token rows of one step; they depend on the recipe and the step alone.
 
     A row is one document between end-of-text tokens, so that nothing distracts from it; every fifth step
     packs documents one after the other instead, as running text comes.
@@ -62,7 +64,7 @@ def batch(tokenizer: Any, seed: int, step: int) -> list[Tensor]:
     Returns: tensors of token ids [rows, length], padded on the right with PADDING.
     """
     end = tokenizer.eos_token_id
-    encoded = tokenizer(documents(f"{seed} {step}", DOCUMENTS))["input_ids"]
+    encoded = tokenizer(documents(f"{recipe.seed} {step}", recipe.documents))["input_ids"]
     if step % 5 == 4:
         stream = [token for ids in encoded for token in (end, *ids)]
         return [
@@ -102,7 +104,7 @@ def train(
     saved = begun
     with _held_interrupts() as interrupts:
         while done < recipe.steps and not interrupts:
-            loss = _step(model, optimizers, batch(tokenizer, recipe.seed, done), _rate(recipe, done))
+            loss = _step(model, optimizers, batch(tokenizer, recipe, done), _rate(recipe, done))
             done += 1
             now, cpu = time.monotonic(), time.process_time() - cpu_begun
             if done in keep:
