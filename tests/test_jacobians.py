@@ -18,7 +18,8 @@ from interpcore.model.jacobians import JacobianOperator
 TOKENS = torch.randint(61, (4, 12), generator=torch.Generator().manual_seed(5))
 LENGTHS = torch.tensor([12, 7, 9, 10])
 MASK = (torch.arange(12) >= 12 - LENGTHS[:, None]).long()
-SOURCES = torch.tensor([4, 0, 4, 9])
+# Live lengths 4, 7, 4 and 1: rows 0 and 2 share a linearised forward after prefixes of different length.
+SOURCES = torch.tensor([8, 0, 4, 9])
 TARGETS = torch.tensor([-1, 6, -2, 9])
 
 

@@ -132,8 +132,8 @@ class Attention:
         full = full.masked_fill(~mask[:, :, None, None], -torch.inf).flatten(2, 3)
         pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype)
         if ctx.record:
-            every = [torch.cat([*(p[i].expand(len(q), -1, -1, -1) for p in parts), own], 1) for i, own in ((1, k), (2, v))]
-            ctx.keep(depth, q=q.flatten(2, 3), keys=every[0], values=every[1], scores=full, pattern=pattern)
+            keys, values = (torch.cat([*(p[i].expand(len(q), -1, -1, -1) for p in parts), own], 1) for i, own in ((1, k), (2, v)))
+            self._keep(ctx, depth, before, own_first, q=q.flatten(2, 3), keys=keys, values=values, scores=full, pattern=pattern)
         pattern = pattern.unflatten(2, (k.shape[2], -1))
         z, at = None, 0
         for _, keys, values in parts:
@@ -141,6 +141,22 @@ class Attention:
             z, at = piece if z is None else z + piece, at + keys.shape[1]
         own = torch.einsum("bpgrt,btge->bpgre", pattern[..., at:], v)
         return (own if z is None else z + own).flatten(2, 3)
+
+
+    @staticmethod
+    def _keep(ctx: Context, depth: int, before: Tensor | None, own_first: int, **kept: Tensor) -> None:
+        """Keep values for linearisation with this forward's own keys last, also where rows cached different numbers."""
+        n, width = ctx.layout.n_new, kept["keys"].shape[1]
+        if before is not None and bool((before != before[0]).any()):
+            columns = torch.arange(width).expand(len(before), -1)
+            first = own_first + before[:, None]
+            is_new = (columns >= first) & (columns < first + n)
+            order = torch.argsort(is_new.to(torch.int8), dim=1, stable=True).to(kept["keys"].device)
+            for name in ("keys", "values"):
+                kept[name] = kept[name].take_along_dim(order[:, :, None, None], 1)
+            for name in ("scores", "pattern"):
+                kept[name] = kept[name].take_along_dim(order[:, None, None], 3)
+        ctx.keep(depth, **kept)
 
 
 def visible(ctx: Context, window: int | None, before: Tensor | None, width: int, own_first: int = 0) -> Tensor:

@@ -88,18 +88,18 @@ class MeanVariance(Reducer):
     def start(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         size = (shape.depths, shape.rows, shape.columns)
         self.mean, self.squares = (torch.zeros(size, dtype=_wide(dtype), device=device) for _ in range(2))
-        self.counts: dict[tuple[int, int], int] = {}
+        self.counts = torch.zeros(shape.depths, shape.rows, 1, dtype=_wide(dtype), device=device)
 
     def add(self, examples: Tensor, depth: int, rows: slice, block: Tensor, h: Tensor) -> None:
-        mean, squares = self.mean[depth, rows], self.squares[depth, rows]
+        mean, squares, counts = self.mean[depth, rows], self.squares[depth, rows], self.counts[depth, rows]
         for one in block:
-            count = self.counts[depth, rows.start] = self.counts.get((depth, rows.start), 0) + 1
+            counts += 1
             delta = one - mean
-            mean.add_(delta, alpha=1.0 / count)
+            mean.addcdiv_(delta, counts)
             squares.addcmul_(delta, one - mean)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        return self.mean, self.squares / max(self.counts.values(), default=1)
+        return self.mean, self.squares / self.counts
 
     def nbytes(self, shape: Shape, itemsize: int) -> int:
         return 2 * shape.depths * shape.rows * shape.columns * max(4, itemsize)

@@ -186,6 +186,8 @@ def linearize(
         layout, packed = read_prompts(tokens, attention_mask, start, model.spec, model.device)
         if layout.ragged:
             raise ValueError("Rows to linearise have equal numbers of real tokens; group them by length.")
+        if layout.uniform_start is None and any(edit.site == "scores" for edit in edits):
+            raise ValueError("Edits of scores need rows with equal numbers of cached tokens; run the rows one by one.")
         resolved = [select(edit, layout.totals) for edit in edits]
         ctx = Context(layout, taps, resolved, n_calls=model.plan.n_calls, absent=model.spec.absent, record=True)
         writer = None
