@@ -85,8 +85,10 @@ def _processor() -> dict[str, str]:
 
 def _product() -> dict[str, str]:
     probe = product_probe()
-    onednn = "not in this torch" if probe.onednn is None else f"{probe.onednn:.0f} GFLOP/s"
-    return {"torch.matmul": f"{probe.matmul:.0f} GFLOP/s", "oneDNN": onednn, "used": probe.chosen}
+    speeds = {"torch.matmul": probe.matmul, "oneDNN": probe.onednn}
+    unit = "GFLOP per CPU second"
+    rows = {name: "not in this torch" if v is None else f"{v:.0f} {unit}" for name, v in speeds.items()}
+    return rows | {"used": probe.chosen}
 
 
 def _table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,12 +21,13 @@ ROUTINES = ("matmul", "onednn")
 # setup of about 12 microseconds a call is what counts: torch.matmul wins both.
 _SMALLEST_FOR_ONEDNN = 1_000_000
 
+# About 50 ms at 100 GFLOP/s for both routines together.
 _PROBE_SHAPE = (256, 768, 768)  # rows, k, n
-_PROBE_SECONDS = 0.05
+_PROBE_ROUNDS = 9
 
 
 class ProductProbe(NamedTuple):
-    """GFLOP/s of the two float32 CPU routines (`onednn` is None where torch lacks it), and the one used."""
+    """GFLOP per CPU second of the two float32 CPU routines (None where torch lacks one), and the choice."""
 
     matmul: float
     onednn: float | None
@@ -77,8 +79,8 @@ def product(
 def product_probe() -> ProductProbe:
     """Time the float32 CPU routines once per process (about 50 ms, on first use) and say which one is used.
 
-    oneDNN is used unless `torch.matmul` is more than 10% faster: where the two are close, a noisy
-    measurement then cannot change the choice, and with it a result's last bits, from one run to the next.
+    oneDNN is used unless `torch.matmul` is more than 10% faster: where the two are close, noise then does
+    not change the choice, and with it a result's last bits, from one run to the next.
     $INTERPCORE_PRODUCT = matmul or onednn overrides it.
 
     Raises:
@@ -175,21 +177,23 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def _probe_speeds() -> tuple[float, float | None]:
-    """GFLOP/s of torch.matmul and of oneDNN's linear (None where torch has none) on the probe's shape."""
+    """GFLOP per CPU second of torch.matmul and of oneDNN's linear (None where torch has none).
+
+    Medians of CPU times of calls taken in turn: other work on the machine then hardly shows.
+    """
     rows, k, n = _PROBE_SHAPE
     x, weight = torch.ones(rows, k), torch.ones(n, k).t()
     routines: list[Callable[[], Tensor]] = [lambda: torch.matmul(x, weight)]
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         routines.append(lambda: _onednn(x, weight, None))
-    best = [float("inf")] * len(routines)
+    taken: list[list[float]] = [[] for _ in routines]
     with torch.no_grad():
         for routine in routines:
             routine()  # the first call sets up threads and compiles
-        end = time.perf_counter() + _PROBE_SECONDS
-        while time.perf_counter() < end:
-            for i, routine in enumerate(routines):
-                start = time.perf_counter()
+        for _ in range(_PROBE_ROUNDS):
+            for routine, times in zip(routines, taken, strict=True):
+                start = time.process_time()
                 routine()
-                best[i] = min(best[i], time.perf_counter() - start)
-    speeds = [2e-9 * rows * k * n / seconds for seconds in best]
+                times.append(time.process_time() - start)
+    speeds = [2e-9 * rows * k * n / statistics.median(times) for times in taken]
     return speeds[0], speeds[1] if len(speeds) > 1 else None
