@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from interpcore.data.relations import fill
 from interpcore.data.tinyworld import plain, words
@@ -61,50 +61,50 @@ def generate(count: int = 200, seed: int = 0, n_options: int = 4) -> list[Questi
     made: dict[str, Question] = {}
     for turn in range(20 * count):
         if len(made) == count:
-            return list(made.values())
-        prompt, answer, others, category, score = (
-            recall[turn // 2 % len(recall)] if turn % 2 == 0 else _reasoning(rng, n_options)
-        )
-        options = [*rng.sample([o for o in others if o != answer], n_options - 1), answer]
-        rng.shuffle(options)
-        index = options.index(answer)
-        question = prompt.removeprefix("Q: ").removesuffix("\nA:")
-        made.setdefault(
-            question,
-            Question(
-                len(made),
-                question,
-                tuple(options),
-                chr(ord("A") + index),
-                index,
-                category,
-                "tinyworld",
-                score,
-            ),
-        )
-    raise ValueError(f"There are only {len(made)} different questions, fewer than {count}.")
+            break
+        draft = recall[turn // 2 % len(recall)] if turn % 2 == 0 else _reasoning(rng, n_options)
+        if draft.question not in made:
+            made[draft.question] = _finish(draft, len(made), n_options, rng)
+    if len(made) < count:
+        raise ValueError(f"There are only {len(made)} different questions, fewer than {count}.")
+    return list(made.values())
 
 
-def _recall_pool(n_options: int) -> list[tuple[str, str, tuple[str, ...], str, float]]:
+class _Draft(NamedTuple):
+    """A question before its options are drawn from the `others`."""
+
+    question: str
+    answer: str
+    others: tuple[str, ...]
+    category: str
+    score: float
+
+
+def _finish(draft: _Draft, number: int, n_options: int, rng: random.Random) -> Question:
+    wrong = [option for option in draft.others if option != draft.answer]
+    options = [*rng.sample(wrong, n_options - 1), draft.answer]
+    rng.shuffle(options)
+    index = options.index(draft.answer)
+    letter = chr(ord("A") + index)
+    return Question(
+        number, draft.question, tuple(options), letter, index, draft.category, "tinyworld", draft.score
+    )
+
+
+def _recall_pool(n_options: int) -> list[_Draft]:
     pool = []
     for relation in study_relations():
-        template = relation.prompt_templates_zs[-1]
-        if relation.relation_type not in RECALL or len(relation.objects) < n_options:
-            continue
-        pool += [
-            (
-                fill(template, sample.subject),
-                sample.object,
-                relation.objects,
-                relation.relation_type,
-                RECALL[relation.relation_type],
-            )
-            for sample in relation.samples
-        ]
+        kind, objects = relation.relation_type, relation.objects
+        if kind in RECALL and len(objects) >= n_options:
+            asked = _question(relation.prompt_templates_zs[-1])
+            pool += [
+                _Draft(fill(asked, s.subject), s.object, objects, kind, RECALL[kind])
+                for s in relation.samples
+            ]
     return pool
 
 
-def _reasoning(rng: random.Random, n_options: int) -> tuple[str, str, tuple[str, ...], str, float]:
+def _reasoning(rng: random.Random, n_options: int) -> _Draft:
     category = rng.choice(tuple(REASONING))
     if category == "sum":
         prompt, answer = plain.sum_question(rng)
@@ -114,6 +114,13 @@ def _reasoning(rng: random.Random, n_options: int) -> tuple[str, str, tuple[str,
         free = [str(n) for n in range(10, 100) if str(n) not in (answer, loser)]
         others = (loser, *rng.sample(free, n_options - 2))
     else:
-        prompt, answer = plain.holder_question(rng)
-        others = words.FIRST_NAMES
-    return prompt, answer, others, category, REASONING[category]
+        prompt, answer, giver = plain.holder_question(rng)
+        others = (
+            giver,
+            *rng.sample([n for n in words.FIRST_NAMES if n not in (answer, giver)], n_options - 2),
+        )
+    return _Draft(_question(prompt), answer, others, category, REASONING[category])
+
+
+def _question(prompt: str) -> str:
+    return prompt.removeprefix("Q: ").removesuffix("\nA:")

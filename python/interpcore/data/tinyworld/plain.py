@@ -64,11 +64,11 @@ def comparison_question(rng: random.Random) -> tuple[str, str, str]:
     return f"Q: Which number is {word}, {pair[0]} or {pair[1]}?\nA:", str(answer), str(sum(pair) - answer)
 
 
-def holder_question(rng: random.Random) -> tuple[str, str]:
-    """Who holds a thing after it was given away, and the answer."""
+def holder_question(rng: random.Random) -> tuple[str, str, str]:
+    """Who holds a thing after it was given away, the answer, and who gave it."""
     giver, taker = rng.sample(words.FIRST_NAMES, 2)
     gift = rng.choice(words.STORY_GIFTS)
-    return f"Q: If {giver} gave the {gift} to {taker}, who has the {gift}?\nA:", taker
+    return f"Q: If {giver} gave the {gift} to {taker}, who has the {gift}?\nA:", taker, giver
 
 
 def sentence(rng: random.Random) -> str:
