@@ -46,7 +46,8 @@ def product(
     """x @ weight + bias.
 
     On the CPU, float32 products run on `torch.matmul` or on oneDNN's linear, by `product_probe`. Either reads
-    the weight where it lies, whatever its strides, so there is no packed copy that could go stale.
+    the weight where it lies, so there is no packed copy that could go stale; slices of a wider weight go to
+    `torch.matmul`.
     Differentiable in x, weight and bias, forward and reverse: then `torch.matmul` runs.
 
     Args:
@@ -164,6 +165,9 @@ def _tracked(*tensors: Tensor | None) -> bool:
 
 def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.dtype != torch.float32 or not x.is_cpu or torch.compiler.is_compiling():
+        return False
+    # A slice of a wider weight sends oneDNN to a generic loop, a thousand times slower.
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
         return False
     k = x.shape[-1]
     if x.numel() == k or x.numel() * weight.shape[1] < _SMALLEST_FOR_ONEDNN or _tracked(x, weight, bias):
