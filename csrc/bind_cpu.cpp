@@ -9,8 +9,10 @@
 
 #include "bind_params.h"
 #include "cpu/isa.h"
+#include "interpcore/attn_vjp.h"
 #include "interpcore/norm_vjp.h"
 
+INTERPCORE_DECLARE_OP(attn_vjp, AttnVjp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
 
 namespace py = pybind11;
@@ -36,6 +38,13 @@ Isa isa_named(const std::string& wanted) {
   throw std::invalid_argument("instruction set '" + wanted + "' is not supported here");
 }
 
+void attn_vjp(const py::dict& args, const std::string& isa, int threads) {
+  const auto params = interpcore::attn_vjp_params(args);
+  const Isa chosen = isa_named(isa);
+  py::gil_scoped_release release;
+  interpcore::attn_vjp_on(chosen, params, threads);
+}
+
 void norm_vjp(const py::dict& args, const std::string& isa, int threads) {
   const auto params = interpcore::norm_vjp_params<float>(args);
   const Isa chosen = isa_named(isa);
@@ -53,5 +62,6 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("openmp") = false;
 #endif
+  module.def("attn_vjp", &attn_vjp);
   module.def("norm_vjp", &norm_vjp);
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "interpcore/attn_vjp.h"
 #include "interpcore/norm_vjp.h"
 
 namespace interpcore {
@@ -41,6 +42,39 @@ NormVjp<T> norm_vjp_params(const py::dict& args) {
   read_sizes(args, "residual_stride", p.residual_stride);
   read_sizes(args, "normed_stride", p.normed_stride);
   read_sizes(args, "rstd_stride", p.rstd_stride);
+  return p;
+}
+
+inline AttnVjp attn_vjp_params(const py::dict& args) {
+  AttnVjp p;
+  int64_t shape[5];
+  read_sizes(args, "shape", shape);
+  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.heads = shape[3], p.width = shape[4];
+  p.groups = args["groups"].cast<int64_t>();
+  p.keys = args["keys"].cast<int64_t>();
+  p.live = args["live"].cast<int64_t>();
+  p.group_kv = args["group_kv"].cast<bool>();
+  p.scale = args["scale"].cast<float>();
+  p.g = pointer<const float>(args, "g");
+  p.q = pointer<const float>(args, "q");
+  p.k = pointer<const float>(args, "k");
+  p.values_t = pointer<const float>(args, "values_t");
+  p.z = pointer<const float>(args, "z");
+  p.pattern = pointer<const float>(args, "pattern");
+  p.factor = pointer<const float>(args, "factor");
+  p.key_value = pointer<const float>(args, "key_value");
+  p.dq = pointer<float>(args, "dq");
+  p.dk = pointer<float>(args, "dk");
+  p.dv = pointer<float>(args, "dv");
+  read_sizes(args, "g_stride", p.g_stride);
+  read_sizes(args, "q_stride", p.q_stride);
+  read_sizes(args, "k_stride", p.k_stride);
+  read_sizes(args, "pattern_stride", p.pattern_stride);
+  read_sizes(args, "factor_stride", p.factor_stride);
+  read_sizes(args, "key_value_stride", p.key_value_stride);
+  read_sizes(args, "dq_stride", p.dq_stride);
+  read_sizes(args, "dk_stride", p.dk_stride);
+  read_sizes(args, "dv_stride", p.dv_stride);
   return p;
 }
 

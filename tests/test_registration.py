@@ -19,6 +19,38 @@ def test_norm_vjp_opcheck(name: str, full: bool) -> None:
     torch.library.opcheck(torch.ops.interpcore.norm_vjp, args)
 
 
+def attention(seed: int = 0) -> dict:
+    """Queries, keys, values and a pattern: 2 points, 3 queries, 4 heads on 2 groups, 5 keys."""
+    make = torch.Generator().manual_seed(seed)
+    return {
+        "q": torch.randn(2, 3, 4, 8, generator=make),
+        "k": torch.randn(2, 5, 2, 8, generator=make),
+        "v": torch.randn(2, 5, 2, 8, generator=make),
+        "pattern": torch.randn(2, 3, 4, 5, generator=make).softmax(-1),
+    }
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("full", [True, False])
+def test_attn_vjp_opcheck(name: str, full: bool) -> None:
+    at = attention()
+    factor = torch.rand(2, 3, 4, 5) if full else None
+    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], 0.3 if factor is None else factor)
+    args = (torch.randn(2, 6, 3, 4, 8), *at.values(), 3, factor, 0.3, full, kept if full else None, name)
+    torch.library.opcheck(torch.ops.interpcore.attn_vjp, args)
+
+
+def test_attn_vjp_compiles_whole() -> None:
+    at, g = attention(), torch.randn(2, 6, 3, 4, 8)
+    compiled = torch.compile(ops.attn_vjp, fullgraph=True, backend="eager")
+    for got, expected in zip(
+        compiled(g, **at, live=3, score_factor=0.3),
+        ops.attn_vjp(g, **at, live=3, score_factor=0.3),
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+
+
 def test_norm_vjp_compiles_whole() -> None:
     g, normed, rstd = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8), torch.rand(2, 4)
     compiled = torch.compile(ops.norm_vjp, fullgraph=True, backend="eager")

@@ -4,12 +4,21 @@ An op declared with `custom_op` works under `torch.compile` and fake tensors, an
 asked for that it does not have. `product` needs no declaration: it is made of torch's own ops.
 """
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
 from interpcore.ops.norm_vjp import launch_norm_vjp, norm_vjp_shape
+
+
+def _no_gradient(op: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any) -> NoReturn:
+        raise RuntimeError(f"{op} has no gradient of its own; take second derivatives by autograd.")
+
+    return refuse
 
 
 @torch.library.custom_op("interpcore::norm_vjp", mutates_args=())
@@ -45,10 +54,45 @@ def _(
     return g.new_empty(norm_vjp_shape(g, sum_over))
 
 
-def _norm_vjp_has_no_gradient(*_: Any) -> NoReturn:
-    raise RuntimeError(
-        "norm_vjp has no gradient of its own; take second derivatives by autograd through the norm."
-    )
+norm_vjp.register_autograd(_no_gradient("norm_vjp"))
 
 
-norm_vjp.register_autograd(_norm_vjp_has_no_gradient)
+@torch.library.custom_op("interpcore::attn_vjp", mutates_args=())
+def attn_vjp(
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Tensor,
+    live: int,
+    factor: Tensor | None,
+    scale: float,
+    group_kv: bool,
+    key_value: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`interpcore.ops.attn_vjp` on checked arguments, the score factor a tensor or a scale."""
+    dq, dk, dv = (g.new_empty(shape) for shape in attn_vjp_shapes(g, k, live, group_kv))
+    launch_attn_vjp(g, q, k, v, pattern, live, factor, scale, group_kv, key_value, backend, (dq, dk, dv))
+    return dq, dk, dv
+
+
+@attn_vjp.register_fake
+def _(
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Tensor,
+    live: int,
+    factor: Tensor | None,
+    scale: float,
+    group_kv: bool,
+    key_value: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (g.new_empty(shape) for shape in attn_vjp_shapes(g, k, live, group_kv))
+    return dq, dk, dv
+
+
+attn_vjp.register_autograd(_no_gradient("attn_vjp"))

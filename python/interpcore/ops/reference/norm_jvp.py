@@ -16,9 +16,9 @@ def norm_jvp(
 ) -> Tensor:
     """JVP of y = normed * (weight + weight_offset) with respect to the norm's input, in float64.
 
-    ty = (weight + weight_offset) * rstd * (t - mean(t) - normed * mean(t * normed)) + residual, without the mean(t)
-    term where `center` is false; then each `sum_over` consecutive rows of B are added. Shapes are those of
-    `interpcore.ops.norm_jvp`.
+    ty = (weight + weight_offset) * rstd * (t - mean(t) - normed * mean(t * normed)) + residual, without the
+    mean(t) term where `center` is false; then each `sum_over` consecutive rows of B are added.
+    Shapes are those of `interpcore.ops.norm_jvp`.
 
     Returns:
         `[B / sum_over, C, P, d]` float64.

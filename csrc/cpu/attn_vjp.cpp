@@ -1,0 +1,129 @@
+// Compiled once per instruction set; INTERPCORE_ISA names the namespace. No standard-library templates here: the
+// linker could keep an AVX-512 copy of one for every caller.
+#include "interpcore/attn_vjp.h"
+
+#include "small_product.h"
+
+namespace interpcore {
+namespace INTERPCORE_ISA {
+namespace {
+
+constexpr int64_t kVectorBlock = 24;  // vectors that read a query's key-value covariance while it is in cache
+constexpr int64_t kQueryBlock = 16, kKeyBlock = 64;
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Where one vector c of one head h at one point b finds its operands.
+struct Head {
+  const float *g, *q, *k, *values_t, *z, *pattern, *factor;
+  float *dq, *dk, *dv;
+  bool first;  // of the heads that share dk and dv
+};
+
+Head head_at(const AttnVjp& p, int64_t b, int64_t c, int64_t h) {
+  const int64_t repeat = p.heads / p.groups, group = h / repeat, padded = (p.keys + kKeyRound - 1) / kKeyRound * kKeyRound;
+  const int64_t kv = p.group_kv ? group : h;
+  Head at;
+  at.g = p.g + b * p.g_stride[0] + c * p.g_stride[1] + h * p.g_stride[3];
+  at.q = p.q + b * p.q_stride[0] + h * p.q_stride[2];
+  at.k = p.k + b * p.k_stride[0] + group * p.k_stride[2];
+  at.values_t = p.values_t + (b * p.groups + group) * p.width * padded;
+  at.z = p.z + (b * p.positions * p.heads + h) * p.width;
+  at.pattern = p.pattern + b * p.pattern_stride[0] + h * p.pattern_stride[2];
+  at.factor = p.factor ? p.factor + b * p.factor_stride[0] + h * p.factor_stride[2] : nullptr;
+  at.dq = p.dq + b * p.dq_stride[0] + c * p.dq_stride[1] + h * p.dq_stride[3];
+  at.dk = p.dk + b * p.dk_stride[0] + c * p.dk_stride[1] + kv * p.dk_stride[3];
+  at.dv = p.dv + b * p.dv_stride[0] + c * p.dv_stride[1] + kv * p.dv_stride[3];
+  at.first = !p.group_kv || h % repeat == 0;
+  return at;
+}
+
+// dq = M g for a block of vectors, one query at a time.
+void queries_by_covariance(const AttnVjp& p, int64_t b, int64_t h, int64_t c, int64_t count) {
+  const Head at = head_at(p, b, c, h);
+  const float* map = p.key_value + b * p.key_value_stride[0] + h * p.key_value_stride[2];
+  for (int64_t position = 0; position < p.positions; ++position) {
+    small_product(count, p.width, p.width, {at.g + position * p.g_stride[2], p.g_stride[1], 1},
+                  map + position * p.key_value_stride[1], p.width,
+                  {at.dq + position * p.dq_stride[2], p.dq_stride[1], false});
+  }
+}
+
+// score[i, t] = factor pattern (g_i . v_t - g_i . z_i) for a block of queries and one of keys.
+void score_block(const AttnVjp& p, const Head& at, int64_t query, int64_t queries, int64_t key, int64_t keys,
+                 const float* mean, float (*score)[kKeyBlock]) {
+  const int64_t padded = (p.keys + kKeyRound - 1) / kKeyRound * kKeyRound;
+  small_product(queries, p.width, smaller(kKeyBlock, padded - key), {at.g + query * p.g_stride[2], p.g_stride[2], 1},
+                at.values_t + key, padded, {score[0], kKeyBlock, false});
+  for (int64_t i = 0; i < queries; ++i) {
+    const float* __restrict pattern = at.pattern + (query + i) * p.pattern_stride[1] + key;
+    float* __restrict row = score[i];
+    if (at.factor) {
+      const float* __restrict factor = at.factor + (query + i) * p.factor_stride[1] + key;
+      for (int64_t t = 0; t < keys; ++t) row[t] = (row[t] - mean[i]) * pattern[t] * factor[t];
+    } else {
+      const float scale = p.scale;
+      for (int64_t t = 0; t < keys; ++t) row[t] = (row[t] - mean[i]) * pattern[t] * scale;
+    }
+  }
+}
+
+void means(const AttnVjp& p, const Head& at, int64_t query, int64_t queries, float* mean) {
+  for (int64_t i = 0; i < queries; ++i) {
+    const float* __restrict g = at.g + (query + i) * p.g_stride[2];
+    const float* __restrict z = at.z + (query + i) * p.heads * p.width;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < p.width; ++j) sum += g[j] * z[j];
+    mean[i] = sum;
+  }
+}
+
+// dk and dv, and dq where no covariance is given, for one vector of one head.
+void keys_and_values(const AttnVjp& p, const Head& at) {
+  float score[kQueryBlock][kKeyBlock], mean[kQueryBlock];
+  const int64_t dead = p.keys - p.live;
+  for (int64_t query = 0; query < p.positions; query += kQueryBlock) {
+    const int64_t queries = smaller(kQueryBlock, p.positions - query);
+    means(p, at, query, queries, mean);
+    for (int64_t key = 0; key < p.keys; key += kKeyBlock) {
+      const int64_t keys = smaller(kKeyBlock, p.keys - key);
+      score_block(p, at, query, queries, key, keys, mean, score);
+      if (!p.key_value) {
+        small_product(queries, keys, p.width, {score[0], kKeyBlock, 1}, at.k + key * p.k_stride[1], p.k_stride[1],
+                      {at.dq + query * p.dq_stride[2], p.dq_stride[2], key > 0});
+      }
+      const int64_t from = key < dead ? smaller(dead, key + keys) : key;  // the block's first live key
+      const int64_t count = key + keys - from;
+      const bool add = query > 0 || !at.first;
+      small_product(count, queries, p.width, {score[0] + from - key, 1, kKeyBlock}, at.q + query * p.q_stride[1],
+                    p.q_stride[1], {at.dk + (from - dead) * p.dk_stride[2], p.dk_stride[2], add});
+      small_product(count, queries, p.width,
+                    {at.pattern + query * p.pattern_stride[1] + from, 1, p.pattern_stride[1]},
+                    at.g + query * p.g_stride[2], p.g_stride[2],
+                    {at.dv + (from - dead) * p.dv_stride[2], p.dv_stride[2], add});
+    }
+  }
+}
+
+}  // namespace
+
+void attn_vjp(const AttnVjp& p, [[maybe_unused]] int threads) {
+  const int64_t blocks = (p.vectors + kVectorBlock - 1) / kVectorBlock, repeat = p.heads / p.groups;
+  const int64_t units = p.batch * p.groups * blocks;
+  // Below about 50 microseconds of work a second thread costs more than it saves.
+  [[maybe_unused]] const bool parallel =
+      threads > 1 && p.batch * p.vectors * p.positions * p.heads * p.width * p.width >= 2000000;
+#pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const int64_t c = unit % blocks * kVectorBlock, group = unit / blocks % p.groups, b = unit / blocks / p.groups;
+    const int64_t count = smaller(kVectorBlock, p.vectors - c);
+    for (int64_t h = group * repeat; h < (group + 1) * repeat; ++h) {
+      if (p.key_value) queries_by_covariance(p, b, h, c, count);
+      for (int64_t i = c; i < c + count; ++i) keys_and_values(p, head_at(p, b, i, h));
+    }
+  }
+}
+
+}  // namespace INTERPCORE_ISA
+}  // namespace interpcore
