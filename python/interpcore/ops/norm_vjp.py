@@ -1,5 +1,7 @@
 """Vector-Jacobian product of a LayerNorm or RMSNorm with respect to its input."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -96,22 +98,8 @@ def launch_norm_vjp(
         with torch.cuda.device(g.device if g.is_cuda else -1):
             kernel.launch(g, normed, rstd, weight, residual, sum_over, center, weight_offset, out)
         return
-    args = {
-        "shape": tuple(g.shape),
-        "sum_over": sum_over,
-        "center": center,
-        "weight_offset": weight_offset,
-        "g": g.data_ptr(),
-        "residual": 0 if residual is None else residual.data_ptr(),
-        "normed": normed.data_ptr(),
-        "rstd": rstd.data_ptr(),
-        "weight": 0 if weight is None else weight.data_ptr(),
-        "out": out.data_ptr(),
-        "g_stride": g.stride()[:3],
-        "residual_stride": (0, 0, 0) if residual is None else residual.stride()[:3],
-        "normed_stride": normed.stride()[:2],
-        "rstd_stride": rstd.stride(),
-    }
+    args = _native_args(g, normed, rstd, weight, residual, out)
+    args |= {"sum_over": sum_over, "center": center, "weight_offset": weight_offset}
     if chosen == "cpu":
         native = native_cpu()
         assert native is not None
@@ -126,6 +114,30 @@ def launch_norm_vjp(
     with torch.cuda.device(g.device):
         stream = torch.cuda.current_stream(g.device).cuda_stream
         native.norm_vjp(args, str(g.dtype).removeprefix("torch."), stream)
+
+
+def _native_args(
+    g: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+) -> dict[str, Any]:
+    """The tensors' part of the params struct of csrc/include/interpcore/norm_vjp.h."""
+    return {
+        "shape": tuple(g.shape),
+        "g": g.data_ptr(),
+        "residual": 0 if residual is None else residual.data_ptr(),
+        "normed": normed.data_ptr(),
+        "rstd": rstd.data_ptr(),
+        "weight": 0 if weight is None else weight.data_ptr(),
+        "out": out.data_ptr(),
+        "g_stride": g.stride()[:3],
+        "residual_stride": (0, 0, 0) if residual is None else residual.stride()[:3],
+        "normed_stride": normed.stride()[:2],
+        "rstd_stride": rstd.stride(),
+    }
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
