@@ -10,9 +10,13 @@
 #include "bind_params.h"
 #include "cpu/isa.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/gate.h"
+#include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 
 INTERPCORE_DECLARE_OP(attn_vjp, AttnVjp)
+INTERPCORE_DECLARE_OP(gate, Gate)
+INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
 
 namespace py = pybind11;
@@ -38,18 +42,28 @@ Isa isa_named(const std::string& wanted) {
   throw std::invalid_argument("instruction set '" + wanted + "' is not supported here");
 }
 
-void attn_vjp(const py::dict& args, const std::string& isa, int threads) {
-  const auto params = interpcore::attn_vjp_params(args);
+// Runs one op's form for the instruction set named, without the interpreter's lock.
+template <typename Params>
+void run(void (*op_on)(Isa, const Params&, int), const Params& params, const std::string& isa, int threads) {
   const Isa chosen = isa_named(isa);
   py::gil_scoped_release release;
-  interpcore::attn_vjp_on(chosen, params, threads);
+  op_on(chosen, params, threads);
+}
+
+void attn_vjp(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::attn_vjp_on, interpcore::attn_vjp_params(args), isa, threads);
+}
+
+void gate(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::gate_on, interpcore::gate_params(args), isa, threads);
+}
+
+void norm_jvp(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::norm_jvp_on, interpcore::norm_vjp_params<float>(args), isa, threads);
 }
 
 void norm_vjp(const py::dict& args, const std::string& isa, int threads) {
-  const auto params = interpcore::norm_vjp_params<float>(args);
-  const Isa chosen = isa_named(isa);
-  py::gil_scoped_release release;
-  interpcore::norm_vjp_on(chosen, params, threads);
+  run(&interpcore::norm_vjp_on, interpcore::norm_vjp_params<float>(args), isa, threads);
 }
 
 }  // namespace
@@ -63,5 +77,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("openmp") = false;
 #endif
   module.def("attn_vjp", &attn_vjp);
+  module.def("gate", &gate);
+  module.def("norm_jvp", &norm_jvp);
   module.def("norm_vjp", &norm_vjp);
 }

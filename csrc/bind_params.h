@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "interpcore/attn_vjp.h"
+#include "interpcore/gate.h"
 #include "interpcore/norm_vjp.h"
 
 namespace interpcore {
@@ -42,6 +43,24 @@ NormVjp<T> norm_vjp_params(const py::dict& args) {
   read_sizes(args, "residual_stride", p.residual_stride);
   read_sizes(args, "normed_stride", p.normed_stride);
   read_sizes(args, "rstd_stride", p.rstd_stride);
+  return p;
+}
+
+inline Gate gate_params(const py::dict& args) {
+  Gate p;
+  int64_t shape[4];
+  read_sizes(args, "shape", shape);
+  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.width = shape[3];
+  p.x = pointer<const float>(args, "x");
+  p.x2 = pointer<const float>(args, "x2");
+  p.factor = pointer<const float>(args, "factor");
+  p.factor2 = pointer<const float>(args, "factor2");
+  p.out = pointer<float>(args, "out");
+  p.out2 = pointer<float>(args, "out2");
+  read_sizes(args, "x_stride", p.x_stride);
+  read_sizes(args, "x2_stride", p.x2_stride);
+  read_sizes(args, "factor_stride", p.factor_stride);
+  read_sizes(args, "factor2_stride", p.factor2_stride);
   return p;
 }
 

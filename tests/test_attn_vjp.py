@@ -10,7 +10,7 @@ from interpcore import ops
 from interpcore.ops import reference
 from interpcore.ops.backend import supported_isas
 
-# (B, C, P, H, G, e, T, live): grouped heads, prefix or none, one query, odd widths, many vectors, no live key.
+# (B, C, P, H, G, e, T, live): grouped heads, prefix or none, one query, odd widths, many vectors, no live.
 SHAPES = [
     (1, 5, 7, 6, 6, 16, 40, 7),
     (2, 26, 3, 4, 2, 24, 5, 5),

@@ -55,6 +55,12 @@ KERNELS = {
         same("g", "normed", "weight", "residual", "out") | {"rstd": "fp32"},
         frozenset({"weight_offset"}),
     ),
+    "norm_jvp_kernel": Kernel(
+        "norm_jvp",
+        same("t", "normed", "weight", "residual", "out") | {"rstd": "fp32"},
+        frozenset({"weight_offset"}),
+    ),
+    "gate_kernel": Kernel("gate", same("x", "x2", "factor", "factor2", "out", "out2")),
     "attn_vjp_queries_kernel": Kernel(
         "attn_vjp", same("g", "k", "v", "pattern", "factor", "dq") | {"z": "fp32"}, frozenset({"scale"}), 2
     ),
@@ -71,6 +77,12 @@ CASES = [
     Case("norm_vjp_kernel", "fp32", ROW | {"BLOCK": 1024}, 4, 72, 64),
     Case("norm_vjp_kernel", "bf16", ROW | {"BLOCK": 1024}, 4, 72, 64),
     Case("norm_vjp_kernel", "bf16", ROW | {"BLOCK": 4096}, 16, 72, 128),
+]
+CASES += [
+    Case("norm_jvp_kernel", "fp32", ROW | {"BLOCK": 1024}, 4, 72, 64),
+    Case("norm_jvp_kernel", "bf16", ROW | {"BLOCK": 4096}, 16, 72, 128),
+    Case("gate_kernel", "fp32", {"SUM": True, "BOTH": False, "BLOCK": 1024}, 4, 64, 0),
+    Case("gate_kernel", "bf16", {"SUM": False, "BOTH": True, "BLOCK": 1024}, 4, 64, 0),
 ]
 # Tiles and warps as kernels/attn_vjp.py chooses them for many queries and keys.
 ATTENTION = {"FACTOR": True, "BP": 16, "BT": 16}

@@ -51,6 +51,48 @@ def test_attn_vjp_compiles_whole() -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("full", [True, False])
+def test_norm_jvp_opcheck(name: str, full: bool) -> None:
+    make = torch.Generator().manual_seed(0)
+    t, normed = torch.randn(4, 3, 2, 9, generator=make), torch.randn(4, 2, 9, generator=make)
+    weight, residual = (torch.randn(9, generator=make), t.clone()) if full else (None, None)
+    args = (t, normed, torch.rand(4, 2), weight, residual, 2, full, 1.0 if full else 0.0, name)
+    torch.library.opcheck(torch.ops.interpcore.norm_jvp, args)
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_gate_opcheck(name: str) -> None:
+    x, factor = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8)
+    torch.library.opcheck(torch.ops.interpcore.gate, (x, factor, None, factor + 1, name))
+    torch.library.opcheck(torch.ops.interpcore.gate, (x, factor, x + 1, factor + 1, name))
+    torch.library.opcheck(torch.ops.interpcore.gate, (x, factor, None, None, name))
+    torch.library.opcheck(torch.ops.interpcore.gate_, (x, factor, name))
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_gate_compiles_whole(name: str) -> None:
+    def every_form(x: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        one = ops.gate(x, factor, backend=name)
+        both = ops.gate(x, factor, None, factor + 1, backend=name)
+        return (
+            *both,
+            ops.gate(x, factor, one, factor, backend=name),
+            ops.gate(one, factor, backend=name, inplace=True),
+        )
+
+    x, factor = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8)
+    compiled = torch.compile(every_form, fullgraph=True, backend="eager")
+    for got, expected in zip(compiled(x, factor), every_form(x, factor), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_norm_jvp_compiles_whole() -> None:
+    t, normed, rstd = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8), torch.rand(2, 4)
+    compiled = torch.compile(ops.norm_jvp, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(t, normed, rstd), ops.norm_jvp(t, normed, rstd))
+
+
 def test_norm_vjp_compiles_whole() -> None:
     g, normed, rstd = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8), torch.rand(2, 4)
     compiled = torch.compile(ops.norm_vjp, fullgraph=True, backend="eager")

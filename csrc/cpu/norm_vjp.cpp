@@ -2,28 +2,11 @@
 // linker could keep an AVX-512 copy of one for every caller.
 #include "interpcore/norm_vjp.h"
 
+#include "norm_rows.h"
+
 namespace interpcore {
 namespace INTERPCORE_ISA {
 namespace {
-
-struct Row {
-  const float* g;
-  const float* residual;  // or null
-  const float* normed;
-  float rstd;
-};
-
-Row row_at(const NormVjp<float>& p, int64_t b, int64_t c, int64_t position) {
-  Row row;
-  row.g = p.g + b * p.g_stride[0] + c * p.g_stride[1] + position * p.g_stride[2];
-  row.residual = nullptr;
-  if (p.residual) {
-    row.residual = p.residual + b * p.residual_stride[0] + c * p.residual_stride[1] + position * p.residual_stride[2];
-  }
-  row.normed = p.normed + b * p.normed_stride[0] + position * p.normed_stride[1];
-  row.rstd = p.rstd[b * p.rstd_stride[0] + position * p.rstd_stride[1]];
-  return row;
-}
 
 // Writes the row's result to `out` where `first`, else adds it. The cases are template parameters because
 // a test inside the loop keeps it from being vectorised without masked loads.
@@ -53,7 +36,6 @@ void add_row(const NormVjp<float>& p, const Row& row, float* __restrict out) {
   }
 }
 
-using AddRow = void (*)(const NormVjp<float>&, const Row&, float*);
 constexpr AddRow kAddRow[2][2][2] = {  // weighted, with_residual, first
     {{add_row<false, false, false>, add_row<false, false, true>},
      {add_row<false, true, false>, add_row<false, true, true>}},
@@ -62,19 +44,8 @@ constexpr AddRow kAddRow[2][2][2] = {  // weighted, with_residual, first
 
 }  // namespace
 
-void norm_vjp(const NormVjp<float>& p, [[maybe_unused]] int threads) {
-  const int64_t rows = p.batch / p.sum_over * p.vectors * p.positions;
-  const auto& add = kAddRow[p.weight != nullptr][p.residual != nullptr];
-  // Below about 50 microseconds of work a second thread costs more than it saves.
-  [[maybe_unused]] const bool parallel = threads > 1 && rows * p.sum_over * p.width >= 250000;
-#pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t position = row % p.positions;
-    const int64_t c = row / p.positions % p.vectors;
-    const int64_t first = row / p.positions / p.vectors * p.sum_over;
-    float* out = p.out + row * p.width;
-    for (int64_t b = first; b < first + p.sum_over; ++b) add[b == first](p, row_at(p, b, c, position), out);
-  }
+void norm_vjp(const NormVjp<float>& p, int threads) {
+  fill_rows(p, kAddRow[p.weight != nullptr][p.residual != nullptr], threads);
 }
 
 }  // namespace INTERPCORE_ISA

@@ -34,8 +34,8 @@ def attn_vjp(
         dq_p = sum_t dS[p, t] k_t     dk_t = sum_p dS[p, t] q_p     dv_t = sum_p pattern[p, t] g_p
 
     dq_p = M_p g_p with the key-value covariance M_p of `key_value_covariance`, so that a dq costs e^2
-    whatever the number of keys: this form is taken where M is given or `covariance_pays`. Keys before the last
-    `live` ones (a cached prefix) are constants. No [H, C, P, T] is ever held.
+    whatever the number of keys: this form is taken where M is given or `covariance_pays`. Keys before the
+    last `live` ones (a cached prefix) are constants. No [H, C, P, T] is ever held.
 
     Args:
         g: `[B, C, P, H, e]`, cotangents of z; float32, float64, bfloat16 or float16.

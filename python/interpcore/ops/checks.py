@@ -45,13 +45,13 @@ def expect(op: str, leading: str, like: Tensor, expected: Mapping[str, Expected]
 
 
 def expect_no_gradient(op: str, *tensors: Tensor | None) -> None:
-    """No gradient is asked for, because results are written in place.
+    """No gradient is asked for.
 
     Raises:
         RuntimeError: one is.
     """
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        raise RuntimeError(f"{op}: writing in place records no gradient; detach the inputs.")
+        raise RuntimeError(f"{op}: this call records no gradient; detach the inputs.")
 
 
 def rows_contiguous(x: Tensor) -> Tensor:

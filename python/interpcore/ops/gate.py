@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import named
+from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 
 @overload
@@ -29,22 +30,118 @@ def gate(
     """x * factor; (x * factor, x * factor2) with two factors; x * factor + x2 * factor2 with two inputs.
 
     Args:
-        x, x2: `[B, C, P, m]`.
-        factor, factor2: `[B, P, m]`, shared by the C vectors.
-        backend: "reference" or None.
+        x, x2: `[B, C, P, m]`; float32, float64, bfloat16 or float16, both the same.
+        factor, factor2: `[B, P, m]`, shared by the C vectors, the dtype of x.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
         inplace: x is overwritten and returned (one factor only).
 
     Returns:
-        `[B, C, P, m]`, or two of them; the dtype of x.
+        `[B, C, P, m]`, or two of them; the dtype of x, from products in float32 or wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing, or a gradient is needed.
     """
-    if named("gate", backend) == "reference":
+    _check(x, factor, x2, factor2)
+    if inplace and factor2 is not None:
+        raise ValueError("gate: inplace=True takes one factor; leave x2 and factor2 away.")
+    if inplace or factor2 is None:
+        expect_no_gradient("gate", x, factor)
+        return _one_factor(x, factor, backend, inplace)
+    results = torch.ops.interpcore.gate(x, factor, x2, factor2, backend)
+    return results[0] if len(results) == 1 else (results[0], results[1])
+
+
+def _one_factor(x: Tensor, factor: Tensor, backend: str | None, inplace: bool) -> Tensor:
+    """One factor on the CPU is torch's own product, which runs at the speed of a copy."""
+    if not torch.compiler.is_compiling() and choose("gate", x, backend) == "cpu":
+        return x.mul_(factor[:, None]) if inplace else x * factor[:, None]
+    if not inplace:
+        return torch.ops.interpcore.gate(x, factor, None, None, backend)[0]
+    torch.ops.interpcore.gate_(x, factor, backend)
+    return x
+
+
+def gate_results(x: Tensor, x2: Tensor | None, factor2: Tensor | None) -> list[Tensor]:
+    """New tensors for the result: two where two factors gate one input."""
+    return [x.new_empty(x.shape) for _ in range(2 if x2 is None and factor2 is not None else 1)]
+
+
+def launch_gate(
+    x: Tensor,
+    factor: Tensor,
+    x2: Tensor | None,
+    factor2: Tensor | None,
+    backend: str | None,
+    out: list[Tensor],
+) -> None:
+    """Choose the backend and fill `out` (x itself, or contiguous); arguments as in `gate`, checked."""
+    chosen = choose("gate", x, backend)
+    if chosen == "cuda":
+        raise RuntimeError("gate: there is no cuda form; use triton.")
+    if x.numel() == 0:
+        return
+    if chosen == "reference":
         exact = reference.gate(x, factor, x2, factor2)
-        return (
-            exact.to(x.dtype) if isinstance(exact, Tensor) else (exact[0].to(x.dtype), exact[1].to(x.dtype))
-        )
-    f = factor[:, None]
+        for filled, value in zip(out, [exact] if isinstance(exact, Tensor) else exact, strict=True):
+            filled.copy_(value)
+        return
+    if chosen == "cpu":
+        _launch_cpu(x, factor, x2, factor2, out)
+    else:
+        _launch_triton(x, factor, x2, factor2, out)
+
+
+def _launch_triton(
+    x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None, out: list[Tensor]
+) -> None:
+    from interpcore.kernels import gate as kernel
+
+    rows = rows_contiguous(x)
+    results = [rows] if out[0] is x else out
+    factor = rows_contiguous(factor)
+    x2 = None if x2 is None else rows_contiguous(x2)
+    factor2 = None if factor2 is None else rows_contiguous(factor2)
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        kernel.launch(rows, factor, x2, factor2, results)
+    if results[0] is not out[0]:
+        out[0].copy_(results[0])
+
+
+def _launch_cpu(
+    x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None, out: list[Tensor]
+) -> None:
     if factor2 is None:
-        return x.mul_(f) if inplace else x * f
-    if x2 is None:
-        return x * f, x * factor2[:, None]
-    return torch.addcmul(x * f, x2, factor2[:, None])
+        torch.mul(x, factor[:, None], out=out[0])
+        return
+    x, factor, factor2 = rows_contiguous(x), rows_contiguous(factor), rows_contiguous(factor2)
+    x2 = None if x2 is None else rows_contiguous(x2)
+    native = native_cpu()
+    assert native is not None
+    args = {
+        "shape": tuple(x.shape),
+        "x": x.data_ptr(),
+        "x2": 0 if x2 is None else x2.data_ptr(),
+        "factor": factor.data_ptr(),
+        "factor2": factor2.data_ptr(),
+        "out": out[0].data_ptr(),
+        "out2": 0 if x2 is not None else out[1].data_ptr(),
+        "x_stride": x.stride()[:3],
+        "x2_stride": (0, 0, 0) if x2 is None else x2.stride()[:3],
+        "factor_stride": factor.stride()[:2],
+        "factor2_stride": factor2.stride()[:2],
+    }
+    native.gate(args, isa(), torch.get_num_threads())
+
+
+def _check(x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None) -> None:
+    expect_leading("gate", "x", x, "B, C, P, m")
+    shared = (x.shape[0], *x.shape[2:])
+    expected = {
+        "factor": (factor, shared, x.dtype),
+        "x2": (x2, x.shape, x.dtype),
+        "factor2": (factor2, shared, x.dtype),
+    }
+    expect("gate", "x", x, expected)
+    if x2 is not None and factor2 is None:
+        raise ValueError("gate: x2 needs a factor2.")

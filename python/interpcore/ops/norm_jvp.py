@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import named
+from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
+from interpcore.ops.norm_vjp import norm_vjp_shape
 
 
 def norm_jvp(
@@ -18,27 +20,123 @@ def norm_jvp(
     center: bool = True,
     weight_offset: float = 0.0,
     backend: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """JVP of y = normed * (weight + weight_offset) + bias with respect to the norm's input.
 
-    Arguments and result as in `interpcore.ops.norm_vjp`, with tangents t of the input in place of g:
+    With normed = (x - mean(x)) * rstd and means over d:
 
         ty = (weight + weight_offset) * rstd * (t - mean(t) - normed * mean(t * normed)) + residual
+
+    and without the mean(t) term for RMSNorm, where normed = x * rstd. Each of the B linearisation points is
+    shared by C vectors.
+
+    Args:
+        t: `[B, C, P, d]`, tangents of x; float32, float64, bfloat16 or float16.
+        normed: `[B, P, d]`, the dtype of t.
+        rstd: `[B, P]`, 1 / the norm's scale; float32, or float64 with t in float64.
+        weight: `[d]`, the dtype of t, or None for ones.
+        residual: `[B, C, P, d]`, the dtype of t, added to ty before the sum over B, or None.
+        sum_over: this many consecutive B rows are added into one row of the result; divides B.
+        center: true for LayerNorm, false for RMSNorm.
+        weight_offset: added to the weight (1 for Gemma).
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
+        out: `[B / sum_over, C, P, d]` contiguous, the dtype of t; filled and returned. Not with gradients.
+
+    Returns:
+        `[B / sum_over, C, P, d]`, the dtype of t; sums are taken in float32 or wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
-    if named("norm_jvp", backend) == "reference" or t.dtype == torch.float64:
+    _check(t, normed, rstd, weight, residual, sum_over, weight_offset)
+    arguments = (t, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend)
+    if out is None:
+        return torch.ops.interpcore.norm_jvp(*arguments)
+    expect("norm_jvp", "t", t, {"out": (out, norm_vjp_shape(t, sum_over), t.dtype)})
+    if not out.is_contiguous():
+        raise ValueError(f"norm_jvp: out must be contiguous, got strides {out.stride()}.")
+    expect_no_gradient("norm_jvp", t, normed, rstd, weight, residual, out)
+    launch_norm_jvp(*arguments, out)
+    return out
+
+
+def launch_norm_jvp(
+    t: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    center: bool,
+    weight_offset: float,
+    backend: str | None,
+    out: Tensor,
+) -> None:
+    """Choose the backend and fill `out`; the arguments are those of `norm_jvp`, already checked."""
+    chosen = choose("norm_jvp", t, backend)
+    if chosen == "cuda":
+        raise RuntimeError("norm_jvp: there is no cuda form; use triton.")
+    if out.numel() == 0:
+        return
+    if chosen == "reference":
         exact = reference.norm_jvp(
             t, normed, rstd, weight, residual, sum_over, center=center, weight_offset=weight_offset
         )
-        return exact.to(t.dtype)
-    n, wide = normed[:, None], torch.promote_types(t.dtype, torch.float32)
-    w = t.to(wide)
-    inner = w - n * (w * n).mean(-1, keepdim=True)
-    if center:
-        inner = inner - w.mean(-1, keepdim=True)
-    scale = rstd[:, None, :, None]
-    out = inner * (scale if weight is None else scale * (weight + weight_offset))
-    if residual is not None:
-        out = out + residual
-    if sum_over > 1:
-        out = out.unflatten(0, (-1, sum_over)).sum(1)
-    return out.to(t.dtype)
+        out.copy_(exact)
+        return
+    t, normed = rows_contiguous(t), rows_contiguous(normed)
+    residual = None if residual is None else rows_contiguous(residual)
+    weight = None if weight is None else weight.contiguous()
+    if chosen == "triton":
+        from interpcore.kernels import norm_jvp as kernel
+
+        with torch.cuda.device(t.device if t.is_cuda else -1):
+            kernel.launch(t, normed, rstd, weight, residual, sum_over, center, weight_offset, out)
+        return
+    native = native_cpu()
+    assert native is not None
+    args = {  # the native form has the argument names of the transposed op
+        "shape": tuple(t.shape),
+        "sum_over": sum_over,
+        "center": center,
+        "weight_offset": weight_offset,
+        "g": t.data_ptr(),
+        "residual": 0 if residual is None else residual.data_ptr(),
+        "normed": normed.data_ptr(),
+        "rstd": rstd.data_ptr(),
+        "weight": 0 if weight is None else weight.data_ptr(),
+        "out": out.data_ptr(),
+        "g_stride": t.stride()[:3],
+        "residual_stride": (0, 0, 0) if residual is None else residual.stride()[:3],
+        "normed_stride": normed.stride()[:2],
+        "rstd_stride": rstd.stride(),
+    }
+    native.norm_jvp(args, isa(), torch.get_num_threads())
+
+
+def _check(
+    t: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    weight_offset: float,
+) -> None:
+    expect_leading("norm_jvp", "t", t, "B, C, P, d")
+    batch, _, positions, width = t.shape
+    expected = {
+        "normed": (normed, (batch, positions, width), t.dtype),
+        "rstd": (rstd, (batch, positions), torch.promote_types(t.dtype, torch.float32)),
+        "weight": (weight, (width,), t.dtype),
+        "residual": (residual, tuple(t.shape), t.dtype),
+    }
+    expect("norm_jvp", "t", t, expected)
+    if sum_over < 1 or batch % sum_over:
+        raise ValueError(f"norm_jvp: sum_over={sum_over} must divide the batch size {batch}.")
+    if weight is None and weight_offset:
+        raise ValueError(
+            f"norm_jvp: weight_offset={weight_offset} needs a weight; pass one or leave it at 0."
+        )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
+from interpcore.ops.gate import gate_results, launch_gate
+from interpcore.ops.norm_jvp import launch_norm_jvp
 from interpcore.ops.norm_vjp import launch_norm_vjp, norm_vjp_shape
 
 
@@ -96,3 +98,73 @@ def _(
 
 
 attn_vjp.register_autograd(_no_gradient("attn_vjp"))
+
+
+@torch.library.custom_op("interpcore::norm_jvp", mutates_args=())
+def norm_jvp(
+    t: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    center: bool,
+    weight_offset: float,
+    backend: str | None,
+) -> Tensor:
+    """`interpcore.ops.norm_jvp` on checked arguments."""
+    out = t.new_empty(norm_vjp_shape(t, sum_over))
+    launch_norm_jvp(t, normed, rstd, weight, residual, sum_over, center, weight_offset, backend, out)
+    return out
+
+
+@norm_jvp.register_fake
+def _(
+    t: Tensor,
+    normed: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    sum_over: int,
+    center: bool,
+    weight_offset: float,
+    backend: str | None,
+) -> Tensor:
+    return t.new_empty(norm_vjp_shape(t, sum_over))
+
+
+norm_jvp.register_autograd(_no_gradient("norm_jvp"))
+
+
+@torch.library.custom_op("interpcore::gate", mutates_args=())
+def gate(
+    x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None, backend: str | None
+) -> list[Tensor]:
+    """`interpcore.ops.gate` on checked arguments: one result, or two."""
+    out = gate_results(x, x2, factor2)
+    launch_gate(x, factor, x2, factor2, backend, out)
+    return out
+
+
+@gate.register_fake
+def _(
+    x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None, backend: str | None
+) -> list[Tensor]:
+    return gate_results(x, x2, factor2)
+
+
+gate.register_autograd(_no_gradient("gate"))
+
+
+@torch.library.custom_op("interpcore::gate_", mutates_args=("x",))
+def gate_(x: Tensor, factor: Tensor, backend: str | None) -> None:
+    """`interpcore.ops.gate` with one factor, in place, on checked arguments.
+
+    torch takes no gradient rule for an op that writes in place; `interpcore.ops.gate` refuses beforehand.
+    """
+    launch_gate(x, factor, None, None, backend, [x])
+
+
+@gate_.register_fake
+def _(x: Tensor, factor: Tensor, backend: str | None) -> None:
+    return None
