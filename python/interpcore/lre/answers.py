@@ -1,0 +1,65 @@
+"""Which tokens count as which words: the published prefix rule, and the strict first token."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Answers:
+    """Compares tokens with words under one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        vocab_size: columns of the model's logits; those without a token never count as a word.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        texts = tokenizer.batch_decode([[i] for i in range(min(vocab_size, len(tokenizer)))])
+        self._tokens: dict[str, list[int]] = defaultdict(list)
+        for i, text in enumerate(texts):
+            self._tokens[text.strip().lower()].append(i)
+
+    def prefix_hits(self, words: Sequence[str]) -> Tensor:
+        """The published rule: a token hits a word when its stripped, lower-cased text is a non-empty
+        beginning of the lower-cased word.
+
+        Returns: [word, vocabulary] bool.
+        """
+        hits = torch.zeros(len(words), self.vocab_size, dtype=torch.bool)
+        for row, word in enumerate(words):
+            lowered = word.lower()
+            for length in range(1, len(lowered) + 1):
+                hits[row, self._tokens.get(lowered[:length], [])] = True
+        return hits
+
+    def first_tokens(self, words: Sequence[str]) -> Tensor:
+        """The token that begins each word where it follows other text [word] int64."""
+        before = len(self._ids("x"))
+        return torch.tensor([self._ids(f"x {word}")[before] for word in words], dtype=torch.int64)
+
+    def text(self, token: int) -> str:
+        """A token's text."""
+        decoded: str = self.tokenizer.decode([token])
+        return decoded
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def recall(hits: Tensor, ranked: Tensor) -> Tensor:
+    """Whether any of the first k tokens hits, for every k.
+
+    Args:
+        hits: [prompt, vocabulary] bool, as `Answers.prefix_hits` gives.
+        ranked: tokens, best first [..., prompt, k] int64.
+    Returns: [..., prompt, k] bool, monotone in k.
+    """
+    rows = torch.arange(len(hits))[:, None].expand(ranked.shape[-2:])
+    return hits[rows, ranked].cummax(-1).values
