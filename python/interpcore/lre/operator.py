@@ -1,0 +1,118 @@
+"""The mean few-shot operator: estimate, prediction, files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.data.relations import Sample
+from interpcore.lre.prompts import leave_one_out
+from interpcore.lre.states import Depth, pad, published_depths
+from interpcore.model import Model
+from interpcore.model.jacobians import jacobians
+from interpcore.runs import RunError, read_tensors, write_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """LRE(h) = beta * W h + b, once for each source depth.
+
+    Args:
+        depths: source depths; None is the token embedding.
+        weight: W [depth, d_model, d_model].
+        bias: b [depth, d_model].
+    """
+
+    depths: tuple[Depth, ...]
+    weight: Tensor
+    bias: Tensor
+
+    def at(self, depth: Depth) -> int:
+        """Place of a depth. Raises: ValueError where the operator has none."""
+        if depth not in self.depths:
+            raise ValueError(f"The operator has the depths {self.depths}; got {depth}.")
+        return self.depths.index(depth)
+
+    def read(self, h: Tensor, betas: Sequence[float]) -> Tensor:
+        """Predicted states before the final norm, for every depth and beta; the sweep over beta costs one
+        product.
+
+        Args:
+            h: states at the subject [prompt, depth, d_model].
+            betas: factors on W.
+        Returns: z [depth, beta, prompt, d_model].
+        """
+        moved = torch.einsum("dij,pdj->dpi", self.weight, h.to(self.weight))
+        factors = torch.tensor(betas, dtype=moved.dtype, device=moved.device)
+        return factors[:, None, None] * moved[:, None] + self.bias[:, None, None]
+
+    def save(self, path: str | os.PathLike[str], **about: str) -> None:
+        """Write `weight`, `bias` and the depths as safetensors; `about` joins the header."""
+        depths = ",".join("embed" if d is None else str(d) for d in self.depths)
+        tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+        write_tensors(path, tensors, {"depths": depths, **about})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> tuple[Operator, dict[str, str]]:
+        """Read an operator and its header. Raises: RunError for another kind of file."""
+        tensors, about = read_tensors(path)
+        if set(tensors) != {"weight", "bias"} or "depths" not in about:
+            raise RunError(f"{path} holds no LRE operator; give a file that Operator.save wrote")
+        depths = tuple(None if d == "embed" else int(d) for d in about.pop("depths").split(","))
+        return cls(depths, tensors["weight"], tensors["bias"]), about
+
+
+def estimate(
+    model: Model,
+    template: str,
+    examples: Sequence[Sample],
+    *,
+    protocol: str = "default",
+    depths: Sequence[Depth] | None = None,
+) -> Operator:
+    """The operator of a relation: W and b are means over examples of J and of z - J h, each in a prompt with
+    the other examples above it; every depth from one sweep per example.
+
+    Args:
+        model: the decoder.
+        template: text with one `{}`.
+        examples: the training facts, n = 8 by default in studies.
+        protocol: "default" or "paper", see `encode_query`.
+        depths: source depths; None takes `published_depths`.
+    Raises: ValueError without examples, for a subject that is not in its prompt, or a prompt too long.
+    """
+    if not examples:
+        raise ValueError("An operator needs at least one example; give training samples.")
+    chosen = published_depths(model.plan.n_calls) if depths is None else tuple(depths)
+    queries = leave_one_out(model.tokenizer, template, examples, protocol)
+    tokens, mask = pad([q.ids for q in queries], model.device)
+    swept = jacobians(
+        model,
+        tokens,
+        mask,
+        source_position=[q.subject for q in queries],
+        source_depths=["embed" if d is None else d for d in chosen],
+        reduce="mean",
+    )
+    assert isinstance(swept.values, Tensor)
+    return Operator(chosen, swept.values, swept.bias.mean(0))
+
+
+@torch.no_grad()
+def ranked_tokens(model: Model, z: Tensor, k: int, max_rows: int = 4096) -> Tensor:
+    """The k tokens that the final norm and the unembedding rank highest.
+
+    Args:
+        model: the decoder.
+        z: states before the final norm [..., d_model].
+        k: how many.
+        max_rows: states decoded together; bounds memory.
+    Returns: tokens, best first [..., k] int64.
+    """
+    rows = z.reshape(-1, z.shape[-1]).to(model.device, model.dtype)
+    top = [model.unembed(model.final_norm(part)).topk(k).indices for part in rows.split(max_rows)]
+    return torch.cat(top).view(*z.shape[:-1], k).cpu()
