@@ -9,11 +9,13 @@
 
 #include "bind_params.h"
 #include "cpu/isa.h"
+#include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
 #include "interpcore/gate.h"
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 
+INTERPCORE_DECLARE_OP(attn_jvp, AttnJvp)
 INTERPCORE_DECLARE_OP(attn_vjp, AttnVjp)
 INTERPCORE_DECLARE_OP(gate, Gate)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
@@ -50,6 +52,10 @@ void run(void (*op_on)(Isa, const Params&, int), const Params& params, const std
   op_on(chosen, params, threads);
 }
 
+void attn_jvp(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::attn_jvp_on, interpcore::attn_jvp_params(args), isa, threads);
+}
+
 void attn_vjp(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::attn_vjp_on, interpcore::attn_vjp_params(args), isa, threads);
 }
@@ -76,6 +82,7 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("openmp") = false;
 #endif
+  module.def("attn_jvp", &attn_jvp);
   module.def("attn_vjp", &attn_vjp);
   module.def("gate", &gate);
   module.def("norm_jvp", &norm_jvp);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
 #include "interpcore/gate.h"
 #include "interpcore/norm_vjp.h"
@@ -61,6 +62,35 @@ inline Gate gate_params(const py::dict& args) {
   read_sizes(args, "x2_stride", p.x2_stride);
   read_sizes(args, "factor_stride", p.factor_stride);
   read_sizes(args, "factor2_stride", p.factor2_stride);
+  return p;
+}
+
+inline AttnJvp attn_jvp_params(const py::dict& args) {
+  AttnJvp p;
+  int64_t shape[5];
+  read_sizes(args, "shape", shape);
+  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.heads = shape[3], p.width = shape[4];
+  p.groups = args["groups"].cast<int64_t>();
+  p.live = args["live"].cast<int64_t>();
+  p.scale = args["scale"].cast<float>();
+  p.tq = pointer<const float>(args, "tq");
+  p.tk = pointer<const float>(args, "tk");
+  p.tv = pointer<const float>(args, "tv");
+  p.queries_t = pointer<const float>(args, "queries_t");
+  p.v = pointer<const float>(args, "v");
+  p.z = pointer<const float>(args, "z");
+  p.pattern = pointer<const float>(args, "pattern");
+  p.factor = pointer<const float>(args, "factor");
+  p.key_value = pointer<const float>(args, "key_value");
+  p.tz = pointer<float>(args, "tz");
+  read_sizes(args, "tq_stride", p.tq_stride);
+  read_sizes(args, "tk_stride", p.tk_stride);
+  read_sizes(args, "tv_stride", p.tv_stride);
+  read_sizes(args, "v_stride", p.v_stride);
+  read_sizes(args, "pattern_stride", p.pattern_stride);
+  read_sizes(args, "factor_stride", p.factor_stride);
+  read_sizes(args, "key_value_stride", p.key_value_stride);
+  read_sizes(args, "tz_stride", p.tz_stride);
   return p;
 }
 

@@ -70,6 +70,12 @@ KERNELS = {
         frozenset({"scale"}),
         2,
     ),
+    "attn_jvp_kernel": Kernel(
+        "attn_jvp",
+        same("tk", "tv", "q", "v", "pattern", "factor", "tz") | {"z": "fp32"},
+        frozenset({"scale"}),
+        2,
+    ),
     "covariance_map_kernel": Kernel("attn_vjp", same("x", "key_value", "out")),
 }
 ROW = {"CENTER": True, "WEIGHTED": True, "RESIDUAL": True}
@@ -84,7 +90,7 @@ CASES += [
     Case("gate_kernel", "fp32", {"SUM": True, "BOTH": False, "BLOCK": 1024}, 4, 64, 0),
     Case("gate_kernel", "bf16", {"SUM": False, "BOTH": True, "BLOCK": 1024}, 4, 64, 0),
 ]
-# Tiles and warps as kernels/attn_vjp.py chooses them for many queries and keys.
+# Tiles and warps as kernels/attn_vjp.py and kernels/attn_jvp.py choose them for many queries and keys.
 ATTENTION = {"FACTOR": True, "BP": 16, "BT": 16}
 CASES += [
     Case("attn_vjp_queries_kernel", "fp32", ATTENTION | {"BE": 64}, 4, 128, 24576),
@@ -97,6 +103,11 @@ CASES += [
     Case("attn_vjp_keys_kernel", "bf16", ATTENTION | {"BT": 64, "BE": 64}, 8, 248, 24576),
     Case("attn_vjp_keys_kernel", "bf16", ATTENTION | {"BT": 32, "BE": 128}, 8, 176, 28672),
     Case("attn_vjp_keys_kernel", "bf16", ATTENTION | {"BE": 256}, 8, 255, 65536),
+    Case("attn_jvp_kernel", "fp32", ATTENTION | {"BE": 64}, 4, 160, 24576),
+    Case("attn_jvp_kernel", "fp32", ATTENTION | {"BE": 128}, 8, 208, 45056),
+    Case("attn_jvp_kernel", "fp32", ATTENTION | {"BE": 256}, 8, 255, 90112, stack=192),
+    Case("attn_jvp_kernel", "bf16", ATTENTION | {"BP": 64, "BT": 64, "BE": 64}, 8, 208, 77824),
+    Case("attn_jvp_kernel", "bf16", ATTENTION | {"BP": 32, "BT": 32, "BE": 128}, 8, 144, 40960),
     Case("covariance_map_kernel", "fp32", {"BC": 64, "BK": 32, "BN": 64}, 4, 176, 49152),
     Case("covariance_map_kernel", "bf16", {"BC": 64, "BK": 32, "BN": 64}, 4, 104, 24576),
 ]

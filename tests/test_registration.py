@@ -40,6 +40,24 @@ def test_attn_vjp_opcheck(name: str, full: bool) -> None:
     torch.library.opcheck(torch.ops.interpcore.attn_vjp, args)
 
 
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("full", [True, False])
+def test_attn_jvp_opcheck(name: str, full: bool) -> None:
+    at = attention()
+    factor = torch.rand(2, 3, 4, 5) if full else None
+    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], 0.3 if factor is None else factor)
+    tangents = (torch.randn(2, 6, 3, 4, 8), torch.randn(2, 6, 3, 2, 8), torch.randn(2, 6, 3, 2, 8))
+    args = (*tangents, *at.values(), factor, 0.3, kept if full else None, name)
+    torch.library.opcheck(torch.ops.interpcore.attn_jvp, args)
+
+
+def test_attn_jvp_compiles_whole() -> None:
+    at = (*attention().values(), 0.3)
+    tangents = (torch.randn(2, 6, 3, 4, 8), torch.randn(2, 6, 3, 2, 8), torch.randn(2, 6, 3, 2, 8))
+    compiled = torch.compile(ops.attn_jvp, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*tangents, *at), ops.attn_jvp(*tangents, *at))
+
+
 def test_attn_vjp_compiles_whole() -> None:
     at, g = attention(), torch.randn(2, 6, 3, 4, 8)
     compiled = torch.compile(ops.attn_vjp, fullgraph=True, backend="eager")

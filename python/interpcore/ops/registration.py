@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from interpcore.ops.attn_jvp import launch_attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
 from interpcore.ops.gate import gate_results, launch_gate
 from interpcore.ops.norm_jvp import launch_norm_jvp
@@ -168,3 +169,43 @@ def gate_(x: Tensor, factor: Tensor, backend: str | None) -> None:
 @gate_.register_fake
 def _(x: Tensor, factor: Tensor, backend: str | None) -> None:
     return None
+
+
+@torch.library.custom_op("interpcore::attn_jvp", mutates_args=())
+def attn_jvp(
+    tq: Tensor,
+    tk: Tensor,
+    tv: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Tensor,
+    factor: Tensor | None,
+    scale: float,
+    key_value: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """`interpcore.ops.attn_jvp` on checked arguments, the score factor a tensor or a scale."""
+    out = tq.new_empty(tq.shape)
+    launch_attn_jvp(tq, tk, tv, q, k, v, pattern, factor, scale, key_value, backend, out)
+    return out
+
+
+@attn_jvp.register_fake
+def _(
+    tq: Tensor,
+    tk: Tensor,
+    tv: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Tensor,
+    factor: Tensor | None,
+    scale: float,
+    key_value: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    return tq.new_empty(tq.shape)
+
+
+attn_jvp.register_autograd(_no_gradient("attn_jvp"))
