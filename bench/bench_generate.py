@@ -1,28 +1,34 @@
-"""Prefill and greedy decoding against transformers: GPT-2 shape d=768, 12 blocks, batch 8; and the cache's bytes."""
+"""Prefill and greedy decoding against transformers: GPT-2 shape d=768, 12 blocks, batch 8; and the cache's
+bytes."""
 
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from pytest_benchmark.fixture import BenchmarkFixture
 
 import interpcore
 from interpcore.model import Cache, Model
 
 BATCH, PROMPT, STEPS, PAIRS = 8, 64, 16, 3
 LEAST_RATIO = 0.9
+Pair = tuple[Any, Model]
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[transformers.GPT2LMHeadModel, Model]:
+def pair() -> Pair:
     """A random transformers model and ours on the same tensors."""
     config = transformers.GPT2Config(vocab_size=5000, bos_token_id=None, eos_token_id=None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         hf = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
-    return hf, interpcore.load(hf)
+    model = interpcore.load(hf)
+    assert isinstance(model, Model)
+    return hf, model
 
 
 def prompts() -> torch.Tensor:
@@ -46,7 +52,7 @@ def paired_ratio(theirs: Callable[[], object], ours: Callable[[], object]) -> tu
 
 
 @torch.no_grad()
-def bench_prefill(benchmark, pair, report):
+def bench_prefill(benchmark: BenchmarkFixture, pair: Pair, report: Callable[[str], None]) -> None:
     hf, model = pair
     tokens = prompts()
     torch.testing.assert_close(
@@ -60,14 +66,15 @@ def bench_prefill(benchmark, pair, report):
         lambda: model.forward(tokens, cache=Cache(), logits_at="last"),
     )
     report(
-        f"prefill {BATCH} x {PROMPT}: {BATCH * PROMPT / seconds:.0f} tokens per CPU second, {ratio:.2f} x transformers' speed"
+        f"prefill {BATCH} x {PROMPT}: {BATCH * PROMPT / seconds:.0f} tokens per CPU second, {ratio:.2f} x "
+        "transformers' speed"
     )
     assert ratio > LEAST_RATIO
     benchmark.pedantic(lambda: model.forward(tokens, cache=Cache(), logits_at="last"), rounds=2)
 
 
 @torch.no_grad()
-def bench_decode(benchmark, pair, report):
+def bench_decode(benchmark: BenchmarkFixture, pair: Pair, report: Callable[[str], None]) -> None:
     hf, model = pair
     tokens = prompts()
     options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -81,14 +88,15 @@ def bench_decode(benchmark, pair, report):
     assert torch.equal(ours(), theirs()[:, PROMPT:])
     ratio, seconds = paired_ratio(theirs, ours)
     report(
-        f"generate {BATCH} x ({PROMPT} + {STEPS}): {BATCH * STEPS / seconds:.0f} new tokens per CPU second, {ratio:.2f} x transformers' speed"
+        f"generate {BATCH} x ({PROMPT} + {STEPS}): {BATCH * STEPS / seconds:.0f} new tokens per CPU second, "
+        f"{ratio:.2f} x transformers' speed"
     )
     assert ratio > LEAST_RATIO
     benchmark.pedantic(ours, rounds=1)
 
 
 @torch.no_grad()
-def bench_cache_bytes(pair, report):
+def bench_cache_bytes(pair: Pair, report: Callable[[str], None]) -> None:
     hf, model = pair
     tokens = prompts()
     theirs = hf(tokens, use_cache=True).past_key_values

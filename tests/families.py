@@ -8,7 +8,15 @@ import torch
 import transformers as tf
 
 SMALL: dict[str, Any] = {"vocab_size": 61, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-GPT2 = SMALL | {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0}
+GPT2 = SMALL | {
+    "n_embd": 32,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 64,
+    "attn_pdrop": 0,
+    "resid_pdrop": 0,
+    "embd_pdrop": 0,
+}
 LLAMA = SMALL | {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -45,27 +53,39 @@ KINDS4 = ["sliding_attention", "full_attention"] * 2
 
 CONFIGS: dict[str, Any] = {
     "gpt2": lambda: tf.GPT2Config(**GPT2),
-    "gpt2-by-layer": lambda: tf.GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True, layer_norm_epsilon=1e-3),
+    "gpt2-by-layer": lambda: tf.GPT2Config(
+        **GPT2, scale_attn_by_inverse_layer_idx=True, layer_norm_epsilon=1e-3
+    ),
     "gptj": lambda: tf.GPTJConfig(**GPT2, rotary_dim=4),
     "gpt_neox": lambda: tf.GPTNeoXConfig(**NEOX, use_parallel_residual=True),
     "gpt_neox-serial": lambda: tf.GPTNeoXConfig(**NEOX, use_parallel_residual=False),
     "gpt_neo": lambda: tf.GPTNeoConfig(**NEO),
     "llama": lambda: tf.LlamaConfig(**LLAMA),
-    "llama3-rope": lambda: tf.LlamaConfig(**LLAMA, rope_parameters=dict(LLAMA3_ROPE), attention_bias=True, mlp_bias=True),
+    "llama3-rope": lambda: tf.LlamaConfig(
+        **LLAMA, rope_parameters=dict(LLAMA3_ROPE), attention_bias=True, mlp_bias=True
+    ),
     "mistral": lambda: tf.MistralConfig(**LLAMA, sliding_window=6),
     "qwen2": lambda: tf.Qwen2Config(**LLAMA, tie_word_embeddings=True),
     "qwen3": lambda: tf.Qwen3Config(**LLAMA, head_dim=12),
     "olmo2": lambda: tf.Olmo2Config(**LLAMA),
     "gemma2": lambda: tf.Gemma2Config(
-        **LLAMA, head_dim=12, query_pre_attn_scalar=10, sliding_window=6, layer_types=KINDS4,
-        attn_logit_softcapping=5.0, final_logit_softcapping=20.0,
+        **LLAMA,
+        head_dim=12,
+        query_pre_attn_scalar=10,
+        sliding_window=6,
+        layer_types=KINDS4,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=20.0,
     ),
-    "gemma3": lambda: tf.Gemma3TextConfig(**LLAMA, head_dim=12, query_pre_attn_scalar=10, sliding_window=6, layer_types=KINDS4),
+    "gemma3": lambda: tf.Gemma3TextConfig(
+        **LLAMA, head_dim=12, query_pre_attn_scalar=10, sliding_window=6, layer_types=KINDS4
+    ),
 }
 
 
 def transformers_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A random transformers model of a family, every tensor (biases and norm weights too) away from its default."""
+    """A random transformers model of a family, every tensor (biases and norm weights too) away from its
+    default."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = CONFIGS[family]()

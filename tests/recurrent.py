@@ -43,7 +43,9 @@ def recurrent_model(steps: int = 3) -> Model:
         "core.0": model.modules["block.1"],
         "core.1": model.modules["block.2"],
         "coda.0": model.modules["block.3"],
-        "adapter": ConcatAdapter(Projection(torch.randn(2 * d, d, generator=g, dtype=torch.float64) / d**0.5)),
+        "adapter": ConcatAdapter(
+            Projection(torch.randn(2 * d, d, generator=g, dtype=torch.float64) / d**0.5)
+        ),
         "state": ConstantState(torch.randn(d, generator=g, dtype=torch.float64)),
         "norm": model.final_norm,
     }

@@ -1,4 +1,5 @@
-"""Jacobians equal autograd on every family and depth, however prompts are padded, grouped, chunked or cached."""
+"""Jacobians equal autograd on every family and depth, however prompts are padded, grouped, chunked or
+cached."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from recurrent import recurrent_model
 import interpcore
 from interpcore.model import Add, Cache, Edit, Model, Plan, Replace, Scale, Tap
 from interpcore.model.jacobians import JacobianOperator
+from interpcore.model.linearize import Rules
 
 TOKENS = torch.randint(61, (4, 12), generator=torch.Generator().manual_seed(5))
 LENGTHS = torch.tensor([12, 7, 9, 10])
@@ -30,7 +32,9 @@ def build(name: str) -> Model:
     return interpcore.load(transformers_model(name, dtype=torch.float64))
 
 
-def oracle(model, tokens, source: int, target: int, depth: int | None, target_depth: int = -1, edits=()) -> torch.Tensor:
+def oracle(
+    model, tokens, source: int, target: int, depth: int | None, target_depth: int = -1, edits=()
+) -> torch.Tensor:
     """J of one unpadded, uncached prompt by autograd: overwrite the state at the source, read the target."""
     site = "embed" if depth is None else "resid"
     state, end = Tap(site, depth, source), Tap("resid", target_depth, target)
@@ -83,7 +87,11 @@ def test_identity_and_zero():
     model = build("gpt2")
     got = interpcore.jacobians(model, TOKENS, source_position=5, target_position=5, target_depth=2)
     eye, zero = torch.eye(32, dtype=torch.float64), torch.zeros(32, 32, dtype=torch.float64)
-    assert torch.equal(got.values[0, 2], eye) and torch.equal(got.values[0, 3], zero) and torch.equal(got.values[0, 4], zero)
+    assert (
+        torch.equal(got.values[0, 2], eye)
+        and torch.equal(got.values[0, 3], zero)
+        and torch.equal(got.values[0, 4], zero)
+    )
     close(got.values[0, 1], oracle(model, TOKENS[0], 5, 5, 1, 2))
     later = interpcore.jacobians(model, TOKENS, source_position=3, target_position=5, target_depth=2)
     assert torch.equal(later.values[0, 2], zero)
@@ -101,18 +109,23 @@ def test_every_way_of_asking_gives_the_same():
     model = build("gpt_neox")
     arguments = {"source_position": SOURCES, "target_position": TARGETS}
     whole = interpcore.jacobians(model, TOKENS, MASK, **arguments)
-    singly = [interpcore.jacobians(model, TOKENS, MASK, **arguments, source_depths=[d]).values for d in range(5)]
+    singly = [
+        interpcore.jacobians(model, TOKENS, MASK, **arguments, source_depths=[d]).values for d in range(5)
+    ]
     close(torch.cat(singly, 1), whole.values)
-    chunked = interpcore.jacobians(model, TOKENS, MASK, **arguments, memory=40_000)
+    chunked = interpcore.jacobians(model, TOKENS, MASK, **arguments, memory=200_000)
     close(chunked.values, whole.values)
     some = interpcore.jacobians(model, TOKENS, MASK, **arguments, rows=[3, -1])
     close(some.values, whole.values[:, :, [3, -1]])
     close(some.bias, whole.bias[:, :, [3, -1]])
     directions = torch.randn(5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    close(interpcore.jacobians(model, TOKENS, MASK, **arguments, rows=directions).values, directions @ whole.values)
+    close(
+        interpcore.jacobians(model, TOKENS, MASK, **arguments, rows=directions).values,
+        directions @ whole.values,
+    )
     mean = interpcore.jacobians(model, TOKENS, MASK, **arguments, reduce="mean")
     close(mean.values, whole.values.mean(0))
-    m, v = interpcore.jacobians(model, TOKENS, MASK, **arguments, reduce="mean+var", memory=40_000).values
+    m, v = interpcore.jacobians(model, TOKENS, MASK, **arguments, reduce="mean+var", memory=200_000).values
     close(m, whole.values.mean(0))
     close(v, whole.values.var(0, correction=0))
     dot = interpcore.jacobians(model, TOKENS, MASK, **arguments, reduce="dot")
@@ -133,12 +146,17 @@ def test_a_shared_prefix_enters_through_its_cache(name):
 
 def test_plans_and_edits():
     model = build("llama").with_plan(Plan.identity(4).permute([1, 0, 2, 2, 3]))
-    edits = [Edit("resid", 2, 6, Add(torch.ones(32, dtype=torch.float64))), Edit("z", 1, None, Scale(0.5), heads=[1])]
+    edits = [
+        Edit("resid", 2, 6, Add(torch.ones(32, dtype=torch.float64))),
+        Edit("z", 1, None, Scale(0.5), heads=[1]),
+    ]
     got = interpcore.jacobians(model, TOKENS, source_position=5, edits=edits)
     for depth in range(6):
         close(got.values[1, depth], oracle(model, TOKENS[1], 5, 11, depth, edits=edits))
     with pytest.raises(ValueError, match="differ between rows"):
-        interpcore.jacobians(model, TOKENS, source_position=SOURCES[:4], edits=[Edit("resid", 1, 0, Add(torch.ones(4, 1, 32)))])
+        interpcore.jacobians(
+            model, TOKENS, source_position=SOURCES[:4], edits=[Edit("resid", 1, 0, Add(torch.ones(4, 1, 32)))]
+        )
 
 
 def test_generic_models_go_through_autograd():
@@ -147,11 +165,21 @@ def test_generic_models_go_through_autograd():
         hf = tf.AutoModelForCausalLM.from_config(tf.PhiConfig(**LLAMA)).eval().double().requires_grad_(False)
     with pytest.warns(UserWarning, match="slow path"):
         model = interpcore.load(hf)
-    got = interpcore.jacobians(model, TOKENS, MASK, source_position=SOURCES, target_position=TARGETS, source_depths=[0, 2, 4, "embed"])
+    got = interpcore.jacobians(
+        model,
+        TOKENS,
+        MASK,
+        source_position=SOURCES,
+        target_position=TARGETS,
+        source_depths=[0, 2, 4, "embed"],
+    )
     assert got.method == "autograd"
     for row in range(4):
         for i, depth in enumerate(got.depths):
-            close(got.values[row, i], oracle(model, prompt(row), int(SOURCES[row]), int(TARGETS[row]) % int(LENGTHS[row]), depth))
+            close(
+                got.values[row, i],
+                oracle(model, prompt(row), int(SOURCES[row]), int(TARGETS[row]) % int(LENGTHS[row]), depth),
+            )
 
 
 @pytest.mark.parametrize("depth", [1, "embed", -1])
@@ -159,11 +187,16 @@ def test_generic_models_go_through_autograd():
 def test_operators(name, depth):
     model = build(name)
     target = 9 if depth == -1 else -1
-    arguments = {"source_position": torch.tensor([9, 0, 4, 9]), "target_position": torch.tensor([9, 6, -2, 9])} if depth == -1 else {
-        "source_position": SOURCES, "target_position": TARGETS}
+    arguments = (
+        {"source_position": torch.tensor([9, 0, 4, 9]), "target_position": torch.tensor([9, 6, -2, 9])}
+        if depth == -1
+        else {"source_position": SOURCES, "target_position": TARGETS}
+    )
     assert target
     op = JacobianOperator.of(model, TOKENS, MASK, **arguments, source_depth=depth)
-    dense = interpcore.jacobians(model, TOKENS, MASK, **arguments, source_depths=[depth], reduce="mean").values[0]
+    dense = interpcore.jacobians(
+        model, TOKENS, MASK, **arguments, source_depths=[depth], reduce="mean"
+    ).values[0]
     close(op.dense(), dense)
     x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     close(op.matvec(x), x @ dense.mT)
@@ -171,6 +204,27 @@ def test_operators(name, depth):
     linear = op.linear_operator()
     np.testing.assert_allclose(linear @ x[0].T.numpy(), (x[0] @ dense.mT).T.numpy(), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(linear.T @ x[0, 0].numpy(), (x[0, 0] @ dense).numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_one_walk_serves_every_source_depth():
+    model = build("llama")
+    op = JacobianOperator.of(
+        model, TOKENS, MASK, source_position=SOURCES, target_position=TARGETS, source_depth=0
+    )
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dense = interpcore.jacobians(
+        model, TOKENS, MASK, source_position=SOURCES, target_position=TARGETS, reduce="mean"
+    ).values
+    for depths in (range(5), [3, 0, -1]):
+        close(op.at_depths(x, depths), torch.stack([x @ dense[d].mT for d in depths]))
+
+
+def test_bfloat16_products_say_how_wrong_they_are():
+    model = interpcore.load(transformers_model("gpt2"))
+    exact = interpcore.jacobians(model, TOKENS, source_position=5)
+    half = interpcore.jacobians(model, TOKENS, source_position=5, rules=Rules(precision="bfloat16"))
+    gap = float((half.values[:, 0] - exact.values[:, 0]).norm() / exact.values[:, 0].norm())
+    assert exact.error is None and 1e-4 < gap < 2e-2 and gap / 3 < half.error < 3 * gap
 
 
 def test_svd_from_products_and_dense():
@@ -188,14 +242,21 @@ def test_svd_from_products_and_dense():
 
 
 def test_working_memory_stays_within_its_bound():
-    config = tf.GPT2Config(vocab_size=50, n_embd=128, n_layer=3, n_head=4, n_positions=64, bos_token_id=None, eos_token_id=None)
+    config = tf.GPT2Config(
+        vocab_size=50, n_embd=128, n_layer=3, n_head=4, n_positions=64, bos_token_id=None, eos_token_id=None
+    )
     model = interpcore.load(tf.GPT2LMHeadModel(config).eval().requires_grad_(False))
     tokens = torch.arange(24)[None]
     for memory in (3 << 20, 12 << 20):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
             interpcore.jacobians(model, tokens, source_position=8, reduce="mean", memory=memory)
         level = peak = 0
-        for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        for event in sorted(
+            (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+            key=lambda e: e.start_ns(),
+        ):
             level += event.nbytes()
             peak = max(peak, level)
         result = 4 * 128 * 128 * 4

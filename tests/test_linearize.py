@@ -1,4 +1,5 @@
-"""The linearised walk equals autograd, down and up, for every family, through plans, edits and shared prefixes."""
+"""The linearised walk equals autograd, down and up, for every family, through plans, edits and shared
+prefixes."""
 
 from __future__ import annotations
 
@@ -67,10 +68,14 @@ def case(request, model):
 
 
 def with_perturbations(model, case, depths, values):
-    """resid[-1] after adding values[d] to every new position of resid[d] (None: embed), after all other edits."""
+    """resid[-1] after adding values[d] to every new position of resid[d] (None: embed), after all other
+    edits."""
     cache, written = case
     start = 0 if cache is None else int(cache.lengths[0])
-    added = [Edit("embed" if d is None else "resid", d, slice(start, None), Add(v)) for d, v in zip(depths, values, strict=True)]
+    added = [
+        Edit("embed" if d is None else "resid", d, slice(start, None), Add(v))
+        for d, v in zip(depths, values, strict=True)
+    ]
     tap = Tap("resid", -1, slice(start, None))
     return model.forward(TOKENS, cache=cache, edits=[*written, *added], taps=[tap], logits_at=None).taps[tap]
 
@@ -84,7 +89,9 @@ def test_cotangents_equal_autograd_at_every_depth(model, case):
     cache, written = case
     depths = [*range(model.plan.n_calls + 1), None]
     zeros = [torch.zeros(2, 9, model.spec.d_model, dtype=torch.float64, requires_grad=True) for _ in depths]
-    g = torch.randn(3, 2, 9, model.spec.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    g = torch.randn(
+        3, 2, 9, model.spec.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     out = with_perturbations(model, case, depths, zeros)
     lin = linearize(model, TOKENS, cache=cache, edits=written)
     close(lin.output, out.detach())
@@ -100,7 +107,9 @@ def test_cotangents_equal_autograd_at_every_depth(model, case):
 def test_the_last_positions_cotangent_alone_is_enough(model, case):
     cache, written = case
     lin = linearize(model, TOKENS, cache=cache, edits=written)
-    g = torch.randn(2, 3, 1, model.spec.d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    g = torch.randn(
+        2, 3, 1, model.spec.d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     whole = torch.cat([g.new_zeros(2, 3, 8, g.shape[-1]), g], 2)
     for short, full in zip(lin.reverse(g), lin.reverse(whole), strict=True):
         close(short.resid, full.resid[:, :, -short.resid.shape[2] :])
@@ -129,7 +138,9 @@ def test_site_cotangents_equal_autograd(model, case):
     cache, written = case
     start = 0 if cache is None else 4
     lin = linearize(model, TOKENS, cache=cache, edits=written)
-    g = torch.randn(2, 1, 9, model.spec.d_model, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    g = torch.randn(
+        2, 1, 9, model.spec.d_model, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_act", "mlp_out"]
     names += ["mlp_gate_pre", "mlp_up"] if model.spec.gated else ["mlp_pre"]
     for step in lin.reverse(g, sites=names):
@@ -139,7 +150,9 @@ def test_site_cotangents_equal_autograd(model, case):
             zero = torch.zeros(2, 9, *step.sites[name].shape[3:], dtype=torch.float64, requires_grad=True)
             edit = Edit(name, step.depth, slice(start, None), Add(zero))
             tap = Tap("resid", -1, slice(start, None))
-            out = model.forward(TOKENS, cache=cache, edits=[*written, edit], taps=[tap], logits_at=None).taps[tap]
+            out = model.forward(TOKENS, cache=cache, edits=[*written, edit], taps=[tap], logits_at=None).taps[
+                tap
+            ]
             theirs = torch.autograd.grad(out, zero, g[:, 0])[0]
             close(step.sites[name][:, 0], theirs)
 
@@ -151,7 +164,11 @@ def test_float32_agrees_with_float64(family):
     g = torch.randn(2, 3, 1, 32, generator=torch.Generator().manual_seed(2))
     cache = narrow.forward(PREFIX, cache=Cache()).cache
     exact = linearize(wide, TOKENS, cache=wide.forward(PREFIX, cache=Cache()).cache)
-    for ours, theirs in zip(linearize(narrow, TOKENS, cache=cache).reverse(g, embed=True), exact.reverse(g.double(), embed=True), strict=True):
+    for ours, theirs in zip(
+        linearize(narrow, TOKENS, cache=cache).reverse(g, embed=True),
+        exact.reverse(g.double(), embed=True),
+        strict=True,
+    ):
         close(ours.resid.double(), theirs.resid, 1e-5)
 
 
@@ -170,14 +187,19 @@ def test_rules():
     zero = torch.zeros(2, 9, 32, dtype=torch.float64, requires_grad=True)
     tap, free = Tap("resid", -1), Tap("mlp_out", 1)
     value = model.forward(TOKENS, taps=[free]).taps[free]
-    out = model.forward(TOKENS, edits=[Edit("resid", 0, None, Add(zero)), Edit("mlp_out", 1, None, Replace(value))], taps=[tap])
+    out = model.forward(
+        TOKENS,
+        edits=[Edit("resid", 0, None, Add(zero)), Edit("mlp_out", 1, None, Replace(value))],
+        taps=[tap],
+    )
     close(skip_mlp, torch.autograd.grad(out.taps[tap], zero, g[:, 0])[0][:, None])
     with pytest.raises(ValueError, match="rule for norm"):
         Rules(norm="half")
 
 
 def test_frozen_relevance_is_conserved():
-    """With norms, patterns and gates as linear maps of a bias-free model, the output is the walk's map applied to the input."""
+    """With norms, patterns and gates as linear maps of a bias-free model, the output is the walk's map
+    applied to the input."""
     model = build("llama")
     lin = linearize(model, TOKENS, rules=Rules.relp())
     tap = Tap("resid", 0)

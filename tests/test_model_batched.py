@@ -22,7 +22,11 @@ def versions(d: int) -> list[list[Edit]]:
     return [
         [],
         *per_depth,
-        [Edit("resid", 2, 7, Replace(vector())), Edit("resid", 2, 7, Scale(0.5)), Edit("mlp_out", 3, slice(6, None), Scale(0.0))],
+        [
+            Edit("resid", 2, 7, Replace(vector())),
+            Edit("resid", 2, 7, Scale(0.5)),
+            Edit("mlp_out", 3, slice(6, None), Scale(0.0)),
+        ],
         [Edit("z", 1, [6, 8], Scale(2.0), heads=[1]), Edit("attn_out", 3, -1, LowRank.ablate(vector()))],
         [Edit("final_norm", None, -1, Add(vector()))],
     ]

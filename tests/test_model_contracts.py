@@ -44,7 +44,8 @@ def prompts(rows: int = 3, width: int = 11) -> torch.Tensor:
 
 
 def edits(model: Model) -> list[Edit]:
-    """One edit per kind of site, at fixed positions that prompts of four or more tokens have, and open ranges."""
+    """One edit per kind of site, at fixed positions that prompts of four or more tokens have, and open
+    ranges."""
     g = torch.Generator().manual_seed(9)
     d, e = model.spec.d_model, model.spec.d_head
 
@@ -153,7 +154,7 @@ def test_run_from_is_whole(model, written):
     tokens = prompts()
     streams = model.plan.streams - {"resid"}
     for depth in range(model.plan.n_calls + 1):
-        if streams and 0 < depth:
+        if streams and depth > 0:
             break
         tap = Tap("resid", depth)
         whole = model.forward(tokens, edits=written, taps=[tap])
@@ -172,7 +173,10 @@ def enters_after(edit: Edit, depth: int, n_calls: int) -> bool:
 
 def test_run_from_a_cached_prefix_is_whole(model):
     tokens, tap = prompts(), Tap("resid", 0)
-    given = {name: torch.zeros(3, 5, model.spec.d_model, dtype=torch.float64) for name in model.plan.streams - {"resid"}}
+    given = {
+        name: torch.zeros(3, 5, model.spec.d_model, dtype=torch.float64)
+        for name in model.plan.streams - {"resid"}
+    }
     whole = model.forward(tokens, taps=[tap])
     cache = model.forward(tokens[:, :6], cache=Cache()).cache
     out = model.run_from(0, whole.taps[tap][:, 6:], cache, streams=given, logits_at="all")
@@ -203,8 +207,12 @@ def test_a_cache_is_never_changed_by_its_use(model):
         assert torch.equal(model.forward(tokens[:, 6:], cache=cache).logits, first)
     h = torch.randn(3, 1, model.spec.d_model, dtype=torch.float64, requires_grad=True)
     edit = Edit("resid", 1, 6, Replace(h))
-    gradient = torch.autograd.grad(model.forward(tokens[:, 6:], cache=cache, edits=[edit]).logits[:, -1].sum(), h)[0]
-    again = torch.autograd.grad(model.forward(tokens[:, 6:], cache=cache, edits=[edit]).logits[:, -1].sum(), h)[0]
+    gradient = torch.autograd.grad(
+        model.forward(tokens[:, 6:], cache=cache, edits=[edit]).logits[:, -1].sum(), h
+    )[0]
+    again = torch.autograd.grad(
+        model.forward(tokens[:, 6:], cache=cache, edits=[edit]).logits[:, -1].sum(), h
+    )[0]
     uncached = torch.autograd.grad(model.forward(tokens, edits=[edit]).logits[:, -1].sum(), h)[0]
     assert torch.equal(gradient, again)
     same(gradient, uncached)

@@ -62,14 +62,14 @@ def test_sites_equal_the_transformers_modules_they_name(pair):
     hf, model = pair
     tokens = torch.arange(3, 12)[None]
     seen: dict[str, torch.Tensor] = {}
-    names = {
-        site: (side, path.format(d=2)) for site, (side, path) in model.spec.module_names.items()
-    }
+    names = {site: (side, path.format(d=2)) for site, (side, path) in model.spec.module_names.items()}
     handles = []
     for site, (side, path) in names.items():
+
         def keep(module, args, kwargs=None, out=None, site=site, side=side):
             value = out if side == "output" else (args[0] if args else kwargs["hidden_states"])
             seen[site] = value[0] if isinstance(value, tuple) else value
+
         handles.append(hf.get_submodule(path).register_forward_hook(keep, with_kwargs=True))
     hf(tokens, use_cache=False)
     for handle in handles:
@@ -79,8 +79,12 @@ def test_sites_equal_the_transformers_modules_they_name(pair):
     for site, tap in taps.items():
         ours, theirs = out.taps[tap], seen[site]
         if model.spec.family == "gemma3_text" or ours.shape != theirs.shape:
-            theirs = theirs.transpose(1, 2) if theirs.dim() == 4 and theirs.shape[1] != ours.shape[1] else theirs
-        torch.testing.assert_close(ours.reshape(theirs.shape), theirs, rtol=1e-4, atol=1e-5, msg=lambda m, s=site: f"{s}: {m}")
+            theirs = (
+                theirs.transpose(1, 2) if theirs.dim() == 4 and theirs.shape[1] != ours.shape[1] else theirs
+            )
+        torch.testing.assert_close(
+            ours.reshape(theirs.shape), theirs, rtol=1e-4, atol=1e-5, msg=lambda m, s=site: f"{s}: {m}"
+        )
 
 
 def test_hidden_states_are_the_residual_depths(pair):
@@ -97,7 +101,13 @@ def test_loading_shares_the_tensors(pair):
     hf, model = pair
     pointers = {p.untyped_storage().data_ptr() for p in hf.parameters()}
     block = model.block(0)
-    ours = [model.embedding, model.unembedding.weight, block.mlp.up.weight, block.mlp.down.weight, block.attention.out.weight]
+    ours = [
+        model.embedding,
+        model.unembedding.weight,
+        block.mlp.up.weight,
+        block.mlp.down.weight,
+        block.attention.out.weight,
+    ]
     assert {t.untyped_storage().data_ptr() for t in ours} <= pointers
 
 

@@ -51,7 +51,9 @@ def test_plan_surgery():
 def test_plans_are_values():
     assert PLAN.swap(1, 2).swap(1, 2) == PLAN and hash(PLAN.skip(0)) == hash(Plan.identity(6).skip(0))
     assert str(PLAN.skip(2).swap(0, 1)) == "block 1, block 0, block 3-5 (D=5)"
-    assert str(recurrent_plan(2)) == "prelude 0, state, adapter, core 0-1, adapter, core 0-1, norm, coda 0 (D=6)"
+    assert (
+        str(recurrent_plan(2)) == "prelude 0, state, adapter, core 0-1, adapter, core 0-1, norm, coda 0 (D=6)"
+    )
 
 
 def test_depth_addresses():
@@ -111,7 +113,10 @@ def test_names_round_trip():
             for convention in ("interpcore", "transformers", "transformer_lens", "lre"):
                 name = site_name(site, depth, 6, convention)
                 if name is not None:
-                    assert site_address(name, 6, gated=site in ("mlp_gate_pre", "mlp_up")) == (site, depth), (name, convention)
+                    assert site_address(name, 6, gated=site in ("mlp_gate_pre", "mlp_up")) == (site, depth), (
+                        name,
+                        convention,
+                    )
     with pytest.raises(ValueError, match="names no activation"):
         site_address("blocks.0.hook_nothing", 6)
     with pytest.raises(ValueError, match="outside this model"):
@@ -151,7 +156,11 @@ def test_tap_positions_count_real_tokens(model):
     tokens, mask = TOKENS.repeat(2, 1), torch.ones(2, 10)
     mask[1, :6] = 0
     every, last, third = Tap("resid", 2), Tap("resid", 2, positions=-1), Tap("resid", 2, positions=[2, 0])
-    ranged, one, mine = Tap("z", 1, slice(1, 3), heads=[3]), Tap("resid", 2, rows=[1]), Tap("resid", 2, torch.tensor([4, 3]))
+    ranged, one, mine = (
+        Tap("z", 1, slice(1, 3), heads=[3]),
+        Tap("resid", 2, rows=[1]),
+        Tap("resid", 2, torch.tensor([4, 3])),
+    )
     taps = model.forward(tokens, mask, taps=[every, last, third, ranged, one, mine]).taps
     assert taps[every].shape == (2, 10, 32) and taps[every][1, 4:].isnan().all()
     assert torch.equal(taps[last][:, 0], torch.stack([taps[every][0, 9], taps[every][1, 3]]))
@@ -168,7 +177,10 @@ def test_logits_at_positions(model):
     torch.testing.assert_close(model.forward(tokens, mask, logits_at="last").logits, whole[:, -1])
     torch.testing.assert_close(model.forward(tokens, mask, logits_at=[0, -1]).logits[1], whole[1, [6, 9]])
     cache = model.forward(tokens[:, :4], cache=Cache()).cache
-    torch.testing.assert_close(model.forward(tokens[:, 4:], cache=cache, logits_at=5).logits[:, 0], model.forward(tokens).logits[:, 5])
+    torch.testing.assert_close(
+        model.forward(tokens[:, 4:], cache=cache, logits_at=5).logits[:, 0],
+        model.forward(tokens).logits[:, 5],
+    )
 
 
 def test_scores_are_what_attention_mixes(model):
@@ -176,13 +188,17 @@ def test_scores_are_what_attention_mixes(model):
     taps = model.forward(TOKENS, taps=[scores, z, v]).taps
     mixed = torch.einsum("bphk,bkhe->bphe", taps[scores].softmax(-1), taps[v])
     torch.testing.assert_close(mixed, taps[z], rtol=1e-5, atol=1e-6)
-    assert torch.equal(taps[scores][0].isinf(), (torch.arange(10)[:, None] < torch.arange(10))[:, None].expand(-1, 4, -1))
+    assert torch.equal(
+        taps[scores][0].isinf(), (torch.arange(10)[:, None] < torch.arange(10))[:, None].expand(-1, 4, -1)
+    )
 
 
 def test_head_outputs_sum_to_the_attention_output(model):
     heads, out = Tap("head_out", 2), Tap("attn_out", 2)
     taps = model.forward(TOKENS, taps=[heads, out]).taps
-    torch.testing.assert_close(taps[heads].sum(2) + model.block(2).attention.out.bias, taps[out], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        taps[heads].sum(2) + model.block(2).attention.out.bias, taps[out], rtol=1e-5, atol=1e-5
+    )
 
 
 MAPS = {
@@ -219,7 +235,9 @@ def test_moved_models_are_copies_with_shared_views(model):
     qkv = wide.block(0).attention.qkv.fused.weight
     assert qkv.dtype == torch.float64
     assert wide.unembedding.weight.untyped_storage().data_ptr() == wide.embedding.untyped_storage().data_ptr()
-    torch.testing.assert_close(wide.forward(TOKENS).logits.float(), model.forward(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        wide.forward(TOKENS).logits.float(), model.forward(TOKENS).logits, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_activation_hook_sees_every_mlp(model):
@@ -234,9 +252,21 @@ def test_activation_hook_sees_every_mlp(model):
 
 
 def test_forward_changes_no_global_state(model):
-    before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.random.get_rng_state())
+    before = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.random.get_rng_state(),
+    )
     model.generate(TOKENS, max_new_tokens=2, temperature=1.0, seed=3)
-    after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.random.get_rng_state())
+    after = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.random.get_rng_state(),
+    )
     assert before[:3] == after[:3] and torch.equal(before[3], after[3])
-    again = [model.generate(TOKENS, max_new_tokens=6, temperature=1.0, top_k=5, seed=3).tokens for _ in range(2)]
+    again = [
+        model.generate(TOKENS, max_new_tokens=6, temperature=1.0, top_k=5, seed=3).tokens for _ in range(2)
+    ]
     assert torch.equal(*again)

@@ -96,7 +96,9 @@ def test_caches_refuse_other_plans_edits_models_rows_and_prefixes(model):
         model.generate(TOKENS + 1, cache=cache, max_new_tokens=1)
     with pytest.raises(ValueError, match="is in the cache"):
         model.forward(TOKENS[:, 6:], cache=cache, taps=[Tap("resid", 0, positions=2)])
-    edited = model.forward(TOKENS[:, :6], cache=Cache(), edits=[Edit("resid", 1, 3, Add(torch.ones(D)))]).cache
+    edited = model.forward(
+        TOKENS[:, :6], cache=Cache(), edits=[Edit("resid", 1, 3, Add(torch.ones(D)))]
+    ).cache
     with pytest.raises(ValueError, match="other edits"):
         model.forward(TOKENS[:, 6:], cache=edited)
     with pytest.raises(ValueError, match="other edits"):
@@ -112,12 +114,14 @@ def test_a_later_edit_does_not_touch_a_cache(model):
     cache = model.forward(TOKENS[:, :6], cache=Cache()).cache
     edit = Edit("resid", 1, 7, Add(torch.ones(D)))
     cached = model.forward(TOKENS[:, 6:], cache=cache, edits=[edit]).logits
-    torch.testing.assert_close(cached, model.forward(TOKENS, edits=[edit]).logits[:, 6:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        cached, model.forward(TOKENS, edits=[edit]).logits[:, 6:], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_plans_that_cannot_be(model):
     plan = Plan.identity(4)
-    with pytest.raises(ValueError, match="The plan calls 'block.4'"):
+    with pytest.raises(ValueError, match=r"The plan calls 'block\.4'"):
         model.with_plan(Plan.identity(5))
     with pytest.raises(IndexError, match="no block call 4"):
         plan.skip(4)
@@ -154,7 +158,9 @@ def test_folders(folder, tmp_path):
         interpcore.load(folder)
     weights.write_bytes(kept)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "imagined", "architectures": ["Imagined"]}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "imagined", "architectures": ["Imagined"]})
+    )
     with pytest.raises(ValueError, match="config that transformers knows"):
         interpcore.load(folder)
     (folder / "config.json").unlink()
@@ -163,9 +169,10 @@ def test_folders(folder, tmp_path):
 
 
 def test_missing_tensors_and_nan_weights():
-    from safetensors.torch import load_file, save_file
     import tempfile
     from pathlib import Path
+
+    from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as name:
         hf = transformers_model("llama")
@@ -174,7 +181,9 @@ def test_missing_tensors_and_nan_weights():
         tensors = load_file(path)
         tensors.pop("model.layers.1.mlp.up_proj.weight")
         save_file(tensors, path, {"format": "pt"})
-        with pytest.raises(ValueError, match="lack 1 tensors, among them model.layers.1.mlp.up_proj.weight"):
+        with pytest.raises(
+            ValueError, match=r"lack 1 tensors, among them model\.layers\.1\.mlp\.up_proj\.weight"
+        ):
             interpcore.load(name)
     hf.model.layers[2].mlp.down_proj.weight.data[3, 4] = torch.nan
     with pytest.raises(ValueError, match=r"NaN or infinity in model.layers.2.mlp.down_proj.weight"):

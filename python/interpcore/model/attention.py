@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,8 @@ class Attention:
     softcap: float | None = None
 
     def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:
-        """Attention output [batch, position, d_model], bias included, of the normed stream x [batch, position, d_model]."""
+        """Attention output [batch, position, d_model], bias included, of the normed stream x [batch,
+        position, d_model]."""
         q, k, v = self.heads(x, ctx, depth)
         q, k = self.rotate(q, k, ctx)
         shared: Sequence[tuple[Segment, Tensor, Tensor]] = ()
@@ -82,8 +83,14 @@ class Attention:
         cos, sin = ctx.shared[names[0]], ctx.shared[names[1]]
         return self.rotary(q, cos, sin), self.rotary(k, cos, sin)
 
+    def with_precision(self, precision: str) -> Attention:
+        """The same with derivatives in another precision."""
+        out = replace(self.out, precision=precision)
+        return replace(self, qkv=self.qkv.with_precision(precision), out=out)
+
     def head_outputs(self, z: Tensor) -> Tensor:
-        """Each head's own output [batch, position, head, d_model], without the bias, from z [batch, position, head, d_head]."""
+        """Each head's own output [batch, position, head, d_model], without the bias, from z [batch, position,
+        head, d_head]."""
         weights = self.out.weight.unflatten(0, z.shape[-2:])
         return torch.stack([Projection(weights[h])(z[..., h, :]) for h in range(z.shape[-2])], -2)
 
@@ -91,7 +98,11 @@ class Attention:
         """torch's fused attention over the own segment alone."""
         first = before is None or not bool(before.any())
         single = ctx.layout.n_new == 1 and ctx.layout.uniform_start is not None and self.window is None
-        mask = None if single or (first and self.window is None) else visible(ctx, self.window, before, k.shape[1])[:, None]
+        mask = (
+            None
+            if single or (first and self.window is None)
+            else visible(ctx, self.window, before, k.shape[1])[:, None]
+        )
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -113,7 +124,8 @@ class Attention:
         ctx: Context,
         depth: int,
     ) -> Tensor:
-        """Scores formed in full, so that they can be capped, read and written; shared prefixes enter without a copy."""
+        """Scores formed in full, so that they can be capped, read and written; shared prefixes enter without
+        a copy."""
         q = q.unflatten(2, (k.shape[2], -1))  # [B, P, G, R, e]
         parts = [(s.first, keys[:, : s.width], values[:, : s.width]) for s, keys, values in shared]
         own_first = sum(s.width for s, _, _ in shared)
@@ -132,8 +144,21 @@ class Attention:
         full = full.masked_fill(~mask[:, :, None, None], -torch.inf).flatten(2, 3)
         pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype)
         if ctx.record:
-            keys, values = (torch.cat([*(p[i].expand(len(q), -1, -1, -1) for p in parts), own], 1) for i, own in ((1, k), (2, v)))
-            self._keep(ctx, depth, before, own_first, q=q.flatten(2, 3), keys=keys, values=values, scores=full, pattern=pattern)
+            keys, values = (
+                torch.cat([*(part.expand(len(q), -1, -1, -1) for part in prefix), own], 1)
+                for prefix, own in (([p[1] for p in parts], k), ([p[2] for p in parts], v))
+            )
+            self._keep(
+                ctx,
+                depth,
+                before,
+                own_first,
+                q=q.flatten(2, 3),
+                keys=keys,
+                values=values,
+                scores=full,
+                pattern=pattern,
+            )
         pattern = pattern.unflatten(2, (k.shape[2], -1))
         z, at = None, 0
         for _, keys, values in parts:
@@ -142,10 +167,10 @@ class Attention:
         own = torch.einsum("bpgrt,btge->bpgre", pattern[..., at:], v)
         return (own if z is None else z + own).flatten(2, 3)
 
-
     @staticmethod
     def _keep(ctx: Context, depth: int, before: Tensor | None, own_first: int, **kept: Tensor) -> None:
-        """Keep values for linearisation with this forward's own keys last, also where rows cached different numbers."""
+        """Keep values for linearisation with this forward's own keys last, also where rows cached different
+        numbers."""
         n, width = ctx.layout.n_new, kept["keys"].shape[1]
         if before is not None and bool((before != before[0]).any()):
             columns = torch.arange(width).expand(len(before), -1)
@@ -159,8 +184,11 @@ class Attention:
         ctx.keep(depth, **kept)
 
 
-def visible(ctx: Context, window: int | None, before: Tensor | None, width: int, own_first: int = 0) -> Tensor:
-    """Which keys of the own segment a query sees, [batch or 1, query, key]; shared by the layers of a forward.
+def visible(
+    ctx: Context, window: int | None, before: Tensor | None, width: int, own_first: int = 0
+) -> Tensor:
+    """Which keys of the own segment a query sees, [batch or 1, query, key]; shared by the layers of a
+    forward.
 
     Args:
         before: tokens of the own segment cached before this forward [batch], None for none.
@@ -182,7 +210,8 @@ def visible(ctx: Context, window: int | None, before: Tensor | None, width: int,
 
 
 def _window_mask(layout: Layout, first: int, width: int, window: int | None) -> Tensor:
-    """Which keys of a shared segment a query sees [batch or 1, query, key]: all of them, or those within the window."""
+    """Which keys of a shared segment a query sees [batch or 1, query, key]: all of them, or those within the
+    window."""
     positions = layout.positions[:, :, None]
     if window is None:
         return torch.ones_like(positions, dtype=torch.bool).expand(-1, -1, width)

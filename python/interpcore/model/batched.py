@@ -1,7 +1,8 @@
 """Many edited versions of one prompt as batch rows on a shared prefix.
 
-Tokens before the first edited position are run once and shared; so are the block calls before the first edited
-depth. A sweep over layers, ranks or coefficients costs one run per group of versions that enter at the same depth.
+Tokens before the first edited position are run once and shared; so are the block calls before the first
+edited depth. A sweep over layers, ranks or coefficients costs one run per group of versions that enter at the
+same depth.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ def run_versions(
         cache: a shared cache of the prompt's beginning, filled without edits.
         max_rows: versions run together; bounds memory.
     Returns: [version, vocabulary] ("last") or [version, n, vocabulary].
-    Raises: ValueError for edits with rows, a plan with further streams, or positions before the first edited one.
+    Raises: ValueError for edits with rows, a plan with further streams, or positions before the first edited
+    one.
     """
     if model.plan.streams != {"resid"}:
-        raise ValueError("run_versions needs a plan whose only stream is the residual one; use forward with one row per version.")
+        raise ValueError(
+            "run_versions needs a plan whose only stream is the residual one; use forward with one row per "
+            "version."
+        )
     if any(edit.rows is not None for edits in versions for edit in edits):
         raise ValueError("Edits of a version apply to its own row; leave rows=None.")
     length = len(tokens)

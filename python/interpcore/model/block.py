@@ -19,8 +19,8 @@ class Block:
 
     Args:
         attention, mlp: the branches.
-        attn_norm, mlp_norm: norm before each branch, None for none (OLMo 2); the same object for both where the
-            checkpoint shares it (GPT-J).
+        attn_norm, mlp_norm: norm before each branch, None for none (OLMo 2); the same object for both where
+            the checkpoint shares it (GPT-J).
         attn_post_norm, mlp_post_norm: norm on each branch's output (OLMo 2, Gemma), None for none.
         parallel: both branches read the entering stream (GPT-J, Pythia) instead of one after the other.
     """
@@ -35,7 +35,8 @@ class Block:
 
     @property
     def additive(self) -> bool:
-        """Whether the stream is the plain sum of what the branches' projections write (pre-norm, no post-norm)."""
+        """Whether the stream is the plain sum of what the branches' projections write (pre-norm, no
+        post-norm)."""
         return self.attn_post_norm is None and self.mlp_post_norm is None
 
     def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:

@@ -1,9 +1,10 @@
 """Segmented key/value cache.
 
-A cache is a value: a forward that continues it returns another one and leaves it as it was, so that it can be used
-again for another continuation, differentiated or not. It is a list of segments. A segment has batch 1 (a prefix
-shared by every later row, never copied) or the batch's size; rows of a segment may differ in length. Appending
-writes into spare room of the newest cache's buffer, so that decoding does not copy; continuing an older one copies.
+A cache is a value: a forward that continues it returns another one and leaves it as it was, so that it can be
+used again for another continuation, differentiated or not. It is a list of segments. A segment has batch 1 (a
+prefix shared by every later row, never copied) or the batch's size; rows of a segment may differ in length.
+Appending writes into spare room of the newest cache's buffer, so that decoding does not copy; continuing an
+older one copies.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .sites import Selected
 
 @dataclass(eq=False)
 class Buffer:
-    """Keys and values of one segment per slot, [batch, capacity, kv_head, d_head]; `owner` is the newest segment."""
+    """Keys and values of one segment per slot, [batch, capacity, kv_head, d_head]; `owner` is the newest
+    segment."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
@@ -94,11 +96,17 @@ class Cache:
         """Token ids cached for a row, [position]."""
         pieces = [s.tokens[row if s.batch > 1 else 0] for s in self.segments]
         counts = [int(s.lengths[row if s.batch > 1 else 0]) for s in self.segments]
-        return torch.cat([p[:n] for p, n in zip(pieces, counts, strict=True)]) if pieces else torch.zeros(0, dtype=torch.int64)
+        return (
+            torch.cat([p[:n] for p, n in zip(pieces, counts, strict=True)])
+            if pieces
+            else torch.zeros(0, dtype=torch.int64)
+        )
 
     def nbytes(self) -> int:
         """Bytes of its keys and values, spare room included."""
-        tensors = [t for s in self.segments for part in (s.buffer.keys, s.buffer.values) for t in part.values()]
+        tensors = [
+            t for s in self.segments for part in (s.buffer.keys, s.buffer.values) for t in part.values()
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def check(self, model: int, plan: Plan, edits: Sequence[Selected], start: Tensor) -> None:
@@ -116,10 +124,13 @@ class Cache:
         if self.model != model:
             raise ValueError("The cache was filled by another model; fill a new one.")
         if self.plan != plan:
-            raise ValueError(f"The cache was filled under the plan {self.plan}; this forward runs {plan}. Fill a new one.")
+            raise ValueError(
+                f"The cache was filled under the plan {self.plan}; this forward runs {plan}. Fill a new one."
+            )
         if not same_edits(self._edits_for(len(start)), edits, start):
             raise ValueError(
-                "The cache was filled under other edits at its positions than this forward's. Fill a new one, or pass the same "
+                "The cache was filled under other edits at its positions than this forward's. Fill a new "
+                "one, or pass the same "
                 "edits with absolute positions (a negative position moves as tokens are added)."
             )
 
@@ -135,7 +146,8 @@ class Cache:
             own = self.tokens(row if self.batch > 1 else 0).to(tokens.device)
             if len(own) >= length or not torch.equal(tokens[row, : len(own)], own):
                 raise ValueError(
-                    f"Row {row} does not begin with the {len(own)} cached tokens and continue them; fill a new cache for it."
+                    f"Row {row} does not begin with the {len(own)} cached tokens and continue them; fill a "
+                    "new cache for it."
                 )
 
     def _edits_for(self, batch: int) -> list[Selected]:
@@ -160,10 +172,11 @@ def repeat_row(edit: Selected, batch: int) -> Selected:
 
 
 class CacheWriter:
-    """Extends a cache during one forward: every attention layer adds its slot, then `finish` gives the new cache.
+    """Extends a cache during one forward: every attention layer adds its slot, then `finish` gives the new
+    one.
 
-    New tokens join the last segment when it has the batch's rows, else they begin a segment. A single shared row is
-    joined only where that copies nothing: by the newest cache, outside autograd.
+    New tokens join the last segment when it has the batch's rows, else they begin a segment. A single shared
+    row is joined only where that copies nothing: by the newest cache, outside autograd.
     """
 
     def __init__(self, cache: Cache, layout: Layout):
@@ -171,10 +184,14 @@ class CacheWriter:
         self.layout = layout
         self._functional = torch.is_grad_enabled()
         in_place = last is not None and last.buffer.owner is last and not self._functional
-        self._last = last if last is not None and last.batch == layout.batch and (in_place or last.batch > 1) else None
+        self._last = (
+            last if last is not None and last.batch == layout.batch and (in_place or last.batch > 1) else None
+        )
         self.shared = cache.segments if self._last is None else cache.segments[:-1]
         self._buffer = last.buffer if in_place and last is not None and self._last is not None else Buffer()
-        self.before = torch.zeros(layout.batch, dtype=torch.int64) if self._last is None else self._last.lengths
+        self.before = (
+            torch.zeros(layout.batch, dtype=torch.int64) if self._last is None else self._last.lengths
+        )
         self._at = int(self.before[0]) if bool((self.before == self.before[0]).all()) else None
         self.width = int(self.before.max()) + layout.n_new
 
@@ -207,7 +224,11 @@ class CacheWriter:
         else:
             rows = torch.arange(new.shape[0], device=new.device)[:, None]
             columns = (self.before[:, None] + torch.arange(new.shape[1])).to(new.device)
-            room = room.index_put((rows, columns), new) if self._functional else room.index_put_((rows, columns), new)
+            room = (
+                room.index_put((rows, columns), new)
+                if self._functional
+                else room.index_put_((rows, columns), new)
+            )
         into[slot] = room
         return room[:, : self.width]
 

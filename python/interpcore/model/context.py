@@ -24,9 +24,10 @@ class Context:
         edits: resolved edits.
         n_calls: number of block calls of the plan.
         absent: sites the model does not have, with the reason.
-        record: keep what the linearised decoder needs of every block, in `kept`, and the inputs of every edit.
-        activation: called as `activation(function, pre, depth)` in place of `function(pre)`, so that a study can
-            fuse its statistics into the activation.
+        record: keep what the linearised decoder needs of every block, in `kept`, and the inputs of every
+            edit.
+        activation: called as `activation(function, pre, depth)` in place of `function(pre)`, so that a study
+            can fuse its statistics into the activation.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Context:
         self._edits: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
         stop = layout.totals
         for edit in edits:
-            self._edits[edit.spec.site, check_address(edit.spec, n_calls, absent)].append(edit.within(layout.start, stop))
+            self._edits[edit.spec.site, check_address(edit.spec, n_calls, absent)].append(
+                edit.within(layout.start, stop)
+            )
         for tap in taps:
             self._taps[tap.site, check_address(tap, n_calls, absent)].append(self._readable(tap))
         self._active = {*self._taps, *self._edits}
@@ -59,10 +62,15 @@ class Context:
     def _readable(self, tap: Tap) -> Selected:
         selected = select(tap, self.layout.totals)
         new = selected.within(self.layout.start, self.layout.totals)
-        if tap.positions is not None and not isinstance(tap.positions, slice) and len(new.row) < len(selected.row):
+        if (
+            tap.positions is not None
+            and not isinstance(tap.positions, slice)
+            and len(new.row) < len(selected.row)
+        ):
             cached = int((self.layout.start[selected.row] > selected.position).nonzero()[0, 0])
             raise ValueError(
-                f"Position {int(selected.position[cached])} of row {int(selected.row[cached])} is in the cache; tap "
+                f"Position {int(selected.position[cached])} of row {int(selected.row[cached])} is in the "
+                "cache; tap "
                 f"{tap.site!r} in the forward that computes it."
             )
         return new
@@ -76,7 +84,8 @@ class Context:
         return self._edits.get((site, depth), ())
 
     def keep(self, call: object, **values: Tensor) -> None:
-        """Keep values of a block call (its depth) or another call ("call", index), when this forward records."""
+        """Keep values of a block call (its depth) or another call ("call", index), when this forward
+        records."""
         if self.record:
             self.kept[call] |= values
 
@@ -126,7 +135,11 @@ class Context:
             return value
         row, column = self.index(tap)
         n_rows = self.layout.batch if tap.spec.rows is None else len(tap.spec.rows)
-        slot = tap.at.position - _first_new(tap, n_rows)[tap.at.row] if isinstance(tap.spec.positions, slice | None) else tap.at.position
+        slot = (
+            tap.at.position - _first_new(tap, n_rows)[tap.at.row]
+            if isinstance(tap.spec.positions, slice | None)
+            else tap.at.position
+        )
         n = int(slot.max()) + 1 if len(slot) else 0
         out = value.new_full((n_rows, n, *value.shape[2:]), torch.nan)
         return out.index_put((tap.at.row.to(row.device), slot.to(row.device)), value[row, column])
@@ -143,5 +156,8 @@ def head_index(spec: Tap | Edit, count: int, device: torch.device) -> Tensor:
     """The heads of a tap or edit counted from 0, of a site with `count` heads."""
     heads = torch.as_tensor(list(spec.heads or ()), dtype=torch.int64, device=device)
     if bool(((heads < -count) | (heads >= count)).any()):
-        raise ValueError(f"Heads {heads.tolist()} are outside site {spec.site!r}, which has {count} ({SITES[spec.site].heads}).")
+        raise ValueError(
+            f"Heads {heads.tolist()} are outside site {spec.site!r}, which has {count} "
+            f"({SITES[spec.site].heads})."
+        )
     return heads % count

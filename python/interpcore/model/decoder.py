@@ -1,4 +1,5 @@
-"""The decoder: weights plus an execution plan, with taps, edits and caches that mean the same however a prompt is run."""
+"""The decoder: weights plus an execution plan, with taps, edits and caches that mean the same however a
+prompt is run."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Output:
     """What a forward returns.
 
     Args:
-        logits: [batch, position, vocabulary] in the caller's columns with NaN at padding ("all"), [batch, vocabulary]
-            ("last"), [batch, n, vocabulary] (positions) or None.
+        logits: [batch, position, vocabulary] in the caller's columns with NaN at padding ("all"), [batch,
+            vocabulary] ("last"), [batch, n, vocabulary] (positions) or None.
         taps: value of each tap, [rows, positions, *feature]; see `Tap`.
         cache: the continued cache; None when no cache was passed.
         lengths: real tokens per row, cached ones included [batch] int64.
@@ -58,7 +59,8 @@ class Model:
         unembedding: [d_model, vocabulary].
         positions: learned position embeddings [max_positions, d_model], or None.
         tokenizer: a transformers tokenizer, or None.
-        load_gap: largest |logit difference| to transformers at load over the largest |logit|; None when not checked.
+        load_gap: largest |logit difference| to transformers at load over the largest |logit|; None when not
+            checked.
     """
 
     spec: ModelSpec
@@ -129,7 +131,8 @@ class Model:
         return encode(self.tokenizer, texts, self.spec, self.device)
 
     def sites(self) -> list[dict[str, str]]:
-        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens names."""
+        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
+        names."""
         from .names import site_table
 
         return site_table(self.spec, self.plan.n_calls)
@@ -149,13 +152,14 @@ class Model:
 
         Args:
             tokens: token ids [batch, position] int64; with a cache, only the new ones.
-            attention_mask: 1 at real tokens, 0 at padding on either side [batch, position]; None when all are real.
+            attention_mask: 1 at real tokens, 0 at padding on either side [batch, position]; None when all are
+                real.
             cache: `Cache()` to have one filled, or an earlier output's to continue it; it is never changed.
             taps: sites to read.
-            edits: sites to write, in this order where several write the same; with a cache, positions past the last
-                token are those of tokens to come.
-            logits_at: "all", "last" (each row's last real token), None, or absolute positions of new tokens (an int, a
-                sequence, or int64 [batch] or [batch, n] per row).
+            edits: sites to write, in this order where several write the same; with a cache, positions past
+                the last token are those of tokens to come.
+            logits_at: "all", "last" (each row's last real token), None, or absolute positions of new tokens
+                (an int, a sequence, or int64 [batch] or [batch, n] per row).
             activation: replaces `function(pre)` by `activation(function, pre, depth)` in every MLP.
         Returns: `Output`.
         Raises: ValueError for tokens, mask, taps, edits or a cache that do not fit, with the reason.
@@ -163,7 +167,9 @@ class Model:
         start = None if cache is None else cache.start(len(tokens))
         layout, packed = read_prompts(tokens, attention_mask, start, self.spec, self.device)
         resolved = [select(edit, layout.totals, more=cache is not None) for edit in edits]
-        ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent, activation=activation)
+        ctx = Context(
+            layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent, activation=activation
+        )
         writer = None
         if cache is not None:
             cache.check(self.identity, self.plan, resolved, layout.start)
@@ -192,7 +198,8 @@ class Model:
         Args:
             depth: block call to enter, 0 to D (D: only the final norm and the unembedding run).
             resid: stream entering it at the tokens after the cached ones [rows, position, d_model].
-            cache: keys and values of the tokens before them; a shared one serves any number of rows. It is read only.
+            cache: keys and values of the tokens before them; a shared one serves any number of rows. It is
+                read only.
             streams: the plan's other streams at that point [rows, position, d_model], where it has any.
             lengths: real tokens per row of `resid` [rows]; None when all positions are real.
             taps, edits, logits_at: as in `forward`; "all" returns the columns of `resid`.
@@ -208,13 +215,18 @@ class Model:
         cache.check(self.identity, self.plan, resolved, layout.start)
         missing = self.plan.streams - {RESID} - set(streams or {})
         if missing:
-            raise ValueError(f"The plan also has the stream(s) {', '.join(sorted(missing))}; pass streams={{name: [rows, position, d_model]}}.")
+            raise ValueError(
+                f"The plan also has the stream(s) {', '.join(sorted(missing))}; pass "
+                f"streams={{name: [rows, position, d_model]}}."
+            )
         ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent)
         writer = CacheWriter(cache, layout) if cache.segments else None
         stream = self.run_plan(layout.pack(resid), ctx, writer, depth, streams)
         return Output(self.read_logits(stream, ctx, logits_at), ctx.values, None, layout.totals)
 
-    def generate(self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any) -> generation.Generation:
+    def generate(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> generation.Generation:
         """Continue prompts token by token; see `interpcore.model.generate.generate` for the options."""
         return generation.generate(self, tokens, attention_mask, **options)
 
@@ -260,7 +272,9 @@ class Model:
         if isinstance(logits_at, str) and logits_at not in ("all", "last"):
             raise ValueError(f"logits_at is 'all', 'last', None or positions; got {logits_at!r}.")
         if whole or (isinstance(logits_at, str) and logits_at == "all"):
-            everywhere = ctx.site("logits", None, self.unembed(ctx.site("final_norm", None, self.final_norm(stream))))
+            everywhere = ctx.site(
+                "logits", None, self.unembed(ctx.site("final_norm", None, self.final_norm(stream)))
+            )
             if logits_at is None:
                 return None
             if isinstance(logits_at, str) and logits_at == "all":
@@ -269,19 +283,23 @@ class Model:
         return self.unembed(self.final_norm(at_positions(stream, ctx.layout, logits_at)))
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of the final norm's output [..., d_model], soft-capped where the model does so."""
+        """Logits [..., vocabulary] of the final norm's output [..., d_model], soft-capped where the model
+        does so."""
         logits = self.unembedding(normed)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
-    """values [batch, position, *feature] at the last real token [batch, *feature] or at positions [batch, n, *feature]."""
+    """values [batch, position, *feature] at the last real token [batch, *feature] or at positions [batch, n,
+    *feature]."""
     rows = torch.arange(layout.batch, device=values.device)
     if isinstance(logits_at, str):
         return values[rows, (layout.lengths - 1).to(values.device)]
     selected = select(Tap("logits", positions=logits_at), layout.totals)
     column = (selected.position - layout.start[selected.row]).view(layout.batch, -1)
     if bool((column < 0).any()):
-        raise ValueError("logits_at names a position that is in the cache; ask for it in the forward that computes it.")
+        raise ValueError(
+            "logits_at names a position that is in the cache; ask for it in the forward that computes it."
+        )
     return values[rows[:, None], column.to(values.device)]

@@ -54,8 +54,8 @@ def generate(
         tokens: prompt token ids [batch, position] int64, cached prefix included.
         attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
         max_new_tokens: steps at most.
-        edits: sites to write; positions refer to the prompt's tokens (negative: from its last), an open range goes
-            on over the new tokens.
+        edits: sites to write; positions refer to the prompt's tokens (negative: from its last), an open range
+            goes on over the new tokens.
         cache: a cache of the prompts' beginning.
         stop_tokens: ids that end a row; None takes the tokenizer's end-of-text id, () none.
         temperature: 0 is greedy; else softmax temperature, and `seed` is required.
@@ -72,7 +72,11 @@ def generate(
     stops = torch.tensor(_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
     fixed = [_absolute(edit, layout.lengths) for edit in edits]
-    text = _Cached(packed, layout.lengths, cache) if model.keeps_cache else _Recomputed(packed, layout.lengths, cache)
+    text = (
+        _Cached(packed, layout.lengths, cache)
+        if model.keeps_cache
+        else _Recomputed(packed, layout.lengths, cache)
+    )
     picked: list[Tensor] = []
     done = torch.zeros(layout.batch, dtype=torch.bool, device=model.device)
     lengths = torch.full((layout.batch,), max_new_tokens)
@@ -121,7 +125,9 @@ class _Recomputed:
 
     def __init__(self, packed: Tensor, lengths: Tensor, cache: Cache | None):
         if cache is not None:
-            raise ValueError("This model runs through the generic adapter, which keeps no cache; leave cache=None.")
+            raise ValueError(
+                "This model runs through the generic adapter, which keeps no cache; leave cache=None."
+            )
         self.packed, self.lengths = packed, lengths
 
     def last_logits(self, model: Any, edits: Sequence[Edit]) -> Tensor:
@@ -155,7 +161,8 @@ def _stop_tokens(model: Model | GenericModel, given: Sequence[int] | None) -> li
 
 
 def _absolute(edit: Edit, lengths: Tensor) -> Edit:
-    """The edit with positions that do not move as tokens are added: per row, counted from the prompt's start."""
+    """The edit with positions that do not move as tokens are added: per row, counted from the prompt's
+    start."""
     at = edit.positions
     if at is None:
         return edit
@@ -168,6 +175,9 @@ def _absolute(edit: Edit, lengths: Tensor) -> Edit:
             n = int(rows[0])
             start, stop = (b if b is None or b >= 0 else max(0, b + n) for b in (at.start, at.stop))
             return replace(edit, positions=slice(start, stop))
-        raise ValueError("A range that counts from the end needs prompts of equal length; pass one edit per row (rows=[i]).")
+        raise ValueError(
+            "A range that counts from the end needs prompts of equal length; pass one edit per row "
+            "(rows=[i])."
+        )
     selected = select(edit, lengths, more=True)
     return replace(edit, positions=selected.position.view(len(rows), -1))

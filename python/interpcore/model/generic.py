@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cache import Cache
 from .context import Context
 from .decoder import LogitsAt, Output, at_positions
 from .generate import Generation, generate
-from .cache import Cache
 from .names import site_table
 from .plan import Plan
 from .prompts import encode, read_prompts
@@ -79,7 +79,11 @@ class GenericModel:
             max_positions=getattr(config, "max_position_embeddings", None),
             gated=False,
             module_names=names,
-            absent={site: "the generic adapter sees module boundaries only." for site in SITES if site not in names},
+            absent={
+                site: "the generic adapter sees module boundaries only."
+                for site in SITES
+                if site not in names
+            },
         )
         return cls(hf, spec, tokenizer, layers)
 
@@ -105,14 +109,18 @@ class GenericModel:
 
     def with_plan(self, plan: Plan) -> GenericModel:
         """Refused: only hand-written blocks run other plans."""
-        raise ValueError(f"{self.spec.name} runs through the generic adapter, which cannot run another plan; its family needs hand-written blocks.")
+        raise ValueError(
+            f"{self.spec.name} runs through the generic adapter, which cannot run another plan; its family "
+            "needs hand-written blocks."
+        )
 
     def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of texts [batch, position], right-padded."""
         return encode(self.tokenizer, texts, self.spec, self.device)
 
     def sites(self) -> list[dict[str, str]]:
-        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens names."""
+        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
+        names."""
         return site_table(self.spec, len(self.layers))
 
     def forward(
@@ -130,7 +138,9 @@ class GenericModel:
         Raises: ValueError as `Model.forward`, and when a cache is passed.
         """
         if cache is not None:
-            raise ValueError(f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None.")
+            raise ValueError(
+                f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
+            )
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
         resolved = [select(edit, layout.totals) for edit in edits]
         ctx = Context(layout, taps, resolved, n_calls=len(self.layers), absent=self.spec.absent)
@@ -141,19 +151,28 @@ class GenericModel:
         if logits_at is None:
             return Output(None, ctx.values, None, layout.totals)
         everywhere = isinstance(logits_at, str) and logits_at == "all"
-        return Output(layout.unpack(logits) if everywhere else at_positions(logits, layout, logits_at), ctx.values, None, layout.totals)
+        return Output(
+            layout.unpack(logits) if everywhere else at_positions(logits, layout, logits_at),
+            ctx.values,
+            None,
+            layout.totals,
+        )
 
     __call__ = forward
 
     def generate(self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Generation:
-        """Continue prompts, rerunning the whole text for every token; options as in `interpcore.model.generate`."""
+        """Continue prompts, rerunning the whole text for every token; options as in
+        `interpcore.model.generate`."""
         return generate(self, tokens, attention_mask, **options)
 
 
 def _blocks(hf: Any, count: int, name: str) -> nn.ModuleList:
     lists = [m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists or hf.get_input_embeddings() is None or hf.get_output_embeddings() is None:
-        raise ValueError(f"{name} is not a decoder the generic adapter can read: no list of {count} blocks with input and output embeddings.")
+        raise ValueError(
+            f"{name} is not a decoder the generic adapter can read: no list of {count} blocks with input and "
+            "output embeddings."
+        )
     return lists[0]
 
 
@@ -177,7 +196,9 @@ def _hooked(model: GenericModel, ctx: Context) -> Any:
 def _attach(module: nn.Module, side: str, site: str, depth: int | None, ctx: Context) -> Callable[[], None]:
     """Hook one module boundary; returns what removes the hook."""
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (ctx.site(site, depth, args[0]), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": ctx.site(site, depth, kwargs["hidden_states"])}
@@ -187,5 +208,9 @@ def _attach(module: nn.Module, side: str, site: str, depth: int | None, ctx: Con
             return (ctx.site(site, depth, output[0]), *output[1:])
         return ctx.site(site, depth, output)
 
-    handle = module.register_forward_pre_hook(before, with_kwargs=True) if side == "input" else module.register_forward_hook(after)
+    handle = (
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        if side == "input"
+        else module.register_forward_hook(after)
+    )
     return handle.remove

@@ -1,8 +1,8 @@
 """Where the real tokens of a batch sit: padding in, packed rows out, and back.
 
-Inside the decoder every row starts with its real tokens, in order: column j of a packed tensor is the j-th new real
-token of its row. Under causal attention nothing to the right of a token can reach it, so the columns after a row's
-last real token need no mask, and a padded batch computes what each prompt alone would.
+Inside the decoder every row starts with its real tokens, in order: column j of a packed tensor is the j-th
+new real token of its row. Under causal attention nothing to the right of a token can reach it, so the columns
+after a row's last real token need no mask, and a padded batch computes what each prompt alone would.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Layout:
     Args:
         start: cached real tokens before this forward, per row [batch] int64, on the CPU.
         lengths: new real tokens per row [batch] int64, on the CPU.
-        columns: the caller's column of each packed token [batch, position]; None when rows were packed already.
+        columns: the caller's column of each packed token [batch, position]; None when rows were packed
+            already.
         width: number of columns of the caller's tensor.
         device: where index tensors are wanted.
     """
@@ -89,13 +90,15 @@ class Layout:
         return out.index_put((rows[real], columns.to(packed.device)[real]), packed[real])
 
 
-def read_layout(shape: tuple[int, int], attention_mask: Tensor | None, start: Tensor | None, device: torch.device) -> Layout:
+def read_layout(
+    shape: tuple[int, int], attention_mask: Tensor | None, start: Tensor | None, device: torch.device
+) -> Layout:
     """Layout of tokens [batch, width] under an attention mask.
 
     Args:
         shape: (batch, width) of the tokens.
-        attention_mask: 1 at real tokens, 0 at padding [batch, width]; columns before the last `width` (a mask that
-            also covers cached tokens) are ignored; None when every token is real.
+        attention_mask: 1 at real tokens, 0 at padding [batch, width]; columns before the last `width` (a mask
+            that also covers cached tokens) are ignored; None when every token is real.
         start: cached tokens per row [batch], or None.
         device: device of the model.
     Raises: ValueError for an empty prompt, a row of padding alone, or a mask of another shape.
@@ -107,11 +110,15 @@ def read_layout(shape: tuple[int, int], attention_mask: Tensor | None, start: Te
     if attention_mask is None:
         return Layout(start, torch.full((batch,), width), None, width, device)
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < width:
-        raise ValueError(f"The attention mask has shape {tuple(attention_mask.shape)}; tokens have shape {shape}.")
+        raise ValueError(
+            f"The attention mask has shape {tuple(attention_mask.shape)}; tokens have shape {shape}."
+        )
     mask = attention_mask[:, attention_mask.shape[1] - width :].cpu().bool()
     lengths = mask.sum(1)
     if bool((lengths == 0).any()):
-        raise ValueError(f"Row {int((lengths == 0).nonzero()[0, 0])} of the attention mask has no real token; drop it.")
+        raise ValueError(
+            f"Row {int((lengths == 0).nonzero()[0, 0])} of the attention mask has no real token; drop it."
+        )
     n_new = int(lengths.max())
     if n_new == width and bool((mask == (torch.arange(width) < lengths[:, None])).all()):
         return Layout(start, lengths, None, width, device)

@@ -1,9 +1,9 @@
 """What an edit does to the activations it selects: maps with their own linearisation.
 
-A map receives the selected activations `x [selected, *feature]` (feature = [d_model], [heads, d_head], ...) and
-returns their new values. An operand is either one value for everything selected, `[*feature]`, or one per row and
-position, `[rows or 1, positions or 1, *feature]`. `jvp` and `vjp` are the derivative at x, which the linearised
-decoder uses.
+A map receives the selected activations `x [selected, *feature]` (feature = [d_model], [heads, d_head], ...)
+and returns their new values. An operand is either one value for everything selected, `[*feature]`, or one per
+row and position, `[rows or 1, positions or 1, *feature]`. `jvp` and `vjp` are the derivative at x, which the
+linearised decoder uses.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ class Selection(NamedTuple):
             return operand
         if operand.dim() != features + 2:
             raise ValueError(
-                f"An edit's value is [*feature] or [rows, positions, *feature] with {features} feature dimension(s); "
+                f"An edit's value is [*feature] or [rows, positions, *feature] with {features} feature "
+                "dimension(s); "
                 f"got shape {tuple(operand.shape)}."
             )
         rows, positions = operand.shape[:2]
         for size, index, what in ((rows, self.row, "rows"), (positions, self.position, "positions")):
             if size != 1 and index.numel() and int(index.max()) >= size:
-                raise ValueError(f"An edit's value holds {size} {what}, but {int(index.max()) + 1} are selected.")
+                raise ValueError(
+                    f"An edit's value holds {size} {what}, but {int(index.max()) + 1} are selected."
+                )
         return operand[self.row if rows != 1 else 0, self.position if positions != 1 else 0]
 
 
@@ -45,7 +48,9 @@ class Map:
 
     def __call__(self, x: Tensor, at: Selection) -> Tensor:
         """New values of x [selected, *feature]."""
-        raise TypeError(f"{type(self).__name__} is not a map; use Replace, Add, Scale, Affine, LowRank or Function.")
+        raise TypeError(
+            f"{type(self).__name__} is not a map; use Replace, Add, Scale, Affine, LowRank or Function."
+        )
 
     def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
         """Derivative at x applied to a tangent [..., selected, *feature]."""
@@ -83,7 +88,8 @@ class Replace(Map):
     def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
         return torch.zeros_like(tangent)
 
-    vjp = jvp
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return torch.zeros_like(cotangent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +105,8 @@ class Add(Map):
     def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
         return tangent
 
-    vjp = jvp
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return cotangent
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +124,8 @@ class Scale(Map):
     def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
         return tangent * self._factor(x, at)
 
-    vjp = jvp
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return cotangent * self._factor(x, at)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +180,8 @@ class LowRank(Map):
 
 @dataclass(frozen=True, eq=False)
 class Function(Map):
-    """x -> function(x), a differentiable torch function of [selected, *feature] that treats each selected entry alone."""
+    """x -> function(x), a differentiable torch function of [selected, *feature] that treats each selected
+    entry alone."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -185,7 +194,7 @@ class Function(Map):
         return torch.stack(out).reshape(tangent.shape)
 
     def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
-        _, pullback = torch.func.vjp(self.function, x)
+        _, pullback = torch.func.vjp(self.function, x)  # type: ignore[misc]
         flat = cotangent.reshape(-1, *x.shape)
         return torch.stack([pullback(g)[0] for g in flat]).reshape(cotangent.shape)
 
@@ -195,4 +204,6 @@ def _fit(value: Tensor, like: Tensor) -> Tensor:
     try:
         return value.expand(like.shape)
     except RuntimeError as error:
-        raise ValueError(f"An edit's value of shape {tuple(value.shape)} does not fit activations {tuple(like.shape[1:])}.") from error
+        raise ValueError(
+            f"An edit's value of shape {tuple(value.shape)} does not fit activations {tuple(like.shape[1:])}."
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +42,12 @@ class MLP:
     down: Projection
     activation: str
     gate: Projection | None = None
+
+    def with_precision(self, precision: str) -> MLP:
+        """The same with derivatives in another precision."""
+        gate = None if self.gate is None else replace(self.gate, precision=precision)
+        up, down = replace(self.up, precision=precision), replace(self.down, precision=precision)
+        return replace(self, up=up, down=down, gate=gate)
 
     def __call__(self, x: Tensor, ctx: Context, depth: int) -> Tensor:
         """MLP output [batch, position, d_model], bias included, of the normed stream x."""

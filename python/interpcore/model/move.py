@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 def moved(model: Model, device: torch.device | str | None, dtype: torch.dtype | None) -> Model:
-    """The model with every tensor on `device` and in `dtype` (None keeps); views of one tensor stay views of one copy."""
+    """The model with every tensor on `device` and in `dtype` (None keeps); views of one tensor stay views of
+    one copy."""
     storages: dict[tuple[int, int], Tensor] = {}
     parts: dict[int, Any] = {}
 
     def tensor(t: Tensor) -> Tensor:
-        # Views of a checkpoint tensor share a storage: copy the whole once, then take the same views of the copy.
+        # Views of a checkpoint tensor share a storage: copy the whole once, then take the same views of the
+        # copy.
         base = torch.as_strided(t, (t.untyped_storage().size() // t.element_size(),), (1,), 0)
         key = (t.untyped_storage().data_ptr(), t.element_size())
         if key not in storages:
@@ -35,7 +37,9 @@ def moved(model: Model, device: torch.device | str | None, dtype: torch.dtype | 
             return replace(value, frequencies=value.frequencies.to(device=device))
         if is_dataclass(value) and not isinstance(value, type | ModelSpec):
             if id(value) not in parts:
-                parts[id(value)] = replace(value, **{f.name: part(getattr(value, f.name)) for f in fields(value)})
+                parts[id(value)] = replace(
+                    value, **{f.name: part(getattr(value, f.name)) for f in fields(value)}
+                )
             return parts[id(value)]
         return value
 

@@ -1,4 +1,5 @@
-"""One conversion between names of activations: ours, transformers', TransformerLens' and published layer ids."""
+"""One conversion between names of activations: ours, transformers', TransformerLens' and published layer
+ids."""
 
 from __future__ import annotations
 
@@ -32,11 +33,13 @@ def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int
 
     Args:
         name: "resid.3", "embed" (ours), "hidden_states[3]" (transformers), "blocks.3.hook_resid_post"
-            (TransformerLens), "lre:3" or "lre:emb" (published LRE layers: block outputs; the token embedding).
+            (TransformerLens), "lre:3" or "lre:emb" (published LRE layers: block outputs; the token
+            embedding).
         n_calls: D, the number of block calls; negative depths count from the end.
         gated: whether the model's MLPs are gated, which decides what TransformerLens' `hook_pre` is.
     Returns: (site, depth) with depth from 0, None for sites without one.
-    Raises: ValueError for a name that means nothing, or nothing exact: transformers' last hidden state is normed.
+    Raises: ValueError for a name that means nothing, or nothing exact: transformers' last hidden state is
+    normed.
     """
     if m := re.fullmatch(r"hidden_states\[(-?\d+)\]", name):
         depth = _in_range(int(m[1]), n_calls + 1, name)
@@ -56,7 +59,10 @@ def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int
     plain, d = re.sub(r"^blocks\.\d+\.", "blocks.{d}.", name), re.match(r"blocks\.(\d+)\.", name)
     sites = [s for s, hook in TRANSFORMER_LENS.items() if hook == plain]
     if not sites:
-        raise ValueError(f"{name!r} names no activation; examples: resid.3, hidden_states[3], blocks.3.hook_resid_pre, lre:3, embed.")
+        raise ValueError(
+            f"{name!r} names no activation; examples: resid.3, hidden_states[3], blocks.3.hook_resid_pre, "
+            "lre:3, embed."
+        )
     site = ("mlp_gate_pre" if gated else "mlp_pre") if sites[0] == "mlp_pre" else sites[0]
     return site, None if d is None else _in_range(int(d[1]), n_calls, name)
 
@@ -73,7 +79,9 @@ def site_name(site: str, depth: int | None, n_calls: int, convention: str = "int
     if convention == "transformers":
         if site == "final_norm":
             return f"hidden_states[{n_calls}]"
-        return f"hidden_states[{depth}]" if site == "resid" and depth is not None and depth < n_calls else None
+        return (
+            f"hidden_states[{depth}]" if site == "resid" and depth is not None and depth < n_calls else None
+        )
     if convention == "lre":
         if site == "resid":
             return f"lre:{depth - 1}" if depth else None
@@ -83,11 +91,14 @@ def site_name(site: str, depth: int | None, n_calls: int, convention: str = "int
             return f"blocks.{n_calls - 1}.hook_resid_post"
         hook = TRANSFORMER_LENS.get(site)
         return None if hook is None else hook.format(d=depth)
-    raise ValueError(f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}.")
+    raise ValueError(
+        f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}."
+    )
 
 
 def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
-    """A row per site of a model: site, depths, shape with sizes, meaning, transformers' module and TransformerLens' hook."""
+    """A row per site of a model: site, depths, shape with sizes, meaning, transformers' module and
+    TransformerLens' hook."""
     sizes = {
         "d_model": spec.d_model,
         "d_mlp": spec.d_mlp,
@@ -100,7 +111,9 @@ def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
     for name, site in SITES.items():
         if name in spec.absent:
             continue
-        axes = [f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in site.shape.strip("[]").split(", ")]
+        axes = [
+            f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in site.shape.strip("[]").split(", ")
+        ]
         side, module = spec.module_names.get(name, ("", ""))
         rows.append(
             {

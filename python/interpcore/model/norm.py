@@ -11,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """y = (x - mean) / sqrt(variance + eps) * (weight + offset) + bias, without the mean when `center` is False.
+    """y = (x - mean) / sqrt(variance + eps) * (weight + offset) + bias, without the mean when `center` is
+    False.
 
     Args:
         weight: [d] as the checkpoint stores it, or None for 1.

@@ -1,7 +1,8 @@
 """Execution plans: a model is weights plus an ordered list of calls.
 
 A call names a module, the streams it reads and writes, and its key/value slot. Models without surgery run
-`Plan.identity(n)`; skipping, repeating, swapping or permuting blocks gives another plan over the same weights.
+`Plan.identity(n)`; skipping, repeating, swapping or permuting blocks gives another plan over the same
+weights.
 Plans are values: comparable, hashable and printable.
 """
 
@@ -75,8 +76,8 @@ class Plan:
         """Residual depth of an address.
 
         Args:
-            address: a depth from -(D+1) to D, or (group, block, step): the step-th call (negative from the end)
-                of block `group.block`.
+            address: a depth from -(D+1) to D, or (group, block, step): the step-th call (negative from the
+                end) of block `group.block`.
         Returns: depth from 0 to D.
         Raises: IndexError when no such depth or call exists.
         """
@@ -84,10 +85,15 @@ class Plan:
             group, block, step = address
             at = [d for d, call in enumerate(self.blocks) if call.module == f"{group}.{block}"]
             if not -len(at) <= step < len(at):
-                raise IndexError(f"Block {group}.{block} is called {len(at)} times in this plan; step {step} is not there.")
+                raise IndexError(
+                    f"Block {group}.{block} is called {len(at)} times in this plan; step {step} is not there."
+                )
             return at[step]
         if not -(self.n_calls + 1) <= address <= self.n_calls:
-            raise IndexError(f"Depth {address} is outside this plan: it has depths 0 to {self.n_calls} (or -1 to -{self.n_calls + 1}).")
+            raise IndexError(
+                f"Depth {address} is outside this plan: it has depths 0 to {self.n_calls} (or -1 to "
+                f"-{self.n_calls + 1})."
+            )
         return address % (self.n_calls + 1)
 
     def first_call(self, depth: int) -> int:
@@ -107,11 +113,14 @@ class Plan:
         return self._with_blocks([[] if d in drop else [d] for d in range(self.n_calls)])
 
     def repeat(self, first: int, last: int | None = None, times: int = 2) -> Plan:
-        """With the block calls from depth `first` through `last` (default: `first`) run `times` times in a row."""
+        """With the block calls from depth `first` through `last` (default: `first`) run `times` times in a
+        row."""
         first = self._call_depth(first)
         last = first if last is None else self._call_depth(last)
         if times < 0 or last < first:
-            raise ValueError(f"Cannot repeat depths {first} to {last} {times} times; give first <= last and times >= 0.")
+            raise ValueError(
+                f"Cannot repeat depths {first} to {last} {times} times; give first <= last and times >= 0."
+            )
         order = [*range(first), *list(range(first, last + 1)) * times, *range(last + 1, self.n_calls)]
         return self.permute(order)
 
@@ -128,7 +137,10 @@ class Plan:
         Only plans made of block calls alone can be reordered as a whole.
         """
         if len(self.blocks) != len(self.calls):
-            raise ValueError("This plan has norm or adapter calls between its blocks; reorder its calls by hand with Plan(calls).")
+            raise ValueError(
+                "This plan has norm or adapter calls between its blocks; reorder its calls by hand with "
+                "Plan(calls)."
+            )
         return Plan(tuple(self.blocks[self._call_depth(d)] for d in order))
 
     def _with_blocks(self, replacement: Iterable[Sequence[int]]) -> Plan:

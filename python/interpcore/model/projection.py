@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ class Projection:
     Args:
         weight: [d_in, d_out]; a transposed view where the checkpoint stores [d_out, d_in].
         bias: [d_out] or None.
+        precision: of derivatives: "float32", or "bfloat16" operands and results.
     """
 
     weight: Tensor
     bias: Tensor | None = None
+    precision: str = "float32"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [..., d_in] to [..., d_out]."""
@@ -28,11 +30,20 @@ class Projection:
 
     def pull(self, g: Tensor) -> Tensor:
         """Cotangent [..., d_in] of the input from the output's [..., d_out]: g W^T."""
-        return product(g, self.weight.mT)
+        return self._derivative(g, self.weight.mT)
 
     def push(self, t: Tensor) -> Tensor:
         """Tangent [..., d_out] of the output from the input's [..., d_in]: t W."""
-        return product(t, self.weight)
+        return self._derivative(t, self.weight)
+
+    def columns(self, start: int, stop: int | None) -> Projection:
+        """The part that writes some outputs, without bias."""
+        return Projection(self.weight[:, start:stop], None, self.precision)
+
+    def _derivative(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.precision == "bfloat16":
+            return product(x.to(torch.bfloat16), weight.to(torch.bfloat16))
+        return product(x, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +54,11 @@ class SplitQKV:
     k: Projection
     v: Projection
     d_head: int
+
+    def with_precision(self, precision: str) -> SplitQKV:
+        """The same with derivatives in another precision."""
+        q, k, v = (replace(p, precision=precision) for p in (self.q, self.k, self.v))
+        return SplitQKV(q, k, v, self.d_head)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [..., n_heads, d_head], k and v [..., n_kv_heads, d_head] of x [..., d_model]."""
@@ -66,7 +82,8 @@ class FusedQKV:
     """Queries, keys and values from one projection.
 
     Args:
-        fused: its output is all queries, then keys, then values (GPT-2), or per head its query, key and value (NeoX).
+        fused: its output is all queries, then keys, then values (GPT-2), or per head its query, key and value
+            (NeoX).
         d_head: head size.
         per_head: which of the two.
     """
@@ -74,6 +91,10 @@ class FusedQKV:
     fused: Projection
     d_head: int
     per_head: bool
+
+    def with_precision(self, precision: str) -> FusedQKV:
+        """The same with derivatives in another precision."""
+        return replace(self, fused=replace(self.fused, precision=precision))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [..., n_heads, d_head] of x [..., d_model]."""
@@ -84,9 +105,8 @@ class FusedQKV:
         missing = gk.shape[-3] - gq.shape[-3]
         if missing and not self.per_head:
             d = gq.shape[-2] * gq.shape[-1]
-            weight = self.fused.weight
-            g = product(torch.stack((gk, gv), -3).flatten(-3), weight[:, d:].mT)
-            g[..., missing:, :] += product(gq.flatten(-2), weight[:, :d].mT)
+            g = self.fused.columns(d, None).pull(torch.stack((gk, gv), -3).flatten(-3))
+            g[..., missing:, :] += self.fused.columns(0, d).pull(gq.flatten(-2))
             return g
         if missing:
             gq = torch.cat((torch.zeros_like(gk[..., :missing, :, :]), gq), -3)

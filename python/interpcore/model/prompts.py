@@ -1,4 +1,5 @@
-"""Prompts in: text to token ids, and token ids to packed rows, refused with a sentence where they do not fit a model."""
+"""Prompts in: text to token ids, and token ids to packed rows, refused with a sentence where they do not fit
+a model."""
 
 from __future__ import annotations
 
@@ -12,14 +13,19 @@ from .layout import Layout, read_layout
 from .spec import ModelSpec
 
 
-def encode(tokenizer: Any, texts: str | Sequence[str], spec: ModelSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+def encode(
+    tokenizer: Any, texts: str | Sequence[str], spec: ModelSpec, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask of texts, right-padded.
 
     Returns: tokens [batch, position] int64 and mask [batch, position], on `device`.
     Raises: ValueError without a tokenizer or for an empty text.
     """
     if tokenizer is None:
-        raise ValueError(f"Model {spec.name} has no tokenizer; pass token ids, or load it from a folder with tokenizer files.")
+        raise ValueError(
+            f"Model {spec.name} has no tokenizer; pass token ids, or load it from a folder with tokenizer "
+            "files."
+        )
     rows = [tokenizer(t)["input_ids"] for t in ([texts] if isinstance(texts, str) else texts)]
     if not rows or not all(rows):
         raise ValueError("The prompt is empty: give text of at least one token.")
@@ -38,11 +44,18 @@ def read_prompts(
         tokens: token ids [batch, width].
         attention_mask: 1 at real tokens [batch, width], or None.
         start: cached tokens per row [batch], or None.
-    Raises: ValueError for anything but an integer matrix of tokens in the vocabulary that fits the model's positions.
+    Raises: ValueError for anything but an integer matrix of tokens in the vocabulary that fits the model's
+    positions.
     """
     if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
-        what = f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"Tokens are an integer tensor [batch, position]; got {what}. `encode` makes one from text.")
+        what = (
+            f"shape {tuple(tokens.shape)}, {tokens.dtype}"
+            if isinstance(tokens, Tensor)
+            else type(tokens).__name__
+        )
+        raise ValueError(
+            f"Tokens are an integer tensor [batch, position]; got {what}. `encode` makes one from text."
+        )
     layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, start, device)
     check_length(layout, spec)
     packed = layout.pack(tokens.to(device))
@@ -50,7 +63,9 @@ def read_prompts(
     low, high = (int(x) for x in packed.aminmax())
     if low < 0 or high >= spec.vocab_size:
         wrong = low if low < 0 else high
-        raise ValueError(f"Token id {wrong} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1}).")
+        raise ValueError(
+            f"Token id {wrong} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1})."
+        )
     return layout, packed
 
 
@@ -58,4 +73,6 @@ def check_length(layout: Layout, spec: ModelSpec) -> None:
     """Refuse rows longer than the model has positions for."""
     longest, limit = int(layout.totals.max()), spec.max_positions
     if limit is not None and longest > limit:
-        raise ValueError(f"The prompt has {longest} tokens; {spec.name} has positions for {limit}. Shorten it.")
+        raise ValueError(
+            f"The prompt has {longest} tokens; {spec.name} has positions for {limit}. Shorten it."
+        )

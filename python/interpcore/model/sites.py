@@ -1,7 +1,8 @@
 """Sites: the named activations that a tap reads and an edit writes.
 
-Positions count real tokens from 0 (negative: from the row's last real token), whatever the padding and whatever is
-cached. A site's depth d belongs to block call d; `resid` has one more, the stream that leaves the last call.
+Positions count real tokens from 0 (negative: from the row's last real token), whatever the padding and
+whatever is cached. A site's depth d belongs to block call d; `resid` has one more, the stream that leaves the
+last call.
 """
 
 from __future__ import annotations
@@ -29,21 +30,49 @@ class Site(NamedTuple):
 
 SITES: dict[str, Site] = {
     "embed": Site("[batch, position, d_model]", "none", "token-embedding module's output alone"),
-    "resid": Site("[batch, position, d_model]", "calls+1", "residual stream entering call d; depth D leaves the last call"),
-    "attn_in": Site("[batch, position, d_model]", "calls", "attention branch's own copy of the stream, before its norm"),
-    "q": Site("[batch, position, head, d_head]", "calls", "queries before rotary (after a q norm)", "n_heads"),
-    "k": Site("[batch, position, kv_head, d_head]", "calls", "keys before rotary (after a k norm)", "n_kv_heads"),
+    "resid": Site(
+        "[batch, position, d_model]",
+        "calls+1",
+        "residual stream entering call d; depth D leaves the last call",
+    ),
+    "attn_in": Site(
+        "[batch, position, d_model]", "calls", "attention branch's own copy of the stream, before its norm"
+    ),
+    "q": Site(
+        "[batch, position, head, d_head]", "calls", "queries before rotary (after a q norm)", "n_heads"
+    ),
+    "k": Site(
+        "[batch, position, kv_head, d_head]", "calls", "keys before rotary (after a k norm)", "n_kv_heads"
+    ),
     "v": Site("[batch, position, kv_head, d_head]", "calls", "values", "n_kv_heads"),
-    "scores": Site("[batch, position, head, key]", "calls", "scaled, soft-capped scores; -inf where masked", "n_heads"),
-    "z": Site("[batch, position, head, d_head]", "calls", "heads' mixed values, what the output projection reads", "n_heads"),
-    "head_out": Site("[batch, position, head, d_model]", "calls", "each head's output, without the projection's bias", "n_heads"),
-    "attn_out": Site("[batch, position, d_model]", "calls", "what attention adds to the stream (after a post-norm)"),
-    "mlp_in": Site("[batch, position, d_model]", "calls", "MLP branch's own copy of the stream, before its norm"),
+    "scores": Site(
+        "[batch, position, head, key]", "calls", "scaled, soft-capped scores; -inf where masked", "n_heads"
+    ),
+    "z": Site(
+        "[batch, position, head, d_head]",
+        "calls",
+        "heads' mixed values, what the output projection reads",
+        "n_heads",
+    ),
+    "head_out": Site(
+        "[batch, position, head, d_model]",
+        "calls",
+        "each head's output, without the projection's bias",
+        "n_heads",
+    ),
+    "attn_out": Site(
+        "[batch, position, d_model]", "calls", "what attention adds to the stream (after a post-norm)"
+    ),
+    "mlp_in": Site(
+        "[batch, position, d_model]", "calls", "MLP branch's own copy of the stream, before its norm"
+    ),
     "mlp_pre": Site("[batch, position, d_mlp]", "calls", "plain MLP: before the activation"),
     "mlp_gate_pre": Site("[batch, position, d_mlp]", "calls", "gated MLP: gate before the activation"),
     "mlp_up": Site("[batch, position, d_mlp]", "calls", "gated MLP: the factor beside the gate"),
     "mlp_act": Site("[batch, position, d_mlp]", "calls", "what the down projection reads"),
-    "mlp_out": Site("[batch, position, d_model]", "calls", "what the MLP adds to the stream (after a post-norm)"),
+    "mlp_out": Site(
+        "[batch, position, d_model]", "calls", "what the MLP adds to the stream (after a post-norm)"
+    ),
     "final_norm": Site("[batch, position, d_model]", "none", "output of the final norm"),
     "logits": Site("[batch, position, vocabulary]", "none", "next-token logits"),
 }
@@ -56,8 +85,8 @@ class Tap:
     Args:
         site: name in `SITES`.
         depth: residual depth or block call, negative from the end; None for sites without depth.
-        positions: None (all), an int, a sequence of ints, a slice, or int64 [batch] / [batch, n] with one or n
-            positions per row.
+        positions: None (all), an int, a sequence of ints, a slice, or int64 [batch] / [batch, n] with one or
+            n positions per row.
         rows: batch rows, None for all.
         heads: heads of per-head sites, None for all.
 
@@ -112,7 +141,15 @@ class Selected(NamedTuple):
         if not (isinstance(a, Edit) and isinstance(b, Edit)):
             return False
         places = a.site == b.site and a.depth == b.depth and list(a.heads or ()) == list(b.heads or ())
-        entries = all(torch.equal(x, y) for x, y in ((self.row, other.row), (self.position, other.position), (self.at.row, other.at.row), (self.at.position, other.at.position)))
+        entries = all(
+            torch.equal(x, y)
+            for x, y in (
+                (self.row, other.row),
+                (self.position, other.position),
+                (self.at.row, other.at.row),
+                (self.at.position, other.at.position),
+            )
+        )
         return places and entries and a.map.same(b.map)
 
 
@@ -138,7 +175,9 @@ def check_address(spec: Tap | Edit, n_calls: int, absent: Mapping[str, str]) -> 
         return None
     count = n_calls + (site.depths == "calls+1")
     if spec.depth is None or not -count <= spec.depth < count:
-        raise ValueError(f"Site {spec.site!r} has depths 0 to {count - 1} (negative from the end); got {spec.depth}.")
+        raise ValueError(
+            f"Site {spec.site!r} has depths 0 to {count - 1} (negative from the end); got {spec.depth}."
+        )
     return spec.depth % count
 
 
@@ -170,7 +209,10 @@ def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
     wrong = (wanted < -lengths[:, None]) | ((wanted >= lengths[:, None]) & (not more))
     if bool(wrong.any()):
         i, j = wrong.nonzero()[0].tolist()
-        raise ValueError(f"Position {int(wanted[i, j])} is outside row {int(rows[i])}, which has {int(lengths[i])} real tokens ({spec.site}).")
+        raise ValueError(
+            f"Position {int(wanted[i, j])} is outside row {int(rows[i])}, which has {int(lengths[i])} real "
+            f"tokens ({spec.site})."
+        )
     position = torch.where(wanted < 0, wanted + lengths[:, None], wanted)
     n = wanted.shape[1]
     at = Selection(torch.arange(len(rows)).repeat_interleave(n), torch.arange(n).repeat(len(rows)))

@@ -18,8 +18,8 @@ class ModelSpec:
         gated: whether the MLPs have a gate.
         embed_scale: factor on token embeddings (Gemma).
         logit_softcap: logits become cap * tanh(logits / cap), or None.
-        module_names: transformers' name of the module behind a site, with {d} for the block, and whether the site is
-            its "input" or "output"; sites that no module boundary shows are left out.
+        module_names: transformers' name of the module behind a site, with {d} for the block, and whether the
+            site is its "input" or "output"; sites that no module boundary shows are left out.
         absent: sites this model does not have, with the reason; None works it out from `gated`.
     """
 

@@ -16,7 +16,12 @@ Block = tuple[Tensor, int, slice, Tensor, Tensor, Tensor]
 
 
 def autograd_blocks(
-    model: GenericModel, span: Span, depths: Sequence[int | None], target_depth: int, basis: Tensor, edits: Sequence[Edit]
+    model: GenericModel,
+    span: Span,
+    depths: Sequence[int | None],
+    target_depth: int,
+    basis: Tensor,
+    edits: Sequence[Edit],
 ) -> Iterator[Block]:
     """One prompt and one vector at a time: (example, depth index, rows, [1, 1, d_model], h, z).
 
@@ -27,7 +32,10 @@ def autograd_blocks(
     for row in range(len(span.tokens)):
         source, target = int(span.source[row]), int(span.target[row])
         with torch.enable_grad():
-            zeros = [torch.zeros(model.spec.d_model, dtype=model.dtype, device=model.device, requires_grad=True) for _ in depths]
+            zeros = [
+                torch.zeros(model.spec.d_model, dtype=model.dtype, device=model.device, requires_grad=True)
+                for _ in depths
+            ]
             sites = [("embed", None) if d is None else ("resid", d) for d in depths]
             added = [Edit(site, d, source, Add(zero)) for (site, d), zero in zip(sites, zeros, strict=True)]
             states = [Tap(site, d, source) for site, d in sites]

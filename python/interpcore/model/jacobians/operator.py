@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -70,13 +70,14 @@ class JacobianOperator:
         edits: Sequence[Edit] = (),
         rules: Rules = EXACT,
     ) -> JacobianOperator:
-        """Linearise prompts; arguments as in `jacobians`, with one source depth ("embed": the token embedding)."""
+        """Linearise prompts; arguments as in `jacobians`, with one source depth ("embed": the token
+        embedding)."""
         span = read_span(model, tokens, attention_mask, source_position, target_position)
         depth = None if isinstance(source_depth, str) else model.plan.depth(source_depth)
         if isinstance(source_depth, str) and source_depth != "embed":
             raise ValueError(f"source_depth is a depth or 'embed'; got {source_depth!r}.")
         target = model.plan.depth(target_depth)
-        groups = linearize_span(model, span, [depth], target, cache=cache, edits=edits, rules=rules)
+        groups = tuple(linearize_span(model, span, [depth], target, cache=cache, edits=edits, rules=rules))
         return cls(model, groups, depth, target)
 
     @property
@@ -93,6 +94,34 @@ class JacobianOperator:
         """J x of one vector or several [..., d_model]; one walk up carries all of them."""
         return self._batched(x, self._up)
 
+    @torch.no_grad()
+    def at_depths(self, x: Tensor, depths: Iterable[int]) -> Tensor:
+        """The same vectors through the Jacobian from each of several source depths, in one walk up.
+
+        Args:
+            x: [vector, d_model].
+            depths: residual depths of the source.
+        Returns: [depth, vector, d_model].
+        """
+        order = [self.model.plan.depth(depth) for depth in depths]
+        entries = sorted(d for d in order if d <= self.target_depth)
+        out = x.new_zeros(len(order), *x.shape)
+        for group in self.groups:
+            n, live = len(group.rows), group.linear.ctx.layout.n_new
+            tangent = x.new_zeros(n, len(x), live, x.shape[1])
+            tangent[:, :, 0] = x
+            last = None
+            for step in group.linear.forward_mode(dict.fromkeys(entries, tangent)):
+                if step.depth == self.target_depth:
+                    last = step.resid[:, :, -1].sum(0)
+                    break
+            assert last is not None
+            for i, depth in enumerate(order):
+                if depth in entries:
+                    at = entries.index(depth) * len(x)
+                    out[i] += last[at : at + len(x)]
+        return out / self.n_prompts
+
     def rmatvec(self, y: Tensor) -> Tensor:
         """J^T y of one vector or several [..., d_model]; one walk down carries all of them."""
         return self._batched(y, self._down)
@@ -106,8 +135,8 @@ class JacobianOperator:
 
         Args:
             rank: 1 to d_model.
-            method: "randomised" (Halko, Martinsson & Tropp 2011, two power steps), "dense", or None for whichever takes
-                fewer vectors through the model.
+            method: "randomised" (Halko, Martinsson & Tropp 2011, two power steps), "dense", or None for
+                whichever takes fewer vectors through the model.
             seed: of the random start.
         Returns: `Singular`, which says which method ran.
         """
@@ -122,7 +151,9 @@ class JacobianOperator:
             u, s, vh = torch.linalg.svd(self.dense(), full_matrices=False)
             return Singular(u[:, :rank], s[:rank], vh[:rank], "dense")
         generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(width, d, generator=generator, dtype=torch.float64).to(self.model.device, self.model.dtype)
+        start = torch.randn(width, d, generator=generator, dtype=torch.float64).to(
+            self.model.device, self.model.dtype
+        )
         q = torch.linalg.qr(self.matvec(start).mT).Q
         for _ in range(POWER_STEPS):
             z = torch.linalg.qr(self.rmatvec(q.mT).mT).Q
@@ -137,7 +168,9 @@ class JacobianOperator:
 
         def numpy(function: Any) -> Any:
             def apply(x: Any) -> Any:
-                columns = torch.from_numpy(np.ascontiguousarray(x.reshape(self.shape[0], -1).T)).to(self.model.device, self.model.dtype)
+                columns = torch.from_numpy(np.ascontiguousarray(x.reshape(self.shape[0], -1).T)).to(
+                    self.model.device, self.model.dtype
+                )
                 return function(columns).T.cpu().numpy().reshape(x.shape)
 
             return apply
@@ -171,10 +204,12 @@ class JacobianOperator:
     def _down(self, group: Group, y: Tensor) -> Tensor:
         """J^T y per prompt, [group, vector, d_model]."""
         n, live = len(group.rows), group.linear.ctx.layout.n_new
-        embed = self.source_depth is None
-        if not embed and (self.source_depth > self.target_depth or (self.source_depth == self.target_depth and live > 1)):  # type: ignore[operator]
+        depth, embed = self.source_depth or 0, self.source_depth is None
+        if depth > self.target_depth or (depth == self.target_depth and live > 1 and not embed):
             return y.new_zeros(n, *y.shape)
         cotangent = y[None, :, None].expand(n, -1, -1, -1).contiguous()
-        walk = group.linear.reverse(cotangent, depth=self.target_depth, stop=self.source_depth or 0, embed=embed, first_only=True)
+        walk = group.linear.reverse(
+            cotangent, depth=self.target_depth, stop=depth, embed=embed, first_only=True
+        )
         *_, last = walk
         return last.resid[:, :, 0]

@@ -51,7 +51,9 @@ class Store(Reducer):
     """Every Jacobian, [example, depth, rows, columns]."""
 
     def start(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        self.values = torch.empty(shape.examples, shape.depths, shape.rows, shape.columns, dtype=dtype, device=device)
+        self.values = torch.empty(
+            shape.examples, shape.depths, shape.rows, shape.columns, dtype=dtype, device=device
+        )
 
     def add(self, examples: Tensor, depth: int, rows: slice, block: Tensor, h: Tensor) -> None:
         for i, example in enumerate(examples.tolist()):
@@ -112,7 +114,9 @@ class Dot(Reducer):
         self.values = torch.empty(shape.examples, shape.depths, shape.rows, dtype=_wide(dtype), device=device)
 
     def add(self, examples: Tensor, depth: int, rows: slice, block: Tensor, h: Tensor) -> None:
-        self.values[examples.to(self.values.device), depth, rows] = torch.einsum("brd,bd->br", block, h.to(block)).to(self.values)
+        self.values[examples.to(self.values.device), depth, rows] = torch.einsum(
+            "brd,bd->br", block, h.to(block)
+        ).to(self.values)
 
     def result(self) -> Tensor:
         return self.values

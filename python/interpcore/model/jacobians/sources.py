@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..cache import Cache
 from ..decoder import Model
+from ..generic import GenericModel
 from ..linearize import EXACT, Linearization, Rules, linearize
 from ..prompts import read_prompts
 from ..sites import Edit, Tap, select
@@ -54,7 +55,13 @@ class Group:
     z: Tensor
 
 
-def read_span(model: Model, tokens: Tensor, attention_mask: Tensor | None, source: Position, target: Position) -> Span:
+def read_span(
+    model: Model | GenericModel,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    source: Position,
+    target: Position,
+) -> Span:
     """Resolve source and target positions of prompts [batch, position].
 
     Raises: ValueError for a position that is not there or a source after its target.
@@ -63,13 +70,18 @@ def read_span(model: Model, tokens: Tensor, attention_mask: Tensor | None, sourc
     ends = []
     for name, given in (("source_position", source), ("target_position", target)):
         wanted = torch.as_tensor(given, dtype=torch.int64).cpu()
-        if wanted.dim() == 1 and len(wanted) != layout.batch or wanted.dim() > 1:
-            raise ValueError(f"{name} is one position or one per row [{layout.batch}]; got shape {tuple(wanted.shape)}.")
+        if (wanted.dim() == 1 and len(wanted) != layout.batch) or wanted.dim() > 1:
+            raise ValueError(
+                f"{name} is one position or one per row [{layout.batch}]; got shape {tuple(wanted.shape)}."
+            )
         ends.append(select(Tap("resid", 0, wanted.expand(layout.batch).clone()), layout.totals).position)
     late = (ends[0] > ends[1]).nonzero()
     if len(late):
         row = int(late[0, 0])
-        raise ValueError(f"Row {row}: the source (position {int(ends[0][row])}) comes after the target (position {int(ends[1][row])}), which it cannot reach.")
+        raise ValueError(
+            f"Row {row}: the source (position {int(ends[0][row])}) comes after the target (position "
+            f"{int(ends[1][row])}), which it cannot reach."
+        )
     return Span(packed, ends[0], ends[1])
 
 
@@ -83,8 +95,8 @@ def linearize_span(
     edits: Sequence[Edit] = (),
     rules: Rules = EXACT,
     max_batch: int | None = None,
-) -> list[Group]:
-    """Linearised forwards of a span's prompts, grouped by live length.
+) -> Iterator[Group]:
+    """Linearised forwards of a span's prompts, grouped by live length, one at a time.
 
     Args:
         depths: residual depths (None: token embedding) whose state at the source is wanted.
@@ -98,14 +110,26 @@ def linearize_span(
     if cache is not None:
         cache.check_prefix(span.tokens, span.target + 1)
         if bool((start > span.source).any()):
-            raise ValueError(f"The cache holds {int(start[0])} tokens, past the source at position {int(span.source.min())}; pass a shorter one.")
+            raise ValueError(
+                f"The cache holds {int(start[0])} tokens, past the source at position "
+                f"{int(span.source.min())}; pass a shorter one."
+            )
     by_length: dict[tuple[int, bool], list[int]] = defaultdict(list)
-    for row, (live, before) in enumerate(zip(span.live.tolist(), (span.source > start).tolist(), strict=True)):
+    for row, (live, before) in enumerate(
+        zip(span.live.tolist(), (span.source > start).tolist(), strict=True)
+    ):
         by_length[live, before].append(row)
-    batches = [rows[i : i + (max_batch or len(rows))] for rows in by_length.values() for i in range(0, len(rows), max_batch or len(rows))]
+    batches = [
+        rows[i : i + (max_batch or len(rows))]
+        for rows in by_length.values()
+        for i in range(0, len(rows), max_batch or len(rows))
+    ]
     if len(batches) > 1 and any(_per_row(edit) for edit in edits):
-        raise ValueError("Edits that differ between rows need prompts of equal live length; run the rows one by one.")
-    return [_group(model, span, torch.tensor(rows), depths, target_depth, cache, edits, rules) for rows in batches]
+        raise ValueError(
+            "Edits that differ between rows need prompts of equal live length; run the rows one by one."
+        )
+    for rows in batches:
+        yield _group(model, span, torch.tensor(rows), depths, target_depth, cache, edits, rules)
 
 
 def _group(
@@ -133,12 +157,18 @@ def _group(
     linear = linearize(model, live, cache=cache, edits=edits, taps=[*wanted, end], rules=rules)
     values = linear.ctx.values
     h, z = torch.stack([values[tap][:, 0] for tap in wanted], 1), values[end][:, 0]
-    for depth, state, at in [*((d, h[:, i], source) for i, d in enumerate(depths)), (target_depth, z, target)]:
+    for depth, state, at in [
+        *((d, h[:, i], source) for i, d in enumerate(depths)),
+        (target_depth, z, target),
+    ]:
         wrong = (~state.isfinite().all(-1)).nonzero()
         if len(wrong):
             row = int(wrong[0, 0])
             place = "the token embedding" if depth is None else f"resid depth {depth}"
-            raise ValueError(f"The hidden state at {place}, position {int(at[row])} of row {int(rows[row])}, is not finite; its Jacobian means nothing.")
+            raise ValueError(
+                f"The hidden state at {place}, position {int(at[row])} of row {int(rows[row])}, is not "
+                "finite; its Jacobian means nothing."
+            )
     return Group(rows, linear, h, z)
 
 

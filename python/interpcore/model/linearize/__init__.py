@@ -1,7 +1,7 @@
 """The linearised decoder: one forward's local linear maps, walked down (cotangents) or up (tangents).
 
-Jacobians at every depth, edge attribution, integrated gradients and steering effects are reducers over these walks.
-Autograd over the same forward is what the tests compare with.
+Jacobians at every depth, edge attribution, integrated gradients and steering effects are reducers over these
+walks. Autograd over the same forward is what the tests compare with.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Step:
 
     Args:
         depth: residual depth d of `resid`; None for the token embedding, the last step down.
-        resid: cotangent (down) or tangent (up) of resid[d] after its edits [batch, vector, position, d_model].
+        resid: cotangent (down) or tangent (up) of resid[d] after its edits [batch, vector, position,
+            d_model].
         sites: cotangents of call d's sites, of those asked for, each after its edits.
     """
 
@@ -46,7 +47,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """A forward with its local linear maps. Positions are those of its tokens; cached ones before are constants.
+    """A forward with its local linear maps. Positions are those of its tokens; cached ones before are
+    constants.
 
     Args:
         model: the decoder, under the plan that ran.
@@ -98,8 +100,14 @@ class Linearization:
                 at -= 1
                 last = at == stop and not embed
                 seen: dict[str, Tensor] | None = {} if sites else None
-                out = self._nothing(cotangent) if total is None else module.vjp(total, seen, first_only and last)
-                yield Step(at, out, {} if seen is None else {name: seen[name] for name in sites if name in seen})
+                out = (
+                    self._nothing(cotangent)
+                    if total is None
+                    else module.vjp(total, seen, first_only and last)
+                )
+                yield Step(
+                    at, out, {} if seen is None else {name: seen[name] for name in sites if name in seen}
+                )
                 if last:
                     return
                 parts = [pull(self.ctx, "resid", at, out)]
@@ -116,7 +124,8 @@ class Linearization:
 
         Args:
             tangents: by residual depth (None: the token embedding), tangents of resid[depth] after its edits
-                [batch, vector, position, d_model]. Vectors of deeper entries are appended behind earlier ones'.
+                [batch, vector, position, d_model]. Vectors of deeper entries are appended behind earlier
+                ones'.
         Yields: `Step` at every depth from the first entry to D, holding all vectors taken in so far.
         """
         plan = self.model.plan
@@ -139,7 +148,9 @@ class Linearization:
                 streams[name] = out
         yield Step(at, self._taken_in(at, streams, RESID, entries), {})
 
-    def _taken_in(self, depth: int, streams: dict[str, Tensor], name: str, entries: Mapping[int | None, Tensor]) -> Tensor:
+    def _taken_in(
+        self, depth: int, streams: dict[str, Tensor], name: str, entries: Mapping[int | None, Tensor]
+    ) -> Tensor:
         """Tangent of resid[depth] after its edits, with the vectors that enter there appended."""
         new = entries.get(depth)
         if name in streams:
@@ -173,23 +184,29 @@ def linearize(
     """Run a forward and keep its local linear maps.
 
     Args:
-        model, tokens, attention_mask, cache, edits, taps: as in `Model.forward`; the walk covers `tokens`, and what
-            the cache holds is constant. Rows must have equal numbers of real tokens.
+        model, tokens, attention_mask, cache, edits, taps: as in `Model.forward`; the walk covers `tokens`,
+            and what the cache holds is constant. Rows must have equal numbers of real tokens.
         rules: what each nonlinear part passes on.
     Returns: a `Linearization`; tapped values are in its `ctx.values`.
     Raises: ValueError as `Model.forward`, and for rows of different lengths.
     """
     if not isinstance(model, Model):
-        raise ValueError("Only models with hand-written blocks can be linearised; differentiate this one with autograd.")
+        raise ValueError(
+            "Only models with hand-written blocks can be linearised; differentiate this one with autograd."
+        )
     with torch.no_grad():
         start = None if cache is None else cache.start(len(tokens))
         layout, packed = read_prompts(tokens, attention_mask, start, model.spec, model.device)
         if layout.ragged:
             raise ValueError("Rows to linearise have equal numbers of real tokens; group them by length.")
         if layout.uniform_start is None and any(edit.site == "scores" for edit in edits):
-            raise ValueError("Edits of scores need rows with equal numbers of cached tokens; run the rows one by one.")
+            raise ValueError(
+                "Edits of scores need rows with equal numbers of cached tokens; run the rows one by one."
+            )
         resolved = [select(edit, layout.totals) for edit in edits]
-        ctx = Context(layout, taps, resolved, n_calls=model.plan.n_calls, absent=model.spec.absent, record=True)
+        ctx = Context(
+            layout, taps, resolved, n_calls=model.plan.n_calls, absent=model.spec.absent, record=True
+        )
         writer = None
         if cache is not None:
             cache.check(model.identity, model.plan, resolved, layout.start)
@@ -203,7 +220,9 @@ def linearize(
                 modules.append(LinearBlock.at(module, ctx, depth, rules))
                 depth += 1
             elif isinstance(module, Norm):
-                modules.append(LinearNorm.at(module, ctx.kept["call", index]["input"], rules.norm == "frozen"))
+                modules.append(
+                    LinearNorm.at(module, ctx.kept["call", index]["input"], rules.norm == "frozen")
+                )
             else:
                 modules.append(module)
         ctx.kept.clear()
@@ -222,7 +241,9 @@ def _module_jvp(module: LinearNorm | ConcatAdapter | ConstantState, tangents: li
         return module.jvp(known)
     if isinstance(module, ConstantState):
         return torch.zeros_like(known)
-    return module.projection.push(torch.cat([torch.zeros_like(known) if t is None else t for t in tangents], -1))
+    return module.projection.push(
+        torch.cat([torch.zeros_like(known) if t is None else t for t in tangents], -1)
+    )
 
 
 def _sum(parts: list[Tensor]) -> Tensor | None:

@@ -48,7 +48,9 @@ class LinearAttention:
     rules: Rules
 
     @classmethod
-    def at(cls, attention: Attention, kept: dict[str, Tensor], ctx: Context, depth: int, rules: Rules) -> LinearAttention:
+    def at(
+        cls, attention: Attention, kept: dict[str, Tensor], ctx: Context, depth: int, rules: Rules
+    ) -> LinearAttention:
         """Linearise at the values a recording forward kept."""
         q, keys, values, pattern = kept["q"], kept["keys"], kept["values"], kept["pattern"]
         factor: Tensor | float = attention.scale
@@ -65,10 +67,10 @@ class LinearAttention:
             raw = kept[f"{which}_raw"]
             return LinearNorm.at(module, _joined(raw, attention.norm_over_heads), rules.norm == "frozen")
 
+        norms = norm("q"), norm("k")
         covariance = key_value_covariance(keys, values, pattern, factor)
-        return cls(
-            attention, ctx, depth, q, keys, values, pattern, factor, covariance, norm("q"), norm("k"), rules
-        )
+        attention = attention.with_precision(rules.precision)
+        return cls(attention, ctx, depth, q, keys, values, pattern, factor, covariance, *norms, rules)
 
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None, first_only: bool = False) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
@@ -97,7 +99,7 @@ class LinearAttention:
 
     def jvp(self, t: Tensor) -> Tensor:
         """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""
-        tq, tk, tv = self.attention.qkv.push(t)
+        tq, tk, tv = (x.to(t.dtype) for x in self.attention.qkv.push(t))
         tq, tk = self._after_norm(tq, self.q_norm), self._after_norm(tk, self.k_norm)
         tq, tk, tv = (push(self.ctx, s, self.depth, x) for s, x in (("q", tq), ("k", tk), ("v", tv)))
         tq, tk = self._rotated(tq), self._rotated(tk)
@@ -106,7 +108,17 @@ class LinearAttention:
         if self.ctx.edits_at("scores", self.depth):
             tz = self._edited_jvp(tq, tk, tv)
         else:
-            tz = attn_jvp(tq, tk, tv, self.q, self.keys, self.values, self.pattern, self.factor, key_value=self.key_value)
+            tz = attn_jvp(
+                tq,
+                tk,
+                tv,
+                self.q,
+                self.keys,
+                self.values,
+                self.pattern,
+                self.factor,
+                key_value=self.key_value,
+            )
         tz = push(self.ctx, "z", self.depth, tz)
         if not self.ctx.edits_at("head_out", self.depth):
             return self.attention.out.push(tz.flatten(-2))
@@ -115,8 +127,10 @@ class LinearAttention:
     def _output_vjp(self, g: Tensor) -> Tensor:
         heads = self.q.shape[2]
         if not self.ctx.edits_at("head_out", self.depth):
-            return self.attention.out.pull(g).unflatten(-1, (heads, -1))
-        per_head = pull(self.ctx, "head_out", self.depth, g[..., None, :].expand(*g.shape[:3], heads, -1).contiguous())
+            return self.attention.out.pull(g).to(g.dtype).unflatten(-1, (heads, -1))
+        per_head = pull(
+            self.ctx, "head_out", self.depth, g[..., None, :].expand(*g.shape[:3], heads, -1).contiguous()
+        )
         weights = self.attention.out.weight.unflatten(0, (heads, -1))
         return torch.stack([Projection(weights[h]).pull(per_head[..., h, :]) for h in range(heads)], -2)
 
@@ -131,7 +145,9 @@ class LinearAttention:
             dq, dk, dv = attn_vjp(g, q, self.keys, self.values, pattern, live, factor, key_value=key_value)
         return dq, dk, torch.zeros_like(dv) if self.rules.values == "frozen" else dv
 
-    def _edited_vjp(self, g: Tensor, q: Tensor, a: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    def _edited_vjp(
+        self, g: Tensor, q: Tensor, a: Tensor, factor: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same through edits of the scores, which need the scores' cotangents in full."""
         groups, live = self.keys.shape[2], self.q.shape[1]
         keys, values = (x.repeat_interleave(q.shape[2] // groups, 2) for x in (self.keys, self.values))
@@ -154,7 +170,9 @@ class LinearAttention:
         ts = ts * (self.factor[:, None] if isinstance(self.factor, Tensor) else self.factor)
         ts = push(self.ctx, "scores", self.depth, ts).masked_fill((a == 0)[:, None], 0.0)
         ta = a[:, None] * (ts - (a[:, None] * ts).sum(-1, keepdim=True))
-        return torch.einsum("bcpht,bthe->bcphe", ta, values) + torch.einsum("bpht,bcthe->bcphe", a[..., -live:], tv)
+        return torch.einsum("bcpht,bthe->bcphe", ta, values) + torch.einsum(
+            "bpht,bcthe->bcphe", a[..., -live:], tv
+        )
 
     def _pulled(self, site: str, g: Tensor, whole: bool) -> Tensor:
         if whole or not self.ctx.edits_at(site, self.depth):

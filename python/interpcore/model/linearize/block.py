@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..block import Block
@@ -19,7 +18,8 @@ from .rules import Rules
 
 @dataclass(frozen=True, eq=False)
 class LinearBlock:
-    """The derivative of one block call: its branches and the norms around them, None where the block has none."""
+    """The derivative of one block call: its branches and the norms around them, None where the block has
+    none."""
 
     block: Block
     ctx: Context
@@ -62,7 +62,8 @@ class LinearBlock:
         """Cotangent of the stream entering the block, after that depth's own edits.
 
         Args:
-            g: cotangent of the stream leaving it, at the last positions [batch, vector, last positions, d_model].
+            g: cotangent of the stream leaving it, at the last positions [batch, vector, last positions,
+                d_model].
             seen: collects the cotangents of the block's sites, when given.
             first_only: only the first position's cotangent is wanted.
         Returns: [batch, vector, position (or 1), d_model].
@@ -83,7 +84,9 @@ class LinearBlock:
         g = self.mlp.vjp(g if self.mlp_post_norm is None else self.mlp_post_norm.vjp(g), seen)
         return self._into_stream("mlp_in", g, self.mlp_norm, stream, seen)
 
-    def _attention_vjp(self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None, first_only: bool) -> Tensor:
+    def _attention_vjp(
+        self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None, first_only: bool
+    ) -> Tensor:
         """stream + what the attention branch passes back of g, at every position (or the first)."""
         count = 1 if first_only else self.n_positions
         if seen is not None:
@@ -91,7 +94,9 @@ class LinearBlock:
         if "attention" in self.dropped:
             return _at_first(stream, self.n_positions, count)
         g = pull(self.ctx, "attn_out", self.depth, g)
-        g = self.attention.vjp(g if self.attn_post_norm is None else self.attn_post_norm.vjp(g), seen, first_only)
+        g = self.attention.vjp(
+            g if self.attn_post_norm is None else self.attn_post_norm.vjp(g), seen, first_only
+        )
         if not first_only and stream.shape[2] == count:
             return self._into_stream("attn_in", g, self.attn_norm, stream, seen)
         norm = self.attn_norm
@@ -101,10 +106,14 @@ class LinearBlock:
         if seen is not None:
             seen["attn_in"] = back
         if self.ctx.edits_at("attn_in", self.depth):
-            back = pull(self.ctx, "attn_in", self.depth, _at_first(back, count, self.n_positions))[:, :, :count]
+            back = pull(self.ctx, "attn_in", self.depth, _at_first(back, count, self.n_positions))[
+                :, :, :count
+            ]
         return back + _at_first(stream, self.n_positions, count)
 
-    def _into_stream(self, site: str, g: Tensor, norm: LinearNorm | None, stream: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
+    def _into_stream(
+        self, site: str, g: Tensor, norm: LinearNorm | None, stream: Tensor, seen: dict[str, Tensor] | None
+    ) -> Tensor:
         if seen is None and norm is not None and not self.ctx.edits_at(site, self.depth):
             return norm.vjp(g, stream)
         g = g if norm is None else norm.vjp(g)
@@ -113,7 +122,8 @@ class LinearBlock:
         return stream + pull(self.ctx, site, self.depth, g)
 
     def jvp(self, t: Tensor) -> Tensor:
-        """Tangent of the stream leaving the block from that entering it, t [batch, vector, position, d_model]."""
+        """Tangent of the stream leaving the block from that entering it, t [batch, vector, position,
+        d_model]."""
         middle = t
         if "attention" not in self.dropped:
             branch = push(self.ctx, "attn_in", self.depth, t)

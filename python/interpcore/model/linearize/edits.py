@@ -47,5 +47,7 @@ def _through(ctx: Context, edit: object, vectors: Tensor, transposed: bool) -> T
         new = derivative(chosen.transpose(0, 1), x, at).transpose(0, 1)
     else:
         heads = head_index(edit.spec, vectors.shape[3], vectors.device)
-        new = chosen.index_copy(2, heads, derivative(chosen[:, :, heads].transpose(0, 1), x, at).transpose(0, 1))
+        new = chosen.index_copy(
+            2, heads, derivative(chosen[:, :, heads].transpose(0, 1), x, at).transpose(0, 1)
+        )
     return vectors.index_put(place, new.to(vectors.dtype))

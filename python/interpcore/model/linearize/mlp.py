@@ -14,6 +14,9 @@ from ..mlp import ACTIVATIONS, MLP
 from .edits import pull, push
 from .rules import Rules
 
+# Scaled copies of the up projection held at once while matrices are formed.
+FOLD_BYTES = 32 << 20
+
 
 @dataclass(frozen=True, eq=False)
 class LinearMLP:
@@ -23,7 +26,8 @@ class LinearMLP:
         mlp: the branch.
         ctx: the forward that was linearised.
         depth: its block call.
-        slope: derivative of the down projection's input by the (gate's) pre-activation [batch, position, d_mlp].
+        slope: derivative of the down projection's input by the (gate's) pre-activation [batch, position,
+            d_mlp].
         act: derivative by the up projection of a gated MLP [batch, position, d_mlp], else None.
     """
 
@@ -37,13 +41,15 @@ class LinearMLP:
     def at(cls, mlp: MLP, kept: dict[str, Tensor], ctx: Context, depth: int, rules: Rules) -> LinearMLP:
         """Linearise at the values a recording forward kept."""
         function, pre = ACTIVATIONS[mlp.activation], kept["pre"]
-        value, slope = torch.func.jvp(function, (pre,), (torch.ones_like(pre),))
+        value, slope = torch.func.jvp(function, (pre,), (torch.ones_like(pre),))  # type: ignore[misc]
         if rules.activation == "ratio":
             slope = torch.where(pre.abs() > 1e-6, value / pre, slope)
+        mlp = mlp.with_precision(rules.precision)
+        inner = torch.bfloat16 if rules.precision == "bfloat16" else pre.dtype
         if mlp.gate is None:
-            return cls(mlp, ctx, depth, slope, None)
+            return cls(mlp, ctx, depth, slope.to(inner), None)
         share = 0.5 if rules.product == "half" else 1.0
-        return cls(mlp, ctx, depth, share * slope * kept["up"], share * value)
+        return cls(mlp, ctx, depth, (share * slope * kept["up"]).to(inner), (share * value).to(inner))
 
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
@@ -51,6 +57,8 @@ class LinearMLP:
         `seen`, when given, collects the cotangents of the branch's sites.
         """
         n = g.shape[2]
+        if seen is None and self._folds(g.shape[1]):
+            return apply_matrices(g, self.matrices(n))
         g_act = self.mlp.down.pull(g)
         if seen is not None:
             seen["mlp_act"] = g_act
@@ -65,8 +73,42 @@ class LinearMLP:
         g_gate, g_up = gate(g_act, slope, None, self.act[:, -n:])
         if seen is not None:
             seen |= {"mlp_gate_pre": g_gate, "mlp_up": g_up}
-        g_gate, g_up = pull(self.ctx, "mlp_gate_pre", self.depth, g_gate), pull(self.ctx, "mlp_up", self.depth, g_up)
+        g_gate, g_up = (
+            pull(self.ctx, "mlp_gate_pre", self.depth, g_gate),
+            pull(self.ctx, "mlp_up", self.depth, g_up),
+        )
         return self.mlp.gate.pull(g_gate).add_(self.mlp.up.pull(g_up))
+
+    def matrices(self, n: int) -> Tensor:
+        """The branch's derivative at the last n positions, [batch, n, d_model (out), d_model (in)]."""
+        slope = self.slope[:, -n:].flatten(0, 1)
+        act = None if self.act is None else self.act[:, -n:].flatten(0, 1)
+        up, gate, down = self.mlp.up.weight, self.mlp.gate, self.mlp.down
+        d, m = up.shape
+        out = up.new_empty(len(slope), d, down.weight.shape[1])
+        at_once = max(1, FOLD_BYTES // (d * m * up.element_size()))
+        for start in range(0, len(slope), at_once):
+            part = slice(start, start + at_once)
+            scaled = up.new_empty(len(slope[part]), d, m)
+            if gate is None or act is None:
+                torch.mul(up, slope[part, None], out=scaled)
+            else:
+                torch.mul(gate.weight, slope[part, None], out=scaled)
+                scaled.addcmul_(up, act[part, None])
+            out[part] = down.push(scaled)
+        return out.mT.unflatten(0, (-1, n))
+
+    def _folds(self, vectors: int) -> bool:
+        """Whether forming the matrices and applying them takes fewer operations than the walk through the
+        MLP."""
+        if self.mlp.up.precision != "float32":
+            return False
+        sites = ("mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up")
+        if any(self.ctx.edits_at(site, self.depth) for site in sites):
+            return False
+        d, m = self.mlp.up.weight.shape
+        direct = vectors * m * (2 if self.act is None else 3)
+        return d * m + vectors * d < 0.9 * direct
 
     def jvp(self, t: Tensor) -> Tensor:
         """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""
@@ -80,3 +122,9 @@ class LinearMLP:
             t_up = push(self.ctx, "mlp_up", self.depth, t_up)
             t_act = gate(t_gate, self.slope[:, -n:], t_up, self.act[:, -n:])
         return self.mlp.down.push(push(self.ctx, "mlp_act", self.depth, t_act))
+
+
+def apply_matrices(g: Tensor, matrices: Tensor) -> Tensor:
+    """Cotangents g [batch, vector, position, d (out)] through a matrix per position [batch, position, d
+    (out), d (in)]."""
+    return torch.matmul(g.transpose(1, 2), matrices).transpose(1, 2)

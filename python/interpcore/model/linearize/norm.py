@@ -36,6 +36,7 @@ class LinearNorm:
     def vjp(self, g: Tensor, residual: Tensor | None = None) -> Tensor:
         """Cotangent of the input, plus `residual`, from the output's g [batch, vector, last positions, d]."""
         normed, rstd = self._last(g.shape[2])
+        g = g.to(self.normed.dtype)
         if self.frozen:
             return self._add(self._centred(self._weighted(g)) * rstd[:, None, :, None].to(g.dtype), residual)
         return norm_vjp(
@@ -47,7 +48,9 @@ class LinearNorm:
         normed, rstd = self._last(t.shape[2])
         if self.frozen:
             return self._weighted(self._centred(t) * rstd[:, None, :, None].to(t.dtype))
-        return norm_jvp(t, normed, rstd, self.norm.weight, center=self.norm.center, weight_offset=self._offset)
+        return norm_jvp(
+            t, normed, rstd, self.norm.weight, center=self.norm.center, weight_offset=self._offset
+        )
 
     @property
     def _offset(self) -> float:

@@ -10,6 +10,7 @@ CHOICES = {
     "values": ("exact", "frozen"),
     "activation": ("exact", "ratio"),
     "product": ("exact", "half"),
+    "precision": ("float32", "bfloat16"),
 }
 
 
@@ -24,6 +25,8 @@ class Rules:
         activation: "ratio" replaces act'(x) by act(x) / x (RelP).
         product: "half" gives each factor of a gated MLP half of the product's derivative (RelP).
         dropped: branches that pass nothing on, as ("attention" or "mlp", block call) pairs (GradDrop).
+        precision: of the dense products, "float32" (the model's own) or "bfloat16"; the stream and everything
+            between products stay in the model's precision, but for the MLP's inner activations.
     """
 
     norm: str = "exact"
@@ -32,18 +35,22 @@ class Rules:
     activation: str = "exact"
     product: str = "exact"
     dropped: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for part, choices in CHOICES.items():
             if getattr(self, part) not in choices:
-                raise ValueError(f"The rule for {part} is one of {', '.join(choices)}; got {getattr(self, part)!r}.")
+                raise ValueError(
+                    f"The rule for {part} is one of {', '.join(choices)}; got {getattr(self, part)!r}."
+                )
         wrong = [d for d in self.dropped if d[0] not in ("attention", "mlp")]
         if wrong:
             raise ValueError(f"Dropped branches are ('attention' or 'mlp', call); got {wrong[0]}.")
 
     @classmethod
     def relp(cls) -> Rules:
-        """Relevance patching: norms and attention probabilities frozen, activations by their ratio, gates halved."""
+        """Relevance patching: norms and attention probabilities frozen, activations by their ratio, gates
+        halved."""
         return cls(norm="frozen", scores="frozen", activation="ratio", product="half")
 
     @property

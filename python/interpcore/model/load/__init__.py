@@ -1,4 +1,5 @@
-"""Loading models: by name, folder, hub id or transformers object; safetensors only, no remote code unless asked for."""
+"""Loading models: by name, folder, hub id or transformers object; safetensors only, no remote code unless
+asked for."""
 
 from __future__ import annotations
 
@@ -51,16 +52,19 @@ def load(
     """Load a model.
 
     Args:
-        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a hub id, or a
-            transformers model object, whose tensors are shared.
-        dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its own).
+        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a hub
+            id, or a transformers model object, whose tensors are shared.
+        dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its
+            own).
         device: where to put the weights (an object stays where it is).
         revision: of a hub id.
-        check: look for NaN weights and compare logits with transformers on 16 tokens; the gap stays in `load_gap`.
+        check: look for NaN weights and compare logits with transformers on 16 tokens; the gap stays in
+            `load_gap`.
         trust_remote_code: run a checkpoint's own Python code; off unless asked for by name.
-    Returns: a `Model`; for architectures without hand-written blocks a `GenericModel`, with a warning that says so.
-    Raises: ValueError with one sentence for a missing folder, missing or pickled weights, an unknown architecture, NaN
-        weights, or logits that disagree with transformers.
+    Returns: a `Model`; for architectures without hand-written blocks a `GenericModel`, with a warning that
+    says so.
+    Raises: ValueError with one sentence for a missing folder, missing or pickled weights, an unknown
+        architecture, NaN weights, or logits that disagree with transformers.
     """
     if isinstance(source, str | Path):
         name = str(source)
@@ -87,7 +91,9 @@ def from_transformers(hf: Any, name: str, tokenizer: Any = None) -> Model:
     """
     family = hf.config.model_type
     if family not in FAMILIES:
-        raise Unsupported(f"there are no hand-written blocks for {family!r} (there are for {', '.join(FAMILIES)})")
+        raise Unsupported(
+            f"there are no hand-written blocks for {family!r} (there are for {', '.join(FAMILIES)})"
+        )
     parts = FAMILIES[family](hf)
     first = parts.blocks[0].mlp
     spec = ModelSpec(

@@ -10,8 +10,8 @@ import torch
 from ..decoder import Model
 
 N_TOKENS = 16
-# Largest |logit difference| over largest |logit| that a correct load shows: rounding, by dtype. transformers rounds
-# scores or norms of float64 models to float32 in several families.
+# Largest |logit difference| over largest |logit| that a correct load shows: rounding, by dtype. transformers
+# rounds scores or norms of float64 models to float32 in several families.
 GAP = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -19,8 +19,14 @@ def check_finite(hf: Any, name: str) -> None:
     """Refuse weights that hold NaN or infinity, naming the first such tensor."""
     for key, tensor in hf.state_dict().items():
         # The sum of finite numbers is finite unless it overflows, so the full scan is seldom needed.
-        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()) and not bool(tensor.isfinite().all()):
-            raise ValueError(f"The weights of {name} hold NaN or infinity in {key}; the checkpoint is damaged.")
+        if (
+            tensor.is_floating_point()
+            and not bool(tensor.sum(dtype=torch.float64).isfinite())
+            and not bool(tensor.isfinite().all())
+        ):
+            raise ValueError(
+                f"The weights of {name} hold NaN or infinity in {key}; the checkpoint is damaged."
+            )
 
 
 @torch.no_grad()
@@ -38,7 +44,8 @@ def check_against_transformers(model: Model, hf: Any) -> Model:
     gap = float((ours.to(torch.float64) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not gap <= GAP[model.dtype]:
         raise ValueError(
-            f"{model.spec.name} loads, but its logits differ from transformers' by {gap:.1e} of the largest one; please report this "
+            f"{model.spec.name} loads, but its logits differ from transformers' by {gap:.1e} of the largest "
+            "one; please report this "
             "architecture, or pass check=False to go on regardless."
         )
     return replace(model, load_gap=gap)

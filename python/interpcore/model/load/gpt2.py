@@ -20,7 +20,9 @@ def gpt2(hf: Any) -> Parts:
     d_head = config.n_embd // config.n_head
     blocks = [
         Block(
-            Attention(FusedQKV(conv1d(b.attn.c_attn), d_head, per_head=False), conv1d(b.attn.c_proj), b.attn.scaling),
+            Attention(
+                FusedQKV(conv1d(b.attn.c_attn), d_head, per_head=False), conv1d(b.attn.c_proj), b.attn.scaling
+            ),
             MLP(conv1d(b.mlp.c_fc), conv1d(b.mlp.c_proj), config.activation_function),
             layer_norm(b.ln_1),
             layer_norm(b.ln_2),

@@ -1,4 +1,5 @@
-"""GPT-NeoX and Pythia: parallel or serial blocks, partial rotary positions, per-head fused queries, keys and values."""
+"""GPT-NeoX and Pythia: parallel or serial blocks, partial rotary positions, per-head fused queries, keys and
+values."""
 
 from __future__ import annotations
 

@@ -22,9 +22,15 @@ def llama(hf: Any) -> Parts:
 
     def block(i: int, b: Any) -> Block:
         attention = _attention(config, b.self_attn, turn, window=_window(config, i), norm=rms_norm)
-        return Block(attention, _mlp(config, b.mlp), rms_norm(b.input_layernorm), rms_norm(b.post_attention_layernorm))
+        return Block(
+            attention, _mlp(config, b.mlp), rms_norm(b.input_layernorm), rms_norm(b.post_attention_layernorm)
+        )
 
-    return _parts(hf, [block(i, b) for i, b in enumerate(body.layers)], pre_norms=("input_layernorm", "post_attention_layernorm"))
+    return _parts(
+        hf,
+        [block(i, b) for i, b in enumerate(body.layers)],
+        pre_norms=("input_layernorm", "post_attention_layernorm"),
+    )
 
 
 def olmo2(hf: Any) -> Parts:
@@ -46,13 +52,15 @@ def olmo2(hf: Any) -> Parts:
 
 
 def gemma(hf: Any) -> Parts:
-    """Parts of Gemma 2 (soft-caps) and Gemma 3 text models (q/k norms, two rotary bases): norms before and after."""
+    """Parts of Gemma 2 (soft-caps) and Gemma 3 text models (q/k norms, two rotary bases): norms before and
+    after."""
     config, body = hf.config, hf.model
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its attention is bidirectional")
     several = not hasattr(body.rotary_emb, "inv_freq")
     turns: dict[str, Rotary] = {
-        kind: rotary(body.rotary_emb, f"{kind}_" if several else "") for kind in sorted(set(config.layer_types))
+        kind: rotary(body.rotary_emb, f"{kind}_" if several else "")
+        for kind in sorted(set(config.layer_types))
     }
 
     def norm(module: Any) -> Norm:
@@ -140,18 +148,30 @@ def _parts(
         "resid": ("input", "model.layers.{d}"),
         "v": ("output", "model.layers.{d}.self_attn.v_proj"),
         "z": ("input", "model.layers.{d}.self_attn.o_proj"),
-        "attn_out": ("output", f"model.layers.{{d}}.{post_norms[0]}" if post_norms else "model.layers.{d}.self_attn"),
+        "attn_out": (
+            "output",
+            f"model.layers.{{d}}.{post_norms[0]}" if post_norms else "model.layers.{d}.self_attn",
+        ),
         "mlp_gate_pre": ("output", "model.layers.{d}.mlp.gate_proj"),
         "mlp_up": ("output", "model.layers.{d}.mlp.up_proj"),
         "mlp_act": ("input", "model.layers.{d}.mlp.down_proj"),
-        "mlp_out": ("output", f"model.layers.{{d}}.{post_norms[1]}" if post_norms else "model.layers.{d}.mlp"),
+        "mlp_out": (
+            "output",
+            f"model.layers.{{d}}.{post_norms[1]}" if post_norms else "model.layers.{d}.mlp",
+        ),
         "final_norm": ("output", "model.norm"),
         "logits": ("output", "lm_head"),
     }
     for site, what in (("q", "q"), ("k", "k")):
-        names[site] = ("output", f"model.layers.{{d}}.self_attn.{what}_{'proj' if attention.q_norm is None else 'norm'}")
+        names[site] = (
+            "output",
+            f"model.layers.{{d}}.self_attn.{what}_{'proj' if attention.q_norm is None else 'norm'}",
+        )
     if pre_norms:
-        names |= {"attn_in": ("input", f"model.layers.{{d}}.{pre_norms[0]}"), "mlp_in": ("input", f"model.layers.{{d}}.{pre_norms[1]}")}
+        names |= {
+            "attn_in": ("input", f"model.layers.{{d}}.{pre_norms[0]}"),
+            "mlp_in": ("input", f"model.layers.{{d}}.{pre_norms[1]}"),
+        }
     else:
         names |= {"attn_in": ("input", "model.layers.{d}"), "mlp_in": ("input", "model.layers.{d}.mlp")}
     if hasattr(body.embed_tokens, "embed_scale"):

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "merges.txt",
+)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -19,7 +26,11 @@ def embedded_folder(name: str) -> Path | None:
 
 
 def read_checkpoint(
-    source: str | Path, dtype: torch.dtype | None, device: str | torch.device, revision: str | None, trust_remote_code: bool
+    source: str | Path,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> tuple[Any, Any]:
     """A transformers model and its tokenizer (None where the checkpoint has none).
 
@@ -34,41 +45,63 @@ def read_checkpoint(
     if local:
         check_folder(path)
     elif path.exists() or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"There is no folder {source}; give a transformers folder, a hub id, or an embedded model's name.")
+        raise ValueError(
+            f"There is no folder {source}; give a transformers folder, a hub id, or an embedded model's name."
+        )
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(str(path if local else place), **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{source} has no readable config that transformers knows: {_first_line(error)}") from error
+        raise ValueError(
+            f"{source} has no readable config that transformers knows: {_first_line(error)}"
+        ) from error
     wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
     try:
-        hf, problems = AutoModelForCausalLM.from_pretrained(
-            str(path if local else place), config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path if local else place),
+            config=config,
+            dtype=wanted,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} could not be loaded as a causal language model: {_first_line(error)}") from error
+        raise ValueError(
+            f"{source} could not be loaded as a causal language model: {_first_line(error)}"
+        ) from error
+    hf, problems = loaded
     missing = sorted(problems.get("missing_keys", ()))
     if missing:
-        raise ValueError(f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is incomplete.")
+        raise ValueError(
+            f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is "
+            "incomplete."
+        )
     return hf.to(device), _tokenizer(str(path if local else place), options)
 
 
 def check_folder(path: Path) -> None:
     """Refuse a folder without config or safetensors weights, saying which."""
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json; give a folder written by transformers' save_pretrained.")
+        raise ValueError(
+            f"{path} has no config.json; give a folder written by transformers' save_pretrained."
+        )
     if not any(path.glob("*.safetensors")):
         pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
         if pickled:
-            raise ValueError(f"{path} holds its weights as a pickle ({pickled[0]}), which is not loaded; save them as safetensors first.")
+            raise ValueError(
+                f"{path} holds its weights as a pickle ({pickled[0]}), which is not loaded; save them as "
+                "safetensors first."
+            )
         raise ValueError(f"{path} has no weights; it needs a .safetensors file beside config.json.")
 
 
 def _tokenizer(place: str, options: dict[str, Any]) -> Any:
-    """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode` says so)."""
+    """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode`
+    says so)."""
     from transformers import AutoTokenizer
 
-    # transformers answers a folder without tokenizer files with an empty tokenizer, which would drop every character.
+    # transformers answers a folder without tokenizer files with an empty tokenizer, which would drop every
+    # character.
     if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:

@@ -15,7 +15,8 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 
 
 class Unsupported(ValueError):
-    """A checkpoint that the hand-written blocks do not cover; it loads through the generic adapter instead."""
+    """A checkpoint that the hand-written blocks do not cover; it loads through the generic adapter
+    instead."""
 
 
 def share(parameter: Tensor | None) -> Tensor | None:
