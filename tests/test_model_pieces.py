@@ -23,8 +23,10 @@ from interpcore.model import (
     site_address,
     site_name,
 )
+from interpcore.model.card import run_card
 from interpcore.model.layout import read_layout
 from interpcore.model.maps import Selection
+from interpcore.runs import compare
 
 PLAN = Plan.identity(6)
 TOKENS = torch.arange(2, 12)[None]
@@ -270,3 +272,23 @@ def test_forward_changes_no_global_state(model):
         model.generate(TOKENS, max_new_tokens=6, temperature=1.0, top_k=5, seed=3).tokens for _ in range(2)
     ]
     assert torch.equal(*again)
+
+
+def test_run_cards_tell_weights_plans_and_dtypes_apart(model):
+    card = run_card(model, seeds={"split": 3})
+    assert card.load_check_gap == model.load_gap and card.seeds == {"split": 3}
+    assert compare(card, run_card(interpcore.load(transformers_model("gpt2")), seeds={"split": 3})) == []
+    other = interpcore.load(transformers_model("gpt2", seed=1))
+    for changed in (other, model.with_plan(Plan.identity(4).skip(1)), model.to(dtype=torch.float64)):
+        assert compare(card, run_card(changed, seeds={"split": 3}))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+def test_bfloat16_is_at_most_twice_as_wrong_as_torch(family):
+    """Both against float64: this decoder in bfloat16 and transformers' in bfloat16."""
+    tokens = torch.randint(61, (4, 12), generator=torch.Generator().manual_seed(0))
+    exact = transformers_model(family, dtype=torch.float64)(tokens).logits
+    hf = transformers_model(family, dtype=torch.bfloat16)
+    theirs = float((hf(tokens).logits.double() - exact).norm())
+    ours = float((interpcore.load(hf).forward(tokens).logits.double() - exact).norm())
+    assert ours <= 2 * theirs

@@ -1,0 +1,52 @@
+"""What a run says about the model it used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from interpcore.runs import RunCard, tensors_hash, tokenizer_hash
+
+from .decoder import Model
+from .generic import GenericModel
+
+
+def run_card(model: Model | GenericModel, **given: Any) -> RunCard:
+    """A run card with everything that the model knows: name, weights, tokenizer, dtype, plan, load check.
+
+    Args:
+        given: the card's other fields (protocol, split, seeds, arguments, ...).
+    """
+    return RunCard(
+        model=model.spec.name.rstrip("/").rsplit("/", 1)[-1],
+        weights=tensors_hash(dict(named_tensors(model))),
+        tokenizer=None if model.tokenizer is None else tokenizer_hash(model.tokenizer),
+        dtype=str(model.dtype).removeprefix("torch."),
+        plan=str(model.plan),
+        plan_hash=hashlib.sha256(repr(model.plan).encode()).hexdigest(),
+        load_check_gap=model.load_gap if isinstance(model, Model) else None,
+        **given,
+    )
+
+
+def named_tensors(model: Model | GenericModel) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a model with a name."""
+    if isinstance(model, GenericModel):
+        yield from model.hf.state_dict().items()
+        return
+    for name, module in model.modules.items():
+        yield from _tensors(name, module)
+    for name in ("embedding", "positions", "final_norm", "unembedding"):
+        yield from _tensors(name, getattr(model, name))
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))
