@@ -1,0 +1,75 @@
+"""Intervals: the cluster bootstrap against known cases, Fisher's interval, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from interpcore.stats import cluster_bootstrap, correlation, paired_above
+
+
+def test_the_estimate_is_the_plain_mean_and_the_seed_fixes_the_interval():
+    values, clusters = [1, 0, 0, 1, 1], ["a", "a", "b", "c", "c"]
+    got = cluster_bootstrap(values, clusters, seed=4)
+    assert got.value == pytest.approx(0.6) and got.n == 3
+    assert got.low <= got.value <= got.high
+    assert got == cluster_bootstrap(values, clusters, seed=4)
+
+
+def test_one_value_per_cluster_agrees_with_the_normal_interval():
+    values = np.random.default_rng(0).normal(size=400)
+    got = cluster_bootstrap(values, list(range(400)), draws=4000)
+    half = 1.96 * values.std() / 20
+    assert got.low == pytest.approx(values.mean() - half, abs=0.015)
+    assert got.high == pytest.approx(values.mean() + half, abs=0.015)
+
+
+def test_repeating_a_subject_does_not_narrow_the_interval():
+    values = np.random.default_rng(1).integers(0, 2, 40)
+    once = cluster_bootstrap(values, list(range(40)))
+    thrice = cluster_bootstrap(np.repeat(values, 3), np.repeat(np.arange(40), 3).tolist())
+    assert (thrice.low, thrice.high) == (once.low, once.high)
+    naive = cluster_bootstrap(np.repeat(values, 3), list(range(120)))
+    assert naive.high - naive.low < 0.7 * (once.high - once.low)
+
+
+def test_coverage_is_close_to_its_level():
+    generator = np.random.default_rng(2)
+    covered = 0
+    for i in range(200):
+        rates = generator.beta(2, 2, size=30)
+        values = (generator.random((30, 3)) < rates[:, None]).ravel()
+        got = cluster_bootstrap(values, np.repeat(np.arange(30), 3).tolist(), draws=400, seed=i)
+        covered += got.low <= 0.5 <= got.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_paired_differences():
+    clusters = list(range(20))
+    assert paired_above([1] * 20, [0.5] * 20, clusters)
+    assert not paired_above([1, 0] * 10, [0.5] * 20, clusters)
+
+
+def test_correlation_has_fisher_s_interval():
+    x = np.arange(28.0)
+    y = np.where(np.arange(28) % 2, x, -x)
+    got = correlation(x, x)
+    assert (got.value, got.low, got.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    got = correlation(x, y)
+    assert np.arctanh(got.high) - np.arctanh(got.low) == pytest.approx(2 * 1.959964 / 5)
+    assert got.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and got.n == 28
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: cluster_bootstrap([], []), "at least one"),
+        (lambda: cluster_bootstrap([1, 2], ["a"]), "one cluster per value"),
+        (lambda: cluster_bootstrap([float("nan")], ["a"]), "finite"),
+        (lambda: correlation([1, 2, 3], [1, 2, 3]), "four pairs"),
+        (lambda: correlation([1, 1, 1, 1], [1, 2, 3, 4]), "all equal"),
+    ],
+)
+def test_refusals(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
