@@ -85,11 +85,11 @@ class LinearMLP:
         act = None if self.act is None else self.act[:, -n:].flatten(0, 1)
         up, gate, down = self.mlp.up.weight, self.mlp.gate, self.mlp.down
         d, m = up.shape
-        out = up.new_empty(len(slope), d, down.weight.shape[1])
+        out = slope.new_empty(len(slope), d, down.weight.shape[1])
         at_once = max(1, FOLD_BYTES // (d * m * up.element_size()))
         for start in range(0, len(slope), at_once):
             part = slice(start, start + at_once)
-            scaled = up.new_empty(len(slope[part]), d, m)
+            scaled = slope.new_empty(len(slope[part]), d, m)
             if gate is None or act is None:
                 torch.mul(up, slope[part, None], out=scaled)
             else:
@@ -101,8 +101,6 @@ class LinearMLP:
     def _folds(self, vectors: int) -> bool:
         """Whether forming the matrices and applying them takes fewer operations than the walk through the
         MLP."""
-        if self.mlp.up.precision != "float32":
-            return False
         sites = ("mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up")
         if any(self.ctx.edits_at(site, self.depth) for site in sites):
             return False
@@ -127,4 +125,4 @@ class LinearMLP:
 def apply_matrices(g: Tensor, matrices: Tensor) -> Tensor:
     """Cotangents g [batch, vector, position, d (out)] through a matrix per position [batch, position, d
     (out), d (in)]."""
-    return torch.matmul(g.transpose(1, 2), matrices).transpose(1, 2)
+    return torch.matmul(g.to(matrices.dtype).transpose(1, 2), matrices).transpose(1, 2)
