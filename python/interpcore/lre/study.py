@@ -1,0 +1,231 @@
+"""A study: relations x trials on one model, resumable, in a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from interpcore.data.relations import Relation, RelationError, split
+from interpcore.lre.answers import Answers
+from interpcore.lre.known import dataset_filter
+from interpcore.lre.operator import Operator, estimate
+from interpcore.lre.prompts import PROTOCOLS
+from interpcore.lre.states import Depth
+from interpcore.lre.trial import run_trial
+from interpcore.model import Model
+from interpcore.runs import (
+    Row,
+    RunCard,
+    RunFolder,
+    canonical_json,
+    cell_seed,
+    sweep,
+    tensors_hash,
+    tokenizer_hash,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a study does.
+
+    Args:
+        trials: random splits per relation.
+        examples: n, the facts that make an operator.
+        betas: factors on W to choose from.
+        ranks: how many ranks from 0 to d_model to choose from.
+        damping: of the inverse, over the largest singular value.
+        protocol: "default", or "paper" for the published choices: subjects by occurrence, hyperparameters by
+            recall on the reported facts, more known facts than examples.
+        template: which of a relation's templates.
+        dataset_filter: first keep only facts that the model answers under three fresh draws of examples.
+        max_test: test facts per trial at most; None takes all.
+        seed: of every draw.
+    """
+
+    trials: int = 3
+    examples: int = 8
+    betas: tuple[float, ...] = tuple(i / 4 for i in range(21))
+    ranks: int = 40
+    damping: float = 0.0
+    protocol: str = "default"
+    template: int = 0
+    dataset_filter: bool = False
+    max_test: int | None = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}; got {self.protocol!r}.")
+        if min(self.trials, self.examples) < 1 or self.ranks < 2 or not self.betas or self.damping < 0:
+            raise ValueError(
+                "A study needs at least 1 trial, 1 example, 2 ranks and 1 beta, and damping of 0 or more."
+            )
+
+    @property
+    def least_known(self) -> int:
+        """Known test facts below which a trial is listed, not measured: two per half, or as published."""
+        return self.examples + 1 if self.protocol == "paper" else 4
+
+
+@dataclass(eq=False)
+class Study:
+    """What all trials share.
+
+    Args:
+        model: the decoder.
+        relations: by name, in order.
+        options: what to do.
+        folder: where operators go, or None.
+    """
+
+    model: Model
+    relations: dict[str, Relation]
+    options: Options
+    folder: RunFolder | None = None
+    answers: Answers = field(init=False)
+    _kept: dict[tuple[str, int], Operator] = field(default_factory=dict)
+    _filtered: dict[str, Relation] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, Model):
+            raise ValueError(
+                "LRE studies edit cached runs, which the generic adapter cannot; use a model family that "
+                "interpcore has its own blocks for."
+            )
+        if self.model.tokenizer is None:
+            raise ValueError(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
+        for relation in self.relations.values():
+            if self.options.template >= len(relation.prompt_templates):
+                raise RelationError(
+                    f"{relation.name} has {len(relation.prompt_templates)} templates; template "
+                    f"{self.options.template} is not there."
+                )
+        self.answers = Answers(self.model.tokenizer, self.model.spec.vocab_size)
+
+    def relation(self, name: str) -> Relation:
+        """The relation, after the dataset filter where that is on."""
+        if not self.options.dataset_filter:
+            return self.relations[name]
+        if name not in self._filtered:
+            seed = cell_seed(self.options.seed, f"{name} filter")
+            self._filtered[name] = dataset_filter(
+                self.model, self.answers, self.relations[name], template=self.options.template, seed=seed
+            )
+        return self._filtered[name]
+
+    def trial_seed(self, name: str, trial: int) -> int:
+        """The seed of a trial's split and draws."""
+        return cell_seed(self.options.seed, f"{name} {trial}")
+
+    def operator(self, name: str, trial: int) -> Operator:
+        """The operator of a trial's training facts. The last two are kept: a trial's partner is the relation
+        before it, whose operator was then just estimated."""
+        key = (name, trial)
+        if key not in self._kept:
+            train, _ = split(self.relation(name), self.options.examples, self.trial_seed(name, trial))
+            template = self.relation(name).prompt_templates[self.options.template]
+            estimated = estimate(self.model, template, train, protocol=self.options.protocol)
+            while len(self._kept) > 1:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = estimated
+        return self._kept[key]
+
+    def partner(self, name: str) -> str | None:
+        """The relation before this one (cyclic) that has enough facts for an operator, or None."""
+        names = list(self.relations)
+        at = names.index(name)
+        enough = (n for n in [*names[:at][::-1], *names[:at:-1]] if self._enough(n))
+        return next(enough, None)
+
+    def save_operator(
+        self, operator: Operator, name: str, trial: int, choices: Sequence[dict[str, Any]]
+    ) -> None:
+        """Write the operator at the depths that the trial chose, as safetensors."""
+        if self.folder is None:
+            return
+        depths: list[Depth] = [d for d in operator.depths if d in {c["depth"] for c in choices}]
+        at = [operator.at(d) for d in depths]
+        chosen = Operator(tuple(depths), operator.weight[at], operator.bias[at])
+        path = self.folder.artifact(f"operators/{name.replace(' ', '_')}/{trial}.safetensors")
+        chosen.save(path, relation=name, trial=str(trial), choices=canonical_json(list(choices)))
+
+    def _enough(self, name: str) -> bool:
+        return len(self.relations[name].samples) > self.options.examples
+
+
+def run_study(
+    model: Model,
+    relations: Sequence[Relation],
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    progress: bool = True,
+    command: str | None = None,
+) -> list[Row]:
+    """Run every trial that the folder does not hold yet. A second call of the same study into the same folder
+    goes on where the first stopped, and may run beside it.
+
+    Args:
+        model: the decoder.
+        relations: what to study.
+        out: the run folder.
+        options: what to do; None takes the defaults.
+        progress: show it on standard error.
+        command: what was typed, for the card.
+    Returns: one ledger row per trial, results as `run_trial` gives them.
+    Raises: ValueError for names that occur twice or options that do not fit; RunError for a folder that holds
+        another study.
+    """
+    options = options or Options()
+    names = [relation.name for relation in relations]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError("A study needs relations, each under a name of its own.")
+    card = study_card(model, relations, options, command)
+    with RunFolder.open_or_create(out, card, shared=True) as folder:
+        study = Study(model, {relation.name: relation for relation in relations}, options, folder)
+        grid = [{"relation": name, "trial": trial} for trial in range(options.trials) for name in names]
+        return sweep(run_trial, grid, out=folder, initialize=lambda: study, progress=progress)
+
+
+def study_card(
+    model: Model, relations: Sequence[Relation], options: Options, command: str | None = None
+) -> RunCard:
+    """What the run means: weights, relations, options."""
+    texts = {relation.name: canonical_json(relation.to_json()) for relation in relations}
+    plan = str(model.plan)
+    return RunCard(
+        model=Path(model.spec.name).name,
+        weights=tensors_hash(dict(_tensors(model))),
+        tokenizer=tokenizer_hash(model.tokenizer),
+        dtype=str(model.dtype).removeprefix("torch."),
+        plan=plan,
+        plan_hash=hashlib.sha256(plan.encode()).hexdigest(),
+        protocol=options.protocol,
+        split="objects in turn",
+        seeds={"study": options.seed},
+        arguments={
+            "options": asdict(options),
+            "relations": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
+        },
+        load_check_gap=model.load_gap,
+        command=command,
+    )
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor inside a model, by its path of fields."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _tensors(part, f"{name}/{key}")
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from _tensors(getattr(value, f.name), f"{name}/{f.name}")

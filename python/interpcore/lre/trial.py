@@ -1,0 +1,243 @@
+"""One trial of one relation: a split, its operator, every measure with its controls."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interpcore.data.relations import Relation, RelationError, Sample, split
+from interpcore.lre import controls
+from interpcore.lre.answers import recall
+from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds
+from interpcore.lre.edits import Inverse, edited_tokens, one_by_one, rank_grid
+from interpcore.lre.operator import Operator, ranked_tokens
+from interpcore.lre.prompts import relation_queries
+from interpcore.lre.states import PromptStates, read_states
+
+if TYPE_CHECKING:
+    from interpcore.lre.study import Study
+
+TOP_K = 3
+RANDOM_DRAWS = 4
+TIMED_EDITS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What one trial measures on.
+
+    Args:
+        relation: the relation, after the dataset filter where that is on.
+        number: the trial's number.
+        seed: of everything drawn in it.
+        test: test facts, none of whose subjects is among the examples.
+        states: their prompts' states.
+        hits: tokens that begin each fact's object [prompt, vocabulary] bool.
+        known: whether the model's top token is one of them [prompt] bool.
+        folds: which prompts choose and which are reported.
+        operator: the relation's.
+        other: another relation's, or None in a study of one relation.
+    """
+
+    relation: Relation
+    number: int
+    seed: int
+    test: tuple[Sample, ...]
+    states: PromptStates
+    hits: Tensor
+    known: Tensor
+    folds: list[Fold]
+    operator: Operator
+    other: Operator | None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One measure's side of a trial.
+
+    Args:
+        outcomes: name -> value per test fact.
+        choices: what each fold chose.
+        curves: name -> means over the known facts.
+    """
+
+    outcomes: dict[str, Tensor]
+    choices: list[dict[str, Any]]
+    curves: dict[str, Any]
+
+
+def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
+    """All measures of one trial as a JSON value; a trial that cannot be measured gives the reason instead.
+
+    Returns: relation, trial, n_test, n_known and status, "measured" or "not measured" with a reason; for a
+        measured one also subjects, objects and known of the test facts, outcomes (measure -> value per test
+        fact), choices, curves and timing.
+    """
+    record: dict[str, Any] = {"relation": relation, "trial": trial, "n_test": 0, "n_known": 0}
+    try:
+        ready = prepare(study, relation, trial)
+        record |= {"n_test": len(ready.test), "n_known": int(ready.known.sum())}
+        check_known(ready, study.options.least_known)
+        reading, (editing, timing) = read_all(study, ready), edit_all(study, ready)
+    except ValueError as error:
+        return record | {"status": "not measured", "reason": str(error)}
+    choices = reading.choices + editing.choices
+    study.save_operator(ready.operator, relation, trial, choices)
+    outcomes = reading.outcomes | editing.outcomes
+    return record | {
+        "status": "measured",
+        "subjects": [s.subject for s in ready.test],
+        "objects": [s.object for s in ready.test],
+        "known": ready.known.tolist(),
+        "choices": choices,
+        "outcomes": {name: values.double().tolist() for name, values in outcomes.items()},
+        "curves": reading.curves | editing.curves,
+        "timing": timing,
+    }
+
+
+def prepare(study: Study, name: str, number: int) -> Trial:
+    """Split, estimate and run the test prompts. Raises: ValueError where that cannot be done."""
+    options, relation = study.options, study.relation(name)
+    if len(relation.objects) < 2:
+        raise RelationError(
+            f"{name}: all samples have the object {relation.objects[0]!r}; a relation needs two."
+        )
+    seed = study.trial_seed(name, number)
+    train, rest = split(relation, options.examples, seed)
+    shown = {sample.subject for sample in train}
+    test = [sample for sample in rest if sample.subject not in shown]
+    if options.max_test is not None and len(test) > options.max_test:
+        test = random.Random(seed).sample(test, options.max_test)
+    template = relation.prompt_templates[options.template]
+    subjects = [sample.subject for sample in test]
+    queries = relation_queries(study.model.tokenizer, template, train, subjects, options.protocol)
+    operator = study.operator(name, number)
+    states = read_states(study.model, queries, operator.depths)
+    hits = study.answers.prefix_hits([sample.object for sample in test])
+    known = hits[torch.arange(len(test)), states.top.cpu()]
+    folds = make_folds(subjects, known, seed, options.protocol)
+    partner = study.partner(name)
+    other = None if partner is None else study.operator(partner, number)
+    return Trial(relation, number, seed, tuple(test), states, hits, known, folds, operator, other)
+
+
+def check_known(trial: Trial, least: int) -> None:
+    """Refuse a trial that leaves nothing to choose on and report. Raises: RelationError with the reason."""
+    known = {s.subject: s.object for s, k in zip(trial.test, trial.known.tolist(), strict=True) if k}
+    if len(known) < least:
+        raise RelationError(
+            f"{trial.relation.name}: the model knows {len(known)} of {len(trial.test)} test facts; "
+            f"{least} are needed."
+        )
+    if len(set(known.values())) < 2:
+        raise RelationError(f"{trial.relation.name}: the known test facts have one object; two are needed.")
+
+
+def read_all(study: Study, trial: Trial) -> Measured:
+    """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
+    states, folds, betas, known = trial.states, trial.folds, study.options.betas, trial.known
+    top = states.top.cpu()
+    ranked = ranked_tokens(study.model, trial.operator.read(states.h, betas), TOP_K)
+    tokens = ranked[..., 0]
+    faithful, recalls = tokens == top, recall(trial.hits, ranked)
+    _, choices = cross_fit(recalls[..., 0] if study.options.protocol == "paper" else faithful, folds)
+    first = study.answers.first_tokens([s.object for s in trial.test])
+    alone = ranked_tokens(study.model, trial.operator.bias, 1) == top
+    outcomes = {
+        "faithfulness": at_choices(faithful, folds, choices),
+        **{f"recall@{k + 1}": at_choices(recalls[..., k], folds, choices) for k in range(TOP_K)},
+        "first_token@1": at_choices(tokens == first, folds, choices),
+        "majority": controls.majority(top, known),
+        "b alone": cross_fit(alone[:, None], folds)[0],
+        "shuffled": _per_fold(folds, [controls.shuffled(tokens[d, b], top, known) for d, b in choices]),
+    }
+    if trial.other is not None:
+        theirs = ranked_tokens(study.model, trial.other.read(states.h, betas), 1)[..., 0]
+        outcomes["other operator"] = at_choices(theirs == top, folds, choices)
+    return Measured(
+        outcomes,
+        [{"measure": "faithfulness", "depth": states.depths[d], "beta": betas[b]} for d, b in choices],
+        {
+            "recall@1 by depth and beta": _mean(recalls[..., 0], known),
+            "faithfulness by depth": _mean(by_depth(faithful, folds), known),
+        },
+    )
+
+
+def edit_all(study: Study, trial: Trial) -> tuple[Measured, dict[str, float]]:
+    """Causality at every depth and rank, cross-fitted, with its controls; and how long the edits took."""
+    states, folds, damping = trial.states, trial.folds, study.options.damping
+    ranks = rank_grid(study.model.spec.d_model, study.options.ranks)
+    target = draw_targets(trial.test, trial.known, trial.seed)
+    wanted, goal = states.z[target] - states.z, trial.hits[target]
+    prompt = torch.arange(len(target))
+
+    def deltas(operator: Operator, depth: int, ranks: list[int]) -> Tensor:
+        return Inverse.of(operator.weight[depth], damping).apply(wanted, ranks)
+
+    def success(depth: int, edits: Tensor) -> Tensor:
+        """Whether edits [edit, prompt, d_model] at a depth reach their targets [edit, prompt]."""
+        rows = prompt.repeat(len(edits))
+        tokens = edited_tokens(states, states.depths[depth], rows, edits.flatten(0, 1))
+        return goal[rows, tokens].view(len(edits), -1)
+
+    began = time.perf_counter()
+    hits = torch.stack([success(d, deltas(trial.operator, d, ranks)) for d in range(len(states.depths))])
+    seconds = time.perf_counter() - began
+    outcome, choices = cross_fit(hits, folds)
+    edits = [deltas(trial.operator, d, [ranks[r]])[0] for d, r in choices]
+    drawn = [controls.random_like(edit, RANDOM_DRAWS, trial.seed) for edit in edits]
+    random_hits = [success(d, e).double().mean(0) for (d, _), e in zip(choices, drawn, strict=True)]
+    outcomes = {
+        "causality": outcome,
+        "no edit": goal[prompt, states.top.cpu()],
+        "random edit": _per_fold(folds, random_hits),
+    }
+    if trial.other is not None:
+        theirs = [success(d, deltas(trial.other, d, [ranks[r]]))[0] for d, r in choices]
+        outcomes["other edit"] = _per_fold(folds, theirs)
+    sample = prompt[:TIMED_EDITS]
+    _, published = one_by_one(states, states.depths[choices[0][0]], sample, edits[0][sample])
+    timing = {"edits": hits.numel(), "seconds": seconds, "published": published / len(sample)}
+    by_rank = [at_choices(hits, folds, [(d, r) for d, _ in choices]) for r in range(len(ranks))]
+    curves = {
+        "causality by depth and rank": _mean(hits, trial.known),
+        "causality by depth": _mean(by_depth(hits, folds), trial.known),
+        "causality by rank": _mean(torch.stack(by_rank), trial.known),
+    }
+    chosen = [{"measure": "causality", "depth": states.depths[d], "rank": ranks[r]} for d, r in choices]
+    return Measured(outcomes, chosen, curves), timing
+
+
+def draw_targets(test: Sequence[Sample], known: Tensor, seed: int) -> Tensor:
+    """For every fact a known one to turn it into, of another subject and object, drawn at random
+    [prompt] int64. Raises: RelationError where there is none."""
+    generator = random.Random(seed)
+    facts = [(i, s) for i, (s, k) in enumerate(zip(test, known.tolist(), strict=True)) if k]
+    drawn = []
+    for sample in test:
+        others = [i for i, s in facts if s.subject != sample.subject and s.object != sample.object]
+        if not others:
+            raise RelationError(f"No known test fact has another subject and object than {sample.subject!r}.")
+        drawn.append(generator.choice(others))
+    return torch.tensor(drawn)
+
+
+def _per_fold(folds: Sequence[Fold], values: Sequence[Tensor]) -> Tensor:
+    """Each prompt's value [prompt] under the choice of its own fold."""
+    out = torch.empty_like(values[0])
+    for fold, value in zip(folds, values, strict=True):
+        out[fold.report] = value[fold.report]
+    return out
+
+
+def _mean(hits: Tensor, known: Tensor) -> Any:
+    """Means over the known prompts of hits [..., prompt], as lists."""
+    return hits[..., known].double().mean(-1).tolist()

@@ -1,0 +1,44 @@
+"""The published trained model and its relation, as a small LRE study."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import interpcore
+from interpcore.data.relations import Relation, Sample
+from interpcore.lre.study import Options, run_study
+
+OPTIONS = Options(trials=2, examples=5, betas=(0.0, 1.0, 2.25), ranks=5)
+
+
+def load_case(shared: Path):
+    """(model, relation) of the trained parity case."""
+    folder = shared / "parity" / "lre"
+    peer = np.load(folder / "trained_gpt2.npz")
+    facts = [
+        Sample(str(s), str(o))
+        for part in ("train", "test")
+        for s, o in zip(peer[f"{part}_subjects"], peer[f"{part}_objects"], strict=True)
+    ]
+    template = str(peer["operator_prompt_template"]).splitlines()[-1]
+    relation = Relation(
+        "object superclass", "commonsense", "object", "class", False, (template,), ("{}:",), tuple(facts)
+    )
+    return interpcore.load(folder / "trained_gpt2_model"), relation
+
+
+def halves(relation: Relation) -> list[Relation]:
+    """Two relations with the same template over alternate facts."""
+    parts = (relation.samples[::2], relation.samples[1::2])
+    return [
+        Relation(**{**relation.__dict__, "name": name, "samples": part})
+        for name, part in zip(("even", "odd"), parts, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    model, relation = load_case(Path(sys.argv[1]))
+    run_study(model, halves(relation), sys.argv[2], OPTIONS, progress=False)
