@@ -29,6 +29,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HALF_ERROR, FLOAT_ERROR = 2.0, 1e-5
 
 
+Results = Tensor | tuple[Tensor, ...]
+
+
 class Case(NamedTuple):
     """One kernel on one problem."""
 
@@ -44,9 +47,9 @@ class Case(NamedTuple):
 class Problem(NamedTuple):
     """A case's inputs, ready to run: ours, the exact result, plain torch, bytes moved and operations."""
 
-    run: Callable[[], Tensor]
-    exact: Callable[[], Tensor]
-    plain: Callable[[], Tensor]
+    run: Callable[[], Results]
+    exact: Callable[[], Results]
+    plain: Callable[[], Results]
     bytes: int
     flops: int
 
@@ -56,6 +59,20 @@ def cases() -> Iterator[Case]:
     rows = ((2, 3, 5, 123), (1, 1, 1, 12000), (4, 64, 128, 768), (1, 256, 128, 4096))
     for backend, dtype, shape in itertools.product(("triton", "cuda"), DTYPES, rows):
         yield Case("norm_vjp", backend, dtype, shape)
+    for dtype, shape in itertools.product(DTYPES, rows):
+        yield Case("norm_jvp", "triton", dtype, shape)
+    for op, dtype in itertools.product(("gate", "gate both", "gate sum"), DTYPES):
+        for shape in ((2, 3, 5, 123), (1, 256, 16, 11008), (8, 16, 64, 3072)):
+            yield Case(op, "triton", dtype, shape)
+    # B, C, P, H, G, e, T, live: odd, one Jacobian after a cached prefix, one of grouped heads, a long context
+    attention = (
+        (2, 3, 5, 4, 2, 24, 70, 7),
+        (1, 768, 7, 12, 12, 64, 71, 7),
+        (1, 256, 7, 32, 8, 128, 71, 7),
+        (8, 1, 512, 12, 12, 64, 512, 512),
+    )
+    for op, dtype, problem in itertools.product(("attn_vjp", "attn_jvp"), DTYPES, attention):
+        yield Case(op, "triton", dtype, problem)
     for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
         yield Case("product", "cuda", dtype, size)
 
@@ -87,6 +104,130 @@ def norm_vjp_problem(case: Case) -> Problem:
     )
 
 
+def norm_jvp_problem(case: Case) -> Problem:
+    """t [B, C, P, d] with a weight."""
+    b, c, p, d = case.shape
+    random = generator(case)
+    t, normed, weight = random(b, c, p, d), random(b, p, d), random(d)
+    rstd = random(b, p).float().abs() + 0.5
+    args = (t, normed, rstd, weight)
+
+    def plain() -> Tensor:
+        n = normed[:, None]
+        inner = t - t.mean(-1, keepdim=True) - n * (t * n).mean(-1, keepdim=True)
+        return inner * rstd.to(t.dtype)[:, None, :, None] * weight
+
+    out = torch.full_like(t, float("nan"))
+    return Problem(
+        run=lambda: ops.norm_jvp(*args, backend=case.backend, out=out),
+        exact=lambda: reference.norm_jvp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (*args, out)),
+        flops=9 * t.numel(),
+    )
+
+
+def gate_problem(case: Case) -> Problem:
+    """x [B, C, P, m] with one factor, with two, or with a second input."""
+    b, c, p, m = case.shape
+    random = generator(case)
+    x, x2, f, f2 = random(b, c, p, m), random(b, c, p, m), random(b, p, m), random(b, p, m)
+    kind = case.op.removeprefix("gate").strip()
+    arguments: dict[str, Any] = {"x": x, "factor": f}
+    if kind:
+        arguments |= {"x2": x2 if kind == "sum" else None, "factor2": f2}
+
+    def plain() -> Results:
+        first = x * f[:, None]
+        if kind == "both":
+            return first, x * f2[:, None]
+        return first + x2 * f2[:, None] if kind == "sum" else first
+
+    moved = 2 if kind == "" else 3
+    return Problem(
+        run=lambda: ops.gate(**arguments, backend=case.backend),
+        exact=lambda: reference.gate(**arguments),
+        plain=plain,
+        bytes=moved * x.nbytes + (moved - 1) * f.nbytes,
+        flops=(moved - 1) * x.numel(),
+    )
+
+
+def attention(case: Case) -> dict[str, Tensor]:
+    """q, k, v, a causal pattern and the key-value covariance of B, C, P, H, G, e, T, live."""
+    b, _, p, h, g, e, t, _ = case.shape
+    random = generator(case)
+    visible = torch.arange(t, device="cuda") <= torch.arange(p, device="cuda")[:, None] + t - p
+    scores = random(b, p, h, t).float().masked_fill(~visible[:, None], float("-inf"))
+    at = {"q": random(b, p, h, e), "k": random(b, t, g, e), "v": random(b, t, g, e)}
+    at["pattern"] = scores.softmax(-1).to(case.dtype)
+    return at
+
+
+def attn_vjp_problem(case: Case) -> Problem:
+    """g [B, C, P, H, e]; plain torch goes through the keys, [C, P, H, T] at a time."""
+    b, c, p, h, g, e, t, live = case.shape
+    at, scale = attention(case), e**-0.5
+    cotangent = generator(case)(b, c, p, h, e)
+    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    args = (cotangent, *at.values(), live, scale)
+
+    def plain() -> tuple[Tensor, ...]:
+        k, v = (at[n].repeat_interleave(h // g, 2) for n in ("k", "v"))
+        a = at["pattern"][:, None]
+        dp = torch.einsum("bcphe,bthe->bcpht", cotangent, v)
+        ds = a * (dp - (a * dp).sum(-1, keepdim=True)) * scale
+        dk = torch.einsum("bcpht,bphe->bcthe", ds[..., t - live :], at["q"])
+        dv = torch.einsum("bpht,bcphe->bcthe", at["pattern"][..., t - live :], cotangent)
+        dk, dv = (x.unflatten(3, (g, -1)).sum(4) for x in (dk, dv))
+        return torch.einsum("bcpht,bthe->bcphe", ds, k), dk, dv
+
+    keys = cotangent.new_full((2, b, c, live, g, e), float("nan"))
+    out = (torch.full_like(cotangent, float("nan")), keys[0], keys[1])
+    return Problem(
+        run=lambda: ops.attn_vjp(*args, key_value=kept, backend=case.backend, out=out),
+        exact=lambda: reference.attn_vjp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (cotangent, *at.values(), kept, *out)),
+        flops=b * c * p * h * e * (2 * e + 6 * live),
+    )
+
+
+def attn_jvp_problem(case: Case) -> Problem:
+    """Tangents tq [B, C, P, H, e], tk and tv [B, C, live, G, e]."""
+    b, c, p, h, g, e, t, live = case.shape
+    at, scale, random = attention(case), e**-0.5, generator(case)
+    tq, tk, tv = random(b, c, p, h, e), random(b, c, live, g, e), random(b, c, live, g, e)
+    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    args = (tq, tk, tv, *at.values(), scale)
+
+    def plain() -> Tensor:
+        k, v = (at[n].repeat_interleave(h // g, 2) for n in ("k", "v"))
+        a = at["pattern"][:, None]
+        ts = torch.einsum("bcphe,bthe->bcpht", tq, k)
+        ts[..., t - live :] += torch.einsum("bphe,bcthe->bcpht", at["q"], tk.repeat_interleave(h // g, 3))
+        ta = a * (ts - (a * ts).sum(-1, keepdim=True)) * scale
+        own = torch.einsum(
+            "bpht,bcthe->bcphe", at["pattern"][..., t - live :], tv.repeat_interleave(h // g, 3)
+        )
+        return torch.einsum("bcpht,bthe->bcphe", ta, v) + own
+
+    out = torch.full_like(tq, float("nan"))
+    return Problem(
+        run=lambda: ops.attn_jvp(*args, key_value=kept, backend=case.backend, out=out),
+        exact=lambda: reference.attn_jvp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (tq, tk, tv, *at.values(), kept, out)),
+        flops=b * c * p * h * e * (2 * e + 6 * live),
+    )
+
+
+def generator(case: Case) -> Callable[..., Tensor]:
+    """Random tensors of the case's dtype, the same ones in every run."""
+    make = torch.Generator(device="cuda").manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=make, device="cuda").to(case.dtype)
+
+
 def product_problem(case: Case) -> Problem:
     """x [rows, k] @ weight [k, n], the weight stored out-by-in."""
     rows, k, n = case.shape
@@ -102,12 +243,26 @@ def product_problem(case: Case) -> Problem:
     )
 
 
-PROBLEMS = {"norm_vjp": norm_vjp_problem, "product": product_problem}
+PROBLEMS = {
+    "norm_vjp": norm_vjp_problem,
+    "norm_jvp": norm_jvp_problem,
+    "gate": gate_problem,
+    "gate both": gate_problem,
+    "gate sum": gate_problem,
+    "attn_vjp": attn_vjp_problem,
+    "attn_jvp": attn_jvp_problem,
+    "product": product_problem,
+}
+COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "product")
 
 
-def relative_error(value: Tensor, exact: Tensor) -> float:
-    """Norm of the error over the norm of the exact result."""
-    return float((value.double() - exact).norm() / exact.norm())
+def relative_error(values: Results, exact: Results) -> float:
+    """Norm of the error over the norm of the exact result, the largest of several results."""
+    several = (
+        ((values,) if isinstance(values, Tensor) else values),
+        ((exact,) if isinstance(exact, Tensor) else exact),
+    )
+    return max(float((value.double() - x).norm() / x.norm()) for value, x in zip(*several, strict=True))
 
 
 def milliseconds(run: Callable[[], Any], calls: int = 30) -> float:
@@ -151,7 +306,7 @@ def check(case: Case, limits: dict[str, float]) -> dict[str, Any]:
         row["times torch"] = milliseconds(problem.plain) / row["ms"]
         row["GB/s"] = 1e-6 * problem.bytes / row["ms"]
         row["of copy"] = row["GB/s"] / limits["copy GB/s"]
-        if case.op == "product":
+        if case.op in COUNTED_IN_FLOPS:
             row["TFLOP/s"] = 1e-9 * problem.flops / row["ms"]
             row["of matmul"] = row["TFLOP/s"] / limits[f"{case.dtype} TFLOP/s"]
     except Exception as error:  # one broken kernel must not hide the others' results

@@ -57,7 +57,6 @@ inline Gate gate_params(const py::dict& args) {
   p.factor = pointer<const float>(args, "factor");
   p.factor2 = pointer<const float>(args, "factor2");
   p.out = pointer<float>(args, "out");
-  p.out2 = pointer<float>(args, "out2");
   read_sizes(args, "x_stride", p.x_stride);
   read_sizes(args, "x2_stride", p.x2_stride);
   read_sizes(args, "factor_stride", p.factor_stride);

@@ -16,18 +16,9 @@ void gate(const Gate& p, [[maybe_unused]] int threads) {
     const float* __restrict factor = p.factor + b * p.factor_stride[0] + position * p.factor_stride[1];
     const float* __restrict factor2 = p.factor2 + b * p.factor2_stride[0] + position * p.factor2_stride[1];
     float* __restrict out = p.out + row * p.width;
-    if (p.x2) {
-      const float* __restrict x2 = p.x2 + b * p.x2_stride[0] + c * p.x2_stride[1] + position * p.x2_stride[2];
+    const float* __restrict x2 = p.x2 + b * p.x2_stride[0] + c * p.x2_stride[1] + position * p.x2_stride[2];
 #pragma omp simd
-      for (int64_t i = 0; i < p.width; ++i) out[i] = x[i] * factor[i] + x2[i] * factor2[i];
-    } else {
-      float* __restrict out2 = p.out2 + row * p.width;
-#pragma omp simd
-      for (int64_t i = 0; i < p.width; ++i) {
-        out[i] = x[i] * factor[i];
-        out2[i] = x[i] * factor2[i];
-      }
-    }
+    for (int64_t i = 0; i < p.width; ++i) out[i] = x[i] * factor[i] + x2[i] * factor2[i];
   }
 }
 

@@ -45,21 +45,25 @@ def gate(
     _check(x, factor, x2, factor2)
     if inplace and factor2 is not None:
         raise ValueError("gate: inplace=True takes one factor; leave x2 and factor2 away.")
-    if inplace or factor2 is None:
+    if x2 is None and not torch.compiler.is_compiling() and choose("gate", x, backend) == "cpu":
+        expect_no_gradient("gate", x, factor, factor2)
+        return _products(x, factor, factor2, inplace)
+    if inplace:
         expect_no_gradient("gate", x, factor)
-        return _one_factor(x, factor, backend, inplace)
+        torch.ops.interpcore.gate_(x, factor, backend)
+        return x
     results = torch.ops.interpcore.gate(x, factor, x2, factor2, backend)
     return results[0] if len(results) == 1 else (results[0], results[1])
 
 
-def _one_factor(x: Tensor, factor: Tensor, backend: str | None, inplace: bool) -> Tensor:
-    """One factor on the CPU is torch's own product, which runs at the speed of a copy."""
-    if not torch.compiler.is_compiling() and choose("gate", x, backend) == "cpu":
-        return x.mul_(factor[:, None]) if inplace else x * factor[:, None]
-    if not inplace:
-        return torch.ops.interpcore.gate(x, factor, None, None, backend)[0]
-    torch.ops.interpcore.gate_(x, factor, backend)
-    return x
+def _products(
+    x: Tensor, factor: Tensor, factor2: Tensor | None, inplace: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One input's gates are torch's own products, which on a CPU run at the speed of a copy."""
+    if inplace:
+        return x.mul_(factor[:, None])
+    first = x * factor[:, None]
+    return first if factor2 is None else (first, x * factor2[:, None])
 
 
 def gate_results(x: Tensor, x2: Tensor | None, factor2: Tensor | None) -> list[Tensor]:
@@ -127,23 +131,23 @@ def _torch_gate(
 def _launch_cpu(
     x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None, out: list[Tensor]
 ) -> None:
-    if factor2 is None:
-        torch.mul(x, factor[:, None], out=out[0])
+    if x2 is None or factor2 is None:
+        for filled, gates in zip(out, (factor, factor2), strict=False):
+            assert gates is not None
+            torch.mul(x, gates[:, None], out=filled)
         return
-    x, factor, factor2 = rows_contiguous(x), rows_contiguous(factor), rows_contiguous(factor2)
-    x2 = None if x2 is None else rows_contiguous(x2)
+    x, x2, factor, factor2 = (rows_contiguous(y) for y in (x, x2, factor, factor2))
     native = native_cpu()
     assert native is not None
     args = {
         "shape": tuple(x.shape),
         "x": x.data_ptr(),
-        "x2": 0 if x2 is None else x2.data_ptr(),
+        "x2": x2.data_ptr(),
         "factor": factor.data_ptr(),
         "factor2": factor2.data_ptr(),
         "out": out[0].data_ptr(),
-        "out2": 0 if x2 is not None else out[1].data_ptr(),
         "x_stride": x.stride()[:3],
-        "x2_stride": (0, 0, 0) if x2 is None else x2.stride()[:3],
+        "x2_stride": x2.stride()[:3],
         "factor_stride": factor.stride()[:2],
         "factor2_stride": factor2.stride()[:2],
     }
