@@ -75,11 +75,19 @@ class Measured:
 def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
     """All measures of one trial as a JSON value; a trial that cannot be measured gives the reason instead.
 
-    Returns: relation, trial, n_test, n_known and status, "measured" or "not measured" with a reason; for a
-        measured one also subjects, objects and known of the test facts, outcomes (measure -> value per test
-        fact), choices, curves and timing.
+    Returns: relation, relation_type, n_objects, trial, n_test, n_known and status, "measured" or "not
+        measured" with a reason; for a measured one also subjects, objects and known of the test facts,
+        outcomes (measure -> value per test fact), choices, axes and curves over them, and timing.
     """
-    record: dict[str, Any] = {"relation": relation, "trial": trial, "n_test": 0, "n_known": 0}
+    given = study.relations[relation]
+    record: dict[str, Any] = {
+        "relation": relation,
+        "relation_type": given.relation_type,
+        "n_objects": len(given.objects),
+        "trial": trial,
+        "n_test": 0,
+        "n_known": 0,
+    }
     try:
         ready = prepare(study, relation, trial)
         record |= {"n_test": len(ready.test), "n_known": int(ready.known.sum())}
@@ -96,6 +104,11 @@ def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
         "objects": [s.object for s in ready.test],
         "known": ready.known.tolist(),
         "choices": choices,
+        "axes": {
+            "depth": ready.states.depths,
+            "beta": study.options.betas,
+            "rank": rank_grid(study.model.spec.d_model, study.options.ranks),
+        },
         "outcomes": {name: values.double().tolist() for name, values in outcomes.items()},
         "curves": reading.curves | editing.curves,
         "timing": timing,
