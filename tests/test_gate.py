@@ -82,7 +82,7 @@ def test_any_strides(backend: str, form: str, request: pytest.FixtureRequest) ->
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_half_precision_on_the_cpu_runs_on_the_reference(form: str) -> None:
+def test_half_precision_on_the_cpu(form: str) -> None:
     args = arguments((2, 3, 4, 8), form, torch.bfloat16)
     assert_close(run(args, form, None), args)
 

@@ -32,7 +32,8 @@ def gate(
     Args:
         x, x2: `[B, C, P, m]`; float32, float64, bfloat16 or float16, both the same.
         factor, factor2: `[B, P, m]`, shared by the C vectors, the dtype of x.
-        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype (in half precision on the
+            CPU, torch's own products).
         inplace: x is overwritten and returned (one factor only).
 
     Returns:
@@ -86,9 +87,8 @@ def launch_gate(
     if x.numel() == 0:
         return
     if chosen == "reference" and x.is_cpu and x.itemsize == 2 and named("gate", backend) is None:
-        _torch_gate(
-            x, factor, x2, factor2, out
-        )  # the float64 definition would cost more than the products around
+        # The float64 definition would cost more than the dense products around the gate.
+        _torch_gate(x, factor, x2, factor2, out)
         return
     if chosen == "reference":
         exact = reference.gate(x, factor, x2, factor2)
@@ -132,9 +132,7 @@ def _launch_cpu(
     x: Tensor, factor: Tensor, x2: Tensor | None, factor2: Tensor | None, out: list[Tensor]
 ) -> None:
     if x2 is None or factor2 is None:
-        for filled, gates in zip(out, (factor, factor2), strict=False):
-            assert gates is not None
-            torch.mul(x, gates[:, None], out=filled)
+        _torch_gate(x, factor, x2, factor2, out)
         return
     x, x2, factor, factor2 = (rows_contiguous(y) for y in (x, x2, factor, factor2))
     native = native_cpu()
