@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from interpcore.ops import attn_jvp, attn_vjp, key_value_covariance
+from interpcore.ops import attn_jvp, attn_vjp, covariance_pays, key_value_covariance
 
 from ..attention import Attention
 from ..context import Context
@@ -29,7 +30,6 @@ class LinearAttention:
         keys, values: all keys and values, rotated [batch, key, kv_head, d_head].
         pattern: attention probabilities [batch, position, head, key].
         factor: derivative of the scores by q.k: the scale, or [batch, position, head, key].
-        key_value: `key_value_covariance` of these.
         q_norm, k_norm: norms of queries and keys at their inputs, or None.
         rules: local rules.
     """
@@ -42,7 +42,6 @@ class LinearAttention:
     values: Tensor
     pattern: Tensor
     factor: Tensor | float
-    key_value: Tensor
     q_norm: LinearNorm | None
     k_norm: LinearNorm | None
     rules: Rules
@@ -68,9 +67,13 @@ class LinearAttention:
             return LinearNorm.at(module, _joined(raw, attention.norm_over_heads), rules.norm == "frozen")
 
         norms = norm("q"), norm("k")
-        covariance = key_value_covariance(keys, values, pattern, factor)
         attention = attention.with_precision(rules.precision)
-        return cls(attention, ctx, depth, q, keys, values, pattern, factor, covariance, *norms, rules)
+        return cls(attention, ctx, depth, q, keys, values, pattern, factor, *norms, rules)
+
+    @cached_property
+    def key_value(self) -> Tensor:
+        """Key-value covariance per query, formed on first use and kept for later walks."""
+        return key_value_covariance(self.keys, self.values, self.pattern, self.factor)
 
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None, first_only: bool = False) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
@@ -137,7 +140,9 @@ class LinearAttention:
     def _mix_vjp(self, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dq at the last positions, dk and dv at this forward's own keys."""
         n, live = g.shape[2], self.q.shape[1]
-        q, pattern, key_value = self.q[:, -n:], self.pattern[:, -n:], self.key_value[:, -n:]
+        q, pattern = self.q[:, -n:], self.pattern[:, -n:]
+        pays = covariance_pays(g.shape[1], self.keys.shape[1], g.shape[-1])
+        key_value = self.key_value[:, -n:] if pays else None
         factor = self.factor[:, -n:] if isinstance(self.factor, Tensor) else self.factor
         if self.ctx.edits_at("scores", self.depth):
             dq, dk, dv = self._edited_vjp(g, q, pattern, factor)
