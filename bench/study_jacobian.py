@@ -170,7 +170,15 @@ def without_matrix(model: Model, tokens: torch.Tensor, dense: float) -> dict[str
             subjects, depths
         )
     )
-    return {"20 products, all depths (s)": taken, "dense / products": dense / taken}
+    singly = sum(
+        seconds(lambda d=d: interpcore.jacobians(model, tokens, source_position=PREFIX, source_depths=[d]), 1)  # type: ignore[misc]
+        for d in depths
+    )
+    return {
+        "20 products, all depths (s)": taken,
+        "dense sweep / products": dense / taken,
+        "dense, depth by depth / products": singly / taken,
+    }
 
 
 def half_precision(model: Model, tokens: torch.Tensor) -> dict[str, float]:

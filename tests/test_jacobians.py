@@ -283,8 +283,11 @@ def test_refusals(arguments, sentence):
         interpcore.jacobians(build("gpt2"), TOKENS, **arguments)
 
 
-def test_masked_sources_large_results_and_broken_states_are_refused(monkeypatch):
+def test_masked_sources_large_results_and_broken_states_are_refused(monkeypatch, caplog):
     model = build("gpt2")
+    with caplog.at_level("INFO", "interpcore"):
+        interpcore.jacobians(model, TOKENS, source_position=1, reduce="mean")
+    assert "4 examples at 5 depths, reducer Mean" in caplog.text
     with pytest.raises(ValueError, match="Position 7 is outside row 1, which has 7"):
         interpcore.jacobians(model, TOKENS, MASK, source_position=7)
     from interpcore.model import jacobians as module

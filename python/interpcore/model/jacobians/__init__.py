@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ __all__ = [
     "Store",
     "jacobians",
 ]
+
+log = logging.getLogger(__name__)
 
 Depths = str | Sequence[int | str]
 DEFAULT_MEMORY = 512 << 20
@@ -99,7 +102,7 @@ def jacobians(
         cache: a shared cache of the prompts' beginning, filled under the same edits.
         edits: sites to write; J is taken of the edited model.
         rules: local rules of the linearised blocks.
-    Returns: `Jacobians`.
+    Returns: `Jacobians`. The result's size is logged (level INFO) before any work.
     Raises: ValueError for a source after its target, a position or depth that is not there, a memory bound
     too
         small for one row, a result larger than the free memory, or a non-finite state.
@@ -273,6 +276,10 @@ def _read_rows(rows: Sequence[int] | Tensor | None, model: Model | GenericModel)
 
 def _check_size(kept: Reducer, shape: Shape, dtype: torch.dtype) -> None:
     needed, free = kept.nbytes(shape, dtype.itemsize), free_memory()
+    log.info(
+        "Jacobians of %d examples at %d depths, reducer %s: %.3f GB, %.1f GB free",
+        *(shape.examples, shape.depths, type(kept).__name__, needed / 1e9, free / 1e9),
+    )
     if needed > free:
         mean = Mean().nbytes(shape, dtype.itemsize)
         raise ValueError(
