@@ -1,4 +1,4 @@
-"""`interpcore info` and `interpcore demo`."""
+"""`interpcore info`, help and failures of every command."""
 
 import subprocess
 import sys
@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from interpcore.cli import app
-from interpcore.cli.demo import continue_text
 from interpcore.cli.info import ENVIRONMENT, gather
 from interpcore.ops.backend import BACKENDS
 
@@ -38,27 +37,12 @@ def test_every_variable_that_is_read_is_listed() -> None:
                 assert word in listed, f"{path.name} reads {word}, which interpcore info does not list"
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["lre", "run"], ["lre", "compare"]])
 def test_help_has_an_example(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     if command:
         assert "Example: interpcore" in result.output
-
-
-def test_demo_without_a_model_says_what_to_give() -> None:
-    result = CliRunner().invoke(app, ["demo"])
-    assert result.exit_code == 0
-    assert "--model PATH" in result.output
-
-
-def test_demo_continues_a_prompt(shared: Path) -> None:
-    folder = shared / "models" / "stories260k"
-    if not folder.is_dir():
-        pytest.skip(f"needs {folder.name} in the shared folder")
-    text = continue_text(str(folder), "Once upon a time", 8)
-    assert text.startswith("Once upon a time")
-    assert len(text) > len("Once upon a time")
 
 
 def test_a_failure_is_one_sentence() -> None:

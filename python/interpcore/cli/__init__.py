@@ -6,6 +6,8 @@ import typer
 
 from interpcore.cli.demo import demo
 from interpcore.cli.info import info
+from interpcore.cli.lre import app as lre
+from interpcore.runs import RunError
 
 app = typer.Typer(
     name="interpcore",
@@ -16,13 +18,14 @@ app = typer.Typer(
 )
 app.command()(info)
 app.command()(demo)
+app.add_typer(lre, name="lre")
 
 
 def main() -> None:
     """Run the `interpcore` command; an expected failure prints its sentence and exits with 1."""
     try:
         app()
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, RunError) as error:
         typer.echo(f"interpcore: {error}", err=True)
         sys.exit(1)
 

@@ -1,45 +1,40 @@
-"""`interpcore demo`: the installation at work."""
+"""`interpcore demo`: a whole study on a model that ships with the package."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from interpcore.cli.info import info
+from rich.console import Console
 
 
 def demo(
-    model: Annotated[str | None, typer.Option(help="A transformers folder or a hub id.")] = None,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "Once upon a time",
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add.")] = 32,
+    model: Annotated[str, typer.Option(help="A shipped model, a folder or a hub id.")] = "tiny",
+    out: Annotated[Path, typer.Option(help="Where the run goes; a second call reuses it.")] = Path(
+        "interpcore-demo"
+    ),
 ) -> None:
-    """Show `interpcore info`, then greedy text from a model.
+    """Which relations does a small trained model decode linearly? One trial of every relation, offline.
 
-    Example: interpcore demo --model path/to/folder --prompt "Once upon a time"
+    Example: interpcore demo
     """
-    info()
-    if model is None:
-        typer.echo(
-            "\nNo model was given: add --model PATH (a transformers folder or a hub id) for greedy text."
-        )
-        return
-    typer.echo("\n" + continue_text(model, prompt, tokens))
+    from interpcore.cli.lre import finish, show, study
+    from interpcore.lre.study import Options
 
-
-def continue_text(model: str, prompt: str, tokens: int) -> str:
-    """`prompt` and its greedy continuation by at most `tokens` tokens.
-
-    Raises:
-        ValueError: the model has no tokenizer, or the prompt holds no token.
-    """
-    import torch
-
-    import interpcore
-
-    loaded = interpcore.load(model)
-    if loaded.tokenizer is None:
-        raise ValueError(f"demo: {model} holds no tokenizer; give a folder that does.")
-    ids = loaded.tokenizer(prompt).input_ids
-    if not ids:
-        raise ValueError("demo: the prompt holds no token; give some text.")
-    new = loaded.generate(torch.tensor([ids]), max_new_tokens=tokens).tokens[0].tolist()
-    return loaded.tokenizer.decode(ids + new, skip_special_tokens=True)
+    console = Console()
+    console.print(
+        f"Linear relational embeddings on {model}: from 8 examples, an affine map of the subject's state "
+        "that predicts the answer, and its inverse that changes it.",
+        highlight=False,
+    )
+    report = study(model, "tiny", out, Options(trials=1))
+    show(report)
+    console.print(
+        "\nTry next:\n"
+        "  interpcore lre run --model tiny --trials 3 --out runs/tiny         narrower intervals\n"
+        "  interpcore lre run --model tiny-llama --trials 3 --out runs/llama  another architecture\n"
+        "  interpcore lre compare runs/tiny runs/llama                        do they agree?\n"
+        "  interpcore lre run --model MODEL --relations FOLDER --out RUN      your model, published files",
+        highlight=False,
+        soft_wrap=True,
+    )
+    finish(report, model)

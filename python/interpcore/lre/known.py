@@ -11,6 +11,10 @@ from interpcore.lre.states import pad
 from interpcore.model import Model
 
 
+class NotKnownError(RelationError):
+    """The model knows too little of a relation to measure anything."""
+
+
 @torch.no_grad()
 def dataset_filter(
     model: Model,
@@ -34,7 +38,7 @@ def dataset_filter(
         template: which template.
         seed: fixes the draws.
         max_rows: prompts run together.
-    Raises: RelationError where the model answers none, or there are too few facts to show.
+    Raises: NotKnownError where the model answers none; RelationError for too few facts to show.
     """
     queries = []
     for i, sample in enumerate(relation.samples):
@@ -54,7 +58,7 @@ def dataset_filter(
     right = hits[torch.arange(len(top))[:, None], top].all(1).tolist()
     kept = tuple(sample for sample, keep in zip(relation.samples, right, strict=True) if keep)
     if not kept:
-        raise RelationError(
+        raise NotKnownError(
             f"{relation.name}: the model answers none of {len(right)} facts in all of {repeats} prompts."
         )
     return relation.with_samples(kept)

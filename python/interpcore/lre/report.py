@@ -26,13 +26,13 @@ class Report:
         table: one row per relation, see `tables.relation_table`.
         files: what was written.
         speedup: of the batched edits over the published way; None where nothing was measured.
-        errors: trials that broke off, one sentence each.
+        refused: relations whose input does not serve, and trials that broke off, one sentence each.
     """
 
     table: pd.DataFrame
     files: tuple[Path, ...]
     speedup: float | None
-    errors: tuple[str, ...]
+    refused: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,11 @@ def write_report(out: str | os.PathLike[str]) -> Report:
     with RunFolder.open(out, shared=True) as folder:
         rows = [row for row in folder.ledger if row.task.endswith("run_trial")]
         results = sorted((row.result for row in rows if row.status == "done"), key=lambda r: r["trial"])
-        errors = tuple(f"{row.key}: {row.error}" for row in rows if row.status == "failed")
+        broken = [f"{row.key} broke off: {row.error}" for row in rows if row.status == "failed"]
         if not results:
             raise RunError(f"{out} holds no finished LRE trial; run the study first")
         table, files = tables.relation_table(results), []
+        refused = dict.fromkeys(r["reason"] for r in results if r["status"] == "refused")
         done = tables.measured(results)
         written = {RELATIONS: table}
         if done:
@@ -84,7 +85,7 @@ def write_report(out: str | os.PathLike[str]) -> Report:
                 files.append(folder.artifact(f"figures/{name}.png"))
                 with atomic_path(files[-1]) as path:
                     figure.savefig(path, dpi=150)
-    return Report(table, tuple(files), tables.speedup(done) if done else None, errors)
+    return Report(table, tuple(files), tables.speedup(done) if done else None, (*refused, *broken))
 
 
 def compare_runs(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:

@@ -125,8 +125,8 @@ class Study:
         return cell_seed(self.options.seed, f"{name} {trial}")
 
     def operator(self, name: str, trial: int) -> Operator:
-        """The operator of a trial's training facts. The last two are kept: a trial's partner is the relation
-        before it, whose operator was then just estimated."""
+        """The operator of a trial's training facts. The last two are kept: `other_operator` mostly asks for
+        the one that was just estimated. Raises: ValueError where it cannot be estimated."""
         key = (name, trial)
         if key not in self._kept:
             train, _ = split(self.relation(name), self.options.examples, self.trial_seed(name, trial))
@@ -137,12 +137,17 @@ class Study:
             self._kept[key] = estimated
         return self._kept[key]
 
-    def partner(self, name: str) -> str | None:
-        """The relation before this one (cyclic) that has enough facts for an operator, or None."""
+    def other_operator(self, name: str, trial: int) -> Operator | None:
+        """The operator of the nearest relation before this one (cyclic) that has one, or None; a relation
+        without one says why in its own trial."""
         names = list(self.relations)
         at = names.index(name)
-        enough = (n for n in [*names[:at][::-1], *names[:at:-1]] if self._enough(n))
-        return next(enough, None)
+        for other in [*names[:at][::-1], *names[:at:-1]]:
+            try:
+                return self.operator(other, trial)
+            except ValueError:
+                continue
+        return None
 
     def save_operator(
         self, operator: Operator, name: str, trial: int, choices: Sequence[dict[str, Any]]
@@ -155,9 +160,6 @@ class Study:
         chosen = Operator(tuple(depths), operator.weight[at], operator.bias[at])
         path = self.folder.artifact(f"operators/{name.replace(' ', '_')}/{trial}.safetensors")
         chosen.save(path, relation=name, trial=str(trial), choices=canonical_json(list(choices)))
-
-    def _enough(self, name: str) -> bool:
-        return len(self.relations[name].samples) > self.options.examples
 
 
 def run_study(

@@ -28,7 +28,8 @@ def relation_table(results: Sequence[Result]) -> pd.DataFrame:
     n_subjects (distinct known ones); each measure over the known facts with `_low`, `_high` (95% cluster
     bootstrap over subjects) and `_all` (over all test facts); each control over the known facts;
     `faithfulness_above`, `causality_above`: whether the interval lies above every control; depth, beta,
-    edit_depth and rank as most often chosen; reason: why trials were not measured, or "".
+    edit_depth and rank as most often chosen; status of the trials, "measured" if any was; reason: why others
+    were not, or "".
 
     Args: results: what `run_trial` gave.
     """
@@ -135,6 +136,7 @@ def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
         "relation": results[0]["relation"],
         "relation_type": results[0]["relation_type"],
         "n_objects": results[0]["n_objects"],
+        "status": "measured" if done else results[0]["status"],
         "trials": len(done),
         "n_test": sum(r["n_test"] for r in results),
         "n_known": sum(r["n_known"] for r in results),

@@ -16,6 +16,7 @@ from interpcore.lre import controls
 from interpcore.lre.answers import recall
 from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds
 from interpcore.lre.edits import Inverse, edited_tokens, one_by_one, rank_grid
+from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import Operator, ranked_tokens
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.states import PromptStates, read_states
@@ -75,9 +76,10 @@ class Measured:
 def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
     """All measures of one trial as a JSON value; a trial that cannot be measured gives the reason instead.
 
-    Returns: relation, relation_type, n_objects, trial, n_test, n_known and status, "measured" or "not
-        measured" with a reason; for a measured one also subjects, objects and known of the test facts,
-        outcomes (measure -> value per test fact), choices, axes and curves over them, and timing.
+    Returns: relation, relation_type, n_objects, trial, n_test, n_known and status: "measured", "not known"
+        (too little, with the reason) or "refused" (the input does not serve, with the reason); for a measured
+        one also subjects, objects and known of the test facts, outcomes (measure -> value per test fact),
+        choices, axes and curves over them, and timing.
     """
     given = study.relations[relation]
     record: dict[str, Any] = {
@@ -94,7 +96,9 @@ def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
         check_known(ready, study.options.least_known)
         reading, (editing, timing) = read_all(study, ready), edit_all(study, ready)
     except ValueError as error:
-        return record | {"status": "not measured", "reason": str(error)}
+        reason = str(error) if str(error).startswith(relation) else f"{relation}: {error}"
+        status = "not known" if isinstance(error, NotKnownError) else "refused"
+        return record | {"status": status, "reason": reason}
     choices = reading.choices + editing.choices
     study.save_operator(ready.operator, relation, trial, choices)
     outcomes = reading.outcomes | editing.outcomes
@@ -136,21 +140,20 @@ def prepare(study: Study, name: str, number: int) -> Trial:
     hits = study.answers.prefix_hits([sample.object for sample in test])
     known = hits[torch.arange(len(test)), states.top.cpu()]
     folds = make_folds(subjects, known, seed, options.protocol)
-    partner = study.partner(name)
-    other = None if partner is None else study.operator(partner, number)
+    other = study.other_operator(name, number)
     return Trial(relation, number, seed, tuple(test), states, hits, known, folds, operator, other)
 
 
 def check_known(trial: Trial, least: int) -> None:
-    """Refuse a trial that leaves nothing to choose on and report. Raises: RelationError with the reason."""
+    """Refuse a trial that leaves nothing to choose on and report. Raises: NotKnownError with the reason."""
     known = {s.subject: s.object for s, k in zip(trial.test, trial.known.tolist(), strict=True) if k}
     if len(known) < least:
-        raise RelationError(
+        raise NotKnownError(
             f"{trial.relation.name}: the model knows {len(known)} of {len(trial.test)} test facts; "
             f"{least} are needed."
         )
     if len(set(known.values())) < 2:
-        raise RelationError(f"{trial.relation.name}: the known test facts have one object; two are needed.")
+        raise NotKnownError(f"{trial.relation.name}: the known test facts have one object; two are needed.")
 
 
 def read_all(study: Study, trial: Trial) -> Measured:
@@ -231,14 +234,14 @@ def edit_all(study: Study, trial: Trial) -> tuple[Measured, dict[str, float]]:
 
 def draw_targets(test: Sequence[Sample], known: Tensor, seed: int) -> Tensor:
     """For every fact a known one to turn it into, of another subject and object, drawn at random
-    [prompt] int64. Raises: RelationError where there is none."""
+    [prompt] int64. Raises: NotKnownError where there is none."""
     generator = random.Random(seed)
     facts = [(i, s) for i, (s, k) in enumerate(zip(test, known.tolist(), strict=True)) if k]
     drawn = []
     for sample in test:
         others = [i for i, s in facts if s.subject != sample.subject and s.object != sample.object]
         if not others:
-            raise RelationError(f"No known test fact has another subject and object than {sample.subject!r}.")
+            raise NotKnownError(f"No known test fact has another subject and object than {sample.subject!r}.")
         drawn.append(generator.choice(others))
     return torch.tensor(drawn)
 
