@@ -123,3 +123,10 @@ def test_trained_weights(shared, name):
     text = "Once upon a time" if name == "stories260k" else "ann"
     tokens, mask = model.encode(text)
     assert model.generate(tokens, mask, max_new_tokens=8).tokens.shape[0] == 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-llama"])
+def test_embedded_models_load_by_name(name):
+    model = interpcore.load(name)
+    tokens, mask = model.encode("Paris, the capital of")
+    assert model.load_gap < 1e-4 and model.generate(tokens, mask, max_new_tokens=2).tokens.shape == (1, 2)

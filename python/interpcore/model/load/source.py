@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ TOKENIZER_FILES = (
     "spiece.model",
     "merges.txt",
 )
+ASSETS = Path(__file__).parents[2] / "assets"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def embedded_folder(name: str) -> Path | None:
     """Folder of a model shipped inside the package, or None."""
-    folder = Path(str(resources.files("interpcore"))) / "assets" / name
+    folder = ASSETS / name
     return folder if (folder / "config.json").is_file() else None
 
 
