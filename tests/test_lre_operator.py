@@ -12,7 +12,7 @@ import interpcore
 from interpcore.data.relations import Sample
 from interpcore.lre.answers import Answers, recall
 from interpcore.lre.controls import majority, random_like, shuffled
-from interpcore.lre.operator import Operator, estimate, ranked_tokens
+from interpcore.lre.operator import Operator, estimate, predict, ranked_tokens
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.states import published_depths, read_states
 from interpcore.runs import RunError, write_tensors
@@ -110,10 +110,12 @@ def test_states_do_not_depend_on_batch_or_cache(model, states):
         assert relative(one.h[0], states.h[i].numpy()) < 1e-5
 
 
-def test_beta_zero_is_b_alone_and_beta_scales_w(operator, states):
+def test_beta_zero_is_b_alone_and_beta_scales_w(model, operator, states):
     z = operator.read(states.h, [0.0, 1.0, 2.5])
     assert torch.equal(z[:, 0], operator.bias[:, None].expand_as(z[:, 0]))
     torch.testing.assert_close(z[:, 2] - z[:, 0], 2.5 * (z[:, 1] - z[:, 0]), rtol=1e-4, atol=1e-4)
+    tokens = predict(model, operator, states.h, [0.0, 1.0, 2.5], k=4)
+    assert torch.equal(tokens, ranked_tokens(model, z, 4)) and tokens.shape == (5, 3, 71, 4)
     direct = states.h[3, 2] @ operator.weight[2].T + operator.bias[2]
     torch.testing.assert_close(z[2, 1, 3], direct, rtol=1e-4, atol=1e-4)
 

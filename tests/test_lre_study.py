@@ -55,6 +55,7 @@ def test_a_trial_says_everything(measured):
     outcomes = measured["outcomes"]
     for a, b in (("recall@1", "recall@2"), ("recall@2", "recall@3")):
         assert all(x <= y for x, y in zip(outcomes[a], outcomes[b], strict=True))
+    assert measured["axes"]["depth"] == (None, 1, 2, 3)  # the last state is its own target
     json.dumps(measured)
 
 
@@ -88,6 +89,7 @@ def test_paper_chooses_once_on_what_it_reports(case):
     known = torch.tensor(result["known"])
     recall = float(torch.tensor(result["outcomes"]["recall@1"])[known].mean())
     grid = torch.tensor(result["curves"]["recall@1 by depth and beta"])
+    assert result["axes"]["depth"] == (None, 1, 2, 3, 4)
     assert recall == pytest.approx(float(grid.max()))
 
 
@@ -131,7 +133,8 @@ def test_the_dataset_filter_keeps_what_three_prompts_agree_on(case):
     assert len(once.samples) >= len(thrice.samples)
     assert dataset_filter(model, answers, relation, seed=0, max_rows=7) == thrice
     nonsense = replace(relation, samples=tuple(Sample(s.subject, "zzz") for s in relation.samples))
-    with pytest.raises(RelationError, match="answers none of"):
+    assert len(dataset_filter(model, answers, relation, least=60, seed=0).samples) >= 60
+    with pytest.raises(RelationError, match="answers 0 of 76 facts in all of 3 prompts; 10 are needed"):
         dataset_filter(model, answers, nonsense)
 
 

@@ -23,6 +23,7 @@ def dataset_filter(
     *,
     examples: int = 5,
     repeats: int = 3,
+    least: int = 10,
     template: int = 0,
     seed: int = 0,
     max_rows: int = 64,
@@ -35,10 +36,11 @@ def dataset_filter(
         answers: its tokens against words.
         relation: what to filter.
         examples, repeats: facts shown, and prompts per fact; 5 and 3 as published.
+        least: facts that must remain; 10 as published.
         template: which template.
         seed: fixes the draws.
         max_rows: prompts run together.
-    Raises: NotKnownError where the model answers none; RelationError for too few facts to show.
+    Raises: NotKnownError where fewer remain; RelationError for too few facts to show.
     """
     queries = []
     for i, sample in enumerate(relation.samples):
@@ -57,8 +59,9 @@ def dataset_filter(
     top = torch.cat(tops).view(-1, repeats)
     right = hits[torch.arange(len(top))[:, None], top].all(1).tolist()
     kept = tuple(sample for sample, keep in zip(relation.samples, right, strict=True) if keep)
-    if not kept:
+    if len(kept) < least:
         raise NotKnownError(
-            f"{relation.name}: the model answers none of {len(right)} facts in all of {repeats} prompts."
+            f"{relation.name}: the model answers {len(kept)} of {len(right)} facts in all of {repeats} "
+            f"prompts; {least} are needed."
         )
     return relation.with_samples(kept)

@@ -103,6 +103,25 @@ def estimate(
 
 
 @torch.no_grad()
+def predict(model: Model, operator: Operator, h: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
+    """The operator's k highest tokens at every depth and beta, one depth at a time.
+
+    Args:
+        model: the decoder.
+        operator: W and b.
+        h: states at the subject [prompt, depth, d_model].
+        betas: factors on W.
+        k: how many tokens.
+    Returns: tokens, best first [depth, beta, prompt, k] int64.
+    """
+    each = (
+        Operator((depth,), operator.weight[[i]], operator.bias[[i]]).read(h[:, [i]], betas)
+        for i, depth in enumerate(operator.depths)
+    )
+    return torch.cat([ranked_tokens(model, z, k) for z in each])
+
+
+@torch.no_grad()
 def ranked_tokens(model: Model, z: Tensor, k: int, max_rows: int = 4096) -> Tensor:
     """The k tokens that the final norm and the unembedding rank highest.
 

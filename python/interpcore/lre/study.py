@@ -16,7 +16,7 @@ from interpcore.lre.answers import Answers
 from interpcore.lre.known import dataset_filter
 from interpcore.lre.operator import Operator, estimate
 from interpcore.lre.prompts import PROTOCOLS
-from interpcore.lre.states import Depth
+from interpcore.lre.states import Depth, published_depths
 from interpcore.lre.trial import run_trial
 from interpcore.model import Model
 from interpcore.runs import (
@@ -120,6 +120,13 @@ class Study:
             )
         return self._filtered[name]
 
+    @property
+    def depths(self) -> tuple[Depth, ...]:
+        """The source depths. The last block's output is left out but in `protocol="paper"`: there W is the
+        identity where the prompt ends with its subject, else zero, so it says nothing about a relation."""
+        depths = published_depths(self.model.plan.n_calls)
+        return depths if self.options.protocol == "paper" else depths[:-1]
+
     def trial_seed(self, name: str, trial: int) -> int:
         """The seed of a trial's split and draws."""
         return cell_seed(self.options.seed, f"{name} {trial}")
@@ -131,7 +138,9 @@ class Study:
         if key not in self._kept:
             train, _ = split(self.relation(name), self.options.examples, self.trial_seed(name, trial))
             template = self.relation(name).prompt_templates[self.options.template]
-            estimated = estimate(self.model, template, train, protocol=self.options.protocol)
+            estimated = estimate(
+                self.model, template, train, protocol=self.options.protocol, depths=self.depths
+            )
             while len(self._kept) > 1:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = estimated

@@ -17,7 +17,7 @@ from interpcore.lre.answers import recall
 from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds
 from interpcore.lre.edits import Inverse, edited_tokens, one_by_one, rank_grid
 from interpcore.lre.known import NotKnownError
-from interpcore.lre.operator import Operator, ranked_tokens
+from interpcore.lre.operator import Operator, predict, ranked_tokens
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.states import PromptStates, read_states
 
@@ -160,7 +160,7 @@ def read_all(study: Study, trial: Trial) -> Measured:
     """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
     states, folds, betas, known = trial.states, trial.folds, study.options.betas, trial.known
     top = states.top.cpu()
-    ranked = ranked_tokens(study.model, trial.operator.read(states.h, betas), TOP_K)
+    ranked = predict(study.model, trial.operator, states.h, betas, TOP_K)
     tokens = ranked[..., 0]
     faithful, recalls = tokens == top, recall(trial.hits, ranked)
     _, choices = cross_fit(recalls[..., 0] if study.options.protocol == "paper" else faithful, folds)
@@ -175,7 +175,7 @@ def read_all(study: Study, trial: Trial) -> Measured:
         "shuffled": _per_fold(folds, [controls.shuffled(tokens[d, b], top, known) for d, b in choices]),
     }
     if trial.other is not None:
-        theirs = ranked_tokens(study.model, trial.other.read(states.h, betas), 1)[..., 0]
+        theirs = predict(study.model, trial.other, states.h, betas)[..., 0]
         outcomes["other operator"] = at_choices(theirs == top, folds, choices)
     return Measured(
         outcomes,

@@ -1,0 +1,74 @@
+"""The whole LRE study on the tiny world (about 3 minutes): its bar, its time, what the demo prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import interpcore
+from interpcore.cli import app
+from interpcore.data.tinyworld.models import model_folder
+from interpcore.data.tinyworld.world import reserve, reserved_relations, study_relations
+from interpcore.lre.report import Report, write_report
+from interpcore.lre.study import Options, run_study
+from interpcore.lre.tables import READING_CONTROLS
+
+pytest.importorskip("pandas")
+pytest.importorskip("pyarrow")
+pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory) -> tuple[Path, Report, float]:
+    """Run folder, report and seconds of the default study on `tiny`."""
+    out = tmp_path_factory.mktemp("lre") / "run"
+    model = interpcore.load(model_folder("tiny"))
+    began = time.perf_counter()
+    run_study(model, study_relations(), out, Options(), progress=False)
+    return out, write_report(out), time.perf_counter() - began
+
+
+def test_the_study_is_whole_and_takes_less_than_three_minutes(studied, capsys):
+    _, report, seconds = studied
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{len(report.table)} relations, 3 trials: {seconds:.0f} s; edits {report.speedup:.0f}x\n"
+        )
+    assert len(report.table) >= 18 and (report.table.trials == 3).sum() >= 18
+    assert seconds < 180 and report.speedup >= 20 and not report.refused
+
+
+def test_the_bar(studied):
+    table = studied[1].table
+    many = table[(table.n_objects >= 10) & (table.faithfulness > 0.6)]
+    above = [
+        row.relation
+        for row in many.itertuples()
+        if row.faithfulness_low > max(table.set_index("relation").loc[row.relation, list(READING_CONTROLS)])
+    ]
+    assert len(above) >= 4, above
+
+
+def test_the_reserve_is_not_touched(studied):
+    import pandas as pd
+
+    facts = pd.read_parquet(studied[0] / "artifacts" / "tables" / "subjects.parquet")
+    kept = reserve()
+    assert not set(facts.relation) & set(reserved_relations())
+    for relation, mine in facts.groupby("relation"):
+        assert not set(mine.subject) & set(kept[str(relation)])
+
+
+def test_the_demo_takes_less_than_two_minutes(tmp_path):
+    began = time.perf_counter()
+    folder = model_folder("tiny")
+    result = CliRunner().invoke(app, ["demo", "--model", str(folder), "--out", str(tmp_path / "demo")])
+    assert result.exit_code == 0, result.output
+    assert time.perf_counter() - began < 120
+    for words in ("object category", "faithfulness.png", "Try next", "lre compare"):
+        assert words in result.output
