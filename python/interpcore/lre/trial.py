@@ -37,13 +37,11 @@ class Trial:
         relation: the relation, after the dataset filter where that is on.
         number: the trial's number.
         seed: of everything drawn in it.
-        test: test facts, none of whose subjects is among the examples.
+        test: test facts; only `protocol="paper"` keeps those whose subject is among the examples, too.
         states: their prompts' states.
         hits: tokens that begin each fact's object [prompt, vocabulary] bool.
         known: whether the model's top token is one of them [prompt] bool.
         folds: which prompts choose and which are reported.
-        operator: the relation's.
-        other: another relation's, or None in a study of one relation.
     """
 
     relation: Relation
@@ -54,8 +52,6 @@ class Trial:
     hits: Tensor
     known: Tensor
     folds: list[Fold]
-    operator: Operator
-    other: Operator | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +90,15 @@ def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
         ready = prepare(study, relation, trial)
         record |= {"n_test": len(ready.test), "n_known": int(ready.known.sum())}
         check_known(ready, study.options.least_known)
-        reading, (editing, timing) = read_all(study, ready), edit_all(study, ready)
+        operator, other = study.operator(relation, trial), study.other_operator(relation, trial)
+        reading = read_all(study, ready, operator, other)
+        editing, timing = edit_all(study, ready, operator, other)
     except ValueError as error:
         reason = str(error) if str(error).startswith(relation) else f"{relation}: {error}"
         status = "not known" if isinstance(error, NotKnownError) else "refused"
         return record | {"status": status, "reason": reason}
     choices = reading.choices + editing.choices
-    study.save_operator(ready.operator, relation, trial, choices)
+    study.save_operator(operator, relation, trial, choices)
     outcomes = reading.outcomes | editing.outcomes
     return record | {
         "status": "measured",
@@ -120,7 +118,7 @@ def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
 
 
 def prepare(study: Study, name: str, number: int) -> Trial:
-    """Split, estimate and run the test prompts. Raises: ValueError where that cannot be done."""
+    """Split the facts and run the test prompts. Raises: ValueError where that cannot be done."""
     options, relation = study.options, study.relation(name)
     if len(relation.objects) < 2:
         raise RelationError(
@@ -128,20 +126,18 @@ def prepare(study: Study, name: str, number: int) -> Trial:
         )
     seed = study.trial_seed(name, number)
     train, rest = split(relation, options.examples, seed)
-    shown = {sample.subject for sample in train}
+    shown = set() if options.protocol == "paper" else {sample.subject for sample in train}
     test = [sample for sample in rest if sample.subject not in shown]
     if options.max_test is not None and len(test) > options.max_test:
         test = random.Random(seed).sample(test, options.max_test)
     template = relation.prompt_templates[options.template]
     subjects = [sample.subject for sample in test]
     queries = relation_queries(study.model.tokenizer, template, train, subjects, options.protocol)
-    operator = study.operator(name, number)
-    states = read_states(study.model, queries, operator.depths)
+    states = read_states(study.model, queries, study.depths)
     hits = study.answers.prefix_hits([sample.object for sample in test])
     known = hits[torch.arange(len(test)), states.top.cpu()]
     folds = make_folds(subjects, known, seed, options.protocol)
-    other = study.other_operator(name, number)
-    return Trial(relation, number, seed, tuple(test), states, hits, known, folds, operator, other)
+    return Trial(relation, number, seed, tuple(test), states, hits, known, folds)
 
 
 def check_known(trial: Trial, least: int) -> None:
@@ -156,16 +152,16 @@ def check_known(trial: Trial, least: int) -> None:
         raise NotKnownError(f"{trial.relation.name}: the known test facts have one object; two are needed.")
 
 
-def read_all(study: Study, trial: Trial) -> Measured:
+def read_all(study: Study, trial: Trial, operator: Operator, other: Operator | None) -> Measured:
     """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
     states, folds, betas, known = trial.states, trial.folds, study.options.betas, trial.known
     top = states.top.cpu()
-    ranked = predict(study.model, trial.operator, states.h, betas, TOP_K)
+    ranked = predict(study.model, operator, states.h, betas, TOP_K)
     tokens = ranked[..., 0]
     faithful, recalls = tokens == top, recall(trial.hits, ranked)
     _, choices = cross_fit(recalls[..., 0] if study.options.protocol == "paper" else faithful, folds)
     first = study.answers.first_tokens([s.object for s in trial.test])
-    alone = ranked_tokens(study.model, trial.operator.bias, 1) == top
+    alone = ranked_tokens(study.model, operator.bias, 1) == top
     outcomes = {
         "faithfulness": at_choices(faithful, folds, choices),
         **{f"recall@{k + 1}": at_choices(recalls[..., k], folds, choices) for k in range(TOP_K)},
@@ -174,8 +170,8 @@ def read_all(study: Study, trial: Trial) -> Measured:
         "b alone": cross_fit(alone[:, None], folds)[0],
         "shuffled": _per_fold(folds, [controls.shuffled(tokens[d, b], top, known) for d, b in choices]),
     }
-    if trial.other is not None:
-        theirs = predict(study.model, trial.other, states.h, betas)[..., 0]
+    if other is not None:
+        theirs = predict(study.model, other, states.h, betas)[..., 0]
         outcomes["other operator"] = at_choices(theirs == top, folds, choices)
     return Measured(
         outcomes,
@@ -187,7 +183,9 @@ def read_all(study: Study, trial: Trial) -> Measured:
     )
 
 
-def edit_all(study: Study, trial: Trial) -> tuple[Measured, dict[str, float]]:
+def edit_all(
+    study: Study, trial: Trial, operator: Operator, other: Operator | None
+) -> tuple[Measured, dict[str, float]]:
     """Causality at every depth and rank, cross-fitted, with its controls; and how long the edits took."""
     states, folds, damping = trial.states, trial.folds, study.options.damping
     ranks = rank_grid(study.model.spec.d_model, study.options.ranks)
@@ -195,8 +193,8 @@ def edit_all(study: Study, trial: Trial) -> tuple[Measured, dict[str, float]]:
     wanted, goal = states.z[target] - states.z, trial.hits[target]
     prompt = torch.arange(len(target))
 
-    def deltas(operator: Operator, depth: int, ranks: list[int]) -> Tensor:
-        return Inverse.of(operator.weight[depth], damping).apply(wanted, ranks)
+    def deltas(of: Operator, depth: int, ranks: list[int]) -> Tensor:
+        return Inverse.of(of.weight[depth], damping).apply(wanted, ranks)
 
     def success(depth: int, edits: Tensor) -> Tensor:
         """Whether edits [edit, prompt, d_model] at a depth reach their targets [edit, prompt]."""
@@ -205,10 +203,10 @@ def edit_all(study: Study, trial: Trial) -> tuple[Measured, dict[str, float]]:
         return goal[rows, tokens].view(len(edits), -1)
 
     began = time.perf_counter()
-    hits = torch.stack([success(d, deltas(trial.operator, d, ranks)) for d in range(len(states.depths))])
+    hits = torch.stack([success(d, deltas(operator, d, ranks)) for d in range(len(states.depths))])
     seconds = time.perf_counter() - began
     outcome, choices = cross_fit(hits, folds)
-    edits = [deltas(trial.operator, d, [ranks[r]])[0] for d, r in choices]
+    edits = [deltas(operator, d, [ranks[r]])[0] for d, r in choices]
     drawn = [controls.random_like(edit, RANDOM_DRAWS, trial.seed) for edit in edits]
     random_hits = [success(d, e).double().mean(0) for (d, _), e in zip(choices, drawn, strict=True)]
     outcomes = {
@@ -216,8 +214,8 @@ def edit_all(study: Study, trial: Trial) -> tuple[Measured, dict[str, float]]:
         "no edit": goal[prompt, states.top.cpu()],
         "random edit": _per_fold(folds, random_hits),
     }
-    if trial.other is not None:
-        theirs = [success(d, deltas(trial.other, d, [ranks[r]]))[0] for d, r in choices]
+    if other is not None:
+        theirs = [success(d, deltas(other, d, [ranks[r]]))[0] for d, r in choices]
         outcomes["other edit"] = _per_fold(folds, theirs)
     sample = prompt[:TIMED_EDITS]
     _, published = one_by_one(states, states.depths[choices[0][0]], sample, edits[0][sample])
