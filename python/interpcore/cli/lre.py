@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from interpcore.data.relations import Relation
     from interpcore.lre.report import Report
 
-WIDTH = 126
+WIDTH = 130
 
 app = typer.Typer(help="Linear relational embeddings.", no_args_is_help=True)
 
@@ -156,7 +156,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
     cells = [
         row["relation"],
-        row["relation_type"],
+        row["relation_type"][:4],
         str(row["n_objects"]),
         f"{row['n_known']}/{row['n_test']}",
     ]

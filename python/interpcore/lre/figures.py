@@ -73,7 +73,7 @@ def agreement_figure(table: pd.DataFrame) -> Figure:
     for kind, part in table.groupby("relation_type"):
         axes.scatter(part.faithfulness, part.causality, color=COLORS[str(kind)], label=kind)
     axes.plot([0, 1], [0, 1], ":", color="grey", lw=1)
-    axes.set(xlabel="faithfulness", ylabel="causality", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="faithfulness", ylabel="causality", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.legend(frameon=False)
     return figure
 
