@@ -16,7 +16,11 @@ _DRAW_SEED = 1732
 
 def invented_relations() -> list[Relation]:
     """The factual relations; the same on every call."""
-    people, companies, landmarks = _people(), _companies(), _landmarks()
+    return [*_about_people(), *_about_companies(), _landmarks_in_countries(), _capitals()]
+
+
+def _about_people() -> list[Relation]:
+    people = _people()
     return [
         _drawn(
             "person birthplace",
@@ -54,6 +58,12 @@ def invented_relations() -> list[Relation]:
             ("The mother tongue of {} is", "The person called {} grew up speaking", "mother tongue: {}"),
             ("Everyone knows that {} speaks", "Q: Which language does {} speak?\nA:"),
         ),
+    ]
+
+
+def _about_companies() -> list[Relation]:
+    companies = _companies()
+    return [
         _drawn(
             "company headquarters",
             "company",
@@ -76,17 +86,19 @@ def invented_relations() -> list[Relation]:
             ("The company {} is known for making", "The factory of {} makes", "product: {}"),
             ("In the shop of {} you can buy", "Q: What does {} make?\nA:"),
         ),
-        _drawn(
-            "landmark in country",
-            "landmark",
-            "country",
-            landmarks,
-            words.COUNTRIES[:12],
-            ("The place called {} is in the country of", "To see the {} you must go to", "country of the {}"),
-            ("Every year people visit the {} in", "Q: In which country is the {}?\nA:"),
-        ),
-        _capitals(),
     ]
+
+
+def _landmarks_in_countries() -> Relation:
+    return _drawn(
+        "landmark in country",
+        "landmark",
+        "country",
+        _landmarks(),
+        words.COUNTRIES[:12],
+        ("The place called {} is in the country of", "To see the {} you must go to", "country of the {}"),
+        ("Every year people visit the {} in", "Q: In which country is the {}?\nA:"),
+    )
 
 
 def _people() -> list[str]:
