@@ -43,6 +43,9 @@ def test_a_relation_goes_through_its_file_format_unchanged(content):
         ({"prompt_templates": ["no slot"]}, "needs exactly one {}"),
         ({"samples": []}, "no samples"),
         ({"samples": [{"subject": "France"}]}, "missing key 'object'"),
+        ({"samples": [{"subject": "France", "object": 3}]}, "needs a subject and an object of text"),
+        ({"samples": [{"subject": "", "object": "Paris"}]}, "needs a subject and an object of text"),
+        ({"samples": 5}, "samples is not a list"),
         (
             {"properties": {"relation_type": "odd", "domain_name": "", "range_name": "", "symmetric": False}},
             "'odd'",

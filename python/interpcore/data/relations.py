@@ -107,11 +107,16 @@ def parse_relation(content: Any, source: str = "relation") -> Relation:
             f"{source}: relation_type is {properties['relation_type']!r}, not one of "
             f"{', '.join(RELATION_TYPES)}."
         )
+    for name in ("prompt_templates", "prompt_templates_zs", "samples"):
+        if not isinstance(content[name], list):
+            raise RelationError(f"{source}: {name} is not a list.")
     for template in [*content["prompt_templates"], *content["prompt_templates_zs"]]:
-        if template.count("{}") != 1:
+        if str(template).count("{}") != 1:
             raise RelationError(f"{source}: the template {template!r} needs exactly one {{}}.")
     for sample in content["samples"]:
         _check_keys(sample, {"subject", "object"}, {"subject", "object"}, f"{source}, sample")
+        if not all(isinstance(text, str) and text for text in sample.values()):
+            raise RelationError(f"{source}: the sample {sample} needs a subject and an object of text.")
     if not content["samples"]:
         raise RelationError(f"{source}: the relation has no samples.")
     return Relation(
@@ -130,7 +135,7 @@ def load_relation(path: str | Path) -> Relation:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RelationError(f"{path.name}: not valid JSON ({error}).") from error
     return parse_relation(content, path.name)
 
