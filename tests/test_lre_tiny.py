@@ -1,4 +1,4 @@
-"""The whole LRE study on the tiny world (about 3 minutes): its bar, its time, what the demo prints."""
+"""LRE on the tiny world: one trial; the whole study, its bar and its time in the slow run (2 minutes)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 import interpcore
 from interpcore.cli import app
-from interpcore.data.tinyworld.models import model_folder
 from interpcore.data.tinyworld.world import reserve, reserved_relations, study_relations
 from interpcore.lre.report import Report, write_report
 from interpcore.lre.study import Options, run_study
@@ -20,19 +19,36 @@ from interpcore.lre.tables import READING_CONTROLS
 pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory) -> tuple[Path, Report, float]:
     """Run folder, report and seconds of the default study on `tiny`."""
     out = tmp_path_factory.mktemp("lre") / "run"
-    model = interpcore.load(model_folder("tiny"))
+    model = interpcore.load("tiny")
     began = time.perf_counter()
     run_study(model, study_relations(), out, Options(), progress=False)
     return out, write_report(out), time.perf_counter() - began
 
 
+def test_one_trial_tells_linear_relations_from_others(tmp_path):
+    names = ("object category", "adjective antonym", "person occupation")
+    model = interpcore.load("tiny")
+    relations = [relation for relation in study_relations() if relation.name in names]
+    run_study(model, relations, tmp_path / "run", Options(trials=1, ranks=8), progress=False)
+    report = write_report(tmp_path / "run")
+    table = report.table.set_index("relation")
+    assert (
+        table.loc["object category", "faithfulness_above"]
+        and table.loc["adjective antonym", "causality"] > 0.7
+    )
+    assert (
+        table.loc["person occupation", "faithfulness"] < 0.5
+    )  # its subjects share words, its answers do not
+    assert report.speedup is not None and report.speedup > 5
+
+
+@pytest.mark.slow
 def test_the_study_is_whole_and_takes_less_than_three_minutes(studied, capsys):
     _, report, seconds = studied
     with capsys.disabled():
@@ -43,6 +59,7 @@ def test_the_study_is_whole_and_takes_less_than_three_minutes(studied, capsys):
     assert seconds < 180 and report.speedup >= 20 and not report.refused
 
 
+@pytest.mark.slow
 def test_the_bar(studied):
     table = studied[1].table
     many = table[(table.n_objects >= 10) & (table.faithfulness > 0.6)]
@@ -54,6 +71,7 @@ def test_the_bar(studied):
     assert len(above) >= 4, above
 
 
+@pytest.mark.slow
 def test_the_reserve_is_not_touched(studied):
     import pandas as pd
 
@@ -64,10 +82,10 @@ def test_the_reserve_is_not_touched(studied):
         assert not set(mine.subject) & set(kept[str(relation)])
 
 
+@pytest.mark.slow
 def test_the_demo_takes_less_than_two_minutes(tmp_path):
     began = time.perf_counter()
-    folder = model_folder("tiny")
-    result = CliRunner().invoke(app, ["demo", "--model", str(folder), "--out", str(tmp_path / "demo")])
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     assert time.perf_counter() - began < 120
     for words in ("object category", "faithfulness.png", "Try next", "lre compare"):

@@ -221,10 +221,8 @@ def study_card(
         protocol=options.protocol,
         split="objects in turn",
         seeds={"study": options.seed},
-        arguments={
-            "options": asdict(options),
-            "relations": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
-        },
+        arguments=asdict(options)
+        | {f"facts of {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
         load_check_gap=model.load_gap,
         command=command,
     )
