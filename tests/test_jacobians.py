@@ -174,6 +174,8 @@ def test_generic_models_go_through_autograd():
         source_depths=[0, 2, 4, "embed"],
     )
     assert got.method == "autograd"
+    with pytest.raises(ValueError, match="no local rules"):
+        interpcore.jacobians(model, TOKENS, source_position=5, rules=Rules(norm="frozen"))
     for row in range(4):
         for i, depth in enumerate(got.depths):
             close(

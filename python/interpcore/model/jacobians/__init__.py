@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,10 +15,11 @@ from ..decoder import Model
 from ..generic import GenericModel
 from ..linearize import EXACT, Rules
 from ..sites import Edit
-from .autograd import Block, autograd_blocks
+from .autograd import autograd_blocks
 from .operator import JacobianOperator
 from .reducers import REDUCERS, Dot, Mean, MeanVariance, Reducer, Shape, Store, reducer
-from .sources import Group, Position, Span, linearize_span, read_span
+from .sources import Position, read_span
+from .sweep import Work, linearised_blocks
 
 __all__ = [
     "REDUCERS",
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 Depths = str | Sequence[int | str]
 DEFAULT_MEMORY = 512 << 20
-# Rows on which the error of bfloat16 products is estimated.
-ERROR_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,135 +102,35 @@ def jacobians(
         rules: local rules of the linearised blocks.
     Returns: `Jacobians`. The result's size is logged (level INFO) before any work.
     Raises: ValueError for a source after its target, a position or depth that is not there, a memory bound
-    too
-        small for one row, a result larger than the free memory, or a non-finite state.
+        too small for one row, a result larger than the free memory, or a non-finite state.
     """
-    depths = _read_depths(source_depths, model.plan.n_calls)
-    target_depth = model.plan.depth(target_depth)
-    span = read_span(model, tokens, attention_mask, source_position, target_position)
-    basis = _read_rows(rows, model)
-    shape = Shape(len(span.tokens), len(depths), len(basis), model.spec.d_model)
+    work = Work(
+        span=read_span(model, tokens, attention_mask, source_position, target_position),
+        depths=_read_depths(source_depths, model.plan.n_calls),
+        target_depth=model.plan.depth(target_depth),
+        basis=_read_rows(rows, model),
+        cache=cache,
+        edits=edits,
+        rules=rules,
+    )
+    shape = Shape(len(work.span.tokens), len(work.depths), len(work.basis), model.spec.d_model)
     kept, products = reducer(reduce), Dot()
     _check_size(kept, shape, model.dtype)
     for each in (kept, products):
         each.start(shape, model.dtype, model.device)
-    states_h = torch.empty(
-        shape.examples, shape.depths, shape.columns, dtype=model.dtype, device=model.device
-    )
-    states_z = torch.empty(shape.examples, shape.columns, dtype=model.dtype, device=model.device)
-    error = None
+    h = work.basis.new_empty(shape.examples, shape.depths, shape.columns)
+    z = work.basis.new_empty(shape.examples, shape.columns)
     if isinstance(model, Model):
-        budget = Budget.of(model, int(span.live.max()), DEFAULT_MEMORY if memory is None else memory)
-        groups = linearize_span(
-            model,
-            span,
-            depths,
-            target_depth,
-            cache=cache,
-            edits=edits,
-            rules=rules,
-            max_batch=budget.examples,
-        )
-        walks = (_walk(group, depths, target_depth, basis, budget) for group in groups)
-        blocks: Iterator[Block] = itertools.chain.from_iterable(walks)
-        method = "linearised"
-        if rules.precision != "float32":
-            error = _rounding_error(model, span, depths, target_depth, basis, cache, edits, rules)
+        blocks, error = linearised_blocks(model, work, DEFAULT_MEMORY if memory is None else memory)
     else:
-        blocks, method = autograd_blocks(model, span, depths, target_depth, basis, edits), "autograd"
-    for examples, depth, which, block, h, z in blocks:
-        kept.add(examples, depth, which, block, h)
-        products.add(examples, depth, which, block, h)
-        states_h[examples, depth], states_z[examples] = h, z
-    target = states_z.to(basis) @ basis.mT
-    bias = target[:, None] - products.result()
-    return Jacobians(kept.result(), depths, states_h, states_z, bias, method, error)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much of a sweep runs at once.
-
-    Args:
-        examples: prompts per linearised forward.
-        rows: vectors x prompts x live tokens per walk.
-    """
-
-    examples: int
-    rows: int
-
-    @classmethod
-    def of(cls, model: Model, live: int, memory: int) -> Budget:
-        """What fits `memory` bytes for prompts of `live` tokens.
-
-        Raises: ValueError when one vector of one prompt does not.
-        """
-        spec, itemsize = model.spec, model.embedding.element_size()
-        mlp = (3 if spec.gated else 2) * spec.d_mlp
-        attention = 4 * (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + 2 * spec.n_heads * live
-        per_row = live * (max(mlp, attention) + 4 * spec.d_model) * itemsize
-        kept = (spec.n_heads * spec.d_head**2 + 2 * spec.d_mlp + 6 * spec.d_model) * live * itemsize
-        per_example = model.plan.n_calls * kept
-        if memory < per_row + per_example:
-            raise ValueError(
-                f"memory={memory} bytes is too small for one row of a prompt with {live} live tokens; give "
-                "at "
-                f"least {per_row + per_example}."
-            )
-        examples = max(1, memory // 2 // (per_row + per_example))
-        return cls(examples, (memory - examples * per_example) // per_row * live)
-
-
-def _walk(
-    group: Group, depths: tuple[int | None, ...], target_depth: int, basis: Tensor, budget: Budget
-) -> Iterator[Block]:
-    """Blocks of a group's Jacobians: (examples, depth index, rows, [group, rows, d_model], h, z)."""
-    batch, live = len(group.rows), group.linear.ctx.layout.n_new
-    reachable = [d for d in depths if d is not None and d <= target_depth]
-    stop = 0 if None in depths else min(reachable, default=target_depth)
-    # Equal chunks: a short last one would run its products at a lower rate.
-    n_chunks = -(-len(basis) * batch * live // max(budget.rows, batch * live))
-    chunk = -(-len(basis) // n_chunks)
-    for start in range(0, len(basis), chunk):
-        which = slice(start, min(start + chunk, len(basis)))
-        vectors = basis[which].to(group.z)[None, :, None].expand(batch, -1, -1, -1).contiguous()
-        unreached = torch.zeros_like(vectors[:, :, 0])
-        for i, depth in enumerate(depths):
-            if depth is not None and depth > target_depth:
-                yield group.rows, i, which, unreached, group.h[:, i], group.z
-        walk = group.linear.reverse(
-            vectors, depth=target_depth, stop=stop, embed=None in depths, first_only=True
-        )
-        for step in walk:
-            if step.depth not in depths:
-                continue
-            i = depths.index(step.depth)
-            block = unreached if step.depth == target_depth and live > 1 else step.resid[:, :, 0]
-            yield group.rows, i, which, block, group.h[:, i], group.z
-
-
-def _rounding_error(
-    model: Model,
-    span: Span,
-    depths: tuple[int | None, ...],
-    target_depth: int,
-    basis: Tensor,
-    cache: Cache | None,
-    edits: Sequence[Edit],
-    rules: Rules,
-) -> float:
-    """Relative error of bfloat16 products on the first prompt: a few rows spread over the basis, both
-    ways."""
-    some = basis[torch.linspace(0, len(basis) - 1, min(ERROR_ROWS, len(basis))).long()]
-    first = Span(span.tokens[:1], span.source[:1], span.target[:1])
-    lowest = (min(depths, key=lambda d: -1 if d is None else d),)
-    whole = Budget(1, len(some) * int(first.live[0]))
-    blocks = []
-    for precision in (rules.precision, "float32"):
-        exact = replace(rules, precision=precision)
-        (group,) = linearize_span(model, first, lowest, target_depth, cache=cache, edits=edits, rules=exact)
-        blocks.append(next(_walk(group, lowest, target_depth, some, whole))[3])
-    return float((blocks[0] - blocks[1]).norm() / blocks[1].norm().clamp(min=torch.finfo(torch.float32).tiny))
+        blocks, error = autograd_blocks(model, work), None
+    for block in blocks:
+        kept.add(block.examples, block.depth, block.rows, block.values, block.h)
+        products.add(block.examples, block.depth, block.rows, block.values, block.h)
+        h[block.examples, block.depth], z[block.examples] = block.h, block.z
+    bias = (z @ work.basis.mT)[:, None] - products.result()
+    method = "linearised" if isinstance(model, Model) else "autograd"
+    return Jacobians(kept.result(), work.depths, h, z, bias, method, error)
 
 
 def _read_depths(given: Depths, n_calls: int) -> tuple[int | None, ...]:
