@@ -196,4 +196,6 @@ def test_refusals(case):
     with pytest.raises(RelationError, match="has 1 templates; template 3 is not there"):
         study_of(case, replace(OPTIONS, template=3))
     with pytest.raises(ValueError, match="no tokenizer"):
-        Study(replace(model, tokenizer=None), {relation.name: relation}, OPTIONS)
+        run_study(replace(model, tokenizer=None), [relation], "unused", OPTIONS)
+    with pytest.raises(ValueError, match="its own blocks for"):
+        run_study(object(), [relation], "unused", OPTIONS)

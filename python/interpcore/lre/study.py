@@ -42,7 +42,8 @@ class Options:
         ranks: how many ranks from 0 to d_model to choose from.
         damping: of the inverse, over the largest singular value.
         protocol: "default", or "paper" for the published choices: subjects by occurrence, hyperparameters by
-            recall on the reported facts, more known facts than examples.
+            recall on the reported facts, more known facts than examples, test facts about subjects shown as
+            examples, and the last block's output as a source.
         template: which of a relation's templates.
         dataset_filter: first keep only facts that the model answers under three fresh draws of examples.
         max_test: test facts per trial at most; None takes all.
@@ -198,9 +199,10 @@ def run_study(
     names = [relation.name for relation in relations]
     if len(set(names)) < len(names) or not names:
         raise ValueError("A study needs relations, each under a name of its own.")
+    study = Study(model, {relation.name: relation for relation in relations}, options)
     card = study_card(model, relations, options, command)
     with RunFolder.open_or_create(out, card, shared=True) as folder:
-        study = Study(model, {relation.name: relation for relation in relations}, options, folder)
+        study.folder = folder
         grid = [{"relation": name, "trial": trial} for trial in range(options.trials) for name in names]
         return sweep(run_trial, grid, out=folder, initialize=lambda: study, progress=progress)
 
