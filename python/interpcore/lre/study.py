@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from interpcore.data.relations import Relation, RelationError, split
 from interpcore.lre.answers import Answers
@@ -19,16 +16,8 @@ from interpcore.lre.prompts import PROTOCOLS
 from interpcore.lre.states import Depth, published_depths
 from interpcore.lre.trial import run_trial
 from interpcore.model import Model
-from interpcore.runs import (
-    Row,
-    RunCard,
-    RunFolder,
-    canonical_json,
-    cell_seed,
-    sweep,
-    tensors_hash,
-    tokenizer_hash,
-)
+from interpcore.model.card import run_card
+from interpcore.runs import Row, RunCard, RunFolder, canonical_json, cell_seed, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,31 +201,12 @@ def study_card(
 ) -> RunCard:
     """What the run means: weights, relations, options."""
     texts = {relation.name: canonical_json(relation.to_json()) for relation in relations}
-    plan = str(model.plan)
-    return RunCard(
-        model=Path(model.spec.name).name,
-        weights=tensors_hash(dict(_tensors(model))),
-        tokenizer=tokenizer_hash(model.tokenizer),
-        dtype=str(model.dtype).removeprefix("torch."),
-        plan=plan,
-        plan_hash=hashlib.sha256(plan.encode()).hexdigest(),
+    facts = {f"facts of {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    return run_card(
+        model,
         protocol=options.protocol,
         split="objects in turn",
         seeds={"study": options.seed},
-        arguments=asdict(options)
-        | {f"facts of {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
-        load_check_gap=model.load_gap,
+        arguments=asdict(options) | facts,
         command=command,
     )
-
-
-def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside a model, by its path of fields."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from _tensors(part, f"{name}/{key}")
-    elif is_dataclass(value):
-        for f in fields(value):
-            yield from _tensors(getattr(value, f.name), f"{name}/{f.name}")
