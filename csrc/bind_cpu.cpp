@@ -11,12 +11,14 @@
 #include "cpu/isa.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/column_moments.h"
 #include "interpcore/gate.h"
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 
 INTERPCORE_DECLARE_OP(attn_jvp, AttnJvp)
 INTERPCORE_DECLARE_OP(attn_vjp, AttnVjp)
+INTERPCORE_DECLARE_OP(column_moments, ColumnMoments)
 INTERPCORE_DECLARE_OP(gate, Gate)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
@@ -60,6 +62,10 @@ void attn_vjp(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::attn_vjp_on, interpcore::attn_vjp_params(args), isa, threads);
 }
 
+void column_moments(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::column_moments_on, interpcore::column_moments_params(args), isa, threads);
+}
+
 void gate(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::gate_on, interpcore::gate_params(args), isa, threads);
 }
@@ -84,6 +90,7 @@ PYBIND11_MODULE(_C, module) {
 #endif
   module.def("attn_jvp", &attn_jvp);
   module.def("attn_vjp", &attn_vjp);
+  module.def("column_moments", &column_moments);
   module.def("gate", &gate);
   module.def("norm_jvp", &norm_jvp);
   module.def("norm_vjp", &norm_vjp);

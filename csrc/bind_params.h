@@ -7,6 +7,7 @@
 
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/column_moments.h"
 #include "interpcore/gate.h"
 #include "interpcore/norm_vjp.h"
 
@@ -61,6 +62,23 @@ inline Gate gate_params(const py::dict& args) {
   read_sizes(args, "x2_stride", p.x2_stride);
   read_sizes(args, "factor_stride", p.factor_stride);
   read_sizes(args, "factor2_stride", p.factor2_stride);
+  return p;
+}
+
+inline ColumnMoments column_moments_params(const py::dict& args) {
+  ColumnMoments p;
+  int64_t shape[2];
+  read_sizes(args, "shape", shape);
+  p.rows = shape[0], p.columns = shape[1];
+  p.thresholds = args["thresholds"].cast<int64_t>();
+  p.row_stride = args["row_stride"].cast<int64_t>();
+  p.stored = static_cast<Stored>(args["stored"].cast<int>());
+  p.x = pointer<const void>(args, "x");
+  p.mask = pointer<const bool>(args, "mask");
+  p.threshold = pointer<const float>(args, "threshold");
+  p.shift = pointer<const float>(args, "shift");
+  p.counts = pointer<int64_t>(args, "counts");
+  p.moments = pointer<double>(args, "moments");
   return p;
 }
 

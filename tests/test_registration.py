@@ -117,6 +117,23 @@ def test_norm_vjp_compiles_whole() -> None:
     assert torch.equal(compiled(g, normed, rstd), ops.norm_vjp(g, normed, rstd))
 
 
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("full", [True, False])
+def test_column_moments_opcheck(name: str, full: bool) -> None:
+    x = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
+    mask, shift = (torch.arange(40) % 3 > 0, x[0].clone()) if full else (None, None)
+    args = (x, mask, [0.0, -0.098] if full else [], shift, name)
+    torch.library.opcheck(torch.ops.interpcore.column_moments, args)
+
+
+def test_column_moments_compiles_whole() -> None:
+    def kurtosis(x: torch.Tensor) -> torch.Tensor:
+        return ops.column_moments(x, thresholds=(0.0,)).kurtosis
+
+    x = torch.randn(40, 9)
+    assert torch.equal(torch.compile(kurtosis, fullgraph=True, backend="eager")(x), kurtosis(x))
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [(torch.float32, "cpu"), (torch.float64, "reference"), (torch.bfloat16, "reference")],

@@ -6,15 +6,18 @@ Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.
 from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, key_value_covariance
+from interpcore.ops.column_moments import ColumnMoments, column_moments
 from interpcore.ops.gate import gate
 from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import ProductProbe, product, product_probe
 
 __all__ = [
+    "ColumnMoments",
     "ProductProbe",
     "attn_jvp",
     "attn_vjp",
+    "column_moments",
     "covariance_pays",
     "gate",
     "key_value_covariance",

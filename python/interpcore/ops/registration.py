@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interpcore.ops.attn_jvp import launch_attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
+from interpcore.ops.column_moments import launch_column_moments, new_raw
 from interpcore.ops.gate import gate_results, launch_gate
 from interpcore.ops.norm_jvp import launch_norm_jvp
 from interpcore.ops.norm_vjp import launch_norm_vjp, norm_vjp_shape
@@ -209,3 +210,21 @@ def _(
 
 
 attn_jvp.register_autograd(_no_gradient("attn_jvp"))
+
+
+@torch.library.custom_op("interpcore::column_moments", mutates_args=())
+def column_moments(
+    x: Tensor, mask: Tensor | None, thresholds: list[float], shift: Tensor | None, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """`interpcore.ops.column_moments` on checked arguments: counts and moments."""
+    return launch_column_moments(x, mask, thresholds, shift, backend)
+
+
+@column_moments.register_fake
+def _(
+    x: Tensor, mask: Tensor | None, thresholds: list[float], shift: Tensor | None, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return new_raw(x, thresholds)
+
+
+column_moments.register_autograd(_no_gradient("column_moments"))

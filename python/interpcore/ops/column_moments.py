@@ -1,0 +1,221 @@
+"""Moments of the columns of a matrix in one pass: mean to fourth power, extremes, frequencies."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.ops import reference
+from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.checks import expect, expect_leading, rows_contiguous
+
+# The CPU form keeps the counts of a tile of columns on its stack.
+MOST_THRESHOLDS = 8
+# Codes of the header's `Stored`.
+_STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@dataclass(frozen=True)
+class ColumnMoments:
+    """Moments of N columns, each over its finite values v in the rows that the mask keeps.
+
+    Args:
+        count: `[N]` int64, number of finite values.
+        nonfinite: `[N]` int64, number of infinities and NaNs; they enter nothing else.
+        mean: `[N]` float64; NaN without values.
+        m2, m3, m4: `[N]` float64, sums of (v - mean)^k.
+        minimum, maximum: `[N]` float64, exact; NaN without values.
+        above: `[K, N]` int64, numbers of finite values > threshold.
+        thresholds: the K thresholds.
+    """
+
+    count: Tensor
+    nonfinite: Tensor
+    mean: Tensor
+    m2: Tensor
+    m3: Tensor
+    m4: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    above: Tensor
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def variance(self) -> Tensor:
+        """`[N]`, of the population: M2 / count."""
+        return self.m2 / self.count
+
+    @property
+    def skewness(self) -> Tensor:
+        """`[N]`: sqrt(count) M3 / M2^1.5; NaN for a constant column."""
+        return self.count.double().sqrt() * self.m3 / self.m2.pow(1.5)
+
+    @property
+    def kurtosis(self) -> Tensor:
+        """`[N]`, Pearson's (normal = 3), of the population: count M4 / M2^2; NaN for a constant column."""
+        return self.count * self.m4 / self.m2.square()
+
+    @property
+    def excess_kurtosis(self) -> Tensor:
+        """`[N]`: kurtosis - 3."""
+        return self.kurtosis - 3
+
+    @property
+    def frequency(self) -> Tensor:
+        """`[K, N]`: P(v > threshold)."""
+        return self.above / self.count.double()
+
+    def merge(self, other: "ColumnMoments") -> "ColumnMoments":
+        """Moments of the rows of both. Counts and extremes are exact, sums rounded in float64.
+
+        Raises:
+            ValueError: the two differ in width, device or thresholds.
+        """
+        if self.count.shape != other.count.shape or self.count.device != other.count.device:
+            raise ValueError(
+                f"ColumnMoments.merge: {len(self.count)} columns on {self.count.device} do not fit "
+                f"{len(other.count)} on {other.count.device}."
+            )
+        if self.thresholds != other.thresholds:
+            raise ValueError(
+                f"ColumnMoments.merge: thresholds {self.thresholds} and {other.thresholds} differ."
+            )
+        counts, moments = merge_raw(self._raw(), other._raw())
+        return _result(counts, moments, self.thresholds)
+
+    def _raw(self) -> tuple[Tensor, Tensor]:
+        counts = torch.stack((self.count, self.nonfinite, *self.above))
+        return counts, torch.stack((self.mean, self.m2, self.m3, self.m4, self.minimum, self.maximum))
+
+
+def column_moments(
+    x: Tensor,
+    mask: Tensor | None = None,
+    thresholds: Sequence[float] = (),
+    *,
+    shift: Tensor | None = None,
+    backend: str | None = None,
+) -> ColumnMoments:
+    """Count, mean, sums of centred powers, extremes and frequencies of every column, in one pass.
+
+    Non-finite values are counted in `nonfinite` and left out of everything else. Sums are taken in blocks of
+    256 kept rows in float32 about a shift near the mean, and merged in float64; columns of a block for which
+    float32 has neither the range nor the bits are summed in float64. So variance and kurtosis are good to
+    1e-6 whatever the mean, scale and tails, and no column needs a scale.
+
+    Args:
+        x: `[T, N]`; float32, float64, bfloat16 or float16 (widened as it is read).
+        mask: `[T]` bool, the rows that count, or None for all.
+        thresholds: at most 8 finite numbers.
+        shift: `[N]` float32, a value near each column's mean, or None to follow the mean. With one shift,
+            results over parts cut at multiples of 256 kept rows merge to the whole's within 1e-12; without,
+            within 1e-6. A poor shift costs time, not accuracy. Only the CPU form uses it.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype; "cpu" takes float32,
+            bfloat16 and float16.
+
+    Returns:
+        The moments of the N columns, with the same bits for any number of threads.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing; backward is called through the result.
+    """
+    thresholds = tuple(float(t) for t in thresholds)
+    _check(x, mask, thresholds, shift)
+    declared = torch.ops.interpcore.column_moments
+    counts, moments = declared(x, mask, list(thresholds), shift, backend)
+    return _result(counts, moments, thresholds)
+
+
+def new_raw(x: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """New tensors for the raw result, as in `interpcore.ops.reference.column_moments`."""
+    columns = x.shape[1]
+    counts = x.new_empty((2 + len(thresholds), columns), dtype=torch.int64)
+    return counts, x.new_empty((6, columns), dtype=torch.float64)
+
+
+def launch_column_moments(
+    x: Tensor,
+    mask: Tensor | None,
+    thresholds: Sequence[float],
+    shift: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the backend; returns the raw result. Arguments as in `column_moments`, checked."""
+    widened = x.is_cpu and x.itemsize == 2
+    chosen = choose("column_moments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
+    if chosen == "cuda":
+        raise RuntimeError("column_moments: there is no cuda form.")
+    if chosen == "reference" or x.numel() == 0:
+        return reference.column_moments(x, mask, thresholds)
+    x = rows_contiguous(x)
+    mask = None if mask is None else mask.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    limits = [_rounded_down(t) for t in thresholds]
+    threshold = torch.tensor(limits, dtype=torch.float32, device=x.device)
+    counts, moments = new_raw(x, thresholds)
+    args = {
+        "shape": tuple(x.shape),
+        "thresholds": len(limits),
+        "row_stride": x.stride(0),
+        "stored": _STORED[x.dtype],
+        "x": x.data_ptr(),
+        "mask": 0 if mask is None else mask.data_ptr(),
+        "threshold": threshold.data_ptr(),
+        "shift": 0 if shift is None else shift.data_ptr(),
+        "counts": counts.data_ptr(),
+        "moments": moments.data_ptr(),
+    }
+    native = native_cpu()
+    assert native is not None
+    native.column_moments(args, isa(), torch.get_num_threads())
+    return counts, moments
+
+
+def merge_raw(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Raw results of the rows of both, by the formulas of Chan, Golub, LeVeque and Pebay."""
+    (counts_a, a), (counts_b, b) = one, two
+    na, nb = counts_a[0].double(), counts_b[0].double()
+    fa, fb = na / (na + nb).clamp(min=1), nb / (na + nb).clamp(min=1)
+    mean_a, mean_b = a[0].nan_to_num(), b[0].nan_to_num()
+    d = mean_b - mean_a
+    between = d * d * na * fb
+    mean = mean_a + d * fb
+    m2 = a[1] + b[1] + between
+    m3 = a[2] + b[2] + between * d * (fa - fb) + 3 * d * (fa * b[1] - fb * a[1])
+    fourth = between * d * d * (fa * fa - fa * fb + fb * fb)
+    m4 = a[3] + b[3] + fourth + 6 * d * d * (fa * fa * b[1] + fb * fb * a[1])
+    m4 = m4 + 4 * d * (fa * b[2] - fb * a[2])
+    # fmin and fmax pass over the NaN of a side without values.
+    extremes = (torch.fmin(a[4], b[4]), torch.fmax(a[5], b[5]))
+    return counts_a + counts_b, torch.stack((mean, m2, m3, m4, *extremes))
+
+
+def _result(counts: Tensor, moments: Tensor, thresholds: tuple[float, ...]) -> ColumnMoments:
+    empty = counts[0] == 0
+    mean, m2, m3, m4, low, high = moments.unbind()
+    mean, low, high = (y.masked_fill(empty, torch.nan) for y in (mean, low, high))
+    return ColumnMoments(counts[0], counts[1], mean, m2, m3, m4, low, high, counts[2:], thresholds)
+
+
+def _rounded_down(threshold: float) -> float:
+    """The largest float32 up to `threshold`: a float32 value exceeds either or neither."""
+    nearest = torch.tensor(threshold, dtype=torch.float64).float()
+    if nearest.double() > threshold:
+        nearest = nearest.nextafter(nearest.new_tensor(-torch.inf))
+    return float(nearest)
+
+
+def _check(x: Tensor, mask: Tensor | None, thresholds: tuple[float, ...], shift: Tensor | None) -> None:
+    expect_leading("column_moments", "x", x, "T, N")
+    expected = {
+        "mask": (mask, x.shape[:1], torch.bool),
+        "shift": (shift, x.shape[1:], torch.float32),
+    }
+    expect("column_moments", "x", x, expected)
+    if len(thresholds) > MOST_THRESHOLDS or not all(math.isfinite(t) for t in thresholds):
+        raise ValueError(
+            f"column_moments: thresholds must be at most {MOST_THRESHOLDS} finite numbers, got {thresholds}."
+        )
