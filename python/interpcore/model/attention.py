@@ -74,7 +74,7 @@ class Attention:
         return norm(x.flatten(-2)).view_as(x) if self.norm_over_heads else norm(x)
 
     def rotate(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Queries and keys at their absolute positions."""
+        """Queries and keys [batch, position, heads, d_head] at their absolute positions."""
         if self.rotary is None:
             return q, k
         names = ("cos", id(self.rotary)), ("sin", id(self.rotary))

@@ -105,7 +105,7 @@ class Context:
         return value
 
     def activation(self, function: Activation, pre: Tensor, depth: int) -> Tensor:
-        """function(pre), through the study's hook when there is one."""
+        """function(pre [batch, position, d_mlp]), through the study's hook when there is one."""
         return function(pre) if self.activation_hook is None else self.activation_hook(function, pre, depth)
 
     def index(self, selected: Selected) -> tuple[Tensor, Tensor]:

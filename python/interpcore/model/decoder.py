@@ -227,7 +227,8 @@ class Model:
     def generate(
         self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> generation.Generation:
-        """Continue prompts token by token; see `interpcore.model.generate.generate` for the options."""
+        """Continue prompts [batch, position] token by token; see `interpcore.model.generate.generate` for the
+        options."""
         return generation.generate(self, tokens, attention_mask, **options)
 
     def embed(self, tokens: Tensor, ctx: Context) -> Tensor:

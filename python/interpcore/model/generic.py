@@ -133,7 +133,8 @@ class GenericModel:
         edits: Sequence[Edit] = (),
         logits_at: LogitsAt = "all",
     ) -> Output:
-        """Run the model; arguments and result as in `Model.forward`, without a cache.
+        """Run the model on tokens [batch, position]; arguments and result as in `Model.forward`, without a
+        cache.
 
         Raises: ValueError as `Model.forward`, and when a cache is passed.
         """
@@ -161,7 +162,7 @@ class GenericModel:
     __call__ = forward
 
     def generate(self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Generation:
-        """Continue prompts, rerunning the whole text for every token; options as in
+        """Continue prompts [batch, position], rerunning the whole text for every token; options as in
         `interpcore.model.generate`."""
         return generate(self, tokens, attention_mask, **options)
 

@@ -181,7 +181,7 @@ def linearize(
     taps: Sequence[Tap] = (),
     rules: Rules = EXACT,
 ) -> Linearization:
-    """Run a forward and keep its local linear maps.
+    """Run a forward of tokens [batch, position] and keep its local linear maps.
 
     Args:
         model, tokens, attention_mask, cache, edits, taps: as in `Model.forward`; the walk covers `tokens`,

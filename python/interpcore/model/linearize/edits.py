@@ -22,7 +22,7 @@ def pull(ctx: Context, site: str, depth: int | None, g: Tensor) -> Tensor:
 
 
 def push(ctx: Context, site: str, depth: int | None, t: Tensor) -> Tensor:
-    """Tangent after a site's edits from the one before them; shapes as in `pull`."""
+    """Tangent after a site's edits from the one before them, [batch, vector, position, *feature]."""
     for edit in ctx.edits_at(site, depth):
         t = _through(ctx, edit, t, transposed=False)
     return t

@@ -20,7 +20,7 @@ class Unsupported(ValueError):
 
 
 def share(parameter: Tensor | None) -> Tensor | None:
-    """The parameter's tensor without autograd, or None."""
+    """The parameter's tensor [any shape] without autograd, or None."""
     return None if parameter is None else parameter.detach()
 
 
