@@ -73,6 +73,8 @@ def cases() -> Iterator[Case]:
     )
     for op, dtype, problem in itertools.product(("attn_vjp", "attn_jvp"), DTYPES, attention):
         yield Case(op, "triton", dtype, problem)
+    for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
+        yield Case("column_moments", "triton", dtype, matrix)
     for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
         yield Case("product", "cuda", dtype, size)
 
@@ -222,6 +224,30 @@ def attn_jvp_problem(case: Case) -> Problem:
     )
 
 
+def column_moments_problem(case: Case) -> Problem:
+    """x [T, N] with a threshold; the results compared are mean, variance, kurtosis and frequency."""
+    x = generator(case)(*case.shape)
+
+    def parts(backend: str) -> Results:
+        m = ops.column_moments(x, thresholds=(0.0,), backend=backend)
+        return m.mean, m.variance, m.kurtosis, m.frequency
+
+    def plain() -> Results:
+        mean = x.mean(0)
+        d = x - mean
+        variance = d.square().mean(0)
+        kurtosis = d.pow(4).mean(0) / variance.square()
+        return mean, variance, kurtosis, (x > 0).to(x.dtype).mean(0)[None]
+
+    return Problem(
+        run=lambda: parts(case.backend),
+        exact=lambda: parts("reference"),
+        plain=plain,
+        bytes=x.nbytes,
+        flops=9 * x.numel(),
+    )
+
+
 def generator(case: Case) -> Callable[..., Tensor]:
     """Random tensors of the case's dtype, the same ones in every run."""
     make = torch.Generator(device="cuda").manual_seed(0)
@@ -251,6 +277,7 @@ PROBLEMS = {
     "gate sum": gate_problem,
     "attn_vjp": attn_vjp_problem,
     "attn_jvp": attn_jvp_problem,
+    "column_moments": column_moments_problem,
     "product": product_problem,
 }
 COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "product")

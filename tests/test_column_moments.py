@@ -1,5 +1,6 @@
 """column_moments: every backend against the definition, the definition against SciPy and the peer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,12 @@ def hard_columns(rows: int = 20_000) -> Tensor:
 def raw(m: ColumnMoments) -> tuple[Tensor, Tensor]:
     """Integers and floats of a result."""
     return torch.stack((m.count, m.nonfinite, *m.above)), torch.stack((m.mean, m.minimum, m.maximum))
+
+
+def on_cpu(m: ColumnMoments) -> ColumnMoments:
+    """A copy of the result in the computer's memory."""
+    tensors = {name: y.cpu() for name, y in vars(m).items() if isinstance(y, Tensor)}
+    return replace(m, **tensors)
 
 
 def expect_close(got: ColumnMoments, exact: ColumnMoments, tolerance: float = 1e-6) -> None:
@@ -129,6 +136,39 @@ def test_hard_distributions(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expect_close(ops.column_moments(x, backend="cpu"), exact)
     for shift in (x.mean(0), x[0], torch.zeros_like(x[0]), torch.full_like(x[0], torch.nan)):
         expect_close(ops.column_moments(x, shift=shift, backend="cpu"), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (257, 123), (1500, 65)])
+def test_triton(shape: tuple[int, int], dtype: torch.dtype, triton_device: str) -> None:
+    x = normal(shape).to(dtype)
+    x[shape[0] // 2, shape[1] // 3] = torch.nan
+    mask = torch.rand(shape[0], generator=torch.Generator().manual_seed(2)) < 0.7
+    for kept, thresholds in ((None, ()), (mask, THRESHOLDS)):
+        exact = ops.column_moments(x, kept, thresholds, backend="reference")
+        there = None if kept is None else kept.to(triton_device)
+        got = ops.column_moments(x.to(triton_device), there, thresholds, backend="triton")
+        expect_close(on_cpu(got), exact)
+
+
+def test_triton_hard_distributions(triton_device: str) -> None:
+    # Without the column of one value 1e7 among ones: the interpreter adds a block's rows one by one,
+    # so that the others are rounded all to one side.
+    x = hard_columns(5000)[:, [c for c in range(16) if c != 13]]
+    got = on_cpu(ops.column_moments(x.to(triton_device), thresholds=THRESHOLDS, backend="triton"))
+    expect_close(got, ops.column_moments(x, thresholds=THRESHOLDS, backend="reference"))
+
+
+def test_triton_fills_its_outputs(triton_device: str) -> None:
+    from interpcore.kernels import column_moments as kernel
+
+    x = normal((700, 70)).to(triton_device)
+    counts = torch.full((3, 70), -1, device=triton_device)
+    moments = torch.full((6, 70), torch.nan, dtype=torch.float64, device=triton_device)
+    kernel.launch(x, None, torch.zeros(1, device=triton_device), counts, moments)
+    exact_counts, exact = reference.column_moments(x, None, (0.0,))
+    assert torch.equal(counts, exact_counts)
+    torch.testing.assert_close(moments, exact, rtol=1e-6, atol=1e-6 * float(exact[3].max()))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

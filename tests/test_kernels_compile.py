@@ -77,6 +77,12 @@ KERNELS = {
         2,
     ),
     "covariance_map_kernel": Kernel("attn_vjp", same("x", "key_value", "out")),
+    "column_moments_kernel": Kernel(
+        "column_moments", same("x") | {"mask": "u8", "threshold": "fp32", "counts": "i64", "moments": "fp64"}
+    ),
+    "merge_chunks_kernel": Kernel(
+        "column_moments", {"counts": "i64", "moments": "fp64", "count_out": "i64", "out": "fp64"}
+    ),
 }
 ROW = {"CENTER": True, "WEIGHTED": True, "RESIDUAL": True}
 CASES = [
@@ -110,6 +116,12 @@ CASES += [
     Case("attn_jvp_kernel", "bf16", ATTENTION | {"BP": 32, "BT": 32, "BE": 128}, 8, 144, 40960),
     Case("covariance_map_kernel", "fp32", {"BC": 64, "BK": 32, "BN": 64}, 4, 176, 49152),
     Case("covariance_map_kernel", "bf16", {"BC": 64, "BK": 32, "BN": 64}, 4, 104, 24576),
+]
+COLUMNS = {"K": 2, "LIMITS": 2, "MASKED": True, "BR": 64, "BN": 64}
+CASES += [
+    Case("column_moments_kernel", "fp32", COLUMNS, 4, 255, 1024),
+    Case("column_moments_kernel", "bf16", COLUMNS, 4, 255, 1024),
+    Case("merge_chunks_kernel", "fp64", {"K": 2, "BN": 64}, 1, 96, 0),
 ]
 CUDA_REGISTERS = 80
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.

@@ -156,6 +156,12 @@ def launch_column_moments(
     limits = [_rounded_down(t) for t in thresholds]
     threshold = torch.tensor(limits, dtype=torch.float32, device=x.device)
     counts, moments = new_raw(x, thresholds)
+    if chosen == "triton":
+        from interpcore.kernels import column_moments as kernel
+
+        with torch.cuda.device(x.device if x.is_cuda else -1):
+            kernel.launch(x, mask, threshold, counts, moments)
+        return counts, moments
     args = {
         "shape": tuple(x.shape),
         "thresholds": len(limits),
