@@ -1,8 +1,8 @@
 """Triton form of `interpcore.ops.column_moments`: block means and centred sums, one merge per block.
 
 A program walks a chunk of the rows for some columns. Each block is centred and scaled by a power of two in
-registers, so that no power leaves float32's range, and merged into float64. A second kernel merges the chunks in
-order.
+registers, so that no power leaves float32's range, and merged into float64. A second kernel merges the
+chunks, in order.
 """
 
 import triton
