@@ -2,7 +2,8 @@
 
 Each case runs against the float64 definition: float32 within 1e-5 of the result's norm, half precision within
 twice the error of the same computation in plain torch. Then it is timed, and its bandwidth or rate is given
-beside the copy bandwidth and the matmul rate measured in the same run. The results go to bench/results/ as
+beside the copy bandwidth and the matmul rate measured in the same run; then whole Jacobian sweeps against
+`torch.func.jacrev`. The results go to bench/results/ as
 JSON. `--dry-run` lists the cases and runs nothing.
 """
 
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import gpu_jacobian
 import torch
 import typer
 from torch import Tensor
@@ -348,6 +350,8 @@ def main(
     if dry_run:
         for case in cases():
             typer.echo(str(case))
+        for d_model, blocks in gpu_jacobian.SHAPES:
+            typer.echo(f"jacobians float32 d={d_model} blocks={blocks} against torch.func.jacrev")
         typer.echo("dry run: the cases above would run, then JSON would be written under bench/results/.")
         return
     if not torch.cuda.is_available():
@@ -358,6 +362,10 @@ def main(
     rows = []
     for case in cases():
         rows.append(check(case, limits))
+        typer.echo(json.dumps(rows[-1]))
+    for d_model, blocks in gpu_jacobian.SHAPES:
+        clock = functools.partial(milliseconds, calls=3)
+        rows.append(gpu_jacobian.sweep_row(d_model, blocks, "cuda", clock, limits["torch.float32 TFLOP/s"]))
         typer.echo(json.dumps(rows[-1]))
     device = torch.cuda.get_device_name()
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

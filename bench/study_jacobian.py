@@ -119,8 +119,18 @@ def seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def product_work(model: Model, tokens: torch.Tensor) -> tuple[float, float]:
-    """Floating-point operations of the sweep's dense products, and the best rate on their shapes (per
-    second)."""
+    """Floating-point operations of the sweep's dense products, and the best rate per second on their shapes."""
+    shapes = product_shapes(model, tokens)
+    return operations_of(shapes), max(best_rate(*shape) for shape in shapes if shape[0] >= 256)
+
+
+def operations_of(shapes: dict[tuple[int, int, int], int]) -> float:
+    """Floating-point operations of products [rows, k] @ [k, n], given how often each shape occurs."""
+    return sum(2.0 * count * rows * k * n for (rows, k, n), count in shapes.items())
+
+
+def product_shapes(model: Model, tokens: torch.Tensor) -> dict[tuple[int, int, int], int]:
+    """Shapes (rows, k, n) of the dense products of one sweep over all depths, and how often each occurs."""
     shapes: dict[tuple[int, int, int], int] = {}
     plain = projection.product
 
@@ -140,8 +150,7 @@ def product_work(model: Model, tokens: torch.Tensor) -> tuple[float, float]:
         interpcore.jacobians(model, tokens, source_position=PREFIX)
     finally:
         projection.product, linear_mlp.apply_matrices = plain, plain_matrices
-    operations = sum(2.0 * count * rows * k * n for (rows, k, n), count in shapes.items())
-    return operations, max(best_rate(*shape) for shape in shapes if shape[0] >= 256)
+    return shapes
 
 
 def best_rate(rows: int, k: int, n: int) -> float:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,25 @@ SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu_check.py"
 def test_dry_run_lists_every_device_kernel() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--dry-run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for words in ("norm_vjp triton bfloat16", "norm_vjp cuda float32", "product cuda bfloat16"):
+    for words in (
+        "norm_vjp triton bfloat16",
+        "norm_vjp cuda float32",
+        "product cuda bfloat16",
+        "jacobians float32 d=768",
+    ):
         assert words in done.stdout
+
+
+def test_the_jacobian_table_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_jacobian
+
+    def clock(run: Callable[[], object]) -> float:
+        run()
+        return 1.0
+
+    row = gpu_jacobian.sweep_row(64, 2, "cpu", clock, peak=1.0)
+    assert row["ok"] and row["error"] < 1e-5 and row["jacrev / ours"] == 2.0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
