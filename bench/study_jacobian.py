@@ -119,7 +119,7 @@ def seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def product_work(model: Model, tokens: torch.Tensor) -> tuple[float, float]:
-    """Floating-point operations of the sweep's dense products, and the best rate per second on their shapes."""
+    """Operations of the sweep's dense products, and the best rate per second on their shapes."""
     shapes = product_shapes(model, tokens)
     return operations_of(shapes), max(best_rate(*shape) for shape in shapes if shape[0] >= 256)
 
