@@ -215,3 +215,13 @@ def test_refusals():
     mask[0, :3] = 0
     with pytest.raises(ValueError, match="group them by length"):
         linearize(model, TOKENS, mask)
+
+
+def test_fused_projections_take_their_own_room_without_a_copy():
+    qkv = build("gpt2").block(0).attention.qkv
+    g = torch.randn(2, 3, 4, 4, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    room = qkv.room(g, 4)
+    for part, value in zip(room, (g, 2 * g, g.flip(0)), strict=True):
+        part.copy_(value)
+    close(qkv.pull(*room), qkv.pull(*(part.clone() for part in room)))
+    assert qkv.room(g, 5) is None

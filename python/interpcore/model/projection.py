@@ -71,6 +71,9 @@ class SplitQKV:
         g[..., g.shape[-2] - gq.shape[-3] :, :] += self.q.pull(gq.flatten(-2))
         return g
 
+    def room(self, g: Tensor, live: int) -> None:
+        """As `FusedQKV.room`: three projections take three tensors, however they lie."""
+
     def push(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tangents of q, k and v from that of x [..., d_model]."""
         q, k, v = (p.push(t).unflatten(-1, (-1, self.d_head)) for p in (self.q, self.k, self.v))
@@ -110,8 +113,22 @@ class FusedQKV:
             return g
         if missing:
             gq = torch.cat((torch.zeros_like(gk[..., :missing, :, :]), gq), -3)
-        stacked = torch.stack((gq, gk, gv), -2 if self.per_head else -3)
+        dim = -2 if self.per_head else -3
+        together = _side_by_side(gq, gk, gv) if dim == -3 else None
+        stacked = torch.stack((gq, gk, gv), dim) if together is None else together
         return self.fused.pull(stacked.flatten(-3))
+
+    def room(self, g: Tensor, live: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Empty cotangents of q, k and v that `pull` takes without a copy, or None where there are no such.
+
+        Args:
+            g: cotangent of the heads' outputs [batch, vector, last positions, n_heads, d_head].
+            live: positions of k and v.
+        """
+        if self.per_head or g.shape[2] != live:
+            return None
+        q, k, v = g.new_empty(*g.shape[:3], 3, *g.shape[3:]).unbind(3)
+        return q, k, v
 
     def push(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tangents of q, k and v from that of x [..., d_model]."""
@@ -123,3 +140,16 @@ class FusedQKV:
         else:
             q, k, v = qkv.unflatten(-1, (3, -1, self.d_head)).unbind(-3)
         return q, k, v
+
+
+def _side_by_side(a: Tensor, b: Tensor, c: Tensor) -> Tensor | None:
+    """Three tensors [..., head, d_head] that lie in one buffer, one behind the other, as [..., 3, head,
+    d_head]."""
+    if len({x.untyped_storage().data_ptr() for x in (a, b, c)}) > 1:
+        return None
+    step = a.shape[-2] * a.shape[-1]
+    offsets = [(x.data_ptr() - a.data_ptr()) // a.element_size() for x in (b, c)]
+    same = a.stride() == b.stride() == c.stride() and a.stride()[-3:] == (3 * step, a.shape[-1], 1)
+    if not same or offsets != [step, 2 * step]:
+        return None
+    return a.as_strided((*a.shape[:-2], 3, *a.shape[-2:]), (*a.stride()[:-2], step, *a.stride()[-2:]))

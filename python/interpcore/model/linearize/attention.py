@@ -147,7 +147,9 @@ class LinearAttention:
         if self.ctx.edits_at("scores", self.depth):
             dq, dk, dv = self._edited_vjp(g, q, pattern, factor)
         else:
-            dq, dk, dv = attn_vjp(g, q, self.keys, self.values, pattern, live, factor, key_value=key_value)
+            room = self.attention.qkv.room(g, live)
+            arguments = (g, q, self.keys, self.values, pattern, live, factor)
+            dq, dk, dv = attn_vjp(*arguments, key_value=key_value, out=room)
         return dq, dk, torch.zeros_like(dv) if self.rules.values == "frozen" else dv
 
     def _edited_vjp(
