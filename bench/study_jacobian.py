@@ -237,7 +237,7 @@ def peers(hf: Any, model: Model, tokens: torch.Tensor, blocks: int, depths: int)
         assert isinstance(expected, torch.Tensor)
         got = way(timed[-1])
         assert float((got - expected[0, 0]).norm() / expected.norm()) < 1e-4
-        taken = [seconds(lambda d=depth, w=way: w(d), 1) for depth in timed]  # type: ignore[misc]
+        taken = [seconds(lambda d=depth, w=way: w(d)) for depth in timed]  # type: ignore[misc]
         slope, offset = statistics.linear_regression(timed, taken) if len(timed) > 1 else (0.0, taken[0])
         totals[name] = sum(taken) if not depths else sum(offset + slope * depth for depth in sources)
     return totals

@@ -188,13 +188,11 @@ def test_generic_models_go_through_autograd():
 @pytest.mark.parametrize("name", ["gpt2", "gemma3"])
 def test_operators(name, depth):
     model = build(name)
-    target = 9 if depth == -1 else -1
     arguments = (
         {"source_position": torch.tensor([9, 0, 4, 9]), "target_position": torch.tensor([9, 6, -2, 9])}
         if depth == -1
         else {"source_position": SOURCES, "target_position": TARGETS}
     )
-    assert target
     op = JacobianOperator.of(model, TOKENS, MASK, **arguments, source_depth=depth)
     dense = interpcore.jacobians(
         model, TOKENS, MASK, **arguments, source_depths=[depth], reduce="mean"
@@ -249,7 +247,8 @@ def test_working_memory_stays_within_its_bound():
     )
     model = interpcore.load(tf.GPT2LMHeadModel(config).eval().requires_grad_(False))
     tokens = torch.arange(24)[None]
-    for memory in (3 << 20, 12 << 20):
+    peaks = []
+    for memory in (2 << 20, 12 << 20):
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profile:
@@ -262,7 +261,10 @@ def test_working_memory_stays_within_its_bound():
             level += event.nbytes()
             peak = max(peak, level)
         result = 4 * 128 * 128 * 4
-        assert peak - result < 1.5 * memory + (4 << 20)
+        assert peak - result <= memory
+        peaks.append(peak)
+    # The bound is what limits the smaller run: with more room the sweep takes more.
+    assert peaks[0] < peaks[1]
 
 
 @pytest.mark.parametrize(
