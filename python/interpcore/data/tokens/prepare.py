@@ -1,0 +1,195 @@
+"""From documents to token shards: tokenise, pack per subset into sequences of one length, shuffle, write."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from interpcore.data.tokens.documents import Document, document_files, read_documents
+from interpcore.data.tokens.shards import MASKS, TokenShardError, TokenShards, id_dtype
+from interpcore.data.tokens.writing import check_empty, scratch_folder, write_shards
+from interpcore.runs import Progress, tokenizer_hash
+
+_BATCH = 256  # documents given to the tokenizer at once
+
+
+def prepare_tokens(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    tokenizer: Any,
+    *,
+    context: int = 512,
+    max_tokens: int | None = None,
+    seed: int | None = 0,
+    text: str = "text",
+    subset: str | None = None,
+    sample_by: str = "document",
+    bos: bool = True,
+    pad_last: bool = False,
+    newline_ids: Sequence[int] | None = None,
+    masked: Sequence[str] = MASKS,
+    min_characters: int = 1,
+    revision: str | None = None,
+    progress: bool = False,
+) -> TokenShards:
+    """Tokenises documents and writes them as shards.
+
+    The documents of a subset follow one another with the end-of-text token between them (where the tokenizer
+    has one) and are cut into sequences of `context` tokens, each with the beginning-of-text token first. What
+    is left of a subset is dropped, or padded. All sequences are shuffled together.
+
+    Args:
+        source: a file or folder; see `document_files`.
+        text, subset, sample_by: where a document's text and subset are; see `read_documents`.
+        folder: where to; absent or empty. It appears whole or not at all.
+        tokenizer: a transformers tokenizer, or a model folder or hub id to load it from.
+        context: tokens of a sequence.
+        max_tokens: keep ceil(max_tokens / context) of the shuffled sequences; None for all.
+        seed: of the shuffle; None keeps the order of the source.
+        bos: begin each sequence with the beginning-of-text token, if the tokenizer has one.
+        pad_last: pad the last sequence of a subset with the padding token instead of dropping it.
+        newline_ids: ids that the newline mask leaves out; None for every token that is newlines only.
+        masked: which masks apply: of padding, bos, newline. Each is by token id, and tokenizers that use one
+            token for padding, beginning and end of text have it left out wherever it stands.
+        min_characters: shorter documents are left out.
+        revision: of the tokenizer, for the manifest and for loading it.
+        progress: show it.
+
+    Raises:
+        TokenShardError: nothing to read, a damaged file, too little text, a folder in use, or a full disk.
+    """
+    source, folder = Path(source), Path(folder)
+    name, tokenizer = _tokenizer(tokenizer, revision)
+    ids = special_ids(tokenizer, newline_ids)
+    first = ids["bos"] if bos else []
+    if context <= len(first):
+        raise TokenShardError(f"context={context} leaves no room for text; give 2 or more.")
+    if pad_last and not ids["padding"]:
+        raise TokenShardError(f"The tokenizer {name} has no padding token; set pad_last=False.")
+    check_empty(folder)
+    files = document_files(source)
+    with scratch_folder(folder, "staging") as staging:
+        with (staging / "sequences.bin").open("wb") as raw:
+            packing = Packing(raw, len(tokenizer), context, first)
+            with Progress("files tokenised", len(files), shown=progress) as shown:
+                for path in files:
+                    found = read_documents(path, source, text=text, subset=subset, sample_by=sample_by)
+                    long_enough = (document for document in found if len(document.text) >= min_characters)
+                    for label, tokens in _tokenised(long_enough, tokenizer):
+                        packing.add(label, tokens)
+                    shown.advance()
+            packing.finish(ids["padding"][0] if pad_last else None)
+        if not packing.labels:
+            raise TokenShardError(
+                f"{source} holds less than one sequence of {context} tokens; lower the context."
+            )
+        shape = (len(packing.labels), context)
+        sequences = np.memmap(staging / "sequences.bin", packing.dtype, "r", shape=shape)
+        return write_shards(
+            folder,
+            sequences,
+            len(tokenizer),
+            subset=np.array(packing.labels),
+            subsets=packing.subsets,
+            masks=ids,
+            masked=masked,
+            seed=seed,
+            count=None if max_tokens is None else math.ceil(max_tokens / context),
+            described={
+                "tokenizer": {"hash": tokenizer_hash(tokenizer), "name": name, "revision": revision},
+                "source": {
+                    "name": source.name,
+                    "text": text,
+                    "subset": subset,
+                    "sample_by": sample_by,
+                    "min_characters": min_characters,
+                },
+            },
+        )
+
+
+class Packing:
+    """Concatenates the tokens of each subset and appends full sequences to a file.
+
+    Args:
+        file: takes raw ids.
+        vocab_size: number of token ids.
+        context: tokens of a sequence.
+        first: ids that begin each.
+    """
+
+    def __init__(self, file: BinaryIO, vocab_size: int, context: int, first: Sequence[int]) -> None:
+        self.dtype = np.dtype(id_dtype(vocab_size))
+        self.subsets: list[str] = []
+        self.labels: list[int] = []
+        self._context, self._first = context, list(first)
+        self._waiting: dict[str, list[int]] = {}
+        self._file = file
+
+    def add(self, subset: str, tokens: Sequence[int]) -> None:
+        """Appends tokens to a subset."""
+        if subset not in self._waiting:
+            self._waiting[subset] = []
+            self.subsets.append(subset)
+        waiting = self._waiting[subset]
+        waiting.extend(tokens)
+        room = self._context - len(self._first)
+        full = len(waiting) // room
+        for start in range(0, full * room, room):
+            self._write(subset, waiting[start : start + room])
+        del waiting[: full * room]
+
+    def finish(self, padding: int | None) -> None:
+        """Writes what is left of each subset, padded with this id; None drops it."""
+        for subset, waiting in self._waiting.items():
+            if waiting and padding is not None:
+                missing = self._context - len(self._first) - len(waiting)
+                self._write(subset, waiting + [padding] * missing)
+
+    def _write(self, subset: str, tokens: list[int]) -> None:
+        self._file.write(np.array(self._first + tokens, dtype=self.dtype).tobytes())
+        self.labels.append(self.subsets.index(subset))
+
+
+def special_ids(tokenizer: Any, newline_ids: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """The ids of each kind in `MASKS`.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        newline_ids: the newline tokens; None for every token that is newlines only.
+    """
+    if newline_ids is None:
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        newline_ids = [i for i, piece in enumerate(texts) if piece and set(piece) == {"\n"}]
+    single = {"padding": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id}
+    return {kind: [] if i is None else [int(i)] for kind, i in single.items()} | {
+        "newline": list(newline_ids)
+    }
+
+
+def _tokenizer(tokenizer: Any, revision: str | None) -> tuple[str, Any]:
+    if not isinstance(tokenizer, str | os.PathLike):
+        return Path(tokenizer.name_or_path).name, tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        return Path(tokenizer).name, AutoTokenizer.from_pretrained(tokenizer, revision=revision)
+    except (OSError, ValueError) as error:
+        raise TokenShardError(f"No tokenizer could be loaded from {tokenizer}: {error}") from error
+
+
+def _tokenised(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+    """Subset and ids of each document, the end-of-text token after them."""
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    rest = iter(documents)
+    while batch := list(itertools.islice(rest, _BATCH)):
+        texts = [document.text for document in batch]
+        found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for document, ids in zip(batch, found, strict=True):
+            yield document.subset, ids + end

@@ -1,0 +1,298 @@
+"""Reading token shards: memory-mapped sequences, masks by token id, and the checks that go with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from interpcore.runs import RunError, canonical_json, read_json, tokenizer_hash
+
+MANIFEST, SUBSETS = "manifest.json", "subsets.npy"
+VERSION = 1
+MASKS = ("padding", "bos", "newline")
+"""Kinds of tokens that `TokenShards.mask` can leave out, each a list of token ids in the manifest."""
+
+
+class TokenShardError(ValueError):
+    """Token shards, or what they are to be made of, are not as they must be; the message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenShards:
+    """Sequences of one length in a fixed order. Make one with `open` or `of_arrays`.
+
+    Args:
+        manifest: what the shards are: context, vocab_size, n_sequences, tokenizer, seed, subsets, masks and
+            the files with their hashes.
+        parts: the sequences of each shard [sequences, context], memory-mapped or in memory.
+        subset: number of each sequence's subset in `manifest["subsets"]` [n_sequences] uint16.
+        masked: which of `MASKS` the method `mask` leaves out.
+        folder: where they lie; None for arrays.
+    """
+
+    manifest: Mapping[str, Any]
+    parts: tuple[NDArray[Any], ...]
+    subset: NDArray[np.uint16]
+    masked: tuple[str, ...] = MASKS
+    folder: Path | None = None
+    _verified: set[int] = field(default_factory=set, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> TokenShards:
+        """Opens a folder that `prepare_tokens` or `write_shards` made.
+
+        The size of every file is checked now, its hash when the file is first read.
+
+        Raises:
+            TokenShardError: the folder has no manifest, or a file is missing, cut short or of another
+                version.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise TokenShardError(
+                f"{folder} holds no token shards: it has no {MANIFEST}; make them with prepare_tokens."
+            )
+        try:
+            manifest = read_json(folder / MANIFEST)
+        except RunError as error:
+            raise TokenShardError(f"{error}.") from error
+        if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+            raise TokenShardError(
+                f"{folder / MANIFEST} is not a token manifest of version {VERSION}; make the shards again."
+            )
+        context = manifest["context"]
+        parts = tuple(
+            _mapped(folder / shard["file"], (shard["sequences"], context)) for shard in manifest["shards"]
+        )
+        subset = np.array(_mapped(folder / SUBSETS, (manifest["n_sequences"],)), dtype=np.uint16)
+        return cls(manifest, parts, subset, tuple(manifest["masked"]), folder)
+
+    @classmethod
+    def of_arrays(
+        cls,
+        tokens: NDArray[Any] | Tensor,
+        vocab_size: int,
+        *,
+        subset: Sequence[int] | NDArray[Any] | None = None,
+        subsets: Sequence[str] = ("all",),
+        masks: Mapping[str, Sequence[int]] | None = None,
+    ) -> TokenShards:
+        """Shards of token ids in memory.
+
+        Args:
+            tokens: [n_sequences, context], any integer dtype.
+            vocab_size: number of token ids.
+            subset: each sequence's number in `subsets` [n_sequences]; None for 0 everywhere.
+            subsets: names.
+            masks: ids of each kind in `MASKS` that occurs; None for no masked token.
+
+        Raises:
+            TokenShardError: an id is not in the vocabulary, or shapes do not fit.
+        """
+        array = np.asarray(tokens)
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
+            raise TokenShardError(
+                f"Tokens must be integers [n_sequences, context], got {list(array.shape)} {array.dtype}."
+            )
+        check_ids(array, vocab_size, "the tokens")
+        labels = np.zeros(len(array), np.uint16) if subset is None else np.asarray(subset, np.uint16)
+        if labels.shape != array.shape[:1] or labels.max() >= len(subsets):
+            raise TokenShardError(
+                f"subset must be [{len(array)}] with numbers below {len(subsets)}, got {list(labels.shape)}."
+            )
+        array = array.astype(id_dtype(vocab_size))
+        manifest = {
+            "version": VERSION,
+            "context": int(array.shape[1]),
+            "vocab_size": int(vocab_size),
+            "n_sequences": len(array),
+            "largest_id": int(array.max()),
+            "tokenizer": None,
+            "subsets": [
+                {"name": name, "sequences": int((labels == k).sum())} for k, name in enumerate(subsets)
+            ],
+            "masks": {kind: [int(i) for i in (masks or {}).get(kind, ())] for kind in MASKS},
+            "masked": list(MASKS),
+            "shards": [{"file": None, "sequences": len(array), "sha256": array_hash(array)}],
+        }
+        return cls(manifest, (array,), labels)
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of sequences."""
+        return int(self.manifest["n_sequences"])
+
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence."""
+        return int(self.manifest["context"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, masked ones included."""
+        return self.n_sequences * self.context
+
+    @property
+    def subset_names(self) -> tuple[str, ...]:
+        """Names of the subsets, in the order of the numbers in `subset`."""
+        return tuple(entry["name"] for entry in self.manifest["subsets"])
+
+    @property
+    def identity(self) -> str:
+        """Hash of the sequences and their order (not of the mask): what a statistic over them refers to."""
+        named = {
+            "context": self.context,
+            "shards": [[shard["sequences"], shard["sha256"]] for shard in self.manifest["shards"]],
+        }
+        return hashlib.sha256(canonical_json(named).encode()).hexdigest()
+
+    def sequences(self, start: int, stop: int) -> Tensor:
+        """The sequences numbered from `start` up to `stop`.
+
+        Returns:
+            [stop - start, context] int64.
+
+        Raises:
+            TokenShardError: the range leaves the shards, or a file read for the first time is not what was
+                written.
+        """
+        if not 0 <= start <= stop <= self.n_sequences:
+            raise TokenShardError(
+                f"Sequences {start} to {stop} are not among the {self.n_sequences} of these shards."
+            )
+        chosen = []
+        first = 0
+        for number, part in enumerate(self.parts):
+            low, high = max(start - first, 0), min(stop - first, len(part))
+            if low < high:
+                self._verify(number)
+                chosen.append(torch.from_numpy(part[low:high].astype(np.int64)))
+            first += len(part)
+        return torch.cat(chosen) if chosen else torch.empty((0, self.context), dtype=torch.int64)
+
+    def mask(self, tokens: Tensor) -> Tensor:
+        """Which tokens count: all but the ids of the kinds in `masked`.
+
+        Args:
+            tokens: any shape, int64.
+
+        Returns:
+            The same shape, bool.
+        """
+        left_out = [i for kind in self.masked for i in self.manifest["masks"][kind]]
+        return ~torch.isin(tokens, torch.tensor(left_out, dtype=tokens.dtype, device=tokens.device))
+
+    def with_mask(self, masked: Sequence[str]) -> TokenShards:
+        """The same sequences with other kinds of tokens left out by `mask`.
+
+        Raises:
+            TokenShardError: a kind is not in `MASKS`.
+        """
+        unknown = sorted(set(masked) - set(MASKS))
+        if unknown:
+            raise TokenShardError(f"{unknown[0]!r} is no mask; choose from {', '.join(MASKS)}.")
+        return replace(self, masked=tuple(kind for kind in MASKS if kind in masked))
+
+    def check_model(self, model: Any) -> None:
+        """The model reads these token ids, in sequences of this length.
+
+        Args:
+            model: an `interpcore.model.Model`.
+
+        Raises:
+            TokenShardError: its tokenizer is another, its vocabulary too small or its context too short.
+        """
+        name = model.spec.name
+        ours = (self.manifest["tokenizer"] or {}).get("hash")
+        if ours is not None and model.tokenizer is not None and tokenizer_hash(model.tokenizer) != ours:
+            made_with = self.manifest["tokenizer"]["name"]
+            raise TokenShardError(
+                f"The tokens were made with the tokenizer of {made_with}, which is not that of {name}; "
+                "make them again with the model's own."
+            )
+        largest, embeddings = self.manifest["largest_id"], model.embedding.shape[0]
+        if largest >= embeddings:
+            raise TokenShardError(
+                f"The tokens hold the id {largest} and {name} has {embeddings} embeddings; "
+                "make them again with the model's own tokenizer."
+            )
+        longest = model.spec.max_positions
+        if longest is not None and self.context > longest:
+            raise TokenShardError(
+                f"Sequences of {self.context} tokens do not fit {name}, which reads {longest}; "
+                f"make them again with context={longest} or less."
+            )
+
+    def _verify(self, number: int) -> None:
+        shard = self.manifest["shards"][number]
+        if self.folder is None or number in self._verified:
+            return
+        path = self.folder / shard["file"]
+        if array_hash(self.parts[number]) != shard["sha256"]:
+            raise TokenShardError(
+                f"{path} is not what was written: its hash differs from the manifest's; make the shards "
+                "again."
+            )
+        check_ids(self.parts[number], self.vocab_size, str(path))
+        self._verified.add(number)
+
+
+def id_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest unsigned dtype that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def array_hash(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's dtype, shape and bytes, in hexadecimal."""
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256(f"{array.dtype.str} {list(array.shape)}\n".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_ids(array: NDArray[Any], vocab_size: int, where: str) -> None:
+    """Every id is in the vocabulary.
+
+    Raises:
+        TokenShardError: one is not.
+    """
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise TokenShardError(
+            f"The id {wrong} in {where} is not in the vocabulary of {vocab_size} tokens; was another "
+            "tokenizer used?"
+        )
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A memory-mapped .npy file of this shape."""
+    if not path.is_file():
+        raise TokenShardError(f"The token file {path} is missing; make the shards again.")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise TokenShardError(
+            f"The token file {path} ({path.stat().st_size} bytes) is cut short or damaged; make the shards "
+            "again."
+        ) from error
+    if array.shape != shape:
+        raise TokenShardError(
+            f"The token file {path} is {list(array.shape)} where the manifest says {list(shape)}; "
+            "make the shards again."
+        )
+    return array

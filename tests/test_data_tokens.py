@@ -1,0 +1,231 @@
+"""Token shards: what is packed, masked, shuffled and recorded; what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import interpcore
+from interpcore.data.tinyworld.corpus import documents
+from interpcore.data.tinyworld.models import model_folder
+from interpcore.data.tinyworld.tokenizer import train_tokenizer
+from interpcore.data.tokens import TokenShardError, TokenShards, prepare_tokens, write_shards
+from interpcore.data.tokens.documents import document_files, read_documents
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_folder("tiny"), local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [text + "\n" for text in documents(0, 60)]
+
+
+def json_lines(path: Path, texts: list[str]) -> Path:
+    rows = [{"text": text, "meta": {"pile_set_name": "ab"[i % 2]}} for i, text in enumerate(texts)]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def parquet(path: Path, texts: list[str]) -> Path:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"text": texts, "subset": ["ab"[i % 2] for i in range(len(texts))]})
+    frame.to_parquet(path)
+    return path
+
+
+def saved_dataset(folder: Path, texts: list[str]) -> Path:
+    """A folder as `datasets.Dataset.save_to_disk` lays it out."""
+    arrow = pytest.importorskip("pyarrow")
+    folder.mkdir()
+    table = arrow.table({"text": texts, "subset": ["ab"[i % 2] for i in range(len(texts))]})
+    for name, part in (("data-00000-of-00002", table[:25]), ("data-00001-of-00002", table[25:])):
+        with (
+            arrow.OSFile(str(folder / f"{name}.arrow"), "wb") as sink,
+            arrow.ipc.new_stream(sink, table.schema) as out,
+        ):
+            out.write_table(part)
+    (folder / "state.json").write_text("{}")
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_sequences_are_the_text(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    source = json_lines(tmp_path / "corpus.jsonl", texts)
+    shards = prepare_tokens(source, tmp_path / "tokens", tokenizer, context=32, seed=None, pad_last=True)
+    assert shards.subset_names == ("a", "b")
+    bos = tokenizer.bos_token_id
+    for number, label in enumerate("ab"):
+        rows = shards.sequences(0, shards.n_sequences)[torch.from_numpy(shards.subset == number)]
+        assert (rows[:, 0] == bos).all()
+        expected = "".join(t + tokenizer.eos_token for t in texts["ab".index(label) :: 2])
+        got = tokenizer.decode(rows[:, 1:].flatten())
+        assert got.startswith(expected)
+        assert set(got[len(expected) :].replace(tokenizer.pad_token, "")) == set()
+
+
+def test_every_format_gives_the_same_shards(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    sources = [
+        json_lines(tmp_path / "corpus.jsonl", texts),
+        json_lines(tmp_path / "corpus.jsonl.gz", texts),
+        parquet(tmp_path / "corpus.parquet", texts),
+        saved_dataset(tmp_path / "dataset", texts),
+    ]
+    made = [
+        prepare_tokens(source, tmp_path / f"tokens{i}", tokenizer, context=24)
+        for i, source in enumerate(sources)
+    ]
+    assert len({shards.identity for shards in made}) == 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_text_documents(tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "poems").mkdir(parents=True)
+    (tmp_path / "corpus" / "poems" / "one.txt").write_text("a\nb\n\n\nc\n")
+    (tmp_path / "corpus" / "two.txt").write_text("d\n")
+    source = tmp_path / "corpus"
+
+    def read(sample_by: str) -> list[tuple[str, str]]:
+        files = document_files(source)
+        found = [document for f in files for document in read_documents(f, source, sample_by=sample_by)]
+        return [(document.subset, document.text) for document in found]
+
+    assert read("document") == [("poems", "a\nb\n\n\nc\n"), ("all", "d\n")]
+    assert read("paragraph") == [("poems", "a\nb"), ("poems", "c"), ("all", "d")]
+    assert [text for _, text in read("line")] == ["a", "b", "", "", "c", "d"]
+
+
+def test_shuffle_is_seeded_and_keeps_subsets(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    source = json_lines(tmp_path / "corpus.jsonl", texts)
+
+    def make(name: str, seed: int | None, max_tokens: int | None = None) -> TokenShards:
+        return prepare_tokens(
+            source, tmp_path / name, tokenizer, context=16, seed=seed, max_tokens=max_tokens
+        )
+
+    plain, one, same, two = make("n", None), make("x", 1), make("y", 1), make("z", 2)
+    assert one.identity == same.identity and len({plain.identity, one.identity, two.identity}) == 3
+
+    def labelled(shards: TokenShards) -> list[tuple[int, ...]]:
+        rows = shards.sequences(0, shards.n_sequences).tolist()
+        return [(int(k), *row) for k, row in zip(shards.subset, rows, strict=True)]
+
+    assert sorted(labelled(plain)) == sorted(labelled(one))
+    few = make("few", 1, max_tokens=33)
+    assert labelled(few) == labelled(one)[:3]
+
+
+def test_masks(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    source = json_lines(tmp_path / "corpus.jsonl", texts)
+    shards = prepare_tokens(source, tmp_path / "tokens", tokenizer, context=32, pad_last=True)
+    assert shards.manifest["masks"]["bos"] == [tokenizer.bos_token_id]
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert set(newline) <= set(shards.manifest["masks"]["newline"])
+    rows = shards.sequences(0, shards.n_sequences)
+    kept = shards.mask(rows)
+    assert kept.shape == rows.shape and not kept[:, 0].any()
+    texts_kept = [tokenizer.decode([int(i)]) for i in rows[kept].unique()]
+    assert not [piece for piece in texts_kept if set(piece) == {"\n"}]
+    only_newlines = shards.with_mask(["newline"]).mask(rows)
+    assert only_newlines[:, 0].all() and not only_newlines[rows == newline[0]].any()
+    assert shards.with_mask([]).mask(rows).all()
+    with pytest.raises(TokenShardError, match="'pad' is no mask"):
+        shards.with_mask(["pad"])
+
+
+def test_ranges_cross_files(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 70_000, (23, 5))
+    shards = write_shards(tmp_path / "t", tokens, 70_000, seed=None, shard_tokens=20)
+    assert [shard["sequences"] for shard in shards.manifest["shards"]] == [4, 4, 4, 4, 4, 3]
+    for start, stop in ((0, 23), (3, 9), (4, 8), (22, 23), (7, 7)):
+        assert np.array_equal(shards.sequences(start, stop), tokens[start:stop])
+    with pytest.raises(TokenShardError, match="Sequences 3 to 24"):
+        shards.sequences(3, 24)
+    memory = TokenShards.of_arrays(tokens, 70_000)
+    assert torch.equal(memory.sequences(2, 20), shards.sequences(2, 20))
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 61, (40, 8))
+    write_shards(tmp_path / "good", tokens, 61, shard_tokens=100)
+
+    def damaged(name: str) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "good", folder)
+        return folder
+
+    flipped = damaged("flipped") / "shard-00001.npy"
+    data = bytearray(flipped.read_bytes())
+    data[-1] ^= 1
+    flipped.write_bytes(data)
+    shards = TokenShards.open(flipped.parent)
+    shards.sequences(0, 12)
+    with pytest.raises(TokenShardError, match=r"shard-00001\.npy is not what was written"):
+        shards.sequences(0, 13)
+
+    short = damaged("short") / "shard-00002.npy"
+    short.write_bytes(short.read_bytes()[:-3])
+    with pytest.raises(TokenShardError, match=r"shard-00002\.npy .* is cut short or damaged"):
+        TokenShards.open(short.parent)
+    missing = damaged("missing") / "shard-00000.npy"
+    missing.unlink()
+    with pytest.raises(TokenShardError, match=r"shard-00000\.npy is missing"):
+        TokenShards.open(missing.parent)
+    manifest = damaged("manifest") / "manifest.json"
+    manifest.write_text(manifest.read_text()[:40])
+    with pytest.raises(TokenShardError, match="cut short"):
+        TokenShards.open(manifest.parent)
+    with pytest.raises(TokenShardError, match="holds no token shards"):
+        TokenShards.open(tmp_path)
+
+
+def test_refusals(tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TokenShardError, match=r"The id 61 in the tokens is not in the vocabulary of 61"):
+        write_shards(tmp_path / "ids", np.full((2, 3), 61), 61)
+    with pytest.raises(TokenShardError, match=r"The id -1 in the tokens"):
+        TokenShards.of_arrays(np.full((2, 3), -1), 61)
+    source = json_lines(tmp_path / "corpus.jsonl", texts)
+    with pytest.raises(TokenShardError, match="less than one sequence of 100000"):
+        prepare_tokens(source, tmp_path / "long", tokenizer, context=100_000)
+    with pytest.raises(TokenShardError, match=r"field 'body' of line 1 of .* its fields are meta, text"):
+        prepare_tokens(source, tmp_path / "field", tokenizer, text="body")
+    source.write_text(source.read_text() + '{"text": "cut')
+    with pytest.raises(TokenShardError, match=r"Line 61 of .* is not JSON"):
+        prepare_tokens(source, tmp_path / "cut", tokenizer, context=16)
+    with pytest.raises(TokenShardError, match="There is no file or folder"):
+        prepare_tokens(tmp_path / "nothing", tmp_path / "none", tokenizer)
+    with pytest.raises(TokenShardError, match="is not empty"):
+        write_shards(tmp_path, np.zeros((2, 3), int), 61)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(TokenShardError, match=r"needs .* GB and the disk has 0\.00 GB free"):
+        write_shards(tmp_path / "full", np.zeros((2, 3), int), 61)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
+
+
+def test_a_model_that_cannot_read_the_tokens_is_refused(
+    tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    model = interpcore.load("tiny")
+    source = json_lines(tmp_path / "corpus.jsonl", texts)
+    shards = prepare_tokens(source, tmp_path / "short", tokenizer, context=64)
+    shards.check_model(model)
+    other = train_tokenizer(texts, 300)
+    with pytest.raises(TokenShardError, match="which is not that of tiny"):
+        prepare_tokens(source, tmp_path / "other", other, context=64).check_model(model)
+    with pytest.raises(TokenShardError, match="300 tokens do not fit tiny, which reads 256"):
+        prepare_tokens(source, tmp_path / "long", tokenizer, context=300).check_model(model)
+    with pytest.raises(TokenShardError, match="the id 2304 and tiny has 2304 embeddings"):
+        TokenShards.of_arrays(np.full((1, 4), 2304), 2305).check_model(model)
