@@ -1,9 +1,9 @@
 """How strongly neurons and attention heads can talk to each other through the stream.
 
-With scores = x_q W_Q W_K^T x_k and a head's output x W_V W_O, a neuron that writes the unit vector w acts on a
-head's query side by |w W_Q W_K^T|, on its key side by |W_Q W_K^T w|, on its values by |w W_V W_O|, and a head
-acts on a neuron that reads w by |W_V W_O w|; each over the Frobenius norm of the head's matrix. The published
-files hold the first two under each other's name.
+With scores = x_q W_Q W_K^T x_k and a head's output x W_V W_O, a neuron that writes the unit vector w acts on
+a head's query side by |w W_Q W_K^T|, on its key side by |W_Q W_K^T w|, on its values by |w W_V W_O|, and a
+head acts on a neuron that reads w by |W_V W_O w|; each over the Frobenius norm of the head's matrix. The
+published files hold the first two under each other's name.
 """
 
 from __future__ import annotations

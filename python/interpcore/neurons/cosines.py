@@ -59,8 +59,8 @@ def summarize_cosines(
         rows: unit vectors [n, d].
         columns: unit vectors in pieces [m, d]; their numbers run on from piece to piece.
         k: how many extreme columns to keep per row, fewer where there are fewer columns.
-        own: the column of row 0, then those of the next rows follow: a row's own column is special. None where
-            rows and columns are different things.
+        own: the column of row 0, then those of the next rows follow: a row's own column is special. None
+            where rows and columns are different things.
         diagonal: "left out" of everything, or "zero", the published treatment.
         tile: products held at once.
     """

@@ -1,9 +1,9 @@
 """Weights as the published statistics define them: norms folded in, writing weights centred.
 
 A layer norm subtracts its input's mean and scales by its weight, so what a neuron reads is fixed only after
-the norm's weight is folded into the reading matrix and its bias into the reading bias, and what it writes only
-up to a constant over d_model. Folding removes both freedoms, which is what makes norms and cosines comparable
-between models. RMS norms subtract nothing, so nothing is centred there.
+the norm's weight is folded into the reading matrix and its bias into the reading bias, and what it writes
+only up to a constant over d_model. Folding removes both freedoms, which is what makes norms and cosines
+comparable between models. RMS norms subtract nothing, so nothing is centred there.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def fold(model: Model, dtype: torch.dtype = torch.float32) -> FoldedWeights:
     Norm weights go into the matrices that read the normed stream, norm biases into their biases. Where every
     norm on the stream is a layer norm, reading and writing weights lose their mean over d_model. The
     unembedding loses its mean over the vocabulary, except under a logit soft-cap, which sees it. A norm on a
-    branch's output (Gemma, OLMo 2) gives its weight to the writing weights; its scale depends on the token and
-    stays out.
+    branch's output (Gemma, OLMo 2) gives its weight to the writing weights; its scale depends on the token
+    and stays out.
 
     Args:
         model: the decoder.
@@ -188,7 +188,8 @@ def unigram_direction(folded: FoldedWeights, counts: Tensor) -> Tensor:
     """
     if counts.shape != folded.unembedding.shape[1:]:
         raise ValueError(
-            f"Token counts have shape {tuple(counts.shape)}; the vocabulary has {folded.unembedding.shape[1]}."
+            f"Token counts have shape {tuple(counts.shape)}; the vocabulary has "
+            f"{folded.unembedding.shape[1]}."
         )
     log = (counts.double() + 1).log()
     return log - log.mean()
