@@ -4,5 +4,8 @@ Sign everywhere: score = metric(clean) - metric(edge corrupted), so that a posit
 """
 
 from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.metrics import Metric, MetricError
+from interpcore.circuits.pairs import Pairs, PairsError
+from interpcore.circuits.scores import SIGN, Scores
 
-__all__ = ["Graph", "GraphError"]
+__all__ = ["SIGN", "Graph", "GraphError", "Metric", "MetricError", "Pairs", "PairsError", "Scores"]

@@ -1,0 +1,109 @@
+"""Scores of edges, nodes and neurons, with what they mean: score = metric(clean) - metric(edge corrupted)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpcore.circuits.graph import Graph, GraphError
+
+SIGN = "metric(clean) - metric(edge corrupted); positive = the edge helps"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of a graph's edges; NaN where an edge does not exist or was not scored.
+
+    Args:
+        graph: whose edges.
+        values: mean effect per example [n_sources, n_destinations] float32.
+        method: "eap", "eap-ig-inputs", "exact", ...
+        metric: its name.
+        intervention: "patching", "zero", "mean" or "mean-positional".
+        model: name of the model.
+        task: name of the pairs.
+        split: which pairs were used: "all", "discovery" or "held-out".
+        direction: what the sign means; all methods here share `SIGN`.
+        examples: number of pairs.
+        squares: sum over examples of each edge's squared score [n_sources, n_destinations] float32, or None.
+        nodes: node scores [n_sources] float32, or None.
+        neurons: neuron scores [n_sources, d_model] float32, or None.
+        segments: scores per segment [segments, n_sources, n_destinations] float32, or None.
+        segment_names: what each segment is.
+        notes: further facts: steps, nodes of the integral, completeness gap, frozen scales, rules.
+    """
+
+    graph: Graph
+    values: Tensor
+    method: str
+    metric: str
+    intervention: str = "patching"
+    model: str = ""
+    task: str = ""
+    split: str = "all"
+    direction: str = SIGN
+    examples: int = 0
+    squares: Tensor | None = None
+    nodes: Tensor | None = None
+    neurons: Tensor | None = None
+    segments: Tensor | None = None
+    segment_names: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (self.graph.n_sources, self.graph.n_destinations)
+        for name, value in (("values", self.values), ("squares", self.squares)):
+            if value is not None and tuple(value.shape) != shape:
+                raise GraphError(f"{name} has shape {tuple(value.shape)}; this graph needs {shape}.")
+        for name in ("nodes", "neurons"):
+            value = getattr(self, name)
+            if value is not None and len(value) != shape[0]:
+                raise GraphError(f"{name} has {len(value)} rows; this graph has {shape[0]} sources.")
+        values = self.values.detach().to("cpu", torch.float32).masked_fill(~self.graph.legal, torch.nan)
+        object.__setattr__(self, "values", values)
+
+    @property
+    def scored(self) -> Tensor:
+        """Edges that have a score [n_sources, n_destinations] bool."""
+        return ~self.values.isnan()
+
+    @property
+    def standard_errors(self) -> Tensor | None:
+        """Standard error of each edge's mean over examples [n_sources, n_destinations] float32; None where
+        the run kept no squares or had one example."""
+        if self.squares is None or self.examples < 2:
+            return None
+        mean, n = self.values.double(), self.examples
+        variance = (self.squares.double() / n - mean.square()).clamp(min=0) / (n - 1)
+        return variance.sqrt().float()
+
+    def negated(self) -> Scores:
+        """With every sign turned; for imports whose scores count the other way."""
+        turned = {
+            name: None if getattr(self, name) is None else -getattr(self, name)
+            for name in ("values", "nodes", "neurons", "segments")
+        }
+        return replace(self, **turned)
+
+    def describe(self) -> dict[str, Any]:
+        """What files and run cards say of these scores."""
+        return {
+            "model": self.model,
+            "task": self.task,
+            "method": self.method,
+            "metric": self.metric,
+            "direction": self.direction,
+            "intervention": self.intervention,
+            "split": self.split,
+            "examples": self.examples,
+            "graph": {
+                "blocks": self.graph.blocks,
+                "heads": self.graph.heads,
+                "kv_heads": self.graph.kv_heads,
+                "parallel": self.graph.parallel,
+            },
+            "notes": self.notes,
+        }
