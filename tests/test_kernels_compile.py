@@ -83,6 +83,16 @@ KERNELS = {
     "merge_chunks_kernel": Kernel(
         "column_moments", {"counts": "i64", "moments": "fp64", "count_out": "i64", "out": "fp64"}
     ),
+    "edge_products_kernel": Kernel(
+        "edge_scores",
+        same("difference", "grad")
+        | {"prefix": "i32", "unit_first": "i32", "unit_count": "i32", "partial": "fp32"},
+    ),
+    "edge_sums_kernel": Kernel(
+        "edge_scores",
+        {"prefix": "i32", "segment_first": "i32", "ends": "i32"}
+        | dict.fromkeys(("partial", "total", "squares"), "fp32"),
+    ),
 }
 ROW = {"CENTER": True, "WEIGHTED": True, "RESIDUAL": True}
 CASES = [
@@ -122,6 +132,12 @@ CASES += [
     Case("column_moments_kernel", "fp32", COLUMNS, 4, 255, 1024),
     Case("column_moments_kernel", "bf16", COLUMNS, 4, 255, 1024),
     Case("merge_chunks_kernel", "fp64", {"K": 2, "BN": 64}, 1, 96, 0),
+]
+EDGES = {"BS": 64, "BD": 64, "BK": 32}
+CASES += [
+    Case("edge_products_kernel", "fp32", EDGES, 4, 192, 49152),
+    Case("edge_products_kernel", "bf16", EDGES, 4, 112, 24576),
+    Case("edge_sums_kernel", "fp32", {"MOMENTS": True, "BLOCK": 512}, 4, 40, 0),
 ]
 CUDA_REGISTERS = 80
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.

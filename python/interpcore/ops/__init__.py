@@ -7,6 +7,7 @@ from interpcore.ops import registration  # noqa: F401  (declares torch.ops.inter
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, key_value_covariance
 from interpcore.ops.column_moments import ColumnMoments, column_moments
+from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
 from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
@@ -19,6 +20,7 @@ __all__ = [
     "attn_vjp",
     "column_moments",
     "covariance_pays",
+    "edge_scores",
     "gate",
     "key_value_covariance",
     "norm_jvp",

@@ -13,6 +13,7 @@ from torch import Tensor
 from interpcore.ops.attn_jvp import launch_attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
 from interpcore.ops.column_moments import launch_column_moments, new_raw
+from interpcore.ops.edge_scores import launch_edge_scores, new_scores
 from interpcore.ops.gate import gate_results, launch_gate
 from interpcore.ops.norm_jvp import launch_norm_jvp
 from interpcore.ops.norm_vjp import launch_norm_vjp, norm_vjp_shape
@@ -228,3 +229,33 @@ def _(
 
 
 column_moments.register_autograd(_no_gradient("column_moments"))
+
+
+@torch.library.custom_op("interpcore::edge_scores", mutates_args=())
+def edge_scores(
+    difference: Tensor,
+    grad: Tensor,
+    prefix: list[int],
+    segment: Tensor | None,
+    segments: int,
+    moments: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """`interpcore.ops.edge_scores` on checked arguments: sum and sum of squares."""
+    return launch_edge_scores(difference, grad, prefix, segment, segments, moments, backend)
+
+
+@edge_scores.register_fake
+def _(
+    difference: Tensor,
+    grad: Tensor,
+    prefix: list[int],
+    segment: Tensor | None,
+    segments: int,
+    moments: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    return new_scores(difference, grad, segments, moments)
+
+
+edge_scores.register_autograd(_no_gradient("edge_scores"))

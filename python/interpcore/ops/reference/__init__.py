@@ -3,9 +3,19 @@
 from interpcore.ops.reference.attn_jvp import attn_jvp
 from interpcore.ops.reference.attn_vjp import attn_vjp
 from interpcore.ops.reference.column_moments import column_moments
+from interpcore.ops.reference.edge_scores import edge_scores
 from interpcore.ops.reference.gate import gate
 from interpcore.ops.reference.norm_jvp import norm_jvp
 from interpcore.ops.reference.norm_vjp import norm_vjp
 from interpcore.ops.reference.product import product
 
-__all__ = ["attn_jvp", "attn_vjp", "column_moments", "gate", "norm_jvp", "norm_vjp", "product"]
+__all__ = [
+    "attn_jvp",
+    "attn_vjp",
+    "column_moments",
+    "edge_scores",
+    "gate",
+    "norm_jvp",
+    "norm_vjp",
+    "product",
+]

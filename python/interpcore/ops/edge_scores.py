@@ -1,0 +1,160 @@
+"""Scores of edges: differences of sources' outputs against gradients at destinations' inputs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from interpcore.ops import reference
+from interpcore.ops.backend import choose
+from interpcore.ops.checks import expect, expect_leading, expect_no_gradient
+
+# Destinations of one product: all its sources up to the largest prefix are multiplied.
+_COLUMNS = 64
+
+
+def edge_scores(
+    difference: Tensor,
+    grad: Tensor,
+    prefix: Sequence[int],
+    segment: Tensor | None = None,
+    segments: int = 1,
+    *,
+    moments: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of difference[source] . grad[destination] over all legal edges, per segment.
+
+    With e[b, g, s, t] = sum over positions p with segment[b, p] = g of difference[s, b, p] . grad[t, b, p]
+    where s < prefix[t], and 0 elsewhere: the sum over examples b, and the sum of e^2 where asked for. Tiles
+    without legal edges are not computed; the order of summation depends on the shapes alone.
+
+    On the CPU the products are torch's own: nothing stands between them that native code could fuse.
+
+    Args:
+        difference: `[S, B, P, d]`, outputs of sources, corrupted - clean; any float dtype.
+        grad: `[D, B, P, d]`, gradients at destinations, the dtype of `difference`.
+        prefix: D numbers of legal sources: destination t is reached by the sources before prefix[t].
+        segment: `[B, P]` int64, the segment of each position, negative for none; None for one segment.
+        segments: how many there are.
+        moments: return the sum of squares over examples too.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
+
+    Returns:
+        Sum and, with `moments`, sum of squares (else None), each `[segments, S, D]`, float32 or wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing, or a gradient is needed.
+    """
+    prefix = [int(p) for p in prefix]
+    _check(difference, grad, prefix, segment, segments)
+    expect_no_gradient("edge_scores", difference, grad)
+    total, squares = torch.ops.interpcore.edge_scores(
+        difference, grad, prefix, segment, segments, moments, backend
+    )
+    return total, squares if moments else None
+
+
+def new_scores(difference: Tensor, grad: Tensor, segments: int, moments: bool) -> tuple[Tensor, Tensor]:
+    """New tensors for sum and sum of squares (without segments where not asked for)."""
+    shape = (difference.shape[0], grad.shape[0])
+    wide = torch.promote_types(difference.dtype, torch.float32)
+    return (
+        difference.new_empty((segments, *shape), dtype=wide),
+        difference.new_empty((segments if moments else 0, *shape), dtype=wide),
+    )
+
+
+def launch_edge_scores(
+    difference: Tensor,
+    grad: Tensor,
+    prefix: Sequence[int],
+    segment: Tensor | None,
+    segments: int,
+    moments: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the backend; the arguments are those of `edge_scores`, already checked."""
+    chosen = choose("edge_scores", difference, backend)
+    if chosen == "cuda":
+        raise RuntimeError("edge_scores: there is no cuda form; use triton.")
+    total, squares = new_scores(difference, grad, segments, moments)
+    if chosen == "reference":
+        exact = reference.edge_scores(difference, grad, prefix, segment, segments)
+        total.copy_(exact[0])
+        if moments:
+            squares.copy_(exact[1])
+    elif difference.numel() == 0 or grad.numel() == 0:
+        total.zero_(), squares.zero_()
+    elif chosen == "triton":
+        from interpcore.kernels import edge_scores as kernel
+
+        with torch.cuda.device(difference.device if difference.is_cuda else -1):
+            kernel.launch(difference.contiguous(), grad.contiguous(), prefix, segment, total, squares)
+    else:
+        _products(difference, grad, prefix, segment, total, squares)
+    return total, squares
+
+
+def _products(
+    difference: Tensor,
+    grad: Tensor,
+    prefix: Sequence[int],
+    segment: Tensor | None,
+    total: Tensor,
+    squares: Tensor,
+) -> None:
+    """Fill `total` and `squares` by products over some destinations at a time."""
+    total.zero_(), squares.zero_()
+    for start in range(0, len(prefix), _COLUMNS):
+        columns = slice(start, min(start + _COLUMNS, len(prefix)))
+        reach = max(prefix[columns])
+        rows, into = difference[:reach], (total[:, :reach, columns], squares[:, :reach, columns])
+        if segment is None and not len(squares):
+            into[0][0] = rows.flatten(1) @ grad[columns].flatten(1).T
+        else:
+            for example in range(grad.shape[1]):
+                each = _example(rows, grad[columns], segment, example, len(total))
+                into[0].add_(each)
+                if len(squares):
+                    into[1].add_(each.square_())
+        illegal = torch.arange(reach)[:, None] >= torch.tensor(prefix[columns])
+        for values in into:
+            values.masked_fill_(illegal, 0.0)
+
+
+def _example(difference: Tensor, grad: Tensor, segment: Tensor | None, example: int, count: int) -> Tensor:
+    """One example's scores by segment [segments, S, D]."""
+    rows, columns = difference[:, example], grad[:, example]  # [S or D, P, d]
+    if segment is None:
+        return (rows.flatten(1) @ columns.flatten(1).T)[None]
+    each = rows.new_zeros(count, len(rows), len(columns))
+    for at, number in enumerate(segment[example].tolist()):
+        if number >= 0:
+            each[number].addmm_(rows[:, at], columns[:, at].T)
+    return each
+
+
+def _check(
+    difference: Tensor, grad: Tensor, prefix: Sequence[int], segment: Tensor | None, segments: int
+) -> None:
+    expect_leading("edge_scores", "difference", difference, "S, B, P, d")
+    sources, *rest = difference.shape
+    expect(
+        "edge_scores",
+        "difference",
+        difference,
+        {
+            "grad": (grad, (grad.shape[0] if grad.dim() else 0, *rest), difference.dtype),
+            "segment": (segment, rest[:2], torch.int64),
+        },
+    )
+    if len(prefix) != len(grad) or not all(0 <= p <= sources for p in prefix):
+        raise ValueError(
+            f"edge_scores: prefix must hold a number of sources from 0 to {sources} for each of the "
+            f"{len(grad)} destinations, got {list(prefix)}."
+        )
+    top = int(segment.max()) if segment is not None and segment.numel() else 0
+    if segments < 1 or top >= segments:
+        raise ValueError(f"edge_scores: segment holds number {top}, outside the {segments} segments.")
