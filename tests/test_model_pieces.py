@@ -231,6 +231,16 @@ def test_ablation_removes_the_direction():
     assert float((LowRank.ablate(u)(x, Selection(torch.arange(2), torch.zeros(2))) @ u).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama3-rope"])
+def test_a_projection_to_some_heads_is_that_part_of_the_whole(family):
+    qkv = interpcore.load(transformers_model(family)).block(0).attention.qkv
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    for letter, whole in zip("qkv", qkv(x), strict=True):
+        for heads in (slice(0, whole.shape[-2]), slice(1, 2)):
+            found = qkv.part(letter, heads)(x).unflatten(-1, (-1, qkv.d_head))
+            torch.testing.assert_close(found, whole[..., heads, :], rtol=1e-5, atol=1e-6)
+
+
 def test_moved_models_are_copies_with_shared_views(model):
     wide = model.to(dtype=torch.float64)
     assert wide.dtype == torch.float64 and wide.identity != model.identity

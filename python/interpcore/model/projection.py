@@ -65,6 +65,13 @@ class SplitQKV:
         q, k, v = (p(x).unflatten(-1, (-1, self.d_head)) for p in (self.q, self.k, self.v))
         return q, k, v
 
+    def part(self, letter: str, heads: slice) -> Projection:
+        """The projection to some heads' "q", "k" or "v" alone, [d_model, heads * d_head], bias included."""
+        whole: Projection = getattr(self, letter)
+        columns = slice(heads.start * self.d_head, heads.stop * self.d_head)
+        bias = None if whole.bias is None else whole.bias[columns]
+        return Projection(whole.weight[:, columns], bias, whole.precision)
+
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
         """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""
         g = self.k.pull(gk.flatten(-2)).add_(self.v.pull(gv.flatten(-2)))
@@ -102,6 +109,15 @@ class FusedQKV:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [..., n_heads, d_head] of x [..., d_model]."""
         return self._split(self.fused(x))
+
+    def part(self, letter: str, heads: slice) -> Projection:
+        """As `SplitQKV.part`."""
+        shape = (-1, 3, self.d_head) if self.per_head else (3, -1, self.d_head)
+        i = "qkv".index(letter)
+        at = (..., heads, i, slice(None)) if self.per_head else (..., i, heads, slice(None))
+        weight = self.fused.weight.unflatten(-1, shape)[at].flatten(-2)
+        bias = None if self.fused.bias is None else self.fused.bias.unflatten(-1, shape)[at].flatten(-2)
+        return Projection(weight, bias, self.fused.precision)
 
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
         """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""
