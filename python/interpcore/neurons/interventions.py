@@ -1,0 +1,220 @@
+"""Interventions on single neurons, all values at once on one clean forward.
+
+A neuron of block d writes act * w_out into the stream that leaves the block, so an intervention that turns
+act into act' adds (act' - act) w_out to resid[d + 1]: everything up to there is shared by all interventions,
+and in the last block nothing but the final norm and the unembedding is left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.model import Edit, Function, Model, Tap
+from interpcore.model.mlp import ACTIVATIONS
+from interpcore.neurons.readout import Readout, TokenMeasures, next_tokens
+
+KINDS = ("zero", "threshold", "relu", "fixed", "multiply")
+SITES = ("pre", "post")
+
+Neuron = tuple[int, int]
+"""(layer, neuron), both from 0."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What becomes of a neuron at every position.
+
+    Args:
+        kind: "zero"; "threshold": min(x, value); "relu": max(x, 0); "fixed": value; "multiply": value * x.
+        value: of "threshold", "fixed" and "multiply".
+        site: "pre", the activation function's argument (the gate's, where gated), or "post", what the down
+            projection reads.
+    """
+
+    kind: str
+    value: float = 0.0
+    site: str = "post"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.site not in SITES:
+            raise ValueError(
+                f"An intervention is one of {', '.join(KINDS)} at {' or '.join(SITES)}; got {self.kind!r} at "
+                f"{self.site!r}."
+            )
+
+    def __str__(self) -> str:
+        amount = f" {self.value:g}" if self.kind in ("threshold", "fixed", "multiply") else ""
+        return f"{self.kind}{amount} at {self.site}"
+
+    def apply(self, x: Tensor) -> Tensor:
+        """New values of x [any shape]."""
+        if self.kind == "zero":
+            return torch.zeros_like(x)
+        if self.kind == "threshold":
+            return x.clamp(max=self.value)
+        if self.kind == "relu":
+            return x.clamp(min=0)
+        return torch.full_like(x, self.value) if self.kind == "fixed" else self.value * x
+
+    def activation(self, model: Model, layer: int, pre: Tensor, post: Tensor, up: Tensor | None) -> Tensor:
+        """The activation that the neuron then has.
+
+        Args:
+            model: whose activation function it is.
+            layer: the neuron's.
+            pre, post: its values before and after the function [any shape].
+            up: the factor beside the gate, or None.
+        """
+        if self.site == "post":
+            return self.apply(post)
+        new = ACTIVATIONS[model.block(layer).mlp.activation](self.apply(pre))
+        return new if up is None else new * up
+
+
+@dataclass(frozen=True, eq=False)
+class Clean:
+    """One forward without interventions.
+
+    Args:
+        tokens: [batch, position].
+        after: layer -> resid[layer + 1] [batch, position, d_model].
+        pre, post, up: neuron -> its values [batch, position]; `up` where gated.
+        final: resid[D] [batch, position, d_model].
+    """
+
+    tokens: Tensor
+    after: dict[int, Tensor]
+    pre: dict[Neuron, Tensor]
+    post: dict[Neuron, Tensor]
+    up: dict[Neuron, Tensor]
+    final: Tensor
+
+
+def clean_run(model: Model, tokens: Tensor, neurons: Sequence[Neuron]) -> Clean:
+    """Forward that keeps what interventions on these neurons start from.
+
+    Args:
+        model: the decoder.
+        tokens: [batch, position] int64.
+        neurons: which.
+    Raises: ValueError for a neuron that is not there.
+    """
+    check_neurons(model, neurons)
+    layers = sorted({layer for layer, _ in neurons})
+    gated = model.spec.gated
+    named = {"pre": "mlp_gate_pre" if gated else "mlp_pre", "post": "mlp_act"} | (
+        {"up": "mlp_up"} if gated else {}
+    )
+    taps = {(name, layer): Tap(site, layer) for name, site in named.items() for layer in layers}
+    streams = {depth: Tap("resid", depth) for depth in {*(d + 1 for d in layers), model.plan.n_calls}}
+    with torch.no_grad():
+        out = model.forward(tokens, taps=[*taps.values(), *streams.values()], logits_at=None)
+    values = {
+        name: {(d, n): out.taps[taps[name, d]][..., n].clone() for d, n in neurons} if name in named else {}
+        for name in ("pre", "post", "up")
+    }
+    after = {d: out.taps[streams[d + 1]] for d in layers}
+    final = out.taps[streams[model.plan.n_calls]]
+    return Clean(tokens, after, values["pre"], values["post"], values["up"], final)
+
+
+def intervene(
+    model: Model,
+    clean: Clean,
+    neuron: Neuron,
+    interventions: Sequence[Intervention],
+    *,
+    readout: Readout | None = None,
+    freeze: bool = False,
+    max_rows: int = 64,
+) -> TokenMeasures:
+    """Measures of every token under each intervention.
+
+    Args:
+        model: the decoder.
+        clean: a forward that kept this neuron.
+        neuron: which.
+        interventions: what to do with it.
+        readout: how to measure; None takes `Readout(model)`.
+        freeze: keep the final norm's scale of the clean forward: what is left is the effect that does not go
+            through the norm (Stolfo et al. 2024).
+        max_rows: sequences that run together where later blocks must run; bounds memory.
+    Returns: measures [intervention, batch, position].
+    """
+    readout = Readout(model) if readout is None else readout
+    layer, number = neuron
+    acts = [
+        i.activation(model, layer, clean.pre[neuron], clean.post[neuron], clean.up.get(neuron))
+        for i in interventions
+    ]
+    shape = (len(acts), *clean.tokens.shape)
+    target = next_tokens(clean.tokens).flatten()
+    scale = readout.scale(clean.final).flatten() if freeze else None
+    with torch.no_grad():
+        if layer == model.plan.n_calls - 1 and model.block(layer).additive:
+            delta = torch.stack([(act - clean.post[neuron]).flatten() for act in acts])
+            w = model.block(layer).mlp.down.weight[number]
+            frozen = None if scale is None else scale[None]
+            return readout.along(clean.final.flatten(0, 1), w, delta, target, frozen).view(*shape)
+        parts = []
+        for act in acts:
+            final = _rerun(model, clean, neuron, act, max_rows)
+            parts.append(readout.measure(final.flatten(0, 1), target, scale))
+    fields = ("loss", "entropy", "rank", "scale")
+    return TokenMeasures(*(torch.stack([getattr(p, f) for p in parts]).view(shape) for f in fields))
+
+
+def measure_clean(model: Model, clean: Clean, readout: Readout | None = None) -> TokenMeasures:
+    """Measures of every token without intervention [batch, position]."""
+    readout = Readout(model) if readout is None else readout
+    with torch.no_grad():
+        found = readout.measure(clean.final.flatten(0, 1), next_tokens(clean.tokens).flatten())
+    return found.view(*clean.tokens.shape)
+
+
+def check_neurons(model: Model, neurons: Sequence[Neuron]) -> None:
+    """Raises: ValueError for a model whose MLPs cannot be intervened on, or a neuron that is not there."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            "Neurons are edited inside MLPs, which the generic adapter cannot do; use a model family that "
+            "interpcore has its own blocks for."
+        )
+    for layer, number in neurons:
+        if not (0 <= layer < model.plan.n_calls and 0 <= number < model.spec.d_mlp):
+            raise ValueError(
+                f"There is no neuron {layer}.{number}: {model.spec.name} has layers 0 to "
+                f"{model.plan.n_calls - 1} of {model.spec.d_mlp} neurons."
+            )
+
+
+def _rerun(model: Model, clean: Clean, neuron: Neuron, act: Tensor, max_rows: int) -> Tensor:
+    """resid[D] when the neuron has these activations [batch, position]."""
+    layer, number = neuron
+    final = Tap("resid", model.plan.n_calls)
+    w = model.block(layer).mlp.down.weight[number]
+    finals = []
+    for at in range(0, len(act), max_rows):
+        rows = slice(at, at + max_rows)
+        if model.block(layer).additive:
+            stream = clean.after[layer][rows] + (act - clean.post[neuron])[rows, :, None] * w
+            out = model.run_from(layer + 1, stream, taps=[final], logits_at=None)
+        else:
+            edit = Edit("mlp_act", layer, None, Function(_overwrite(number, act[rows].flatten())))
+            out = model.forward(clean.tokens[rows], taps=[final], edits=[edit], logits_at=None)
+        finals.append(out.taps[final])
+    return torch.cat(finals)
+
+
+def _overwrite(number: int, act: Tensor) -> Callable[[Tensor], Tensor]:
+    """Map of x [selected, d_mlp] that sets one neuron."""
+
+    def apply(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, number] = act.to(x.dtype)
+        return x
+
+    return apply

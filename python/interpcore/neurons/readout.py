@@ -1,0 +1,162 @@
+"""From the last residual stream to what a prediction is worth: loss, entropy, rank, and the norm's scale.
+
+The logits of x are s(x) (W^T (x - mean) * g) + c, with one number s per token: the final norm's reciprocal
+scale. So the logits of x + delta w, for any number of deltas along one direction w, follow from two products,
+W^T x and W^T w, without another product with the unembedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.model import Model
+from interpcore.ops import product
+
+MEASURES = ("loss", "entropy", "rank", "reciprocal_rank", "scale")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMeasures:
+    """What is measured at each token, each [..., n].
+
+    Args:
+        loss: -log p of the true next token, in nats; NaN where there is none.
+        entropy: of the next-token distribution, in nats.
+        rank: number of tokens with a larger logit than the true next token int64; -1 where there is none.
+        scale: the final norm's scale, sqrt(variance + eps).
+    """
+
+    loss: Tensor
+    entropy: Tensor
+    rank: Tensor
+    scale: Tensor
+
+    @property
+    def reciprocal_rank(self) -> Tensor:
+        """1 / (rank + 1); NaN where there is no next token."""
+        return torch.where(self.rank < 0, torch.nan, 1 / (self.rank + 1.0))
+
+    def view(self, *shape: int) -> TokenMeasures:
+        """The same in another shape."""
+        return TokenMeasures(*(x.reshape(shape) for x in (self.loss, self.entropy, self.rank, self.scale)))
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The final norm and unembedding of a model, taken apart.
+
+    Args:
+        model: the decoder.
+        published: entropy as published, -sum p log(p + 1e-8).
+        tile: logits held at once.
+    """
+
+    model: Model
+    published: bool = False
+    tile: int = 1 << 23
+
+    def measure(self, resid: Tensor, target: Tensor, scale: Tensor | None = None) -> TokenMeasures:
+        """Measures of final residuals.
+
+        Args:
+            resid: resid[D] [n, d_model].
+            target: true next tokens, -1 for none [n].
+            scale: the norm's scale to use instead of each token's own [n] (a frozen norm), or None.
+        Returns: measures [n].
+        """
+        zero = resid.new_zeros((1, len(resid)))
+        frozen = None if scale is None else scale[None]
+        return self.along(resid, resid.new_zeros(resid.shape[1]), zero, target, frozen).view(len(resid))
+
+    def along(
+        self, resid: Tensor, w: Tensor, delta: Tensor, target: Tensor, scale: Tensor | None = None
+    ) -> TokenMeasures:
+        """Measures of resid + delta w for several deltas of each token.
+
+        Args:
+            resid: resid[D] [n, d_model].
+            w: direction [d_model].
+            delta: [versions, n].
+            target: true next tokens, -1 for none [n].
+            scale: the norm's scale to use instead of each version's own [versions or 1, n], or None.
+        Returns: measures [versions, n].
+        """
+        x, direction, delta = self._centre(_wide(resid)), self._centre(_wide(w)), _wide(delta)
+        own = self._scales(x, direction, delta)
+        used = own if scale is None else scale.to(own).expand(own.shape)
+        towards = self._weigh(direction)
+        constant = self._constant()
+        vocabulary = self.model.unembedding.weight.shape[1]
+        step = max(1, self.tile // vocabulary)
+        parts: list[list[TokenMeasures]] = [[] for _ in delta]
+        for at in range(0, len(x), step):
+            chunk = slice(at, at + step)
+            base = self._weigh(x[chunk])
+            for v, shift in enumerate(delta):
+                logits = (base + shift[chunk, None] * towards) / used[v, chunk, None]
+                measured = self._measure(self._cap(logits + constant), target[chunk])
+                parts[v].append(TokenMeasures(*measured, own[v, chunk]))
+        fields = ("loss", "entropy", "rank", "scale")
+        return TokenMeasures(
+            *(torch.stack([torch.cat([getattr(p, f) for p in row]) for row in parts]) for f in fields)
+        )
+
+    def scale(self, resid: Tensor) -> Tensor:
+        """The final norm's scale of residuals [..., d_model]."""
+        x = self._centre(_wide(resid))
+        return (x.square().mean(-1) + self.model.final_norm.eps).sqrt()
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if self.model.final_norm.center else x
+
+    def _scales(self, x: Tensor, w: Tensor, delta: Tensor) -> Tensor:
+        """Norm scale of x + delta w [versions, n]."""
+        d = x.shape[1]
+        square = x.square().sum(1) + 2 * delta * (x * w).sum(1) + delta.square() * w.square().sum()
+        return (square.clamp(min=0) / d + self.model.final_norm.eps).sqrt()
+
+    def _weigh(self, x: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of centred residuals before they are divided by the scale."""
+        norm = self.model.final_norm
+        weighted = x if norm.weight is None else x * (_wide(norm.weight) + norm.offset)
+        return product(weighted, self.model.unembedding.weight.to(x.dtype))
+
+    def _constant(self) -> Tensor:
+        """The logits' part that no residual changes [vocabulary]."""
+        norm, last = self.model.final_norm, self.model.unembedding
+        weight = _wide(last.weight)
+        constant = weight.new_zeros(weight.shape[1])
+        if norm.bias is not None:
+            constant = constant + product(_wide(norm.bias), weight)
+        return constant if last.bias is None else constant + _wide(last.bias)
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        cap = self.model.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _measure(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, entropy and rank of logits [n, vocabulary]."""
+        present = target >= 0
+        total = logits.logsumexp(-1)
+        p = (logits - total[:, None]).exp_()
+        if self.published:
+            entropy = -(p * (p + 1e-8).log()).sum(-1)
+        else:
+            entropy = total - (p * logits).sum(-1)
+        aimed = logits.gather(1, target.clamp(min=0)[:, None])
+        rank = (logits > aimed).sum(-1)
+        loss = total - aimed[:, 0]
+        return loss.masked_fill(~present, torch.nan), entropy, rank.masked_fill(~present, -1)
+
+
+def next_tokens(tokens: Tensor) -> Tensor:
+    """The true next token at each position, -1 at the last [batch, position]."""
+    return torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -1)), 1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
