@@ -22,8 +22,8 @@ def bench_edge_scores(
 ) -> None:
     make = torch.Generator().manual_seed(0)
     sources, columns = 1 + LAYERS * (HEADS + 1), 3 * HEADS + 1
-    difference = torch.randn(sources, BATCH, POSITIONS, WIDTH, generator=make)
-    grad = torch.randn(columns, BATCH, POSITIONS, WIDTH, generator=make)
+    difference = torch.randn(BATCH, sources, POSITIONS, WIDTH, generator=make).transpose(0, 1)
+    grad = torch.randn(BATCH, columns, POSITIONS, WIDTH, generator=make).transpose(0, 1)
     prefixes = [1 + layer * (HEADS + 1) for layer in range(LAYERS)]
 
     def layers() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from interpcore.ops import reference
 from interpcore.ops.backend import choose
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient
+from interpcore.ops.product import product
 
 # Destinations of one product: all its sources up to the largest prefix are multiplied.
 _COLUMNS = 64
@@ -29,7 +30,8 @@ def edge_scores(
     where s < prefix[t], and 0 elsewhere: the sum over examples b, and the sum of e^2 where asked for. Tiles
     without legal edges are not computed; the order of summation depends on the shapes alone.
 
-    On the CPU the products are torch's own: nothing stands between them that native code could fuse.
+    On the CPU this is one `product` per example, fastest where each example's rows lie one behind the other
+    (`[B, S, P, d]` transposed): nothing stands between products that native code could fuse.
 
     Args:
         difference: `[S, B, P, d]`, outputs of sources, corrupted - clean; any float dtype.
@@ -105,34 +107,31 @@ def _products(
     total: Tensor,
     squares: Tensor,
 ) -> None:
-    """Fill `total` and `squares` by products over some destinations at a time."""
+    """Fill `total` and `squares` example by example, some destinations at a time."""
     total.zero_(), squares.zero_()
     for start in range(0, len(prefix), _COLUMNS):
         columns = slice(start, min(start + _COLUMNS, len(prefix)))
         reach = max(prefix[columns])
-        rows, into = difference[:reach], (total[:, :reach, columns], squares[:, :reach, columns])
-        if segment is None and not len(squares):
-            into[0][0] = rows.flatten(1) @ grad[columns].flatten(1).T
-        else:
-            for example in range(grad.shape[1]):
-                each = _example(rows, grad[columns], segment, example, len(total))
-                into[0].add_(each)
-                if len(squares):
-                    into[1].add_(each.square_())
+        for example in range(grad.shape[1]):
+            rows, gradients = difference[:reach, example], grad[columns, example]  # [S or D, P, d]
+            each = _example(rows, gradients, None if segment is None else segment[example], len(total))
+            total[:, :reach, columns] += each
+            if len(squares):
+                squares[:, :reach, columns] += each.square_()
         illegal = torch.arange(reach)[:, None] >= torch.tensor(prefix[columns])
-        for values in into:
-            values.masked_fill_(illegal, 0.0)
+        for values in (total, squares):
+            values[:, :reach, columns].masked_fill_(illegal, 0.0)
 
 
-def _example(difference: Tensor, grad: Tensor, segment: Tensor | None, example: int, count: int) -> Tensor:
+def _example(difference: Tensor, grad: Tensor, segment: Tensor | None, count: int) -> Tensor:
     """One example's scores by segment [segments, S, D]."""
-    rows, columns = difference[:, example], grad[:, example]  # [S or D, P, d]
     if segment is None:
-        return (rows.flatten(1) @ columns.flatten(1).T)[None]
-    each = rows.new_zeros(count, len(rows), len(columns))
-    for at, number in enumerate(segment[example].tolist()):
+        # This way round, oneDNN is almost twice as fast as the other.
+        return product(grad.flatten(1), difference.flatten(1).T).T[None]
+    each = difference.new_zeros(count, len(difference), len(grad))
+    for at, number in enumerate(segment.tolist()):
         if number >= 0:
-            each[number].addmm_(rows[:, at], columns[:, at].T)
+            each[number].addmm_(difference[:, at], grad[:, at].T)
     return each
 
 
