@@ -32,7 +32,7 @@ def some_tokens(model, batch=3, position=8):
 
 
 def published(logits, tokens):
-    """Loss, entropy and rank as published: log-softmax, p log(p + 1e-8), the place in a full descending sort."""
+    """Loss, entropy and rank as published: log-softmax, p log(p + 1e-8), the place in a full sort."""
     log = logits.double().log_softmax(-1)
     loss = -log[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
     entropy = -(log.exp() * (log.exp() + 1e-8).log()).sum(-1)

@@ -142,10 +142,7 @@ class Readout:
         present = target >= 0
         total = logits.logsumexp(-1)
         p = (logits - total[:, None]).exp_()
-        if self.published:
-            entropy = -(p * (p + 1e-8).log()).sum(-1)
-        else:
-            entropy = total - (p * logits).sum(-1)
+        entropy = -(p * (p + 1e-08).log()).sum(-1) if self.published else total - (p * logits).sum(-1)
         aimed = logits.gather(1, target.clamp(min=0)[:, None])
         rank = (logits > aimed).sum(-1)
         loss = total - aimed[:, 0]
