@@ -1,6 +1,7 @@
 """Prompt pairs and choice questions, on the shipped tokenizer and on others."""
 
 import csv
+import re
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -63,6 +64,12 @@ def test_answers_are_the_tokens_that_continue_the_prompt(tokenizer):
         assert capital in row["clean"] and capital not in row["corrupted"]
     for row in prompt_pairs.generate("greater-than", tokenizer, 30).rows:
         assert f"{row['correct_idx']:02d} " in row["clean"] and "01 " in row["corrupted"]
+    for task in ("greater-than-price", "greater-than-sequence"):
+        for row in prompt_pairs.generate(task, tokenizer, 30).rows:
+            numbers = [re.findall(r"\d{4}", row[side]) for side in ("clean", "corrupted")]
+            assert [n[-2:] for n in (numbers[0][-1], numbers[1][-1])] == [f"{row['correct_idx']:02d}", "01"]
+            assert numbers[0][:-1] == numbers[1][:-1] == sorted(numbers[0][:-1])
+            assert row["clean"].endswith(numbers[0][-1][:2])
     for row in prompt_pairs.generate("gender-bias", tokenizer, 30).rows:
         assert tokenizer.decode([row["clean_answer_idx"]]) == (" he" if row["label"] else " she")
         assert (" woman " if row["label"] else " man ") in row["corrupted"]
@@ -99,6 +106,8 @@ def test_another_tokenizer_gets_its_own_ids():
     [
         ("ioi", "0 one-token names"),
         ("greater-than", "cannot do greater-than"),
+        ("greater-than-price", "cannot do greater-than"),
+        ("greater-than-sequence", "cannot do greater-than"),
         ("sva", "cannot do sva"),
         ("gender-bias", "no gender-bias pair"),
         ("fact-retrieval-comma", "no fact-retrieval-comma pair"),

@@ -1,4 +1,4 @@
-"""Prompt pairs for the six published circuit tasks, generated for any transformers tokenizer.
+"""Prompt pairs for the published circuit tasks, generated for any transformers tokenizer.
 
 A row holds a clean and a corrupted prompt of equal token length and the ids of the answers, in the columns of
 the published CSV files. A tokenizer that cannot write a task (names or years that are not one token) is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ from interpcore.data.tinyworld.world import reserve
 COLUMNS = {
     "ioi": ("clean", "corrupted", "corrupted_hard", "correct_idx", "incorrect_idx"),
     "greater-than": ("clean", "corrupted", "correct_idx"),
+    "greater-than-price": ("clean", "corrupted", "correct_idx"),
+    "greater-than-sequence": ("clean", "corrupted", "correct_idx"),
     "sva": ("clean", "corrupted", "plural", "group"),
     "gender-bias": ("clean", "corrupted", "clean_answer_idx", "corrupted_answer_idx", "label"),
     "fact-retrieval-comma": ("clean", "corrupted", "country_idx", "corrupted_country_idx"),
     "hypernymy-comma": ("clean", "corrupted", "answers_idx", "corrupted_answers_idx"),
 }
 TASKS = tuple(COLUMNS)
+MAIN_TASKS = tuple(task for task in TASKS if not task.startswith("greater-than-"))
+"""The six tasks of the study; the other two are variants of one of them."""
 PARTS = ("study", "reserve", "all")
 Row = dict[str, Any]
 
@@ -120,14 +124,17 @@ def two_digit_ids(tokenizer: Any) -> list[int]:
     return found
 
 
-def verb_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+def verb_ids(
+    tokenizer: Any, verbs: Iterable[tuple[str, str]] = words.VERB_PAIRS
+) -> tuple[list[int], list[int]]:
     """The singular and the plural verb tokens of subject-verb agreement.
 
+    Args: tokenizer: a transformers tokenizer; verbs: (singular, plural) pairs.
     Raises: PromptPairError where no verb is one token in both numbers.
     """
     pairs = [
         (continuation_id(tokenizer, "The key", f" {one}"), continuation_id(tokenizer, "The keys", f" {many}"))
-        for one, many in words.VERB_PAIRS
+        for one, many in verbs
     ]
     kept = [(one, many) for one, many in pairs if one is not None and many is not None]
     if not kept:
@@ -171,6 +178,30 @@ def _greater_than(tokenizer: Any, rng: random.Random, part: str) -> Iterator[Row
             "corrupted": task_text.year_prompt(template, event, century, 1),
             "correct_idx": year,
         }
+
+
+def _greater_than_price(tokenizer: Any, rng: random.Random, part: str) -> Iterator[Row | None]:
+    two_digit_ids(tokenizer)
+    while True:
+        good, century, year = rng.choice(words.GOODS), rng.choice(task_text.CENTURIES), rng.randint(2, 98)
+        clean, corrupted = (
+            task_text.year_prompt(task_text.PRICE_TEMPLATE, good, century, low) for low in (year, 1)
+        )
+        yield {"clean": clean, "corrupted": corrupted, "correct_idx": year}
+
+
+def _greater_than_sequence(tokenizer: Any, rng: random.Random, part: str) -> Iterator[Row | None]:
+    two_digit_ids(tokenizer)
+    while True:
+        century = rng.choice(task_text.CENTURIES)
+        *before, year = sorted(rng.sample(range(2, 99), 4))
+        clean, corrupted = (
+            task_text.SEQUENCE_TEMPLATE.format(
+                listed=", ".join(f"{century}{low:02d}" for low in (*before, last)), century=century
+            )
+            for last in (year, 1)
+        )
+        yield {"clean": clean, "corrupted": corrupted, "correct_idx": year}
 
 
 def _sva(tokenizer: Any, rng: random.Random, part: str) -> Iterator[Row | None]:
@@ -274,6 +305,8 @@ class _Kept:
 _GENERATORS: dict[str, Callable[[Any, random.Random, str], Iterator[Row | None]]] = {
     "ioi": _ioi,
     "greater-than": _greater_than,
+    "greater-than-price": _greater_than_price,
+    "greater-than-sequence": _greater_than_sequence,
     "sva": _sva,
     "gender-bias": _gender_bias,
     "fact-retrieval-comma": _fact_retrieval,

@@ -97,7 +97,7 @@ def examine(model: str | Path, seed: int = 0, pairs: int = 200) -> Exam:
         relations={
             relation.name: _relation(loaded, tokenizer, relation, seed) for relation in world_relations()
         },
-        tasks={task: _task(loaded, tokenizer, task, seed, pairs) for task in prompt_pairs.TASKS},
+        tasks={task: _task(loaded, tokenizer, task, seed, pairs) for task in prompt_pairs.MAIN_TASKS},
         sums=_sums(loaded, tokenizer),
         recall_questions=_mean([r for r, q in zip(right, asked, strict=True) if not q.is_reasoning]),
         reasoning_questions=_mean([r for r, q in zip(right, asked, strict=True) if q.is_reasoning]),

@@ -1,0 +1,167 @@
+"""The published tasks: their rows as pairs with answers, from CSV files or generated for a tokenizer."""
+
+from __future__ import annotations
+
+import ast
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interpcore.circuits.pairs import Pairs, PairsError
+from interpcore.data import prompt_pairs
+from interpcore.data.verbs import VERBS
+
+TASKS = prompt_pairs.TASKS
+MAIN_TASKS = prompt_pairs.MAIN_TASKS
+VerbPairs = Iterable[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the study does with a task.
+
+    Args:
+        name: published id.
+        title: as figures write it.
+        metric: published metric.
+        logits_by: how its logit difference joins several answers.
+    """
+
+    name: str
+    title: str
+    metric: str
+    logits_by: str
+
+
+_TASKS = {
+    task.name: task
+    for task in (
+        Task("ioi", "IOI", "logit_diff", "sum"),
+        Task("greater-than", "Greater-Than", "prob_diff", "mean"),
+        Task("greater-than-price", "Greater-Than (Price)", "prob_diff", "mean"),
+        Task("greater-than-sequence", "Greater-Than (Sequence)", "prob_diff", "mean"),
+        Task("sva", "SVA", "prob_diff", "mean"),
+        Task("gender-bias", "Gender-Bias", "logit_diff", "sum"),
+        Task("fact-retrieval-comma", "Country-Capital", "logit_diff", "sum"),
+        Task("hypernymy-comma", "Hypernymy", "prob_diff", "sum"),
+    )
+}
+
+
+def task_info(name: str) -> Task:
+    """The task of a published id.
+
+    Raises: PairsError for another name.
+    """
+    if name not in _TASKS:
+        raise PairsError(f"There is no task {name!r}; tasks are {', '.join(TASKS)}.")
+    return _TASKS[name]
+
+
+def generate_pairs(
+    task: str,
+    tokenizer: Any,
+    count: int = 200,
+    seed: int = 0,
+    part: str = "study",
+    verbs: VerbPairs = VERBS,
+) -> Pairs:
+    """Generated pairs of a task; see `interpcore.data.prompt_pairs.generate` for count, seed and part.
+
+    Raises: PairsError or PromptPairError for an unknown task or a tokenizer that cannot write it.
+    """
+    task_info(task)
+    made = prompt_pairs.generate(task, tokenizer, count, seed, part)
+    return pairs_of_rows(task, made.rows, tokenizer, verbs=verbs)
+
+
+def load_pairs(
+    task: str,
+    path: str | Path,
+    tokenizer: Any,
+    *,
+    head: int | None = None,
+    unequal: str = "skip",
+    verbs: VerbPairs = VERBS,
+) -> Pairs:
+    """Pairs of a published CSV file.
+
+    Args:
+        task: published id of its task.
+        path: the file.
+        tokenizer: of the model that it was made for.
+        head: use the first rows only.
+        unequal: pairs of different token length: "skip", "align" or "refuse" (see `Pairs.from_texts`).
+        verbs: (singular, plural) verbs of sva; `interpcore.data.verbs.read_verbs` reads the published list.
+    Raises: PairsError for missing columns, a cell that cannot be read, or an empty file.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = [name for name in _needed(task) if name not in (reader.fieldnames or ())]
+        if missing:
+            raise PairsError(f"{path} is no file of {task}: it has no column {', '.join(missing)}.")
+        rows = [row for _, row in zip(range(head), reader, strict=False)] if head else list(reader)
+    if not rows:
+        raise PairsError(f"{path} has no rows.")
+    try:
+        return pairs_of_rows(task, rows, tokenizer, unequal=unequal, verbs=verbs)
+    except (ValueError, SyntaxError, KeyError) as error:
+        raise (
+            error if isinstance(error, PairsError) else PairsError(f"{path} cannot be read: {error}.")
+        ) from error
+
+
+def pairs_of_rows(
+    task: str,
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    unequal: str = "skip",
+    verbs: VerbPairs = VERBS,
+) -> Pairs:
+    """Pairs from rows with the published columns; arguments as in `load_pairs`."""
+    info = task_info(task)
+    answers = _answers(task, rows, tokenizer, verbs)
+    return Pairs.from_texts(
+        task,
+        [(row["clean"], row["corrupted"]) for row in rows],
+        [good for good, _ in answers],
+        [bad for _, bad in answers],
+        tokenizer,
+        logits_by=info.logits_by,
+        unequal=unequal,
+    )
+
+
+def _needed(task: str) -> list[str]:
+    task_info(task)
+    return [name for name in prompt_pairs.COLUMNS[task] if name not in ("corrupted_hard", "group", "label")]
+
+
+def _answers(
+    task: str, rows: Sequence[Mapping[str, Any]], tokenizer: Any, verbs: VerbPairs
+) -> list[tuple[list[int], list[int]]]:
+    """Good and bad answer ids of every row."""
+    if task.startswith("greater-than"):
+        years = prompt_pairs.two_digit_ids(tokenizer)
+        starts = [int(row["correct_idx"]) for row in rows]
+        return [(years[start + 1 :], years[: start + 1]) for start in starts]
+    if task == "sva":
+        singular, plural = prompt_pairs.verb_ids(tokenizer, verbs)
+        singular, plural = sorted(set(singular)), sorted(set(plural))
+        return [(plural, singular) if int(row["plural"]) else (singular, plural) for row in rows]
+    good, bad = {
+        "ioi": ("correct_idx", "incorrect_idx"),
+        "gender-bias": ("clean_answer_idx", "corrupted_answer_idx"),
+        "fact-retrieval-comma": ("country_idx", "corrupted_country_idx"),
+        "hypernymy-comma": ("answers_idx", "corrupted_answers_idx"),
+    }[task]
+    return [(_ids(row[good]), _ids(row[bad])) for row in rows]
+
+
+def _ids(cell: Any) -> list[int]:
+    """Token ids of a cell: a number, a list, or a list written as text."""
+    value = ast.literal_eval(cell) if isinstance(cell, str) else cell
+    return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]

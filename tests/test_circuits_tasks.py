@@ -1,0 +1,95 @@
+"""Tasks: answers of generated and published rows, verb lists, refusals."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from interpcore.circuits import Metric, PairsError
+from interpcore.circuits.tasks import TASKS, generate_pairs, load_pairs, pairs_of_rows
+from interpcore.data import prompt_pairs
+from interpcore.data.tinyworld.models import model_folder
+from interpcore.data.verbs import VERBS, read_verbs
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "circuits"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(model_folder("tiny"), local_files_only=True)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_file_reads_back_as_generated(task, tokenizer, tmp_path):
+    made = prompt_pairs.generate(task, tokenizer, 12, seed=2)
+    made.write_csv(tmp_path / "rows.csv")
+    from_file = load_pairs(task, tmp_path / "rows.csv", tokenizer)
+    direct = generate_pairs(task, tokenizer, 12, seed=2)
+    for name in ("clean", "corrupted", "lengths", "good", "bad"):
+        assert torch.equal(getattr(from_file, name), getattr(direct, name)), name
+    assert len(load_pairs(task, tmp_path / "rows.csv", tokenizer, head=5)) == 5
+    assert bool((direct.first_difference < direct.lengths).all())
+
+
+def test_greater_than_compares_later_years_with_the_others(tokenizer):
+    pairs = generate_pairs("greater-than", tokenizer, 20)
+    for row, (text, _) in enumerate(pairs.texts):
+        start = int(re.findall(r"\d{4}", text)[0][2:])
+        later = [int(tokenizer.decode([i])) for i in pairs.good[row].tolist() if i >= 0]
+        other = [int(tokenizer.decode([i])) for i in pairs.bad[row].tolist() if i >= 0]
+        assert later == list(range(start + 1, 100)) and other == list(range(start + 1))
+    logits = torch.randn(20, len(tokenizer))
+    p = logits.softmax(-1)
+    good = torch.stack([p[i, row[row >= 0]].sum() for i, row in enumerate(pairs.good)])
+    bad = torch.stack([p[i, row[row >= 0]].sum() for i, row in enumerate(pairs.bad)])
+    torch.testing.assert_close(Metric("prob_diff")(logits, pairs), good - bad)
+
+
+def test_agreement_takes_the_subjects_number(tokenizer):
+    singular, plural = prompt_pairs.verb_ids(tokenizer, VERBS)
+    rows = prompt_pairs.generate("sva", tokenizer, 20).rows
+    pairs = pairs_of_rows("sva", rows, tokenizer)
+    for row, good in zip(rows, pairs.good.tolist(), strict=True):
+        assert set(good) - {-1} == set(plural if row["plural"] else singular)
+
+
+def test_verb_lists(tmp_path, tokenizer):
+    assert len({one for one, _ in VERBS}) == len(VERBS) > 300
+    assert not {one for one, _ in VERBS} & {many for _, many in VERBS}
+    listed = tmp_path / "verbs.csv"
+    listed.write_text("idx,sing,plur,freq\n_,is,are,_\n_,abates,abate,_\n")
+    assert read_verbs(listed) == (("is", "are"), ("abates", "abate"))
+    assert generate_pairs("sva", tokenizer, 5, verbs=read_verbs(listed)).good.shape == (5, 1)
+    listed.write_text("one,many\nis,are\n")
+    with pytest.raises(ValueError, match="columns sing and plur"):
+        read_verbs(listed)
+
+
+@pytest.mark.parametrize("task", ["ioi", "greater-than", "gender-bias"])
+def test_published_files_have_the_columns(task):
+    path = SHARED / task / "gpt2.csv"
+    if not path.exists():
+        pytest.skip("the shared data is not here")
+    with path.open(newline="") as stream:
+        columns = csv.DictReader(stream).fieldnames
+    assert set(prompt_pairs.COLUMNS[task]) <= set(columns)
+
+
+def test_what_a_file_cannot_be(tmp_path, tokenizer):
+    path = tmp_path / "rows.csv"
+    path.write_text("clean,corrupted\na,b\n")
+    with pytest.raises(PairsError, match=r"no file of ioi: it has no column correct_idx, incorrect_idx"):
+        load_pairs("ioi", path, tokenizer)
+    path.write_text("clean,corrupted,correct_idx,incorrect_idx\n")
+    with pytest.raises(PairsError, match="has no rows"):
+        load_pairs("ioi", path, tokenizer)
+    path.write_text("clean,corrupted,correct_idx,incorrect_idx\nThe dog,The cat,dog,3\n")
+    with pytest.raises(PairsError, match="cannot be read"):
+        load_pairs("ioi", path, tokenizer)
+    with pytest.raises(PairsError, match="no task 'odd'; tasks are ioi"):
+        generate_pairs("odd", tokenizer)
