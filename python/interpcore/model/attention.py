@@ -145,7 +145,10 @@ class Attention:
         pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype)
         if ctx.record:
             keys, values = (
-                torch.cat([*(part.expand(len(q), -1, -1, -1) for part in prefix), own], 1)
+                # A cache's own segment is cut off from the room that later tokens are written into.
+                own
+                if before is None
+                else torch.cat([*(part.expand(len(q), -1, -1, -1) for part in prefix), own], 1)
                 for prefix, own in (([p[1] for p in parts], k), ([p[2] for p in parts], v))
             )
             self._keep(

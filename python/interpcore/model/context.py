@@ -43,6 +43,7 @@ class Context:
     ):
         self.layout = layout
         self.record = record
+        self.recorded: Callable[[int], None] = lambda depth: None  # called after each block call
         self.kept: dict[object, dict[str, Tensor]] = defaultdict(dict)
         self.activation_hook = activation
         self.values: dict[Tap, Tensor] = {}

@@ -258,6 +258,7 @@ class Model:
                 assert call.slot is not None
                 entering = ctx.site("resid", depth, values[call.reads[0]])
                 out = module(entering, ctx, depth, call.slot, writer)
+                ctx.recorded(depth)
                 depth += 1
             else:
                 ctx.keep(("call", index), input=values[call.reads[0]])

@@ -211,14 +211,21 @@ def linearize(
         if cache is not None:
             cache.check(model.identity, model.plan, resolved, layout.start)
             writer = CacheWriter(cache, layout)
+        blocks: list[LinearBlock] = []
+
+        def linear(depth: int) -> None:
+            """What a block kept becomes its derivative at once, so that no two blocks' values are held."""
+            blocks.append(LinearBlock.at(model.block(depth), ctx, depth, rules))
+            del ctx.kept[depth]
+
+        ctx.recorded = linear
         output = model.run_plan(model.embed(packed, ctx), ctx, writer)
+        left = iter(blocks)
         modules: list[LinearBlock | LinearNorm | ConcatAdapter | ConstantState] = []
-        depth = 0
         for index, call in enumerate(model.plan.calls):
             module = model.modules[call.module]
             if isinstance(module, Block):
-                modules.append(LinearBlock.at(module, ctx, depth, rules))
-                depth += 1
+                modules.append(next(left))
             elif isinstance(module, Norm):
                 modules.append(
                     LinearNorm.at(module, ctx.kept["call", index]["input"], rules.norm == "frozen")

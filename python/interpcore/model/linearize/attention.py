@@ -98,7 +98,10 @@ class LinearAttention:
         whole = not first_only
         dq = self._before_norm(self._pulled("q", dq, whole), self.q_norm, first_only)
         dk = self._before_norm(self._pulled("k", dk, whole), self.k_norm, first_only)
-        return self.attention.qkv.pull(dq, dk, self._pulled("v", dv, whole))
+        dv = self._pulled("v", dv, whole)
+        if seen is not None:
+            seen |= {"q_raw": dq, "k_raw": dk, "v_raw": dv}
+        return self.attention.qkv.pull(dq, dk, dv)
 
     def jvp(self, t: Tensor) -> Tensor:
         """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""
