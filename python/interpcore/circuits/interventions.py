@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -121,11 +122,11 @@ def _sums(model: Model, pairs: Pairs, batch_size: int) -> Iterator[tuple[Pairs, 
     for batch in pairs.batches(batch_size):
         recorded = record(model, batch.clean, batch.lengths).sources
         real = batch.mask.to(recorded.input.device)
-        yield batch, recorded.map(lambda x, real=real: _masked(x, real).double().sum(0))
+        yield batch, recorded.map(partial(_real_sum, real))
 
 
-def _masked(x: Tensor, real: Tensor) -> Tensor:
-    return x * real.view(*real.shape, *[1] * (x.dim() - 2))
+def _real_sum(real: Tensor, x: Tensor) -> Tensor:
+    return (x * real.view(*real.shape, *[1] * (x.dim() - 2))).double().sum(0)
 
 
 def _added(a: Sources, b: Sources) -> Sources:

@@ -1,0 +1,349 @@
+"""A forward in which every destination has its own input, for many circuits at once.
+
+Destination b of circuit C reads
+
+    x_b = rest + sum over u -> b in C of current_u + sum over other sources u of replacement_u,
+
+where current_u is what u writes in this same run (recursive, as in ACDC and Hanna et al. 2024, arXiv
+2403.17806) and the rest is what no node writes. So only sources inside a circuit are ever computed: each one
+leaves its difference current_u - replacement_u behind, and x_b is the fully corrupted input plus those of the
+edges kept. Heads of blocks that norm attention's output, or queries over all heads at once, are computed
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from interpcore.circuits.ablated import Ablated
+from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.heads import bare_context, mix, normed_heads, rotated, visible
+from interpcore.circuits.sources import head_output, post_scale
+from interpcore.model import Model
+from interpcore.model.attention import Attention
+from interpcore.model.norm import Norm
+
+Observer = Callable[[Tensor, Tensor], Tensor]
+
+
+def run_patched(
+    model: Model,
+    graph: Graph,
+    ablated: Ablated,
+    edges: Tensor,
+    *,
+    neurons: Tensor | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Logits at every row's last token under many circuits. Differentiable where grad mode is on.
+
+    Args:
+        model: with hand-written blocks, whose graph this is.
+        graph: of the edges.
+        ablated: the batch with every edge corrupted.
+        edges: kept edges of each circuit [circuit, n_sources, n_destinations] bool.
+        neurons: dimensions of each source's output that a kept edge passes on [circuit, n_sources, d_model]
+            bool; None = all.
+        observe: called as `x = observe(destinations [n], x [n, batch, position, d_model])` on what
+            destinations of a single circuit read, all of them, before their norm; positions from
+            `ablated.first` on (of `logits` the last one alone).
+    Returns: [circuit, batch, vocabulary].
+    Raises: GraphError for edges of another graph.
+    """
+    graph.check_model(model)
+    check_over_heads(model, graph)
+    if edges.shape[1:] != graph.legal.shape or bool((edges & ~graph.legal).any()):
+        raise GraphError(f"Circuits {tuple(edges.shape)} are not of the graph {graph}.")
+    if observe is not None and len(edges) != 1:
+        raise GraphError(f"Inputs are observed one circuit at a time; got {len(edges)}.")
+    return _Run(model, graph, ablated, edges, neurons, observe).logits()
+
+
+def check_over_heads(model: Model, graph: Graph) -> None:
+    """Refuse ungrouped keys of heads that are normed together: copies of one key have no norm of their
+    own."""
+    for d in range(model.plan.n_calls):
+        if model.block(d).attention.norm_over_heads and graph.kv_heads != model.spec.n_kv_heads:
+            raise GraphError(
+                f"Block {d} norms the keys of all groups together, so every query head cannot have its own; "
+                "use "
+                "the grouped graph."
+            )
+
+
+class _Written:
+    """Differences that a circuit's sources left behind, [n, batch * position * d_model]."""
+
+    def __init__(self, capacity: int, like: Tensor):
+        self.sources: list[int] = []
+        self._parts = [like.new_empty((0, like.numel()))]
+        self._room = None if torch.is_grad_enabled() else like.new_empty((capacity, like.numel()))
+
+    def add(self, source: int, difference: Tensor) -> None:
+        """Take in one source's difference [batch, position, d_model]."""
+        if self._room is None:
+            self._parts.append(difference.reshape(1, -1))
+        else:
+            self._room[len(self.sources)] = difference.reshape(-1)
+        self.sources.append(source)
+
+    def stacked(self) -> Tensor:
+        """All of them, in the order of `sources`."""
+        if self._room is not None:
+            return self._room[: len(self.sources)]
+        self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
+
+    def narrow(self, cut: Callable[[Tensor], Tensor]) -> None:
+        """Keep what `cut` takes of every difference, with room for as many as before."""
+        kept = cut(self.stacked())
+        self._parts = [kept]
+        if self._room is not None:
+            self._room = kept.new_empty((len(self._room), kept.shape[1]))
+            self._room[: len(kept)] = kept
+
+
+class _Run:
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        ablated: Ablated,
+        edges: Tensor,
+        neurons: Tensor | None,
+        observe: Observer | None,
+    ):
+        self.model, self.graph, self.ablated, self.neurons, self.observe = (
+            model,
+            graph,
+            ablated,
+            neurons,
+            observe,
+        )
+        self.ctx = bare_context(model)
+        self.edges = edges.cpu()
+        self.used = torch.ones_like(edges[:, :, 0]) if observe else self.edges.any(2)
+        self.there = torch.zeros_like(self.used)
+        batch, width, d = ablated.attn_in[0].shape
+        self.batch, self.d = batch, d
+        self.positions = torch.arange(ablated.first, width, device=model.device)[None]
+        self.last = (ablated.lengths - 1 - ablated.first).to(model.device)
+        self.narrowed = False
+        like = self._live(ablated.clean_input)
+        self.written = [_Written(int(n), like) for n in self.used.sum(1)]
+
+    def logits(self) -> Tensor:
+        entering = self._live(self.ablated.clean_input) - self._live(self.ablated.sources.input)
+        for c in self.used[:, 0].nonzero().flatten().tolist():
+            self._write(c, 0, entering)
+        for layer in range(self.graph.blocks):
+            self._attention(layer)
+            self._mlp(layer)
+        self._narrow()
+        every = torch.ones(len(self.edges), 1, dtype=torch.bool)
+        x, _ = self._inputs(every, torch.tensor([self.graph.logits]), self.ablated.out)
+        return self.model.unembed(self.model.final_norm(x.squeeze(2)))
+
+    def _live(self, x: Tensor) -> Tensor:
+        """The part of [batch, position, ...] that is run: from the first position on, or the last tokens
+        alone."""
+        x = x[:, self.ablated.first :].expand(self.batch, *[-1] * (x.dim() - 1))
+        if not self.narrowed:
+            return x
+        return x[torch.arange(self.batch, device=x.device), self.last][:, None]
+
+    def _narrow(self) -> None:
+        """From here on nothing but the last tokens is read."""
+        if self.narrowed:
+            return
+        rows = torch.arange(self.batch, device=self.last.device)
+        shape = self.batch, self.positions.shape[1], self.d
+
+        def cut(stacked: Tensor) -> Tensor:
+            return stacked.view(len(stacked), *shape)[:, rows, self.last].flatten(1)
+
+        for written in self.written:
+            written.narrow(cut)
+        self.narrowed = True
+
+    def _write(self, circuit: int, source: int, difference: Tensor) -> None:
+        if self.neurons is not None:
+            difference = difference * self.neurons[circuit, source].to(difference)
+        self.written[circuit].add(source, difference)
+        self.there[circuit, source] = True
+
+    def _inputs(self, wanted: Tensor, destinations: Tensor, ablated: Tensor) -> tuple[Tensor, Tensor]:
+        """What destinations read.
+
+        Args:
+            wanted: [circuit, n] bool.
+            destinations: indices [n].
+            ablated: what they read when every edge is corrupted [batch, position, d_model].
+        Returns: x [m, batch, live position, d_model] and (circuit, which of n) of each [m, 2].
+        """
+        which = wanted.nonzero()
+        base = self._live(ablated)
+        flat = base.reshape(1, -1)
+        parts: list[Tensor] = []
+        x = None if torch.is_grad_enabled() else flat.new_empty((len(which), flat.shape[1]))
+        at = 0
+        for c, n in enumerate(wanted.sum(1).tolist()):
+            if not n:
+                continue
+            chosen, written = destinations[wanted[c]], self.written[c]
+            kept = self.edges[c][written.sources][:, chosen].T.to(flat)
+            part = torch.addmm(flat, kept, written.stacked(), out=None if x is None else x[at : at + n])
+            parts.append(part)
+            at += n
+        x = torch.cat(parts) if x is None else x
+        x = x.view(len(which), *base.shape)
+        if self.observe is not None:
+            x = self.observe(destinations[which[:, 1]], x)
+        return x, which
+
+    def _attention(self, layer: int) -> None:
+        graph, block = self.graph, self.model.block(layer)
+        attention = block.attention
+        computed, live = self._heads_to_run(layer)
+        if not bool(computed.any()):
+            return self._narrow() if layer == graph.blocks - 1 else None
+        columns = [graph.head_destinations(layer, letter) for letter in "qkv"]
+        groups = computed.unflatten(1, (graph.kv_heads, -1)).any(2)
+        wanted_kv = torch.cat([groups, groups], 1) & torch.cat([live[1], live[2]], 1)
+        kv = torch.arange(columns[1].start, columns[2].stop)
+        x, which = self._inputs(wanted_kv, kv, self.ablated.attn_in[layer])
+        normed = _apply(block.attn_norm, x)
+        of_k = which[:, 1] < graph.kv_heads
+        shift = torch.tensor([0, graph.kv_heads])
+        k = self._projected(layer, "k", groups.nonzero(), which[of_k], normed[of_k], self.ablated.k[layer])
+        v = self._projected(
+            layer, "v", groups.nonzero(), which[~of_k] - shift, normed[~of_k], self.ablated.v[layer]
+        )
+        k = self._ready(attention, attention.k_norm, k, len(groups.any(1).nonzero()))
+        if layer == graph.blocks - 1:
+            self._narrow()
+        x, which = self._inputs(
+            computed & live[0], torch.arange(columns[0].start, columns[0].stop), self.ablated.attn_in[layer]
+        )
+        q = self._projected(
+            layer, "q", computed.nonzero(), which, _apply(block.attn_norm, x), self.ablated.q[layer]
+        )
+        q = self._ready(attention, attention.q_norm, q, len(computed.any(1).nonzero()))
+        self._mixed(layer, computed, groups, q, k, v)
+
+    def _heads_to_run(self, layer: int) -> tuple[Tensor, list[Tensor]]:
+        """Heads whose output is computed [circuit, head], and which q, k and v inputs keep an edge [circuit,
+        head]."""
+        graph, block = self.graph, self.model.block(layer)
+        needed = self.used[:, graph.head_sources(layer)]
+        live = [
+            (self.edges[:, :, graph.head_destinations(layer, letter)] & self.there[:, :, None]).any(1)
+            for letter in "qkv"
+        ]
+        if self.observe is not None:
+            live = [torch.ones_like(x) for x in live]
+        per_group = graph.heads // graph.kv_heads
+        moved = live[0] | (live[1] | live[2]).repeat_interleave(per_group, 1)
+        if not self.ablated.consistent:
+            moved = torch.ones_like(moved)
+        if block.attn_post_norm is None and not block.attention.norm_over_heads:
+            return needed & moved, live
+        together = (needed.any(1) & moved.any(1))[:, None]
+        return together.expand_as(needed), live
+
+    def _projected(
+        self, layer: int, letter: str, pairs: Tensor, which: Tensor, normed: Tensor, ablated: Tensor
+    ) -> Tensor:
+        """Queries, keys or values of (circuit, head) pairs.
+
+        Args:
+            pairs: those wanted [n, 2], heads as the graph counts them.
+            which: those with an input of their own [m, 2]; the others read the corrupted one.
+            normed: their inputs after the norm [m, batch, position, d_model].
+            ablated: of every head of the model on the corrupted input [batch, position, heads, d_head].
+        Returns: [n, batch, position, d_head], before head norms and rotary.
+        """
+        qkv = self.model.block(layer).attention.qkv
+        in_model = ablated.shape[2]
+        shared = (self.graph.heads if letter == "q" else self.graph.kv_heads) // in_model
+        corrupted = self._live(ablated).movedim(2, 0)
+        place = pairs[:, 1] // shared
+        parts, order = [corrupted], []
+        for head in which[:, 1].unique().tolist():
+            rows = (which[:, 1] == head).nonzero().flatten()
+            model_head = head // shared
+            projection = qkv.part(letter, slice(model_head, model_head + 1))
+            parts.append(projection(normed if len(rows) == len(normed) else normed[rows]))
+            order.append(rows)
+        if order:
+            at = {(int(c), int(h)): i for i, (c, h) in enumerate(which[torch.cat(order)].tolist())}
+            found = [at.get((c, h), -1) for c, h in pairs.tolist()]
+            own = torch.tensor(found)
+            place = torch.where(own >= 0, in_model + own, place)
+        return torch.cat(parts)[place.to(corrupted.device)]
+
+    def _ready(self, attention: Attention, norm: Norm | None, x: Tensor, circuits: int) -> Tensor:
+        """Queries or keys x [n, batch, position, d_head] after their norm and rotary."""
+        if norm is not None and attention.norm_over_heads:
+            together = x.unflatten(0, (circuits, -1)).movedim(1, -2)
+            x = normed_heads(norm, True, together).movedim(-2, 1).flatten(0, 1)
+        elif norm is not None:
+            x = norm(x)
+        positions = self.positions if not self.narrowed else (self.last + self.ablated.first)[:, None]
+        return rotated(attention, x[..., None, :], positions)[..., 0, :]
+
+    def _before(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the positions before the first live one [group, batch, position, d_head]."""
+        attention, first = self.model.block(layer).attention, self.ablated.first
+        k, v = (part[layer][:, :first] for part in (self.ablated.k, self.ablated.v))
+        k = normed_heads(attention.k_norm, attention.norm_over_heads, k)
+        k = rotated(attention, k, torch.arange(first, device=k.device)[None])
+        return k.movedim(2, 0), v.movedim(2, 0)
+
+    def _mixed(self, layer: int, computed: Tensor, groups: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Mix values, and leave behind what the circuits' heads write."""
+        graph, block = self.graph, self.model.block(layer)
+        pairs = computed.nonzero()
+        of_group = torch.full(groups.shape, -1)
+        of_group[groups] = torch.arange(int(groups.sum()))
+        kv = of_group[pairs[:, 0], pairs[:, 1] // (graph.heads // graph.kv_heads)].to(k.device)
+        k, v = k[kv], v[kv]
+        if self.ablated.first:
+            before = self._before(layer)
+            model_group = (pairs[:, 1] // (graph.heads // self.model.spec.n_kv_heads)).to(k.device)
+            k, v = (torch.cat([b[model_group], x], 2) for b, x in zip(before, (k, v), strict=True))
+        queries = (self.last + self.ablated.first)[:, None] if self.narrowed else self.positions
+        seen = visible(block.attention, queries, k.shape[2])
+        z = mix(block.attention, q[..., None, :], k[..., None, :], v[..., None, :], seen)[..., 0, :]
+        if block.attn_post_norm is not None:
+            together = z.unflatten(0, (-1, graph.heads)).movedim(1, -2)
+            z = (together * post_scale(block, together)).movedim(-2, 1).flatten(0, 1)
+        needed = self.used[:, graph.head_sources(layer)]
+        standing_in = self._live(self.ablated.sources.z[layer])
+        for head in range(graph.heads):
+            rows = ((pairs[:, 1] == head) & needed[pairs[:, 0], head]).nonzero().flatten()
+            if len(rows):
+                written = head_output(block, head, z[rows.to(z.device)] - standing_in[:, :, head])
+                for row, difference in zip(rows.tolist(), written, strict=True):
+                    self._write(int(pairs[row, 0]), graph.head_sources(layer).start + head, difference)
+
+    def _mlp(self, layer: int) -> None:
+        graph, block = self.graph, self.model.block(layer)
+        source, destination = graph.mlp_source(layer), graph.mlp_destination(layer)
+        wanted = self.used[:, source]
+        if self.ablated.consistent and self.observe is None:
+            wanted = wanted & (self.edges[:, :, destination] & self.there).any(1)
+        if not bool(wanted.any()):
+            return
+        x, which = self._inputs(wanted[:, None], torch.tensor([destination]), self.ablated.mlp_in[layer])
+        out = _apply(block.mlp_post_norm, block.mlp(_apply(block.mlp_norm, x), self.ctx, layer))
+        difference = out - self._live(self.ablated.sources.mlp[layer])
+        for row, c in enumerate(which[:, 0].tolist()):
+            self._write(c, source, difference[row])
+
+
+def _apply(norm: Norm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)

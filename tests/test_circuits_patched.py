@@ -1,0 +1,59 @@
+"""Patched runs: every destination with its own input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import CONFIGS, transformers_model
+from patched_case import naive_logits, random_edges, random_pairs
+
+import interpcore
+from interpcore.circuits import Graph
+from interpcore.circuits.ablated import ablate
+from interpcore.circuits.interventions import INTERVENTIONS, Intervention
+from interpcore.circuits.patched import run_patched
+from interpcore.circuits.sources import record
+
+FAMILIES = sorted(CONFIGS)
+
+
+def load(family: str):
+    model = interpcore.load(transformers_model(family, dtype=torch.float64))
+    return model, Graph.of(model)
+
+
+def logits_of(model, graph, pairs, intervention, edges, **options):
+    intervention = Intervention.of(intervention, model, pairs)
+    return run_patched(model, graph, ablate(model, pairs, intervention), edges, **options)
+
+
+def last(model, tokens, pairs):
+    return model.forward(tokens, pairs.mask, logits_at="last").logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_full_circuit_is_the_clean_run_and_the_empty_one_the_corrupted(family):
+    model, graph = load(family)
+    pairs = random_pairs(ragged=True)
+    edges = torch.stack([graph.legal, torch.zeros_like(graph.legal)])
+    full, empty = logits_of(model, graph, pairs, "patching", edges)
+    torch.testing.assert_close(full, last(model, pairs.clean, pairs), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(empty, last(model, pairs.corrupted, pairs), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_circuits_together_are_the_definition_one_by_one(family):
+    """Batched circuits, ragged rows and skipped positions against one pair and one circuit written out."""
+    model, graph = load(family)
+    pairs = random_pairs(ragged=True)
+    edges = torch.stack([random_edges(graph, share, seed) for seed, share in enumerate((0.1, 0.5, 0.95))])
+    for name in INTERVENTIONS if family in ("gpt2", "gptj", "gemma2") else ("patching", "mean-positional"):
+        intervention = Intervention.of(name, model, pairs)
+        found = logits_of(model, graph, pairs, intervention, edges)
+        for row in range(len(pairs)):
+            pair = pairs.rows([row])
+            clean = record(model, pair.clean, pair.lengths)
+            standing_in = intervention.sources(model, pair, clean)
+            for c in range(len(edges)):
+                expected = naive_logits(model, graph, pair, standing_in, edges[c])
+                torch.testing.assert_close(found[c, row], expected, rtol=1e-9, atol=1e-9)
