@@ -128,12 +128,12 @@ def head_output(block: Block, head: int, z: Tensor) -> Tensor:
     """What one head writes to the stream [..., d_model], of its z [..., d_head] as `Sources` holds it."""
     d_head = z.shape[-1]
     written = product(z, block.attention.out.weight[head * d_head : (head + 1) * d_head])
-    return _after_scale(block, written)
+    return after_post_norm(block, written)
 
 
 def heads_output(block: Block, z: Tensor) -> Tensor:
     """What all heads together write [..., d_model], of z [..., head, d_head] as `Sources` holds it."""
-    return _after_scale(block, product(z.flatten(-2), block.attention.out.weight))
+    return after_post_norm(block, product(z.flatten(-2), block.attention.out.weight))
 
 
 def constant_output(block: Block) -> Tensor | float:
@@ -143,7 +143,7 @@ def constant_output(block: Block) -> Tensor | float:
     return 0.0 if bias is None else bias
 
 
-def _after_scale(block: Block, written: Tensor) -> Tensor:
+def after_post_norm(block: Block, written: Tensor) -> Tensor:
     """The linear part of the norm after attention, without its scale."""
     norm = block.attn_post_norm
     if norm is None:
