@@ -77,6 +77,8 @@ def cases() -> Iterator[Case]:
         yield Case(op, "triton", dtype, problem)
     for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
         yield Case("column_moments", "triton", dtype, matrix)
+    for dtype, shape in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
+        yield Case("comoments", "triton", dtype, shape)
     for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
         yield Case("product", "cuda", dtype, size)
 
@@ -250,6 +252,26 @@ def column_moments_problem(case: Case) -> Problem:
     )
 
 
+def comoments_problem(case: Case) -> Problem:
+    """x [T, N] and y [T, N']; the result compared is the correlation."""
+    rows, n, m = case.shape
+    make = generator(case)
+    x, y = make(rows, n), make(rows, m)
+    pilots = {"pilot_x": ops.Pilot.of(x[:512]), "pilot_y": ops.Pilot.of(y[:512])}
+
+    def plain() -> Results:
+        a, b = x - x.mean(0), y - y.mean(0)
+        return (a.t() @ b) / (a.norm(dim=0)[:, None] * b.norm(dim=0))
+
+    return Problem(
+        run=lambda: ops.comoments(x, y, backend=case.backend, **pilots).correlation,
+        exact=lambda: ops.comoments(x, y, backend="reference").correlation,
+        plain=plain,
+        bytes=x.nbytes + y.nbytes,
+        flops=2 * rows * n * m,
+    )
+
+
 def generator(case: Case) -> Callable[..., Tensor]:
     """Random tensors of the case's dtype, the same ones in every run."""
     make = torch.Generator(device="cuda").manual_seed(0)
@@ -280,9 +302,10 @@ PROBLEMS = {
     "attn_vjp": attn_vjp_problem,
     "attn_jvp": attn_jvp_problem,
     "column_moments": column_moments_problem,
+    "comoments": comoments_problem,
     "product": product_problem,
 }
-COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "product")
+COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "comoments", "product")
 
 
 def relative_error(values: Results, exact: Results) -> float:

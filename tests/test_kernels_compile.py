@@ -83,6 +83,9 @@ KERNELS = {
     "merge_chunks_kernel": Kernel(
         "column_moments", {"counts": "i64", "moments": "fp64", "count_out": "i64", "out": "fp64"}
     ),
+    "centered_kernel": Kernel(
+        "comoments", same("x", "out") | {"mask": "u8", "shift": "fp32", "scale": "fp32"}
+    ),
     "edge_products_kernel": Kernel(
         "edge_scores",
         same("difference", "grad")
@@ -132,6 +135,10 @@ CASES += [
     Case("column_moments_kernel", "fp32", COLUMNS, 4, 255, 1024),
     Case("column_moments_kernel", "bf16", COLUMNS, 4, 255, 1024),
     Case("merge_chunks_kernel", "fp64", {"K": 2, "BN": 64}, 1, 96, 0),
+]
+CASES += [
+    Case("centered_kernel", dtype, {"MASKED": True, "BR": 8, "BN": 512}, 4, 128, 2048)
+    for dtype in ("fp32", "bf16")
 ]
 EDGES = {"BS": 64, "BD": 64, "BK": 32}
 CASES += [

@@ -7,6 +7,7 @@ from interpcore.ops import registration  # noqa: F401  (declares torch.ops.inter
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, key_value_covariance
 from interpcore.ops.column_moments import ColumnMoments, column_moments
+from interpcore.ops.comoments import CoMoments, Pilot, add_products, centered, centered_cross, comoments
 from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
 from interpcore.ops.norm_jvp import norm_jvp
@@ -14,11 +15,17 @@ from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import ProductProbe, product, product_probe
 
 __all__ = [
+    "CoMoments",
     "ColumnMoments",
+    "Pilot",
     "ProductProbe",
+    "add_products",
     "attn_jvp",
     "attn_vjp",
+    "centered",
+    "centered_cross",
     "column_moments",
+    "comoments",
     "covariance_pays",
     "edge_scores",
     "gate",

@@ -13,6 +13,7 @@ from torch import Tensor
 from interpcore.ops.attn_jvp import launch_attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
 from interpcore.ops.column_moments import launch_column_moments, new_raw
+from interpcore.ops.comoments import centered_dtype, launch_centered
 from interpcore.ops.edge_scores import launch_edge_scores, new_scores
 from interpcore.ops.gate import gate_results, launch_gate
 from interpcore.ops.norm_jvp import launch_norm_jvp
@@ -259,3 +260,21 @@ def _(
 
 
 edge_scores.register_autograd(_no_gradient("edge_scores"))
+
+
+@torch.library.custom_op("interpcore::centered", mutates_args=())
+def centered(
+    x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, precision: str, backend: str | None
+) -> Tensor:
+    """`interpcore.ops.centered` on checked arguments."""
+    return launch_centered(x, mask, shift, scale, precision, backend)
+
+
+@centered.register_fake
+def _(
+    x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, precision: str, backend: str | None
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=centered_dtype(x, precision))
+
+
+centered.register_autograd(_no_gradient("comoments"))

@@ -3,6 +3,7 @@
 from interpcore.ops.reference.attn_jvp import attn_jvp
 from interpcore.ops.reference.attn_vjp import attn_vjp
 from interpcore.ops.reference.column_moments import column_moments
+from interpcore.ops.reference.comoments import comoments
 from interpcore.ops.reference.edge_scores import edge_scores
 from interpcore.ops.reference.gate import gate
 from interpcore.ops.reference.norm_jvp import norm_jvp
@@ -13,6 +14,7 @@ __all__ = [
     "attn_jvp",
     "attn_vjp",
     "column_moments",
+    "comoments",
     "edge_scores",
     "gate",
     "norm_jvp",

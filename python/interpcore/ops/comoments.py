@@ -1,0 +1,275 @@
+"""Cross-covariances of the columns of two matrices, without overflow or cancellation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.ops.backend import choose, named
+from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
+from interpcore.ops.column_moments import ColumnMoments, column_moments
+from interpcore.ops.product import PRECISIONS, product
+from interpcore.ops.reference.comoments import centered as definition
+
+# Rows of one float32 product; its sum enters the float64 result.
+BLOCK_ROWS = 8192
+# Rows that plain torch shifts at once, so that they are still in the cache for its next pass.
+_CACHED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What the columns of a matrix are shifted and scaled by before they are multiplied.
+
+    Args:
+        shift: `[N]` float32, a value near each column's mean.
+        scale: `[N]` float32, powers of two that bring the shifted values near 1.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None = None) -> "Pilot":
+        """Mean and largest deviation of the finite values of a first block x `[T, N]`."""
+        moments = column_moments(x, mask)
+        shift = moments.mean.nan_to_num().clamp(-3e38, 3e38).float()
+        span = torch.maximum(moments.maximum - shift, shift - moments.minimum).nan_to_num()
+        exponent = torch.where(span > 0, span.log2().ceil(), 0).clamp(-120, 120)
+        return cls(shift, torch.exp2(-exponent).float())
+
+
+@dataclass(frozen=True)
+class CoMoments:
+    """Moments of two sets of columns, and sums of products of one's with the other's.
+
+    Args:
+        x, y: moments of the N and N' columns.
+        cross: `[N, N']` float64, sum over rows of (x_i - shift_i) scale_i (y_j - shift_j) scale_j.
+        pilot_x, pilot_y: shifts and scales.
+    """
+
+    x: ColumnMoments
+    y: ColumnMoments
+    cross: Tensor
+    pilot_x: Pilot
+    pilot_y: Pilot
+
+    @property
+    def comoment(self) -> Tensor:
+        """`[N, N']` float64: sum of (x_i - mean_i) (y_j - mean_j); NaN for a column with a non-finite
+        value."""
+        return centered_cross(self.cross, self.x, self.y, self.pilot_x, self.pilot_y)
+
+    @property
+    def covariance(self) -> Tensor:
+        """`[N, N']`, of the population."""
+        return self.comoment / self.x.count[:, None]
+
+    @property
+    def correlation(self) -> Tensor:
+        """`[N, N']`, Pearson's; NaN for a constant column or one with a non-finite value."""
+        return self.comoment / (self.x.m2.sqrt()[:, None] * self.y.m2.sqrt())
+
+    @property
+    def cosine(self) -> Tensor:
+        """`[N, N']`: sum of x_i y_j over the root of the sums of squares; NaN as in `correlation`."""
+        count = self.x.count[:, None]
+        raw = self.comoment + count * (self.x.mean[:, None] * self.y.mean)
+        squares = [m.m2 + m.count * m.mean.square() for m in (self.x, self.y)]
+        return raw / (squares[0].sqrt()[:, None] * squares[1].sqrt())
+
+    def merge(self, other: "CoMoments") -> "CoMoments":
+        """Co-moments of the rows of both.
+
+        Raises:
+            ValueError: the two differ in their columns, shifts or scales.
+        """
+        for mine, theirs in ((self.pilot_x, other.pilot_x), (self.pilot_y, other.pilot_y)):
+            if not (torch.equal(mine.shift, theirs.shift) and torch.equal(mine.scale, theirs.scale)):
+                raise ValueError("CoMoments.merge: the two have other shifts or scales; give both one pilot.")
+        x, y = self.x.merge(other.x), self.y.merge(other.y)
+        return CoMoments(x, y, self.cross + other.cross, self.pilot_x, self.pilot_y)
+
+
+def comoments(
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None = None,
+    *,
+    pilot_x: Pilot | None = None,
+    pilot_y: Pilot | None = None,
+    precision: str = "float32",
+    backend: str | None = None,
+) -> CoMoments:
+    """Sums of products of every column of x with every column of y, about the means.
+
+    The columns are shifted to near their means and scaled by powers of two, so that no product overflows and
+    none cancels; blocks of 8192 rows are multiplied by `product` and summed in float64. A column with a value
+    that is not finite has NaN for all its products and spoils no other.
+
+    Args:
+        x: `[T, N]`; float32, float64, bfloat16 or float16.
+        y: `[T, N']`, the same dtype and device.
+        mask: `[T]` bool, the rows that count, or None for all.
+        pilot_x, pilot_y: shifts and scales, which results to be merged must share; None takes them from x and
+            y.
+        precision: "float32", or "bfloat16" to round the shifted values first (a relative error of 2^-9 each,
+            at random, in the products alone).
+        backend: "reference", "triton" or None to choose by device and dtype; "cpu" is plain torch around
+            `product`.
+
+    Returns:
+        The co-moments.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing; a gradient is asked for.
+    """
+    _check(x, y, mask, precision)
+    if named("comoments", backend) == "reference":
+        x, y = x.double(), y.double()
+    pilot_x = Pilot.of(x, mask) if pilot_x is None else pilot_x
+    pilot_y = Pilot.of(y, mask) if pilot_y is None else pilot_y
+    moments = [
+        column_moments(v, mask, shift=p.shift, backend=backend) for v, p in ((x, pilot_x), (y, pilot_y))
+    ]
+    cross = torch.zeros((x.shape[1], y.shape[1]), dtype=torch.float64, device=x.device)
+    dtype = centered_dtype(x, precision)
+    buffers = [
+        torch.empty((min(len(x), BLOCK_ROWS), v.shape[1]), dtype=dtype, device=x.device) for v in (x, y)
+    ]
+    for start in range(0, len(x), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        kept = None if mask is None else mask[rows]
+        a, b = (
+            centered(v[rows], kept, p, precision=precision, backend=backend, out=buffer[: len(v[rows])])
+            for v, p, buffer in zip((x, y), (pilot_x, pilot_y), buffers, strict=True)
+        )
+        add_products(cross, a, b, backend=backend)
+    return CoMoments(moments[0], moments[1], cross, pilot_x, pilot_y)
+
+
+def centered(
+    x: Tensor,
+    mask: Tensor | None,
+    pilot: Pilot,
+    *,
+    precision: str = "float32",
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """(x - shift) * scale for `add_products`; 0 in rows without mask and where x is not finite.
+
+    Args:
+        x: `[T, N]`, any float dtype.
+        mask: `[T]` bool or None.
+        pilot: of N columns.
+        precision, backend: as in `comoments`.
+        out: `[T, N]` of the result's dtype, filled and returned.
+
+    Returns:
+        `[T, N]`: float32, bfloat16 for that precision, float64 for float64.
+    """
+    if out is None:
+        return torch.ops.interpcore.centered(x, mask, pilot.shift, pilot.scale, precision, backend)
+    return launch_centered(x, mask, pilot.shift, pilot.scale, precision, backend, out)
+
+
+def add_products(cross: Tensor, a: Tensor, b: Tensor, *, backend: str | None = None) -> None:
+    """cross += a.T @ b, the product in float32 (float64 for float64 operands).
+
+    Args:
+        cross: `[N, N']` float64, changed in place.
+        a, b: `[T, N]` and `[T, N']` by `centered`; T at most about 8192 keeps float32's sums good.
+    """
+    wider = torch.float64 if a.dtype == torch.float64 else torch.float32
+    cross += product(a.t(), b, out_dtype=wider, backend=backend)
+
+
+def centered_cross(
+    cross: Tensor, x: ColumnMoments, y: ColumnMoments, pilot_x: Pilot, pilot_y: Pilot
+) -> Tensor:
+    """Sums of products about the means from those about the shifts.
+
+    Args:
+        cross: `[N, N']` float64, of shifted and scaled values.
+        x, y: moments of the N and N' columns, over the same rows.
+        pilot_x, pilot_y: their shifts and scales.
+
+    Returns:
+        `[N, N']` float64: sum of (x_i - mean_i) (y_j - mean_j); NaN for a column with a non-finite value.
+    """
+    off_x, off_y = x.mean - pilot_x.shift.double(), y.mean - pilot_y.shift.double()
+    unscaled = cross / pilot_x.scale.double()[:, None] / pilot_y.scale.double()
+    unscaled -= x.count[:, None] * (off_x[:, None] * off_y)
+    unscaled[x.nonfinite > 0] = torch.nan
+    unscaled[:, y.nonfinite > 0] = torch.nan
+    return unscaled
+
+
+def launch_centered(
+    x: Tensor,
+    mask: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    precision: str,
+    backend: str | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Choose the backend of `centered` on checked arguments."""
+    widened = x.is_cpu and x.itemsize == 2
+    chosen = choose("comoments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
+    if chosen == "cuda":
+        raise RuntimeError("comoments: there is no cuda form.")
+    out = torch.empty(x.shape, dtype=centered_dtype(x, precision), device=x.device) if out is None else out
+    if chosen == "reference":
+        return out.copy_(definition(x, mask, shift, scale))
+    if chosen == "triton" and x.numel():
+        from interpcore.kernels import comoments as kernel
+
+        with torch.cuda.device(x.device if x.is_cuda else -1):
+            kernel.launch(rows_contiguous(x), mask, shift, scale, out)
+        return out
+    for start in range(0, len(x), _CACHED_ROWS):
+        rows = slice(start, start + _CACHED_ROWS)
+        _center_plain(x[rows], None if mask is None else mask[rows], shift, scale, out[rows])
+    return out
+
+
+def centered_dtype(x: Tensor, precision: str) -> torch.dtype:
+    """The dtype of `centered`: float64 stays, else float32 or what the precision says."""
+    if precision == "bfloat16":
+        return torch.bfloat16
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _center_plain(x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, out: Tensor) -> None:
+    """Fill out by torch, in float32 or wider."""
+    wide = torch.empty(x.shape, dtype=torch.float32) if out.dtype == torch.bfloat16 else out
+    # Scaled before shifted, so that no difference overflows; a power of two changes no bit.
+    torch.mul(x, scale, out=wide)
+    wide.sub_(shift * scale)
+    # One sum tells whether anything is not finite; looking for it takes several passes.
+    if not bool(wide.sum().isfinite()):
+        wide.masked_fill_(~x.isfinite(), 0)
+    if mask is not None:
+        wide.mul_(mask[:, None])
+    if wide is not out:
+        out.copy_(wide)
+
+
+def _check(x: Tensor, y: Tensor, mask: Tensor | None, precision: str) -> None:
+    expect_leading("comoments", "x", x, "T, N")
+    expect_leading("comoments", "y", y, "T, N'")
+    expect(
+        "comoments",
+        "x",
+        x,
+        {"y": (y, (len(x), y.shape[1]), x.dtype), "mask": (mask, x.shape[:1], torch.bool)},
+    )
+    expect_no_gradient("comoments", x, y)
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"comoments: precision={precision!r} is unknown; choose from {', '.join(PRECISIONS)}."
+        )

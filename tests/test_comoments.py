@@ -1,0 +1,175 @@
+"""comoments: every backend against the definition, hard columns, merging, the peer's overflow."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from interpcore import ops
+from interpcore.ops import Pilot, reference
+from interpcore.ops.reference.comoments import centered as centered_definition
+
+SHAPES = [(1, 1, 1), (40, 3, 5), (257, 33, 16), (1500, 70, 130), (9000, 4, 3)]
+CASES = [(backend, shape) for backend in ("reference", "cpu") for shape in SHAPES]
+CASES += [("triton", shape) for shape in SHAPES if shape[0] < 1000]  # the rest is slow in the interpreter
+PARITY = Path(__file__).parent / "data" / "parity_neurons.npz"
+
+
+def related(rows: int, n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two sets of columns that correlate, with means and scales of their own."""
+    make = torch.Generator().manual_seed(seed)
+    common = torch.randn(rows, 8, generator=make)
+    sides = []
+    for columns in (n, m):
+        noise = torch.randn(rows, columns, generator=make)
+        mixed = common @ torch.randn(8, columns, generator=make) + noise
+        sides.append(mixed * torch.linspace(0.1, 3, columns) + torch.linspace(-5, 5, columns))
+    return sides[0], sides[1]
+
+
+def exact_correlation(x: Tensor, y: Tensor) -> Tensor:
+    x, y = ((v.double() - v.double().mean(0)) for v in (x, y))
+    return (x.t() @ y) / (x.norm(dim=0)[:, None] * y.norm(dim=0))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("backend", "shape"), CASES, ids=str)
+def test_against_the_definition(
+    backend: str, shape: tuple[int, int, int], masked: bool, request: pytest.FixtureRequest
+) -> None:
+    device = request.getfixturevalue("triton_device") if backend == "triton" else "cpu"
+    x, y = (v.to(device) for v in related(*shape))
+    mask = (torch.arange(shape[0], device=device) % 3 != 1) if masked else None
+    got = ops.comoments(x, y, mask, backend=backend)
+    exact = reference.comoments(x, y, mask)
+    assert got.comoment.dtype == torch.float64
+    spread = got.x.m2.sqrt()[:, None] * got.y.m2.sqrt()
+    assert ((got.comoment - exact).abs() <= 2e-6 * spread + 1e-12).all()
+
+
+def test_hard_columns_have_their_correlation() -> None:
+    make = torch.Generator().manual_seed(1)
+    z = torch.randn(20_000, 1, generator=make, dtype=torch.float64)
+    noise = torch.randn(20_000, 8, generator=make, dtype=torch.float64)
+    base = z + noise
+    scales = torch.tensor([1, 1, 1e-12, 1e12, 1e-25, 1e30, 1e3, 1], dtype=torch.float64)
+    means = torch.tensor([0, 1000, 0, -3e15, 0, 3e33, 0, -70], dtype=torch.float64)
+    x = (base * scales + means).float()
+    got = ops.comoments(x, z.float()).correlation
+    assert (got - exact_correlation(x, z)).abs().max() < 2e-6
+    both = ops.comoments(x, x).correlation
+    assert (both - exact_correlation(x, x)).abs().max() < 2e-6
+    assert (both.diagonal() - 1).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_column_that_is_not_finite_spoils_no_other(backend: str, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    x, y = (v.to(device) for v in related(300, 6, 5))
+    clean = ops.comoments(x, y, backend=backend)
+    x[7, 2], x[9, 2], y[250, 4] = torch.inf, torch.nan, -torch.inf
+    got = ops.comoments(x, y, backend=backend, pilot_x=clean.pilot_x, pilot_y=clean.pilot_y)
+    good_x, good_y = [0, 1, 3, 4, 5], [0, 1, 2, 3]
+    assert torch.equal(got.correlation[good_x][:, good_y], clean.correlation[good_x][:, good_y])
+    assert got.correlation[2].isnan().all() and got.correlation[:, 4].isnan().all()
+    assert got.x.nonfinite.tolist() == [0, 0, 2, 0, 0, 0] and got.y.nonfinite.tolist() == [0, 0, 0, 0, 1]
+    assert reference.comoments(x, y).isnan().equal(got.comoment.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    x, y = (v.to(dtype) for v in related(700, 20, 30))
+    error = (ops.comoments(x, y).correlation - exact_correlation(x, y)).abs().max()
+    assert error < (1e-12 if dtype == torch.float64 else 2e-6)
+
+
+def test_bfloat16_products_are_of_shifted_values() -> None:
+    x, y = related(4000, 20, 30)
+    x += 1000
+    got = ops.comoments(x, y, precision="bfloat16").correlation
+    error = (got - exact_correlation(x, y)).abs().max()
+    assert 1e-7 < error < 1e-3
+
+
+def test_constant_and_masked_out_columns() -> None:
+    x, y = related(50, 4, 4)
+    x[:, 1] = 3.25
+    got = ops.comoments(x, y)
+    assert got.correlation[1].isnan().all() and got.correlation[[0, 2, 3]].isfinite().all()
+    none = ops.comoments(x, y, torch.zeros(50, dtype=torch.bool))
+    assert none.correlation.isnan().all() and (none.cross == 0).all()
+
+
+def test_merge() -> None:
+    x, y = related(30_000, 12, 9)
+    pilots = {"pilot_x": Pilot.of(x[:64]), "pilot_y": Pilot.of(y[:64])}
+    whole = ops.comoments(x, y, **pilots)
+    cut = ops.comoments.__globals__["BLOCK_ROWS"]
+    parts = [ops.comoments(x[s : s + cut], y[s : s + cut], **pilots) for s in range(0, len(x), cut)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    assert (merged.cross - whole.cross).abs().max() <= 1e-12 * whole.cross.abs().max()
+    assert (merged.correlation - whole.correlation).abs().max() < 1e-12
+    odd = ops.comoments(x[:777], y[:777], **pilots).merge(ops.comoments(x[777:], y[777:], **pilots))
+    assert (odd.correlation - whole.correlation).abs().max() < 4e-6  # other float32 sums
+    with pytest.raises(ValueError, match="other shifts or scales"):
+        merged.merge(ops.comoments(x, y))
+
+
+def test_cosine() -> None:
+    x, y = related(900, 6, 7)
+    x64, y64 = x.double(), y.double()
+    exact = (x64.t() @ y64) / (x64.norm(dim=0)[:, None] * y64.norm(dim=0))
+    assert (ops.comoments(x, y).cosine - exact).abs().max() < 2e-6
+
+
+def test_the_column_that_overflows_in_the_peer() -> None:
+    data = np.load(PARITY)
+    x = torch.from_numpy(data["correlation/overflow_column"])[:, None]
+    y = torch.from_numpy(data["correlation/b"].T.copy())
+    true = torch.from_numpy(data["correlation/overflow_true"])
+    assert (torch.from_numpy(data["correlation/peer_overflow"]) == 0).all() and true.abs().max() > 0.01
+    assert (ops.comoments(x, y).correlation[0] - true).abs().max() < 1e-6
+    assert (ops.comoments(x.double(), y.double()).correlation[0] - true).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_centered(backend: str, dtype: torch.dtype, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    x = related(257, 123, 1)[0].to(device, dtype)
+    x[3, 5] = torch.nan
+    mask = torch.arange(257, device=device) % 5 > 0
+    pilot = Pilot.of(x, mask)
+    # Rows apart in memory, as in a view of a wider tensor.
+    wide = torch.cat((x, x), 1)[:, :123]
+    for precision, tolerance in (("float32", 2e-7), ("bfloat16", 4e-3)):
+        got = ops.centered(wide, mask, pilot, precision=precision, backend=backend)
+        exact = centered_definition(x, mask, pilot.shift, pilot.scale)
+        assert (got.double() - exact).abs().max() <= tolerance * max(float(exact.abs().max()), 1)
+        assert (got[~mask] == 0).all() and got[3, 5] == 0
+
+
+def test_refusals() -> None:
+    x, y = related(20, 3, 4)
+    with pytest.raises(ValueError, match=r"y must be \[20, 4\]"):
+        ops.comoments(x, y.double())
+    with pytest.raises(ValueError, match=r"mask must be \[20\]"):
+        ops.comoments(x, y, torch.ones(19, dtype=torch.bool))
+    with pytest.raises(ValueError, match="precision='int8' is unknown"):
+        ops.comoments(x, y, precision="int8")
+    with pytest.raises(RuntimeError, match="no gradient"):
+        ops.comoments(x.requires_grad_(), y)
+    with pytest.raises(RuntimeError, match=r"there is no cuda form|cannot run"):
+        ops.comoments(x.detach(), y, backend="cuda")
+
+
+def test_opcheck() -> None:
+    x, _ = related(40, 9, 3)
+    pilot = Pilot.of(x)
+    for precision, name in (("float32", "cpu"), ("bfloat16", "cpu"), ("float32", "reference")):
+        args = (x, torch.arange(40) % 3 > 0, pilot.shift, pilot.scale, precision, name)
+        torch.library.opcheck(torch.ops.interpcore.centered, args)
