@@ -11,6 +11,9 @@ from torch import Tensor
 
 from interpcore.runs import Progress, RunError, read_tensors, write_tensors
 
+SECONDS = 20.0
+"""Between two saves, at least."""
+
 
 def checkpointed(
     path: str | os.PathLike[str] | None,
@@ -21,7 +24,6 @@ def checkpointed(
     meaning: str,
     label: str,
     progress: bool = True,
-    every: float = 20.0,
 ) -> None:
     """Call `step(0)`, ..., `step(blocks - 1)`, each of which adds to `state`, and save it now and then.
 
@@ -36,7 +38,6 @@ def checkpointed(
         meaning: what the state is a sum of; a file that says otherwise is refused.
         label: for the progress.
         progress: show it.
-        every: seconds between two saves at least.
     Raises: RunError for a file with another meaning.
     """
     first = _restore(path, state, meaning)
@@ -45,7 +46,7 @@ def checkpointed(
         for block in range(first, blocks):
             step(block)
             shown.advance()
-            due = time.monotonic() - saved >= max(every, 100 * cost)
+            due = time.monotonic() - saved >= max(SECONDS, 100 * cost)
             if path is not None and (due or block == blocks - 1):
                 begun = time.monotonic()
                 write_tensors(path, state, {"done": str(block + 1), "meaning": meaning})
