@@ -20,6 +20,11 @@ def bare_context(model: Model) -> Context:
     return Context(layout, n_calls=model.plan.n_calls, absent=model.spec.absent)
 
 
+def apply(norm: Norm | None, x: Tensor) -> Tensor:
+    """x after a norm, where there is one."""
+    return x if norm is None else norm(x)
+
+
 def normed_heads(norm: Norm | None, over_heads: bool, x: Tensor) -> Tensor:
     """Queries or keys x [..., head, d_head] after their norm, per head or over all heads at once."""
     if norm is None:

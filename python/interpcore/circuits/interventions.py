@@ -65,6 +65,10 @@ class Intervention:
         """Whether nothing changes before the first position at which a pair differs."""
         return self.name == "patching"
 
+    def notes(self) -> dict[str, str]:
+        """What a file of results must say about it."""
+        return {} if self.data is None else {"mean over": self.data}
+
     def sources(self, model: Model, pairs: Pairs, clean: Record) -> Sources:
         """What stands in for every source of a batch, [batch or 1, position, ...].
 
@@ -76,9 +80,16 @@ class Intervention:
         """
         if self.name == "patching":
             return record(model, pairs.corrupted, pairs.lengths).sources
+        return self.constants(clean.sources)
+
+    def constants(self, clean: Sources) -> Sources:
+        """What stands in without a corrupted prompt: zeros or means, [batch or 1, position, ...].
+
+        Raises: GraphError for prompts longer than a mean by position reaches.
+        """
         if self.means is None:
-            return clean.sources.map(torch.zeros_like)
-        width = pairs.clean.shape[1]
+            return clean.map(torch.zeros_like)
+        width = clean.input.shape[1]
         if self.name == "mean-positional" and self.means.input.shape[1] < width:
             raise GraphError(
                 f"A prompt has {width} tokens; the mean over {self.data} by position reaches "

@@ -8,7 +8,7 @@ for what helps: divergences are their own negative, and `natural` gives them bac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,19 @@ class Metric:
 
     def __str__(self) -> str:
         return self.name if self.protocol is None or not self.divergence else f"{self.name}/vocabulary"
+
+
+def as_metrics(metrics: str | Metric | Sequence[str | Metric]) -> list[Metric]:
+    """Metrics given by name or ready, one or several.
+
+    Raises: MetricError for none, or two of the same name.
+    """
+    listed = [metrics] if isinstance(metrics, str | Metric) else metrics
+    found = [Metric(metric) if isinstance(metric, str) else metric for metric in listed]
+    names = [str(metric) for metric in found]
+    if not names or len(set(names)) < len(names):
+        raise MetricError(f"Give one metric or several different ones; got {', '.join(names) or 'none'}.")
+    return found
 
 
 def _joined(values: Tensor, answers: Tensor, by: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interpcore.circuits.ablated import Ablated
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.heads import bare_context, mix, normed_heads, rotated, visible
+from interpcore.circuits.heads import apply, bare_context, mix, normed_heads, rotated, visible
 from interpcore.circuits.sources import head_output, post_scale
 from interpcore.model import Model
 from interpcore.model.attention import Attention
@@ -215,7 +215,7 @@ class _Run:
         wanted_kv = torch.cat([groups, groups], 1) & torch.cat([live[1], live[2]], 1)
         kv = torch.arange(columns[1].start, columns[2].stop)
         x, which = self._inputs(wanted_kv, kv, self.ablated.attn_in[layer])
-        normed = _apply(block.attn_norm, x)
+        normed = apply(block.attn_norm, x)
         of_k = which[:, 1] < graph.kv_heads
         shift = torch.tensor([0, graph.kv_heads])
         k = self._projected(layer, "k", groups.nonzero(), which[of_k], normed[of_k], self.ablated.k[layer])
@@ -229,7 +229,7 @@ class _Run:
             computed & live[0], torch.arange(columns[0].start, columns[0].stop), self.ablated.attn_in[layer]
         )
         q = self._projected(
-            layer, "q", computed.nonzero(), which, _apply(block.attn_norm, x), self.ablated.q[layer]
+            layer, "q", computed.nonzero(), which, apply(block.attn_norm, x), self.ablated.q[layer]
         )
         q = self._ready(attention, attention.q_norm, q, len(computed.any(1).nonzero()))
         self._mixed(layer, computed, groups, q, k, v)
@@ -339,11 +339,7 @@ class _Run:
         if not bool(wanted.any()):
             return
         x, which = self._inputs(wanted[:, None], torch.tensor([destination]), self.ablated.mlp_in[layer])
-        out = _apply(block.mlp_post_norm, block.mlp(_apply(block.mlp_norm, x), self.ctx, layer))
+        out = apply(block.mlp_post_norm, block.mlp(apply(block.mlp_norm, x), self.ctx, layer))
         difference = out - self._live(self.ablated.sources.mlp[layer])
         for row, c in enumerate(which[:, 0].tolist()):
             self._write(c, source, difference[row])
-
-
-def _apply(norm: Norm | None, x: Tensor) -> Tensor:
-    return x if norm is None else norm(x)

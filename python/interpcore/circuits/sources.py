@@ -39,6 +39,11 @@ class Sources:
         """With a function applied to every tensor."""
         return Sources(function(self.input), tuple(map(function, self.z)), tuple(map(function, self.mlp)))
 
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor by a name."""
+        layers = {f"{what}.{d}": x for what in ("z", "mlp") for d, x in enumerate(getattr(self, what))}
+        return {"input": self.input, **layers}
+
     def __sub__(self, other: Sources) -> Sources:
         """Differences, source by source."""
         return Sources(
@@ -57,6 +62,8 @@ class Record:
         resid: the stream at depths 0 to D [batch, position, d_model].
         mlp_in: per layer, what the MLP read, before its norm.
         q, k, v: per layer, queries, keys and values [batch, position, heads, d_head] before rotary.
+        z: per layer, the heads' mixed values [batch, position, head, d_head], without the scale of a norm
+            after attention.
         lengths: real tokens per row [batch] int64.
     """
 
@@ -66,6 +73,7 @@ class Record:
     q: tuple[Tensor, ...]
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
     lengths: Tensor
 
 
@@ -97,7 +105,9 @@ def record(model: Model, tokens: Tensor, lengths: Tensor) -> Record:
             tuple(z[d] * post_scale(model.block(d), z[d]) for d in depths),
             values("mlp_out"),
         )
-    return Record(sources, values("resid"), values("mlp_in"), values("q"), values("k"), values("v"), lengths)
+    return Record(
+        sources, values("resid"), values("mlp_in"), values("q"), values("k"), values("v"), z, lengths
+    )
 
 
 def check_blocks(model: Model) -> None:
@@ -150,3 +160,9 @@ def after_post_norm(block: Block, written: Tensor) -> Tensor:
         return written
     centred = written - written.mean(-1, keepdim=True) if norm.center else written
     return centred if norm.weight is None else centred * (norm.weight + norm.offset).to(written.dtype)
+
+
+def notes(model: Model) -> dict[str, str]:
+    """What a file of results must say about a model's sources."""
+    frozen = any(model.block(d).attn_post_norm is not None for d in range(model.plan.n_calls))
+    return {"heads": "the norm after attention keeps the scale of each run"} if frozen else {}

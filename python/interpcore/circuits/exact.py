@@ -1,0 +1,314 @@
+"""Exact patching: the metric's change when one edge (or node, or neuron) alone is corrupted.
+
+A corrupted edge changes nothing before its destination's layer, nor positions before the prompts differ; so
+only what follows is run. All sources into a layer share its projections, and only the head that is entered is
+mixed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from interpcore.circuits.circuit import select
+from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.interventions import Intervention
+from interpcore.circuits.memory import in_halves
+from interpcore.circuits.metrics import Metric, as_metrics
+from interpcore.circuits.pairs import Pairs
+from interpcore.circuits.patched import check_over_heads
+from interpcore.circuits.rows import Change, Rows
+from interpcore.circuits.scores import Scores
+from interpcore.circuits.sources import check_blocks, notes, record
+from interpcore.model import Model
+from interpcore.model.card import run_card
+from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
+
+LEVELS = ("edge", "node", "neuron")
+Metrics = str | Metric | Sequence[str | Metric]
+
+
+def exact(
+    model: Model,
+    pairs: Pairs,
+    metrics: Metrics = "logit_diff",
+    *,
+    graph: Graph | None = None,
+    edges: Tensor | None = None,
+    level: str = "edge",
+    intervention: str | Intervention = "patching",
+    batch_size: int = 8,
+    tokens: int = 2048,
+    ledger: Ledger | None = None,
+    progress: bool = False,
+    split: str = "all",
+) -> dict[str, Scores]:
+    """Exact scores under all metrics at once: mean over pairs of metric(clean) - metric(corrupted).
+
+    Args:
+        model: with hand-written blocks.
+        pairs: the examples; results do not depend on how they are batched.
+        metrics: one or more.
+        graph: of the model; None for the grouped one.
+        edges: edges to score [n_sources, n_destinations] bool; None for all. For nodes and neurons, those of
+            a source count as the source.
+        level: "edge", "node" (a source corrupted on all its edges) or "neuron" (one dimension of what it
+            writes).
+        intervention: what a corrupted edge carries; means are taken over `pairs`.
+        batch_size: pairs whose clean run is held at once.
+        tokens: tokens run together; halved when memory runs out.
+        ledger: keeps finished sources, so that an interrupted run goes on where it stopped.
+        progress: show it.
+        split: which pairs these are, for the file.
+    Returns: scores by metric name.
+    Raises: GraphError for a graph of another model or a metric that is not finite.
+    """
+    graph = Graph.of(model) if graph is None else graph
+    graph.check_model(model)
+    check_blocks(model)
+    check_over_heads(model, graph)
+    if level not in LEVELS:
+        raise GraphError(f"Exact scores are of {', '.join(LEVELS)}; got {level!r}.")
+    study = _Study(
+        model,
+        graph,
+        pairs,
+        as_metrics(metrics),
+        Intervention.of(intervention, model, pairs, batch_size=batch_size),
+        level,
+        graph.legal if edges is None else edges & graph.legal,
+        batch_size,
+        tokens,
+        ledger,
+    )
+    study.run(progress)
+    return study.scores(split)
+
+
+def verify(
+    model: Model,
+    pairs: Pairs,
+    scores: Scores,
+    top: int,
+    metrics: Metrics | None = None,
+    **options: object,
+) -> dict[str, Scores]:
+    """Exact scores of the `top` edges that estimated scores put first (by |score|); other arguments as in
+    `exact`."""
+    best = select(scores, top, prune=False).edges
+    chosen = scores.metric if metrics is None else metrics
+    found = exact(model, pairs, chosen, graph=scores.graph, edges=best, **options)  # type: ignore[arg-type]
+    for verified in found.values():
+        verified.notes["verified"] = f"the best {top} edges of {scores.method}"
+    return found
+
+
+class _Study:
+    """One run over all batches: sums and sums of squares over examples, source by source."""
+
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        pairs: Pairs,
+        metrics: Sequence[Metric],
+        intervention: Intervention,
+        level: str,
+        wanted: Tensor,
+        batch_size: int,
+        tokens: int,
+        ledger: Ledger | None,
+    ):
+        self.model, self.graph, self.metrics, self.level = model, graph, metrics, level
+        self.intervention, self.wanted = intervention, wanted
+        self.batch_size, self.tokens, self.ledger = batch_size, tokens, ledger
+        # Pairs that begin to differ at the same position skip the same ones.
+        order = (
+            pairs.first_difference.argsort(stable=True) if intervention.skips else torch.arange(len(pairs))
+        )
+        self.pairs = pairs.rows(order)
+        columns = {"edge": graph.n_destinations, "node": 1, "neuron": model.spec.d_model}[level]
+        # [metric, sum and sum of squares, source, column]
+        self.sums = torch.zeros(len(metrics), 2, graph.n_sources, columns, dtype=torch.float64)
+        self.task = "" if ledger is None else f"exact {level} {self._meaning()[:16]}"
+
+    def run(self, progress: bool) -> None:
+        """Every batch; sources that the ledger has are taken from it."""
+        todo: list[tuple[int, dict[int, list[int]]]] = []
+        total = done = 0
+        for start in range(0, len(self.pairs), self.batch_size):
+            stages = self._stages()
+            total += sum(map(len, stages.values()))
+            for stage, sources in stages.items():
+                stages[stage] = [s for s in sources if not self._finished(start, stage, s)]
+                done += len(sources) - len(stages[stage])
+            todo.append((start, stages))
+        with Progress("exact patching", total, done=done, shown=progress) as shown, torch.no_grad():
+            for start, stages in todo:
+                if any(stages.values()):
+                    self._batch(start, stages, shown)
+
+    def scores(self, split: str) -> dict[str, Scores]:
+        """Means over the pairs, by metric."""
+        n = len(self.pairs)
+        found = {}
+        for metric, (total, squares) in zip(self.metrics, self.sums, strict=True):
+            unscored = ~self.wanted if self.level == "edge" else ~self.wanted.any(1)[:, None]
+            mean = (total / n).masked_fill(unscored, torch.nan).float()
+            none = torch.full(self.wanted.shape, torch.nan)
+            found[str(metric)] = Scores(
+                self.graph,
+                mean if self.level == "edge" else none,
+                "exact",
+                str(metric),
+                self.intervention.name,
+                model=self.model.spec.name,
+                task=self.pairs.task,
+                split=split,
+                examples=n,
+                squares=squares.float() if self.level == "edge" else None,
+                nodes=mean[:, 0] if self.level == "node" else None,
+                neurons=mean if self.level == "neuron" else None,
+                notes={**notes(self.model), **self.intervention.notes()},
+            )
+        return found
+
+    def _meaning(self) -> str:
+        """Hash of everything that a ledger's row depends on."""
+        tensors = {
+            name: getattr(self.pairs, name) for name in ("clean", "corrupted", "lengths", "good", "bad")
+        }
+        parts = {
+            "weights": run_card(self.model).weights,
+            "plan": str(self.model.plan),
+            "graph": str(self.graph),
+            "metrics": [str(metric) for metric in self.metrics],
+            "intervention": self.intervention.name,
+            "data": None
+            if self.intervention.means is None
+            else tensors_hash(self.intervention.means.named()),
+            "pairs": tensors_hash(tensors),
+            "logits by": self.pairs.logits_by,
+        }
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+    def _stages(self) -> dict[int, list[int]]:
+        """Sources by the layer that their edges enter (the number of layers: `logits`); all in one for
+        nodes."""
+        if self.level != "edge":
+            return {0: self.wanted.any(1).nonzero().flatten().tolist()}
+        layers = self.graph.destination_layers
+        return {
+            stage: self.wanted[:, layers == stage].any(1).nonzero().flatten().tolist()
+            for stage in range(self.graph.blocks + 1)
+        }
+
+    def _columns(self, stage: int, source: int) -> Tensor:
+        """What of a source is scored in a stage: destinations, or dimensions."""
+        if self.level != "edge":
+            return torch.arange(self.sums.shape[-1])
+        return (self.wanted[source] & (self.graph.destination_layers == stage)).nonzero().flatten()
+
+    def _key(self, start: int, stage: int, source: int) -> str:
+        key = {
+            "first pair": start,
+            "pairs": min(self.batch_size, len(self.pairs) - start),
+            "source": self.graph.source_names[source],
+            "columns": self._columns(stage, source).tolist() if self.level == "edge" else self.level,
+        }
+        return canonical_json(key)
+
+    def _finished(self, start: int, stage: int, source: int) -> bool:
+        """Whether the ledger has a source; what it says is then taken in."""
+        row = None if self.ledger is None else self.ledger.get(self._key(start, stage, source), self.task)
+        if row is None or row.status != "done":
+            return False
+        self._take(stage, source, torch.tensor(row.result, dtype=torch.float64))
+        return True
+
+    def _take(self, stage: int, source: int, sums: Tensor) -> None:
+        """Take in a source's sums over one batch [metric, 2, column]."""
+        self.sums[:, :, source, self._columns(stage, source)] += sums
+
+    def _batch(self, start: int, stages: dict[int, list[int]], shown: Progress) -> None:
+        pairs = self.pairs.rows(slice(start, start + self.batch_size))
+        batch = _Batch(self, pairs)
+        for stage, left in stages.items():
+            while left:
+                size = max(1, self.tokens // batch.rows.tokens)
+                now, left = left[:size], left[size:]
+                for sources, sums in in_halves(now, partial(batch.sums, stage), "sources"):
+                    if len(sources) < len(now):
+                        self.tokens = min(self.tokens, len(sources) * batch.rows.tokens)
+                    for i, source in enumerate(sources):
+                        result = sums[:, :, i, self._columns(stage, source)]
+                        self._take(stage, source, result)
+                        self._record(self._key(start, stage, source), result)
+                        shown.advance()
+
+    def _record(self, key: str, result: Tensor) -> None:
+        if self.ledger is not None:
+            self.ledger.record(Row(task=self.task, key=key, status="done", result=result.tolist()))
+
+
+class _Batch:
+    """A batch's clean run and what stands in for its sources."""
+
+    def __init__(self, study: _Study, pairs: Pairs):
+        self.study, self.pairs = study, pairs
+        clean = record(study.model, pairs.clean, pairs.lengths)
+        standing_in = study.intervention.sources(study.model, pairs, clean)
+        self.rows = Rows(study.model, study.graph, clean, standing_in, study.intervention.first(pairs))
+        last = self.rows.suffix.at_last(clean.resid[-1][None], 0)
+        self.logits = self.rows.suffix.logits(study.graph.blocks, last, 0)[0]
+        self.before = [metric(self.logits, pairs, self.logits) for metric in study.metrics]
+
+    def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
+        """Sums over the batch of the effects of sources and of their squares [metric, 2, source, column]."""
+        study = self.study
+        shape = len(study.metrics), 2, len(sources), study.sums.shape[-1]
+        sums = torch.zeros(shape, dtype=torch.float64)
+        room = len(sources) * self.rows.tokens
+        waiting: list[Change] = []
+
+        def finish() -> None:
+            streams = torch.cat([change.stream for change in waiting])
+            logits = self.rows.suffix.logits(waiting[0].layer, streams, waiting[0].first)
+            source = torch.cat([change.source for change in waiting])
+            column = torch.cat([change.column for change in waiting])
+            for i, metric in enumerate(study.metrics):
+                effect = (self.before[i] - metric(logits, self.pairs, self.logits)).double().cpu()
+                sums[i, 0, source, column] = effect.sum(1)
+                sums[i, 1, source, column] = effect.square().sum(1)
+            waiting.clear()
+
+        for change in self._changes(stage, sources, room):
+            if waiting and (change.layer, change.first) != (waiting[0].layer, waiting[0].first):
+                finish()
+            waiting.append(change)
+            if sum(each.stream[..., 0].numel() for each in waiting) >= room:
+                finish()
+        if waiting:
+            finish()
+        if not bool(sums.isfinite().all()):
+            wrong = int((~sums.isfinite()).any(-1).any(1).nonzero()[0, 0])
+            raise GraphError(
+                f"The metric {study.metrics[wrong]} is not finite on some pair of {self.pairs.task}; look at "
+                "its "
+                "answers and at the model's logits. What was finished is kept."
+            )
+        return sums
+
+    def _changes(self, stage: int, sources: Sequence[int], room: int) -> Iterator[Change]:
+        if self.study.level == "edge":
+            here = self.study.graph.destination_layers == stage
+            yield from self.rows.edges(stage, sources, self.study.wanted[list(sources)] & here)
+            return
+        for i, source in enumerate(sources):
+            nodes = self.study.level == "node"
+            for change in self.rows.nodes(source) if nodes else self.rows.neurons(source, room):
+                yield change._replace(source=torch.full_like(change.source, i))

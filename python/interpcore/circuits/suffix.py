@@ -1,0 +1,97 @@
+"""The model from one layer on, for many copies of a batch whose earlier layers and positions are the clean
+run's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interpcore.circuits.heads import apply, bare_context, mix, normed_heads, rotated, visible
+from interpcore.circuits.sources import Record
+from interpcore.model import Model
+
+
+class Suffix:
+    """Runs changed streams up to the logits at each row's last token.
+
+    Streams are [copies, batch, position, d_model] with positions from `first` on; what comes before is taken
+    from the clean run, so a change must not reach back. The last layer runs at the last tokens alone: streams
+    that leave it have one position.
+
+    Args:
+        model: the decoder.
+        clean: the batch's clean run.
+    """
+
+    def __init__(self, model: Model, clean: Record):
+        self.model, self.clean, self.ctx = model, clean, bare_context(model)
+        self.last = (clean.lengths - 1).to(model.device)
+        self.width = clean.resid[0].shape[1]
+        positions = torch.arange(self.width, device=model.device)[None]
+        depths = range(model.plan.n_calls)
+        self.q = [rotated(model.block(d).attention, clean.q[d], positions) for d in depths]
+        self.k = [rotated(model.block(d).attention, clean.k[d], positions) for d in depths]
+
+    @property
+    def top(self) -> int:
+        """The last layer."""
+        return self.model.plan.n_calls - 1
+
+    def positions(self, first: int) -> Tensor:
+        """[1, position] from `first` on."""
+        return torch.arange(first, self.width, device=self.last.device)[None]
+
+    def queries(self, layer: int, first: int) -> Tensor:
+        """Positions at which a layer is run: [1, position], the last tokens [batch, 1] in the last layer."""
+        return self.last[:, None] if layer == self.top else self.positions(first)
+
+    def at_last(self, x: Tensor, first: int) -> Tensor:
+        """x [copies, batch, position, ...] of positions from `first` on at the last tokens [copies, batch, 1,
+        ...]."""
+        rows = torch.arange(x.shape[1], device=x.device)
+        return x[:, rows, self.last - first][:, :, None]
+
+    def logits(self, layer: int, stream: Tensor, first: int) -> Tensor:
+        """Logits [copies, batch, vocabulary] of the stream entering a layer; the number of layers: the final
+        norm."""
+        for at in range(layer, self.top + 1):
+            stream = self._block(at, stream, first)
+        return self.model.unembed(self.model.final_norm(stream.squeeze(2)))
+
+    def after_attention(self, layer: int, entering: Tensor, attn_out: Tensor) -> Tensor:
+        """The stream after a layer whose attention wrote attn_out; all [copies, batch, position, d_model], or
+        broadcasting copies."""
+        block = self.model.block(layer)
+        middle = entering + attn_out
+        return middle + self.mlp(layer, entering if block.parallel else middle)
+
+    def mlp(self, layer: int, x: Tensor) -> Tensor:
+        """What a layer's MLP writes when it reads x."""
+        block = self.model.block(layer)
+        return apply(block.mlp_post_norm, block.mlp(apply(block.mlp_norm, x), self.ctx, layer))
+
+    def _block(self, layer: int, x: Tensor, first: int) -> Tensor:
+        block = self.model.block(layer)
+        attention = block.attention
+        normed = apply(block.attn_norm, x)
+        if layer < self.top:
+            q, k, v = attention.qkv(normed)
+        else:
+            heads, groups = slice(0, self.model.spec.n_heads), slice(0, self.model.spec.n_kv_heads)
+            x = self.at_last(x, first)
+            q = attention.qkv.part("q", heads)(self.at_last(normed, first))
+            k, v = (attention.qkv.part(letter, groups)(normed) for letter in "kv")
+            q, k, v = (part.unflatten(-1, (-1, self.model.spec.d_head)) for part in (q, k, v))
+        queries = self.queries(layer, first)
+        q = rotated(attention, normed_heads(attention.q_norm, attention.norm_over_heads, q), queries)
+        k = normed_heads(attention.k_norm, attention.norm_over_heads, k)
+        k = with_prefix(self.k[layer][:, :first], rotated(attention, k, self.positions(first)))
+        v = with_prefix(self.clean.v[layer][:, :first], v)
+        z = mix(attention, q, k, v, visible(attention, queries, self.width))
+        return self.after_attention(layer, x, apply(block.attn_post_norm, attention.out(z.flatten(-2))))
+
+
+def with_prefix(clean: Tensor, own: Tensor) -> Tensor:
+    """Keys or values [copies, batch, position, kv_head, d_head] after those of the clean run's first
+    positions [batch, position, kv_head, d_head]."""
+    return torch.cat([clean.expand(len(own), *clean.shape), own], 2) if clean.shape[1] else own
