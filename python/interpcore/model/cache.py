@@ -56,6 +56,14 @@ class Segment:
         """Tokens of its longest row."""
         return int(self.lengths.max())
 
+    def kept(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Keys and values per slot without the room for later tokens [batch, width, kv_head, d_head]."""
+        keys, values = (
+            {slot: x[:, : self.width] for slot, x in part.items()}
+            for part in (self.buffer.keys, self.buffer.values)
+        )
+        return keys, values
+
 
 @dataclass(frozen=True, eq=False)
 class Cache:
@@ -101,6 +109,21 @@ class Cache:
             if pieces
             else torch.zeros(0, dtype=torch.int64)
         )
+
+    def repeated(self, times: int) -> Cache:
+        """The batch several times over, one copy of all rows after the other; shared segments stay shared.
+
+        Raises: ValueError for a cache that was filled under edits, which name its rows.
+        """
+        if self.batch == 1 or times == 1:
+            return self
+        if self.edits:
+            raise ValueError("A cache that was filled under edits cannot be repeated; fill one per copy.")
+        last = self.segments[-1]
+        buffer = Buffer(*({s: x.repeat(times, 1, 1, 1) for s, x in part.items()} for part in last.kept()))
+        segment = Segment(buffer, last.tokens.repeat(times, 1), last.lengths.repeat(times), last.first)
+        buffer.owner = segment
+        return Cache((*self.segments[:-1], segment), self.plan, self.edits, self.model)
 
     def nbytes(self) -> int:
         """Bytes of its keys and values, spare room included."""

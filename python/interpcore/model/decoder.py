@@ -287,7 +287,10 @@ class Model:
     def unembed(self, normed: Tensor) -> Tensor:
         """Logits [..., vocabulary] of the final norm's output [..., d_model], soft-capped where the model
         does so."""
-        logits = self.unembedding(normed)
+        return self.capped(self.unembedding(normed))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """The unembedding's output after the model's soft-cap, where it has one."""
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

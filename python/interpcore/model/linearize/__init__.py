@@ -23,10 +23,11 @@ from ..prompts import read_prompts
 from ..sites import Edit, Tap, select
 from .block import LinearBlock
 from .edits import pull, push
+from .heads import RAW, head_inputs
 from .norm import LinearNorm
 from .rules import EXACT, Rules
 
-__all__ = ["EXACT", "Linearization", "Rules", "Step", "linearize"]
+__all__ = ["EXACT", "RAW", "Linearization", "Rules", "Step", "head_inputs", "linearize"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,8 @@ class Step:
         depth: residual depth d of `resid`; None for the token embedding, the last step down.
         resid: cotangent (down) or tangent (up) of resid[d] after its edits [batch, vector, position,
             d_model].
-        sites: cotangents of call d's sites, of those asked for, each after its edits.
+        sites: cotangents of call d's sites, of those asked for, each after its edits; and of `q_raw`,
+            `k_raw` and `v_raw`, what the projections give, before edits and norms of queries and keys.
     """
 
     depth: int | None
