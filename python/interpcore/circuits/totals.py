@@ -1,0 +1,218 @@
+"""Scores of batches and their sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.circuits.gradients import Points, destination_gradients, node_gradients
+from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.live import LiveBatch
+from interpcore.circuits.pairs import Pairs
+from interpcore.circuits.parts import Part, Plan, parts
+from interpcore.ops import edge_scores
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Groups of token positions whose scores are wanted apart.
+
+    Args:
+        numbers: segment of each position of each pair [pair, position] int64, negative for none.
+        names: of the segments.
+        by_example: each segment is one pair; its scores are then that pair's own, else means over all pairs.
+    """
+
+    numbers: Tensor
+    names: tuple[str, ...]
+    by_example: bool = False
+
+    @classmethod
+    def of(cls, kind: str, pairs: Pairs) -> Segments:
+        """Every pair by itself ("example") or every position ("position").
+
+        Raises: GraphError for another kind.
+        """
+        n, width = pairs.clean.shape
+        if kind == "example":
+            numbers = torch.arange(n)[:, None].expand(-1, width)
+            return cls(numbers, tuple(f"pair {i}" for i in range(n)), True)
+        if kind == "position":
+            return cls(torch.arange(width).expand(n, -1), tuple(f"position {i}" for i in range(width)))
+        raise GraphError(f"Segments are 'example', 'position' or Segments(numbers, names); got {kind!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class BatchScores:
+    """Scores of a batch, example by example.
+
+    Args:
+        edges: [batch, segment, n_sources, n_destinations], the last segment holding what belongs to none; or
+            None.
+        neurons: [batch, n_sources, d_model], or None.
+        leaving: sum of the scores that leave `input` [batch].
+        change: metric(clean) - metric(corrupted) [batch], or None.
+    """
+
+    edges: Tensor | None
+    neurons: Tensor | None
+    leaving: Tensor
+    change: Tensor | None
+
+
+def score_batch(
+    batch: LiveBatch, graph: Graph, plan: Plan, level: str, segments: Segments | None, drops: bool
+) -> BatchScores:
+    """Scores of one batch.
+
+    Args:
+        batch: the pairs.
+        graph: whose edges.
+        plan: how gradients are taken.
+        level: "edge", "node" or "neuron".
+        segments: positions whose scores are wanted apart.
+        drops: average magnitudes over walks that leave out one layer each.
+    """
+    device, n = batch.model.device, len(batch.pairs)
+    groups = 1 if segments is None or segments.by_example else len(segments.names) + 1
+    wide = torch.promote_types(batch.model.dtype, torch.float32)
+    shape = (groups, *graph.legal.shape) if level == "edge" else (graph.n_sources, batch.model.spec.d_model)
+    walks = graph.blocks if drops else 1
+    scores = torch.zeros(walks, n, *shape, dtype=wide, device=device)
+    leaving, change = torch.zeros(n, dtype=wide, device=device), None
+    numbers = _segment_numbers(batch, segments, groups)
+    with torch.no_grad():
+        for part in parts(batch, plan):
+            change = part.change
+            for walk in range(walks):
+                points = part.points.without(walk) if drops else part.points
+                if level == "edge":
+                    _add_edges(graph, part, points, numbers, scores[walk].flatten(0, 1), leaving)
+                else:
+                    _add_nodes(graph, part, points, scores[walk], leaving)
+        result = scores[0] if not drops else _dropped_mean(scores)
+    change = None if drops else change
+    return BatchScores(*((result, None) if level == "edge" else (None, result)), leaving, change)
+
+
+def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -> Tensor:
+    """Which of batch * groups sums each live position belongs to [batch, live] int64."""
+    rows = torch.arange(len(batch.pairs))[:, None] * groups
+    if segments is None or groups == 1:
+        return rows.expand(-1, batch.live).to(batch.model.device)
+    numbers = segments.numbers[batch.index, batch.start : batch.length]
+    return (rows + torch.where(numbers < 0, groups - 1, numbers)).to(batch.model.device)
+
+
+def _add_edges(
+    graph: Graph, part: Part, points: Points, numbers: Tensor, scores: Tensor, leaving: Tensor
+) -> None:
+    """Add one walk's scores to `scores` [batch * segment, n_sources, n_destinations]."""
+    first, last, _ = part.sources.indices(graph.n_sources)
+    difference = part.difference[first:last]
+    for gradient in destination_gradients(graph, points):
+        if gradient.at is None:
+            if first == 0:
+                leaving -= (difference[0] * gradient.values).sum((1, 2))
+            return
+        reach = (graph.prefix[gradient.at] - first).clamp(0, last - first).tolist()
+        found, _ = edge_scores(difference, gradient.values, reach, numbers, len(scores))
+        scores[:, first:last, gradient.at] -= found
+
+
+def _add_nodes(graph: Graph, part: Part, points: Points, scores: Tensor, leaving: Tensor) -> None:
+    """Add one walk's scores to `scores` [batch, n_sources, d_model]."""
+    first, last, _ = part.sources.indices(graph.n_sources)
+    for gradient in node_gradients(graph, points):
+        at = slice(max(gradient.at.start, first), min(gradient.at.stop, last))
+        if at.start < at.stop:
+            found = (part.difference[at] * gradient.values).sum(2)  # [source, batch, d_model]
+            scores[:, at] -= found.transpose(0, 1)
+            if at.start == 0:
+                leaving -= found[0].sum(-1)
+
+
+def _dropped_mean(scores: Tensor) -> Tensor:
+    """Mean magnitude over walks [walk, batch, ...], each example's with the sign of its sum. A node lies in
+    one of the layers left out, so that it is scored by one walk less."""
+    return scores.abs().sum(0) / (len(scores) - 1) * scores.sum(0).sign()
+
+
+@dataclass(eq=False)
+class Totals:
+    """Scores added up over batches, in float64.
+
+    Args:
+        edges: sum over examples [n_sources, n_destinations].
+        squares: sum of squares over examples, of the same shape.
+        segments, segment_squares: the same per segment [segments, ...], or None.
+        neurons: sum over examples [n_sources, d_model].
+        leaving: each example's sum of the scores that leave `input` [pair].
+        change: metric(clean) - metric(corrupted) [pair], NaN where there is no corrupted prompt.
+        kinds: the segments.
+    """
+
+    edges: Tensor
+    squares: Tensor
+    segments: Tensor | None
+    segment_squares: Tensor | None
+    neurons: Tensor
+    leaving: Tensor
+    change: Tensor
+    kinds: Segments | None
+
+    @classmethod
+    def empty(cls, graph: Graph, pairs: int, kinds: Segments | None, d_model: int) -> Totals:
+        """Nothing added yet."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64)
+
+        shape = tuple(graph.legal.shape)
+        count = 0 if kinds is None else len(kinds.names)
+        segments = None if kinds is None else zeros(count, *shape)
+        squares = None if kinds is None or kinds.by_example else zeros(count, *shape)
+        change = torch.full((pairs,), torch.nan, dtype=torch.float64)
+        return cls(
+            zeros(*shape),
+            zeros(*shape),
+            segments,
+            squares,
+            zeros(graph.n_sources, d_model),
+            zeros(pairs),
+            change,
+            kinds,
+        )
+
+    def add(self, batch: LiveBatch, found: BatchScores) -> None:
+        """Take in a batch."""
+        self.leaving[batch.index] = found.leaving.double().cpu()
+        if found.change is not None:
+            self.change[batch.index] = found.change.double().cpu()
+        if found.neurons is not None:
+            self.neurons += found.neurons.sum(0, dtype=torch.float64).cpu()
+        if found.edges is None:
+            return
+        edges = found.edges.cpu()
+        whole = edges.sum(1, dtype=torch.float64)
+        self.edges += whole.sum(0)
+        self.squares += whole.square().sum(0)
+        if self.segments is None:
+            return
+        if self.segment_squares is None:
+            self.segments[batch.index] = whole
+        else:
+            self.segments += edges[:, :-1].sum(0, dtype=torch.float64)
+            self.segment_squares += edges[:, :-1].double().square().sum(0)
+
+    @property
+    def gaps(self) -> Tensor:
+        """Completeness gap of each example [pair]: (scores leaving `input`) / (total change) - 1."""
+        return self.leaving / self.change - 1
+
+    @property
+    def gap(self) -> float:
+        """Completeness gap in sum."""
+        return float(self.leaving.sum() / self.change.sum()) - 1
