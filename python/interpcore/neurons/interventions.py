@@ -7,8 +7,10 @@ and in the last block nothing but the final norm and the unembedding is left to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -189,6 +191,32 @@ def check_neurons(model: Model, neurons: Sequence[Neuron]) -> None:
                 f"There is no neuron {layer}.{number}: {model.spec.name} has layers 0 to "
                 f"{model.plan.n_calls - 1} of {model.spec.d_mlp} neurons."
             )
+
+
+def parse_neurons(text: str | os.PathLike[str], model: Model) -> tuple[Neuron, ...]:
+    """Neurons named as "3.120,3.7" or in a CSV file with the columns layer and neuron, each once.
+
+    Args:
+        text: the list, or the path of the file.
+        model: whose neurons they are.
+    Raises: ValueError for anything else, or a neuron that is not there.
+    """
+    if Path(text).suffix == ".csv":
+        import pandas as pd
+
+        frame = pd.read_csv(text)
+        if not {"layer", "neuron"} <= set(frame.columns):
+            raise ValueError(f"{text} has no columns layer and neuron; it has {', '.join(frame.columns)}.")
+        pairs = list(zip(frame.layer.astype(int), frame.neuron.astype(int), strict=True))
+    else:
+        try:
+            pairs = [(int(a), int(b)) for a, b in (part.split(".") for part in str(text).split(","))]
+        except ValueError as error:
+            raise ValueError(
+                f"{text!r} names no neurons; write layer.neuron, such as 3.120,3.7, or a CSV file."
+            ) from error
+    check_neurons(model, pairs)
+    return tuple(dict.fromkeys(pairs))
 
 
 def _rerun(model: Model, clean: Clean, neuron: Neuron, act: Tensor, max_rows: int) -> Tensor:

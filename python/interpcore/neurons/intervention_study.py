@@ -1,0 +1,221 @@
+"""Interventions over a corpus: mean loss, entropy, rank, reciprocal rank and norm scale, with errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from interpcore.data.tokens import TokenShards
+from interpcore.model import Model
+from interpcore.neurons.cards import corpus_card
+from interpcore.neurons.interventions import (
+    Intervention,
+    Neuron,
+    check_neurons,
+    clean_run,
+    intervene,
+    measure_clean,
+)
+from interpcore.neurons.readout import MEASURES, Readout, TokenMeasures
+from interpcore.runs import RunFolder, sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PUBLISHED_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+"""Fixed activations of the published entropy-neuron interventions."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    model: Model
+    shards: TokenShards
+    neurons: tuple[Neuron, ...]
+    interventions: tuple[Intervention, ...]
+    frozen: bool
+    batch: int
+    readout: Readout
+
+
+def intervention_study(
+    model: Model,
+    shards: TokenShards,
+    neurons: Sequence[Neuron],
+    interventions: Sequence[Intervention],
+    out: str | os.PathLike[str] | None,
+    *,
+    frozen: bool = True,
+    sequences: int | None = None,
+    block: int = 8,
+    batch: int = 8,
+    protocol: str = "default",
+    progress: bool = True,
+    command: str | None = None,
+) -> pd.DataFrame:
+    """Every intervention on every neuron, over the tokens that count and have a next token that is no
+    padding.
+
+    Args:
+        model: the decoder.
+        shards: the corpus.
+        neurons, interventions: all combinations are run.
+        out: the run folder, which the same call goes on with; None keeps nothing.
+        frozen: also measure each with the final norm's scale frozen.
+        sequences: only the first so many.
+        block: sequences of one ledger row, which is also one group of the standard errors.
+        batch: sequences in one forward.
+        protocol: "paper" takes the published entropy.
+        progress: show it.
+        command: what was typed, for the card.
+    Returns: one row per neuron, intervention and norm ("free" or "frozen"), and one of kind "none": tokens,
+        the mean of every measure in `MEASURES`, its standard error `_se`, its change against the clean
+        forward `_change`, and that change's error `_change_se` (delete-a-group jackknife over the blocks; NaN
+        for fewer than two).
+    """
+    shards.check_model(model)
+    check_neurons(model, neurons)
+    chosen = tuple(dict.fromkeys((int(layer), int(number)) for layer, number in neurons))
+    n = min(shards.n_sequences, sequences or shards.n_sequences)
+    work = _Work(
+        model,
+        shards,
+        chosen,
+        tuple(interventions),
+        frozen,
+        batch,
+        Readout(model, published=protocol == "paper"),
+    )
+    grid = [{"start": start, "stop": min(n, start + block)} for start in range(0, n, block)]
+    if out is None:
+        found = [intervention_block(work, **cell) for cell in grid]
+    else:
+        card = corpus_card(
+            model,
+            shards,
+            protocol,
+            command,
+            neurons=[f"{layer}.{number}" for layer, number in chosen],
+            interventions=[str(i) for i in interventions],
+            frozen=frozen,
+            sequences=n,
+            block=block,
+        )
+        with RunFolder.open_or_create(out, card, shared=True) as folder:
+            rows = sweep(
+                intervention_block,
+                grid,
+                out=folder,
+                initialize=lambda: work,
+                progress=progress,
+                on_error="raise",
+            )
+        found = [row.result for row in rows]
+    return _table(work, [f for f in found if f["tokens"]])
+
+
+def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
+    """Sums of every measure over one block's tokens: tokens, clean [measure], and free and frozen [neuron,
+    intervention, measure]."""
+    clean_sums = torch.zeros(len(MEASURES), dtype=torch.float64)
+    shape = (len(work.neurons), len(work.interventions), len(MEASURES))
+    sums = {"free": torch.zeros(shape, dtype=torch.float64)}
+    if work.frozen:
+        sums["frozen"] = torch.zeros(shape, dtype=torch.float64)
+    tokens_seen = 0
+    for first in range(start, stop, work.batch):
+        tokens = work.shards.sequences(first, min(stop, first + work.batch)).to(work.model.device)
+        valid = predicting(work.shards, tokens)
+        tokens_seen += int(valid.sum())
+        clean = clean_run(work.model, tokens, work.neurons)
+        clean_sums += _sums(measure_clean(work.model, clean, work.readout), valid)
+        for i, neuron in enumerate(work.neurons):
+            for name, into in sums.items():
+                measured = intervene(
+                    work.model,
+                    clean,
+                    neuron,
+                    work.interventions,
+                    readout=work.readout,
+                    freeze=name == "frozen",
+                )
+                into[i] += _sums(measured, valid)
+    return {
+        "tokens": tokens_seen,
+        "clean": clean_sums.tolist(),
+        **{name: into.tolist() for name, into in sums.items()},
+    }
+
+
+def predicting(shards: TokenShards, tokens: Tensor) -> Tensor:
+    """Tokens that count, are not the last of their sequence, and whose next token is no padding.
+
+    Args:
+        tokens: [batch, position].
+    Returns: the same shape, bool.
+    """
+    kinds = shards.manifest["masks"]
+    padding = [i for i in kinds.get("padding", ()) if i not in kinds.get("bos", ())]
+    valid = shards.mask(tokens).clone()
+    valid[:, -1] = False
+    if padding:
+        valid[:, :-1] &= ~torch.isin(tokens[:, 1:], torch.tensor(padding, device=tokens.device))
+    return valid
+
+
+def ratio_with_error(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[Any, Any]:
+    """Mean sum(sums) / sum(counts) and its delete-a-group jackknife standard error.
+
+    Args:
+        sums: [group, ...].
+        counts: [group].
+    Returns: mean [...] and error [...]; the error is NaN for fewer than two groups.
+    """
+    total, count = sums.sum(0), counts.sum()
+    mean = total / count
+    groups = len(counts)
+    if groups < 2:
+        return mean, np.full_like(mean, np.nan)
+    left = (total - sums) / (count - counts).reshape(-1, *[1] * (sums.ndim - 1))
+    return mean, np.sqrt((groups - 1) / groups * np.square(left - left.mean(0)).sum(0))
+
+
+def _sums(measured: TokenMeasures, valid: Tensor) -> Tensor:
+    """Sum of each measure over the valid tokens [..., measure] float64."""
+    parts = [getattr(measured, name).double().where(valid, 0).sum((-2, -1)) for name in MEASURES]
+    return torch.stack(parts, -1).cpu()
+
+
+def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    if not blocks:
+        raise ValueError("No token counts: the masks leave nothing of these sequences.")
+    counts = np.array([b["tokens"] for b in blocks], dtype=np.float64)
+    clean = np.array([b["clean"] for b in blocks])
+
+    def row(about: dict[str, Any], sums: NDArray[np.float64]) -> dict[str, Any]:
+        mean, error = ratio_with_error(sums, counts)
+        change, change_error = ratio_with_error(sums - clean, counts)
+        values = {"tokens": int(counts.sum())}
+        for m, name in enumerate(MEASURES):
+            values |= {name: mean[m], f"{name}_se": error[m]}
+            values |= {f"{name}_change": change[m], f"{name}_change_se": change_error[m]}
+        return about | values
+
+    rows = [
+        row({"layer": -1, "neuron": -1, "kind": "none", "value": np.nan, "site": "", "norm": "free"}, clean)
+    ]
+    for norm in ("free", "frozen") if work.frozen else ("free",):
+        sums = np.array([b[norm] for b in blocks])  # [group, neuron, intervention, measure]
+        for i, (layer, number) in enumerate(work.neurons):
+            for j, done in enumerate(work.interventions):
+                about = {"layer": layer, "neuron": number, "kind": done.kind, "value": done.value}
+                rows.append(row(about | {"site": done.site, "norm": norm}, sums[:, i, j]))
+    return pd.DataFrame(rows)
