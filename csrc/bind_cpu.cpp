@@ -9,6 +9,7 @@
 
 #include "bind_params.h"
 #include "cpu/isa.h"
+#include "interpcore/activation_moments.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
 #include "interpcore/column_moments.h"
@@ -16,6 +17,7 @@
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 
+INTERPCORE_DECLARE_OP(activation_moments, ActivationMoments)
 INTERPCORE_DECLARE_OP(attn_jvp, AttnJvp)
 INTERPCORE_DECLARE_OP(attn_vjp, AttnVjp)
 INTERPCORE_DECLARE_OP(column_moments, ColumnMoments)
@@ -54,6 +56,10 @@ void run(void (*op_on)(Isa, const Params&, int), const Params& params, const std
   op_on(chosen, params, threads);
 }
 
+void activation_moments(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::activation_moments_on, interpcore::activation_moments_params(args), isa, threads);
+}
+
 void attn_jvp(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::attn_jvp_on, interpcore::attn_jvp_params(args), isa, threads);
 }
@@ -88,6 +94,7 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("openmp") = false;
 #endif
+  module.def("activation_moments", &activation_moments);
   module.def("attn_jvp", &attn_jvp);
   module.def("attn_vjp", &attn_vjp);
   module.def("column_moments", &column_moments);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "interpcore/activation_moments.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
 #include "interpcore/column_moments.h"
@@ -73,12 +74,25 @@ inline ColumnMoments column_moments_params(const py::dict& args) {
   p.thresholds = args["thresholds"].cast<int64_t>();
   p.row_stride = args["row_stride"].cast<int64_t>();
   p.stored = static_cast<Stored>(args["stored"].cast<int>());
+  p.go_on = args["go_on"].cast<bool>();
   p.x = pointer<const void>(args, "x");
   p.mask = pointer<const bool>(args, "mask");
   p.threshold = pointer<const float>(args, "threshold");
   p.shift = pointer<const float>(args, "shift");
   p.counts = pointer<int64_t>(args, "counts");
   p.moments = pointer<double>(args, "moments");
+  return p;
+}
+
+inline ActivationMoments activation_moments_params(const py::dict& args) {
+  ActivationMoments p;
+  p.activation = static_cast<Activation>(args["activation"].cast<int>());
+  p.pre = column_moments_params(args["pre"]);
+  p.post = column_moments_params(args["post"]);
+  p.up = pointer<const float>(args, "up");
+  p.up_stride = args["up_stride"].cast<int64_t>();
+  p.out = pointer<float>(args, "out");
+  p.out_stride = p.post.row_stride;
   return p;
 }
 

@@ -56,6 +56,52 @@ def _block_moments(x, keep, n, low, high):
 
 
 @triton.jit
+def add_block(
+    v, there, threshold, n, mean, m2, m3, m4, low, high, others, above, K: tl.constexpr, LIMITS: tl.constexpr
+):
+    """The totals of some columns with a block v [BR, BN] added, where `there`."""
+    keep = there & (tl.abs(v) < _INFINITY)
+    v = tl.where(keep, v, 0.0)
+    kept = tl.sum(keep.to(tl.int32), axis=0)
+    others += tl.sum(there.to(tl.int32), axis=0) - kept
+    for k in tl.static_range(K):
+        over = tl.sum((keep & (v > tl.load(threshold + k))).to(tl.int32), axis=0)
+        above += tl.where(tl.arange(0, LIMITS)[:, None] == k, over[None, :], 0)
+    block_low = tl.min(tl.where(keep, v, _INFINITY), axis=0)
+    block_high = tl.max(tl.where(keep, v, -_INFINITY), axis=0)
+    low = tl.minimum(low, block_low)
+    high = tl.maximum(high, block_high)
+    some = kept > 0
+    block_low = tl.where(some, block_low, 0.0)
+    block_high = tl.where(some, block_high, 0.0)
+    b_mean, b2, b3, b4 = _block_moments(v, keep, tl.maximum(kept, 1).to(tl.float32), block_low, block_high)
+    n, mean, m2, m3, m4 = _merge(n, mean, m2, m3, m4, kept.to(tl.float64), b_mean, b2, b3, b4)
+    return n, mean, m2, m3, m4, low, high, others, above
+
+
+@triton.jit
+def store_totals(
+    counts, moments, chunk, column, inside, N,
+    n, mean, m2, m3, m4, low, high, others, above, K: tl.constexpr, LIMITS: tl.constexpr,
+):  # fmt: skip
+    """Write a chunk's totals of some columns into counts [chunks, 2 + K, N] and moments [chunks, 6, N]."""
+    at = counts + chunk * (2 + K) * N + column
+    tl.store(at, n.to(tl.int64), mask=inside)
+    tl.store(at + N, others.to(tl.int64), mask=inside)
+    if K > 0:
+        limit = tl.arange(0, LIMITS)
+        place = at[None, :] + (2 + limit[:, None]) * N
+        tl.store(place, above.to(tl.int64), mask=inside[None, :] & (limit[:, None] < K))
+    at = moments + chunk * 6 * N + column
+    tl.store(at, mean, mask=inside)
+    tl.store(at + N, m2, mask=inside)
+    tl.store(at + 2 * N, m3, mask=inside)
+    tl.store(at + 3 * N, m4, mask=inside)
+    tl.store(at + 4 * N, low.to(tl.float64), mask=inside)
+    tl.store(at + 5 * N, high.to(tl.float64), mask=inside)
+
+
+@triton.jit
 def column_moments_kernel(
     x,  # [T, N]
     mask,  # [T]
@@ -81,7 +127,6 @@ def column_moments_kernel(
     low = tl.full([BN], _INFINITY, tl.float32)
     high = -low
     others = tl.zeros([BN], tl.int32)
-    limit = tl.arange(0, LIMITS)
     above = tl.zeros([LIMITS, BN], tl.int32)
     end = tl.minimum(T, (chunk + 1) * rows)
     for start in range(chunk * rows, end, BR):
@@ -91,36 +136,12 @@ def column_moments_kernel(
             live = live & (tl.load(mask + row, mask=live, other=0) != 0)
         there = live[:, None] & inside[None, :]
         v = tl.load(x + row[:, None] * x_t + column[None, :], mask=there, other=0.0).to(tl.float32)
-        keep = there & (tl.abs(v) < _INFINITY)
-        v = tl.where(keep, v, 0.0)
-        kept = tl.sum(keep.to(tl.int32), axis=0)
-        others += tl.sum(there.to(tl.int32), axis=0) - kept
-        for k in tl.static_range(K):
-            over = tl.sum((keep & (v > tl.load(threshold + k))).to(tl.int32), axis=0)
-            above += tl.where(limit[:, None] == k, over[None, :], 0)
-        block_low = tl.min(tl.where(keep, v, _INFINITY), axis=0)
-        block_high = tl.max(tl.where(keep, v, -_INFINITY), axis=0)
-        low = tl.minimum(low, block_low)
-        high = tl.maximum(high, block_high)
-        some = kept > 0
-        block_low = tl.where(some, block_low, 0.0)
-        block_high = tl.where(some, block_high, 0.0)
-        b_mean, b2, b3, b4 = _block_moments(
-            v, keep, tl.maximum(kept, 1).to(tl.float32), block_low, block_high
+        n, mean, m2, m3, m4, low, high, others, above = add_block(
+            v, there, threshold, n, mean, m2, m3, m4, low, high, others, above, K, LIMITS
         )
-        n, mean, m2, m3, m4 = _merge(n, mean, m2, m3, m4, kept.to(tl.float64), b_mean, b2, b3, b4)
-    at = counts + chunk * (2 + K) * N + column
-    tl.store(at, n.to(tl.int64), mask=inside)
-    tl.store(at + N, others.to(tl.int64), mask=inside)
-    place = at[None, :] + (2 + limit[:, None]) * N
-    tl.store(place, above.to(tl.int64), mask=inside[None, :] & (limit[:, None] < K))
-    at = moments + chunk * 6 * N + column
-    tl.store(at, mean, mask=inside)
-    tl.store(at + N, m2, mask=inside)
-    tl.store(at + 2 * N, m3, mask=inside)
-    tl.store(at + 3 * N, m4, mask=inside)
-    tl.store(at + 4 * N, low.to(tl.float64), mask=inside)
-    tl.store(at + 5 * N, high.to(tl.float64), mask=inside)
+    store_totals(
+        counts, moments, chunk, column, inside, N, n, mean, m2, m3, m4, low, high, others, above, K, LIMITS
+    )
 
 
 @triton.jit

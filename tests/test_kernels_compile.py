@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
     kernel: str
     dtype: str
-    constants: dict[str, int | bool]
+    constants: dict[str, int | bool | str]
     warps: int
     registers: int
     shared: int
@@ -79,6 +79,13 @@ KERNELS = {
     "covariance_map_kernel": Kernel("attn_vjp", same("x", "key_value", "out")),
     "column_moments_kernel": Kernel(
         "column_moments", same("x") | {"mask": "u8", "threshold": "fp32", "counts": "i64", "moments": "fp64"}
+    ),
+    "activation_moments_kernel": Kernel(
+        "activation_moments",
+        same("x", "up", "out")
+        | {"mask": "u8", "threshold": "fp32"}
+        | dict.fromkeys(("counts", "out_counts"), "i64")
+        | dict.fromkeys(("moments", "out_moments"), "fp64"),
     ),
     "merge_chunks_kernel": Kernel(
         "column_moments", {"counts": "i64", "moments": "fp64", "count_out": "i64", "out": "fp64"}
@@ -131,9 +138,19 @@ CASES += [
     Case("covariance_map_kernel", "bf16", {"BC": 64, "BK": 32, "BN": 64}, 4, 104, 24576),
 ]
 COLUMNS = {"K": 2, "LIMITS": 2, "MASKED": True, "BR": 64, "BN": 64}
+FUSED = COLUMNS | {"BR": 16}
 CASES += [
     Case("column_moments_kernel", "fp32", COLUMNS, 4, 255, 1024),
     Case("column_moments_kernel", "bf16", COLUMNS, 4, 255, 1024),
+    Case(
+        "activation_moments_kernel",
+        "fp32",
+        FUSED | {"ACTIVATION": "gelu_tanh", "GATED": False},
+        8,
+        255,
+        2048,
+    ),
+    Case("activation_moments_kernel", "bf16", FUSED | {"ACTIVATION": "silu", "GATED": True}, 8, 255, 2048),
     Case("merge_chunks_kernel", "fp64", {"K": 2, "BN": 64}, 1, 96, 0),
 ]
 CASES += [

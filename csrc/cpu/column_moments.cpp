@@ -1,319 +1,35 @@
-// Compiled once per instruction set; INTERPCORE_ISA names the namespace. No standard-library templates here: the
-// linker could keep an AVX-512 copy of one for every caller.
+// Compiled once per instruction set; INTERPCORE_ISA names the namespace.
 //
-// A tile of columns is walked in blocks of rows. A block's power sums are taken in float32 about a shift near the
-// mean, and merged into float64. The columns of a block for which float32 is not enough (non-finite values, powers
-// out of range, a shift far off) are summed again in float64. Tiles are wide because the processor fetches long
-// runs ahead by itself, faster than prefetch instructions do. No column's result depends on the tiling.
-#include "interpcore/column_moments.h"
+// A tile of columns is walked in blocks of rows. Tiles are wide because the processor fetches long runs ahead by
+// itself, faster than prefetch instructions do.
+#include "column_sums.h"
 
 namespace interpcore {
 namespace INTERPCORE_ISA {
 namespace {
 
-constexpr int64_t kTile = 4096, kPart = 256;  // columns: most of a tile, and of a step of the merge
-constexpr int64_t kBlock = 256, kVisit = 8;    // rows: of a block, and summed between loads of the sums
-constexpr int64_t kLine = 16;  // floats in a cache line
-constexpr int kMaxThresholds = ColumnMoments::max_thresholds;
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-Vec& vec(float* at) { return *reinterpret_cast<Vec*>(at); }
-const Vec& vec(const float* at) { return *reinterpret_cast<const Vec*>(at); }
-
-struct Bf16 { uint16_t bits; };
-struct Fp16 { uint16_t bits; };
-
-float from_bits(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-float widen(float x) { return x; }
-float widen(Bf16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
-float widen(Fp16 x) {
-  // The product moves the exponent's bias, subnormal numbers included; infinities and NaNs keep their full exponent.
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, rest = static_cast<uint32_t>(x.bits & 0x7fffu);
-  const float magnitude = from_bits(rest << 13) * 0x1p112f;
-  uint32_t bits;
-  __builtin_memcpy(&bits, &magnitude, sizeof bits);
-  return from_bits(sign | (rest >= 0x7c00u ? 0x7f800000u | rest << 13 : bits));
-}
-
-// Sums over the rows of one block of powers of x - shift, and extremes of x.
-struct Sums {
-  alignas(64) float shift[kTile], a1[kTile], a2[kTile], a3[kTile], a4[kTile], low[kTile], high[kTile];
-  alignas(64) int32_t above[kMaxThresholds][kTile];
-};
-
-struct Moments {
-  double count, mean, m2, m3, m4;
-};
-
-// Moments of one block, for a part of the tile.
-struct Block {
-  double count[kPart], mean[kPart], m2[kPart], m3[kPart], m4[kPart];
-  float low[kPart], high[kPart];
-};
-
-// The columns [first, first + width) of x.
-template <typename T>
-struct Tile {
-  const ColumnMoments& p;
-  int64_t first, width;
-  const T* row(int64_t t) const { return static_cast<const T*>(p.x) + t * p.row_stride + first; }
-};
-
-Moments from_power_sums(double n, double shift, double a1, double a2, double a3, double a4) {
-  const double k = a1 / n;
-  return {n, shift + k, a2 - k * a1, a3 - k * (3 * a2 - 2 * k * a1), a4 - k * (4 * a3 - k * (6 * a2 - 3 * k * a1))};
-}
-
-Moments merged(const Moments& a, const Moments& b) {
-  const double count = a.count + b.count, inverse = 1 / (count > 0 ? count : 1);
-  const double fa = a.count * inverse, fb = b.count * inverse, d = b.mean - a.mean, c = d * d * a.count * fb;
-  return {count, a.mean + d * fb, a.m2 + b.m2 + c,
-          a.m3 + b.m3 + c * d * (fa - fb) + 3 * d * (fa * b.m2 - fb * a.m2),
-          a.m4 + b.m4 + c * d * d * (fa * fa - fa * fb + fb * fb) + 6 * d * d * (fa * fa * b.m2 + fb * fb * a.m2) +
-              4 * d * (fa * b.m3 - fb * a.m3)};
-}
-
-// Up to kBlock unmasked rows from `next` on; moves `next` past them.
-int64_t take_rows(const ColumnMoments& p, int64_t& next, int64_t* live) {
-  int64_t n = 0;
-  for (; next < p.rows && n < kBlock; ++next) {
-    live[n] = next;
-    n += p.mask ? p.mask[next] : 1;
-  }
-  return n;
-}
-
-// The visited rows are summed by themselves first: every addition to a block's sum costs it half a last bit.
-template <int rows>
-void add_rows(const float* const* row, int64_t width, Sums& s) {
-  for (int64_t j = 0; j < width; j += kLanes) {
-    const Vec shift = vec(s.shift + j);
-    Vec a1 = {}, a2 = {}, a3 = {}, a4 = {}, low = vec(s.low + j), high = vec(s.high + j);
-    for (int r = 0; r < rows; ++r) {
-      const Vec x = vec(row[r] + j), d = x - shift, d2 = d * d;
-      a1 += d;
-      a2 += d2;
-      a3 += d2 * d;
-      a4 += d2 * d2;
-      low = x < low ? x : low;
-      high = x > high ? x : high;
-    }
-    vec(s.a1 + j) += a1, vec(s.a2 + j) += a2, vec(s.a3 + j) += a3, vec(s.a4 + j) += a4;
-    vec(s.low + j) = low, vec(s.high + j) = high;
-  }
-}
-
-template <int rows>
-void count_above(const float* const* row, float threshold, int64_t width, int32_t* above) {
-  for (int64_t j = 0; j < width; j += kLanes) {
-    IntVec& count = *reinterpret_cast<IntVec*>(above + j);
-    for (int r = 0; r < rows; ++r) count -= vec(row[r] + j) > threshold;
-  }
-}
-
-template <int rows>
-void visit(const ColumnMoments& p, const float* const* row, int64_t width, Sums& s) {
-  add_rows<rows>(row, width, s);
-  for (int64_t k = 0; k < p.thresholds; ++k) count_above<rows>(row, p.threshold[k], width, s.above[k]);
-}
-
-void clear(const ColumnMoments& p, int64_t width, Sums& s) {
-  for (int64_t j = 0; j < width; ++j) {
-    s.a1[j] = s.a2[j] = s.a3[j] = s.a4[j] = 0.0f;
-    s.low[j] = __builtin_inff(), s.high[j] = -__builtin_inff();
-  }
-  for (int64_t k = 0; k < p.thresholds; ++k) {
-    for (int64_t j = 0; j < width; ++j) s.above[k][j] = 0;
-  }
-}
-
-const float* as_floats(const float* row) { return row; }
-template <typename T>
-const float* as_floats(const T*) { return nullptr; }
-
-// Sums the n rows of a block. Half precision, and a last tile of odd width, go through a copy of 8 rows.
-template <typename T>
-void sum_block(const Tile<T>& tile, const int64_t* live, int64_t n, Sums& s) {
-  const int64_t padded = (tile.width + kLine - 1) / kLine * kLine;
-  clear(tile.p, padded, s);
-  alignas(64) float copy[kVisit][kTile];
-  for (int64_t i = 0; i < n; i += kVisit) {
-    const int64_t rows = n - i < kVisit ? n - i : kVisit;
-    const float* row[kVisit];
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* from = tile.row(live[i + r]);
-      row[r] = as_floats(from);
-      if (row[r] && padded == tile.width) continue;
-      row[r] = copy[r];
-      for (int64_t j = 0; j < tile.width; ++j) copy[r][j] = widen(from[j]);
-      for (int64_t j = tile.width; j < padded; ++j) copy[r][j] = 0.0f;
-    }
-    if (rows == kVisit) {
-      visit<kVisit>(tile.p, row, padded, s);
-    } else {
-      for (int64_t r = 0; r < rows; ++r) visit<1>(tile.p, row + r, padded, s);
-    }
-  }
-}
-
-// Column `column` of a block in float64, non-finite values left out; into place j of `block`.
-template <typename T>
-void exact_column(const Tile<T>& tile, int64_t column, const int64_t* live, int64_t n, Sums& s, Block& block,
-                  int64_t j) {
-  int64_t count = 0;
-  double sum = 0;
-  float low = __builtin_inff(), high = -__builtin_inff();
-  for (int64_t k = 0; k < tile.p.thresholds; ++k) s.above[k][column] = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = widen(tile.row(live[i])[column]);
-    if (!__builtin_isfinite(x)) continue;
-    ++count;
-    sum += x;
-    low = x < low ? x : low;
-    high = x > high ? x : high;
-    for (int64_t k = 0; k < tile.p.thresholds; ++k) s.above[k][column] += x > tile.p.threshold[k];
-  }
-  const double mean = count ? sum / static_cast<double>(count) : 0;
-  double m2 = 0, m3 = 0, m4 = 0;
-  for (int64_t i = 0; i < n && low < high; ++i) {
-    const float x = widen(tile.row(live[i])[column]);
-    if (!__builtin_isfinite(x)) continue;
-    const double d = x - mean, d2 = d * d;
-    m2 += d2;
-    m3 += d2 * d;
-    m4 += d2 * d2;
-  }
-  block.count[j] = static_cast<double>(count), block.mean[j] = mean;
-  block.m2[j] = m2, block.m3[j] = m3, block.m4[j] = m4;
-  block.low[j] = low, block.high[j] = high;
-}
-
-// The moments of a block from its sums, for `width` columns from `column` on.
-template <typename T>
-void block_moments(const Tile<T>& tile, int64_t column, int64_t width, const int64_t* live, int64_t n, Sums& sums,
-                   Block& block) {
-  int32_t enough[kPart];
-  const Sums& s = sums;
-  const float rows = static_cast<float>(n);
-#pragma omp simd
-  for (int64_t j = 0; j < width; ++j) {
-    const int64_t c = column + j;
-    const float a1 = s.a1[c], a2 = s.a2[c], a4 = s.a4[c];
-    const bool constant = s.low[c] == s.high[c];
-    // Below 2^-110 the fourth powers lose bits; where the mean is 2 standard deviations off the shift (4/5 of A2)
-    // the centred sums do; beside one value that is nearly all of A2 the others are rounded all to one side.
-    const bool in_range = (a4 >= 0x1p-110f) & (a4 <= 0x1p118f) & (a1 * a1 <= 0.8f * rows * a2) &
-                          (a4 <= 0.99f * a2 * a2);
-    enough[j] = in_range | (constant & (a1 - a1 == 0.0f));
-    const Moments m = from_power_sums(rows, s.shift[c], a1, a2, s.a3[c], a4);
-    block.count[j] = rows;
-    block.mean[j] = constant ? s.low[c] : m.mean;
-    block.m2[j] = constant ? 0.0 : m.m2;
-    block.m3[j] = constant ? 0.0 : m.m3;
-    block.m4[j] = constant ? 0.0 : m.m4;
-    block.low[j] = s.low[c], block.high[j] = s.high[c];
-  }
-  for (int64_t j = 0; j < width; ++j) {
-    if (!enough[j]) exact_column(tile, column + j, live, n, sums, block, j);
-  }
-}
-
-// Merges a block of n rows into the outputs, which hold the totals; `count` is the rows of each column so far.
-void merge(const ColumnMoments& p, int64_t first, int64_t width, int64_t n, const Block& block, double* count) {
-  const int64_t N = p.columns;
-  double* __restrict mean = p.moments + first;
-  double* __restrict m2 = mean + N;
-  double* __restrict m3 = mean + 2 * N;
-  double* __restrict m4 = mean + 3 * N;
-  double* __restrict low = mean + 4 * N;
-  double* __restrict high = mean + 5 * N;
-#pragma omp simd
-  for (int64_t j = 0; j < width; ++j) {
-    const Moments m = merged({count[j], mean[j], m2[j], m3[j], m4[j]},
-                             {block.count[j], block.mean[j], block.m2[j], block.m3[j], block.m4[j]});
-    count[j] = m.count, mean[j] = m.mean, m2[j] = m.m2, m3[j] = m.m3, m4[j] = m.m4;
-    low[j] = block.low[j] < low[j] ? block.low[j] : low[j];
-    high[j] = block.high[j] > high[j] ? block.high[j] : high[j];
-  }
-  int64_t* others = p.counts + N + first;
-  for (int64_t j = 0; j < width; ++j) others[j] += n - static_cast<int64_t>(block.count[j]);
-}
-
-void start(const ColumnMoments& p, int64_t first, int64_t width) {
-  for (int64_t row = 0; row < 2 + p.thresholds; ++row) {
-    for (int64_t j = first; j < first + width; ++j) p.counts[row * p.columns + j] = 0;
-  }
-  const double none = __builtin_inf(), initial[6] = {0, 0, 0, 0, none, -none};
-  for (int64_t row = 0; row < 6; ++row) {
-    for (int64_t j = first; j < first + width; ++j) p.moments[row * p.columns + j] = initial[row];
-  }
-}
-
-// Takes a shift from the first block: about its first row the sums are good enough for the block's mean.
-template <typename T>
-void find_shift(const Tile<T>& tile, const int64_t* live, int64_t n, Sums& s) {
-  for (int64_t j = 0; j < tile.width; ++j) {
-    const float x = widen(tile.row(live[0])[j]);
-    s.shift[j] = __builtin_isfinite(x) ? x : 0.0f;
-  }
-  sum_block(tile, live, n, s);
-  Block block;
-  for (int64_t c = 0; c < tile.width; c += kPart) {
-    const int64_t width = tile.width - c < kPart ? tile.width - c : kPart;
-    block_moments(tile, c, width, live, n, s, block);
-    for (int64_t j = 0; j < width; ++j) s.shift[c + j] = static_cast<float>(block.mean[j]);
-  }
-}
-
 template <typename T>
 void tile_moments(const ColumnMoments& p, int64_t first, int64_t most) {
   const Tile<T> tile{p, first, p.columns - first < most ? p.columns - first : most};
   int64_t live[kBlock], next = 0;
-  double count[kTile] = {};
-  Sums s = {};
-  Block block;
-  start(p, first, tile.width);
-  for (int64_t j = 0; p.shift && j < tile.width; ++j) s.shift[j] = p.shift[first + j];
-  bool shifted = p.shift;
+  Totals totals;
+  begin(tile, totals);
   while (const int64_t n = take_rows(p, next, live)) {
-    if (!shifted) find_shift(tile, live, n, s);
-    shifted = true;
-    sum_block(tile, live, n, s);
-    for (int64_t c = 0; c < tile.width; c += kPart) {
-      const int64_t width = tile.width - c < kPart ? tile.width - c : kPart;
-      block_moments(tile, c, width, live, n, s, block);
-      merge(p, first + c, width, n, block, count + c);
-      for (int64_t j = 0; !p.shift && j < width; ++j) s.shift[c + j] = static_cast<float>(p.moments[first + c + j]);
-    }
-    for (int64_t k = 0; k < p.thresholds; ++k) {
-      int64_t* above = p.counts + (2 + k) * p.columns + first;
-      for (int64_t j = 0; j < tile.width; ++j) above[j] += s.above[k][j];
-    }
+    if (!totals.shifted) find_shift(tile, live, n, totals.s);
+    totals.shifted = true;
+    sum_block(tile, live, n, totals.s);
+    add_block(tile, live, n, totals);
   }
-  for (int64_t j = 0; j < tile.width; ++j) p.counts[first + j] = static_cast<int64_t>(count[j]);
+  finish(tile, totals);
 }
 
 }  // namespace
 
-void column_moments(const ColumnMoments& p, [[maybe_unused]] int threads) {
+void column_moments(const ColumnMoments& p, int threads) {
   // Below about 50 microseconds of work a second thread costs more than it saves.
-  const bool parallel = threads > 1 && p.rows * p.columns >= 250000;
-  const int64_t share = parallel ? (p.columns + threads - 1) / threads : p.columns;
-  const int64_t wanted = (share + kPart - 1) / kPart * kPart, width = wanted < kTile ? wanted : kTile;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (parallel)
+  if (p.rows * p.columns < 250000) threads = 1;
+  const int64_t width = tile_width(p.columns, threads);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (int64_t first = 0; first < p.columns; first += width) {
     switch (p.stored) {
       case Stored::float32: tile_moments<float>(p, first, width); break;

@@ -14,6 +14,7 @@ struct ColumnMoments {
   int64_t thresholds;     // K, at most max_thresholds
   int64_t row_stride;
   Stored stored;
+  bool go_on;              // counts and moments hold earlier rows' totals, to be added to
   const void* x;           // [T, N]
   const bool* mask;        // [T] or null for all rows
   const float* threshold;  // [K]

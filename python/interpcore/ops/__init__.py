@@ -4,9 +4,10 @@ Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.
 """
 
 from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
+from interpcore.ops.activation_moments import activation_moments
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, key_value_covariance
-from interpcore.ops.column_moments import ColumnMoments, column_moments
+from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
 from interpcore.ops.comoments import CoMoments, Pilot, add_products, centered, centered_cross, comoments
 from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
@@ -19,6 +20,8 @@ __all__ = [
     "ColumnMoments",
     "Pilot",
     "ProductProbe",
+    "RunningMoments",
+    "activation_moments",
     "add_products",
     "attn_jvp",
     "attn_vjp",

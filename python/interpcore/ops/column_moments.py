@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ def column_moments(
     Non-finite values are counted in `nonfinite` and left out of everything else. Sums are taken in blocks of
     256 kept rows in float32 about a shift near the mean, and merged in float64; columns of a block for which
     float32 has neither the range nor the bits are summed in float64. So variance and kurtosis are good to
-    1e-6 whatever the mean, scale and tails, and no column needs a scale.
+    1e-6 whatever the mean and scale, and no column needs a scale. Where a few values are nearly all of the
+    sums, in a column of zeros with some in a thousand above, some thousand rows give a kurtosis good to 5e-6.
 
     Args:
         x: `[T, N]`; float32, float64, bfloat16 or float16 (widened as it is read).
@@ -122,11 +124,58 @@ def column_moments(
         ValueError: shapes, dtypes or devices do not fit together.
         RuntimeError: the backend named is missing; backward is called through the result.
     """
-    thresholds = tuple(float(t) for t in thresholds)
-    _check(x, mask, thresholds, shift)
+    thresholds = check_thresholds("column_moments", thresholds)
+    _check(x, mask, shift)
     declared = torch.ops.interpcore.column_moments
     counts, moments = declared(x, mask, list(thresholds), shift, backend)
     return _result(counts, moments, thresholds)
+
+
+class RunningMoments:
+    """Moments of N columns over all rows added so far; it changes in place.
+
+    Args:
+        columns: N.
+        thresholds: at most 8 finite numbers.
+        shift: `[N]` float32, as in `column_moments`.
+        device: where the totals are.
+
+    Attributes:
+        counts, moments: the totals, as `interpcore.ops.reference.column_moments` returns them.
+        started: whether any rows came, masked ones too.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        thresholds: Sequence[float] = (),
+        shift: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.thresholds = check_thresholds("RunningMoments", thresholds)
+        self.shift = shift
+        self.counts = torch.zeros((2 + len(self.thresholds), columns), dtype=torch.int64, device=device)
+        self.moments = torch.zeros((6, columns), dtype=torch.float64, device=device)
+        self.moments[4], self.moments[5] = torch.inf, -torch.inf
+        self.started = False
+
+    def add(self, x: Tensor, mask: Tensor | None = None, *, backend: str | None = None) -> None:
+        """Add rows x `[T, N]` where `mask` `[T]` is true; as `column_moments`."""
+        _check(x, mask, self.shift)
+        expect("RunningMoments", "x", x, {"counts": (self.counts[0], x.shape[1:], torch.int64)})
+        declared = torch.ops.interpcore.column_moments
+        self.take(*declared(x, mask, list(self.thresholds), self.shift, backend))
+
+    def take(self, counts: Tensor, moments: Tensor) -> None:
+        """Merge another raw result, or another's totals, into this."""
+        counts, moments = merge_raw((self.counts, self.moments), (counts, moments))
+        self.counts.copy_(counts)
+        self.moments.copy_(moments)
+        self.started = True
+
+    def result(self) -> ColumnMoments:
+        """The moments so far; later rows do not change what was returned."""
+        return _result(self.counts.clone(), self.moments.clone(), self.thresholds)
 
 
 def new_raw(x: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -153,8 +202,7 @@ def launch_column_moments(
     x = rows_contiguous(x)
     mask = None if mask is None else mask.contiguous()
     shift = None if shift is None else shift.contiguous()
-    limits = [_rounded_down(t) for t in thresholds]
-    threshold = torch.tensor(limits, dtype=torch.float32, device=x.device)
+    threshold = float32_thresholds(thresholds, x.device)
     counts, moments = new_raw(x, thresholds)
     if chosen == "triton":
         from interpcore.kernels import column_moments as kernel
@@ -162,11 +210,30 @@ def launch_column_moments(
         with torch.cuda.device(x.device if x.is_cuda else -1):
             kernel.launch(x, mask, threshold, counts, moments)
         return counts, moments
-    args = {
+    native = native_cpu()
+    assert native is not None
+    args = native_arguments(x, mask, threshold, shift, counts, moments, go_on=False)
+    native.column_moments(args, isa(), torch.get_num_threads())
+    return counts, moments
+
+
+def native_arguments(
+    x: Tensor,
+    mask: Tensor | None,
+    threshold: Tensor,
+    shift: Tensor | None,
+    counts: Tensor,
+    moments: Tensor,
+    *,
+    go_on: bool,
+) -> dict[str, Any]:
+    """The dictionary that the C++ form reads; the tensors must outlive the call."""
+    return {
         "shape": tuple(x.shape),
-        "thresholds": len(limits),
+        "thresholds": len(threshold),
         "row_stride": x.stride(0),
         "stored": _STORED[x.dtype],
+        "go_on": go_on,
         "x": x.data_ptr(),
         "mask": 0 if mask is None else mask.data_ptr(),
         "threshold": threshold.data_ptr(),
@@ -174,10 +241,6 @@ def launch_column_moments(
         "counts": counts.data_ptr(),
         "moments": moments.data_ptr(),
     }
-    native = native_cpu()
-    assert native is not None
-    native.column_moments(args, isa(), torch.get_num_threads())
-    return counts, moments
 
 
 def merge_raw(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -206,6 +269,24 @@ def _result(counts: Tensor, moments: Tensor, thresholds: tuple[float, ...]) -> C
     return ColumnMoments(counts[0], counts[1], mean, m2, m3, m4, low, high, counts[2:], thresholds)
 
 
+def float32_thresholds(thresholds: Sequence[float], device: torch.device) -> Tensor:
+    """`[K]` float32: a float32 value exceeds one of them where it exceeds the threshold."""
+    limits = [_rounded_down(t) for t in thresholds]
+    return torch.tensor(limits, dtype=torch.float32, device=device)
+
+
+def check_thresholds(op: str, thresholds: Sequence[float]) -> tuple[float, ...]:
+    """The thresholds as floats.
+
+    Raises:
+        ValueError: more than `MOST_THRESHOLDS`, or one is not finite.
+    """
+    found = tuple(float(t) for t in thresholds)
+    if len(found) > MOST_THRESHOLDS or not all(math.isfinite(t) for t in found):
+        raise ValueError(f"{op}: thresholds must be at most {MOST_THRESHOLDS} finite numbers, got {found}.")
+    return found
+
+
 def _rounded_down(threshold: float) -> float:
     """The largest float32 up to `threshold`: a float32 value exceeds either or neither."""
     nearest = torch.tensor(threshold, dtype=torch.float64).float()
@@ -214,14 +295,10 @@ def _rounded_down(threshold: float) -> float:
     return float(nearest)
 
 
-def _check(x: Tensor, mask: Tensor | None, thresholds: tuple[float, ...], shift: Tensor | None) -> None:
+def _check(x: Tensor, mask: Tensor | None, shift: Tensor | None) -> None:
     expect_leading("column_moments", "x", x, "T, N")
     expected = {
         "mask": (mask, x.shape[:1], torch.bool),
         "shift": (shift, x.shape[1:], torch.float32),
     }
     expect("column_moments", "x", x, expected)
-    if len(thresholds) > MOST_THRESHOLDS or not all(math.isfinite(t) for t in thresholds):
-        raise ValueError(
-            f"column_moments: thresholds must be at most {MOST_THRESHOLDS} finite numbers, got {thresholds}."
-        )

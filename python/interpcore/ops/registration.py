@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from interpcore.ops.activation_moments import launch_activation_moments
 from interpcore.ops.attn_jvp import launch_attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
 from interpcore.ops.column_moments import launch_column_moments, new_raw
@@ -260,6 +261,52 @@ def _(
 
 
 edge_scores.register_autograd(_no_gradient("edge_scores"))
+
+
+@torch.library.custom_op(
+    "interpcore::activation_moments",
+    mutates_args=("pre_counts", "pre_moments", "post_counts", "post_moments"),
+)
+def activation_moments(
+    pre: Tensor,
+    up: Tensor | None,
+    activation: str,
+    mask: Tensor | None,
+    thresholds: list[float],
+    pre_shift: Tensor | None,
+    post_shift: Tensor | None,
+    pre_counts: Tensor,
+    pre_moments: Tensor,
+    post_counts: Tensor,
+    post_moments: Tensor,
+    go_on: bool,
+    backend: str | None,
+) -> Tensor:
+    """`interpcore.ops.activation_moments` on checked arguments, the running moments as their tensors.
+
+    torch takes no gradient rule for an op that writes in place; the public function refuses beforehand.
+    """
+    shifts, totals = (pre_shift, post_shift), (pre_counts, pre_moments, post_counts, post_moments)
+    return launch_activation_moments(pre, up, activation, mask, thresholds, shifts, totals, go_on, backend)
+
+
+@activation_moments.register_fake
+def _(
+    pre: Tensor,
+    up: Tensor | None,
+    activation: str,
+    mask: Tensor | None,
+    thresholds: list[float],
+    pre_shift: Tensor | None,
+    post_shift: Tensor | None,
+    pre_counts: Tensor,
+    pre_moments: Tensor,
+    post_counts: Tensor,
+    post_moments: Tensor,
+    go_on: bool,
+    backend: str | None,
+) -> Tensor:
+    return torch.empty_like(pre, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("interpcore::centered", mutates_args=())

@@ -1,5 +1,6 @@
 """Definitions of the ops: plain torch in float64, each reading like its formula."""
 
+from interpcore.ops.reference.activation_moments import activation_moments
 from interpcore.ops.reference.attn_jvp import attn_jvp
 from interpcore.ops.reference.attn_vjp import attn_vjp
 from interpcore.ops.reference.column_moments import column_moments
@@ -11,6 +12,7 @@ from interpcore.ops.reference.norm_vjp import norm_vjp
 from interpcore.ops.reference.product import product
 
 __all__ = [
+    "activation_moments",
     "attn_jvp",
     "attn_vjp",
     "column_moments",
