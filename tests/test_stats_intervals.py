@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from interpcore.stats import cluster_bootstrap, correlation, paired_above
+from interpcore.stats import cluster_bootstrap, correlation, paired_above, ratio_of_means
 
 
 def test_the_estimate_is_the_plain_mean_and_the_seed_fixes_the_interval():
@@ -73,3 +73,29 @@ def test_correlation_has_fisher_s_interval():
 def test_refusals(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_a_ratio_of_paired_means_does_not_vary_where_the_pairs_agree():
+    bottom = np.random.default_rng(0).uniform(1, 9, size=50)
+    got = ratio_of_means(0.7 * bottom, bottom)
+    assert [got.value, got.low, got.high] == pytest.approx([0.7] * 3)
+    noisy = ratio_of_means(0.7 * bottom + np.random.default_rng(1).normal(size=50), bottom)
+    assert noisy.low < noisy.value < noisy.high
+
+
+def test_the_interval_of_a_ratio_agrees_with_the_delta_method():
+    generator = np.random.default_rng(3)
+    bottom = generator.normal(5, 1, size=300)
+    top = 0.5 * bottom + generator.normal(0, 1, size=300)
+    got = ratio_of_means(top, bottom, draws=4000)
+    error = (top - got.value * bottom).std() / bottom.mean() / np.sqrt(300)
+    assert got.high - got.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom", "sentence"),
+    [([1.0, 2.0], [1.0, -1.0], "includes zero"), ([1.0], [1.0, 2.0], "paired"), ([np.nan], [1.0], "finite")],
+)
+def test_ratios_that_mean_nothing_are_refused(top, bottom, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ratio_of_means(top, bottom)

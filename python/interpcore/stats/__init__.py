@@ -1,5 +1,29 @@
-"""Statistics that know no model: intervals, correlations."""
+"""Statistics that know no model: intervals, correlations, and accumulators over blocks of tokens."""
 
-from interpcore.stats.intervals import Interval, cluster_bootstrap, correlation, paired_above
+from interpcore.stats.accumulators import Accumulator, MergeError, Ranges, TokenBlock
+from interpcore.stats.group_sums import GroupSums, GroupTotals
+from interpcore.stats.histograms import Histogram, HistogramCounts, LinearBins, OctaveBins
+from interpcore.stats.intervals import Interval, cluster_bootstrap, correlation, paired_above, ratio_of_means
+from interpcore.stats.moments import Moments
+from interpcore.stats.top_examples import Examples, TopExamples
 
-__all__ = ["Interval", "cluster_bootstrap", "correlation", "paired_above"]
+__all__ = [
+    "Accumulator",
+    "Examples",
+    "GroupSums",
+    "GroupTotals",
+    "Histogram",
+    "HistogramCounts",
+    "Interval",
+    "LinearBins",
+    "MergeError",
+    "Moments",
+    "OctaveBins",
+    "Ranges",
+    "TokenBlock",
+    "TopExamples",
+    "cluster_bootstrap",
+    "correlation",
+    "paired_above",
+    "ratio_of_means",
+]

@@ -68,6 +68,42 @@ def paired_above(
     return cluster_bootstrap(difference, clusters, level=level, draws=draws, seed=seed).low > 0
 
 
+def ratio_of_means(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """mean(numerators) / mean(denominators) of paired values, with the percentile interval of a bootstrap
+    over the pairs: both means of a draw are over the same pairs.
+
+    Args:
+        numerators, denominators: [n] each, finite.
+        level: coverage.
+        draws: number of resamples.
+        seed: fixes them.
+    Raises: ValueError for no values, lengths that differ, or a denominator whose mean has an interval that
+        includes zero.
+    """
+    top, bottom = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
+    if top.ndim != 1 or top.shape != bottom.shape or not len(top):
+        raise ValueError(f"A ratio of means needs paired values; got {top.shape} and {bottom.shape}.")
+    if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
+        raise ValueError("A ratio of means needs finite values; leave missing pairs out.")
+    weights = _resamples(len(top), draws, seed)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(weights @ bottom, ends) / len(bottom)
+    if low <= 0 <= high:
+        raise ValueError(
+            f"The denominator's mean is {bottom.mean():.4g} with interval [{low:.4g}, {high:.4g}], which "
+            "includes zero, so the ratio has no bounds."
+        )
+    low, high = np.quantile((weights @ top) / (weights @ bottom), ends)
+    return Interval(float(top.mean() / bottom.mean()), float(low), float(high), len(top))
+
+
 def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     """Pearson correlation of pairs with Fisher's interval, tanh(atanh(r) +- q / sqrt(n - 3)).
 
