@@ -3,10 +3,11 @@
 ty = (weight + weight_offset) * rstd * (t - mean(t) - normed * mean(t * normed)) + residual.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
-from interpcore.kernels.norm_vjp import block_and_warps
-from torch import Tensor
+from interpcore.kernels.norm_vjp import launch_rows
 
 
 @triton.jit
@@ -61,39 +62,6 @@ def norm_jvp_kernel(
     tl.store(out + row * d + column, total.to(out.dtype.element_ty), mask=live)
 
 
-def launch(
-    t: Tensor,
-    normed: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None,
-    sum_over: int,
-    center: bool,
-    weight_offset: float,
-    out: Tensor,
-) -> None:
-    """Fill `out`. Arguments as in `interpcore.ops.norm_jvp`, with contiguous last axes; no checks here."""
-    _, C, P, d = t.shape
-    block, warps = block_and_warps(d)
-    norm_jvp_kernel[(out.numel() // d,)](
-        t,
-        normed,
-        rstd,
-        t if weight is None else weight,
-        t if residual is None else residual,
-        out,
-        C,
-        P,
-        d,
-        sum_over,
-        weight_offset,
-        *t.stride()[:3],
-        *((0, 0, 0) if residual is None else residual.stride()[:3]),
-        *normed.stride()[:2],
-        *rstd.stride(),
-        CENTER=center,
-        WEIGHTED=weight is not None,
-        RESIDUAL=residual is not None,
-        BLOCK=block,
-        num_warps=warps,
-    )
+def launch(*arguments: Any) -> None:
+    """Fill `out`; arguments of `launch_rows` after the kernel, with contiguous last axes. No checks here."""
+    launch_rows(norm_jvp_kernel, *arguments)

@@ -3,6 +3,8 @@
 dx = rstd * (s - mean(s) - normed * mean(s * normed)) + residual, s = g * (weight + weight_offset).
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -65,7 +67,8 @@ def block_and_warps(d: int) -> tuple[int, int]:
     return block, min(max(block // 256, 1), 16)
 
 
-def launch(
+def launch_rows(
+    kernel: Any,
     g: Tensor,
     normed: Tensor,
     rstd: Tensor,
@@ -76,10 +79,10 @@ def launch(
     weight_offset: float,
     out: Tensor,
 ) -> None:
-    """Fill `out`. Arguments as in `interpcore.ops.norm_vjp`, with contiguous last axes; no checks here."""
+    """Fill `out` with the kernel of `norm_vjp` or `norm_jvp`, one program per row."""
     _, C, P, d = g.shape
     block, warps = block_and_warps(d)
-    norm_vjp_kernel[(out.numel() // d,)](
+    kernel[(out.numel() // d,)](
         g,
         normed,
         rstd,
@@ -101,3 +104,8 @@ def launch(
         BLOCK=block,
         num_warps=warps,
     )
+
+
+def launch(*arguments: Any) -> None:
+    """Fill `out`; arguments of `launch_rows` after the kernel, with contiguous last axes. No checks here."""
+    launch_rows(norm_vjp_kernel, *arguments)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
-from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.norm_vjp import norm_vjp_shape
+from interpcore.ops.checks import expect_no_gradient, rows_contiguous
+from interpcore.ops.norm_vjp import check_norm, check_norm_out, native_norm_args
 
 
 def norm_jvp(
@@ -50,13 +50,11 @@ def norm_jvp(
         ValueError: shapes, dtypes or devices do not fit together.
         RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
-    _check(t, normed, rstd, weight, residual, sum_over, weight_offset)
+    check_norm("norm_jvp", "t", t, normed, rstd, weight, residual, sum_over, weight_offset)
     arguments = (t, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend)
     if out is None:
         return torch.ops.interpcore.norm_jvp(*arguments)
-    expect("norm_jvp", "t", t, {"out": (out, norm_vjp_shape(t, sum_over), t.dtype)})
-    if not out.is_contiguous():
-        raise ValueError(f"norm_jvp: out must be contiguous, got strides {out.stride()}.")
+    check_norm_out("norm_jvp", "t", t, sum_over, out)
     expect_no_gradient("norm_jvp", t, normed, rstd, weight, residual, out)
     launch_norm_jvp(*arguments, out)
     return out
@@ -97,46 +95,6 @@ def launch_norm_jvp(
         return
     native = native_cpu()
     assert native is not None
-    args = {  # the native form has the argument names of the transposed op
-        "shape": tuple(t.shape),
-        "sum_over": sum_over,
-        "center": center,
-        "weight_offset": weight_offset,
-        "g": t.data_ptr(),
-        "residual": 0 if residual is None else residual.data_ptr(),
-        "normed": normed.data_ptr(),
-        "rstd": rstd.data_ptr(),
-        "weight": 0 if weight is None else weight.data_ptr(),
-        "out": out.data_ptr(),
-        "g_stride": t.stride()[:3],
-        "residual_stride": (0, 0, 0) if residual is None else residual.stride()[:3],
-        "normed_stride": normed.stride()[:2],
-        "rstd_stride": rstd.stride(),
-    }
+    args = native_norm_args(t, normed, rstd, weight, residual, out)
+    args |= {"sum_over": sum_over, "center": center, "weight_offset": weight_offset}
     native.norm_jvp(args, isa(), torch.get_num_threads())
-
-
-def _check(
-    t: Tensor,
-    normed: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None,
-    sum_over: int,
-    weight_offset: float,
-) -> None:
-    expect_leading("norm_jvp", "t", t, "B, C, P, d")
-    batch, _, positions, width = t.shape
-    expected = {
-        "normed": (normed, (batch, positions, width), t.dtype),
-        "rstd": (rstd, (batch, positions), torch.promote_types(t.dtype, torch.float32)),
-        "weight": (weight, (width,), t.dtype),
-        "residual": (residual, tuple(t.shape), t.dtype),
-    }
-    expect("norm_jvp", "t", t, expected)
-    if sum_over < 1 or batch % sum_over:
-        raise ValueError(f"norm_jvp: sum_over={sum_over} must divide the batch size {batch}.")
-    if weight is None and weight_offset:
-        raise ValueError(
-            f"norm_jvp: weight_offset={weight_offset} needs a weight; pass one or leave it at 0."
-        )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, native_cuda
+from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 # The CUDA kernel keeps a row in float32 in the 48 KB of shared memory that every kernel may use.
 _WIDEST_CUDA_ROW = 12_000
@@ -53,11 +54,12 @@ def norm_vjp(
         ValueError: shapes, dtypes or devices do not fit together.
         RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
-    _check(g, normed, rstd, weight, residual, sum_over, weight_offset)
+    check_norm("norm_vjp", "g", g, normed, rstd, weight, residual, sum_over, weight_offset)
     if out is None:
         declared = torch.ops.interpcore.norm_vjp
         return declared(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend)
-    _check_out(out, g, normed, rstd, weight, residual, sum_over)
+    check_norm_out("norm_vjp", "g", g, sum_over, out)
+    expect_no_gradient("norm_vjp", g, normed, rstd, weight, residual, out)
     launch_norm_vjp(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend, out)
     return out
 
@@ -89,8 +91,8 @@ def launch_norm_vjp(
         )
         out.copy_(exact)
         return
-    g, normed = _rows_contiguous(g), _rows_contiguous(normed)
-    residual = None if residual is None else _rows_contiguous(residual)
+    g, normed = rows_contiguous(g), rows_contiguous(normed)
+    residual = None if residual is None else rows_contiguous(residual)
     weight = None if weight is None else weight.contiguous()
     if chosen == "triton":
         from interpcore.kernels import norm_vjp as kernel
@@ -98,7 +100,7 @@ def launch_norm_vjp(
         with torch.cuda.device(g.device if g.is_cuda else -1):
             kernel.launch(g, normed, rstd, weight, residual, sum_over, center, weight_offset, out)
         return
-    args = _native_args(g, normed, rstd, weight, residual, out)
+    args = native_norm_args(g, normed, rstd, weight, residual, out)
     args |= {"sum_over": sum_over, "center": center, "weight_offset": weight_offset}
     if chosen == "cpu":
         native = native_cpu()
@@ -116,7 +118,7 @@ def launch_norm_vjp(
         native.norm_vjp(args, str(g.dtype).removeprefix("torch."), stream)
 
 
-def _native_args(
+def native_norm_args(
     g: Tensor,
     normed: Tensor,
     rstd: Tensor,
@@ -124,7 +126,7 @@ def _native_args(
     residual: Tensor | None,
     out: Tensor,
 ) -> dict[str, Any]:
-    """The tensors' part of the params struct of csrc/include/interpcore/norm_vjp.h."""
+    """The tensors' part of the params struct that `norm_vjp` and `norm_jvp` share."""
     return {
         "shape": tuple(g.shape),
         "g": g.data_ptr(),
@@ -140,13 +142,10 @@ def _native_args(
     }
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """`x` itself where its last axis is contiguous, which is all that the kernels need; else a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _check(
-    g: Tensor,
+def check_norm(
+    op: str,
+    name: str,
+    vectors: Tensor,
     normed: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
@@ -154,49 +153,32 @@ def _check(
     sum_over: int,
     weight_offset: float,
 ) -> None:
-    if g.dim() != 4 or g.shape[-1] == 0:
-        raise ValueError(f"norm_vjp: g must be [B, C, P, d] with d > 0, got {list(g.shape)}.")
-    if g.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ValueError(f"norm_vjp: g must be float32, float64, bfloat16 or float16, not {g.dtype}.")
-    batch, _, positions, width = g.shape
-    wide = torch.promote_types(g.dtype, torch.float32)
+    """Check the arguments of `norm_vjp` and `norm_jvp`; `name` is what the op calls its vectors.
+
+    Raises:
+        ValueError: one does not fit.
+    """
+    expect_leading(op, name, vectors, "B, C, P, d")
+    batch, _, positions, width = vectors.shape
     expected = {
-        "normed": (normed, (batch, positions, width), g.dtype),
-        "rstd": (rstd, (batch, positions), wide),
-        "weight": (weight, (width,), g.dtype),
-        "residual": (residual, tuple(g.shape), g.dtype),
+        "normed": (normed, (batch, positions, width), vectors.dtype),
+        "rstd": (rstd, (batch, positions), torch.promote_types(vectors.dtype, torch.float32)),
+        "weight": (weight, (width,), vectors.dtype),
+        "residual": (residual, tuple(vectors.shape), vectors.dtype),
     }
-    for name, (value, shape, dtype) in expected.items():
-        if value is None:
-            continue
-        if value.shape != shape or value.dtype != dtype or value.device != g.device:
-            raise ValueError(
-                f"norm_vjp: {name} must be {list(shape)} {dtype} on {g.device} to fit g {list(g.shape)}, "
-                f"got {list(value.shape)} {value.dtype} on {value.device}."
-            )
+    expect(op, name, vectors, expected)
     if sum_over < 1 or batch % sum_over:
-        raise ValueError(f"norm_vjp: sum_over={sum_over} must divide the batch size {batch}.")
+        raise ValueError(f"{op}: sum_over={sum_over} must divide the batch size {batch}.")
     if weight is None and weight_offset:
-        raise ValueError(
-            f"norm_vjp: weight_offset={weight_offset} needs a weight; pass one or leave it at 0."
-        )
+        raise ValueError(f"{op}: weight_offset={weight_offset} needs a weight; pass one or leave it at 0.")
 
 
-def _check_out(
-    out: Tensor,
-    g: Tensor,
-    normed: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None,
-    sum_over: int,
-) -> None:
-    shape = norm_vjp_shape(g, sum_over)
-    if out.shape != shape or out.dtype != g.dtype or out.device != g.device or not out.is_contiguous():
-        raise ValueError(
-            f"norm_vjp: out must be contiguous {list(shape)} {g.dtype} on {g.device}, got {list(out.shape)} "
-            f"{out.dtype} on {out.device} with strides {out.stride()}."
-        )
-    inputs = [x for x in (g, normed, rstd, weight, residual, out) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        raise RuntimeError("norm_vjp: out= records no gradient; detach the inputs or leave out= away.")
+def check_norm_out(op: str, name: str, vectors: Tensor, sum_over: int, out: Tensor) -> None:
+    """Check the tensor that `norm_vjp` or `norm_jvp` is to fill.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    expect(op, name, vectors, {"out": (out, norm_vjp_shape(vectors, sum_over), vectors.dtype)})
+    if not out.is_contiguous():
+        raise ValueError(f"{op}: out must be contiguous, got strides {out.stride()}.")
