@@ -160,7 +160,7 @@ class _Study:
             unscored = ~self.wanted if self.level == "edge" else ~self.wanted.any(1)[:, None]
             mean = (total / n).masked_fill(unscored, torch.nan).float()
             none = torch.full(self.wanted.shape, torch.nan)
-            found[str(metric)] = Scores(
+            found[metric.name] = Scores(
                 self.graph,
                 mean if self.level == "edge" else none,
                 "exact",
@@ -298,8 +298,7 @@ class _Batch:
             wrong = int((~sums.isfinite()).any(-1).any(1).nonzero()[0, 0])
             raise GraphError(
                 f"The metric {study.metrics[wrong]} is not finite on some pair of {self.pairs.task}; look at "
-                "its "
-                "answers and at the model's logits. What was finished is kept."
+                "its answers and at the model's logits. What was finished is kept."
             )
         return sums
 

@@ -14,9 +14,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class OutOfMemory(GraphError):
+    """One item alone does not fit."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
@@ -31,15 +35,15 @@ def in_halves(
         run: called with consecutive items.
         what: the items' name in messages, plural.
     Yields: the items and their result, in order.
-    Raises: GraphError when one item alone does not fit.
+    Raises: OutOfMemory when one item alone does not fit.
     """
     try:
         result = run(items)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OutOfMemory) as error:
         if not out_of_memory(error):
             raise
         if len(items) == 1:
-            raise GraphError(
+            raise OutOfMemory(
                 f"Memory does not hold a batch of 1 ({what}); use a smaller model, shorter prompts or "
                 "another device."
             ) from error

@@ -134,7 +134,7 @@ def as_metrics(metrics: str | Metric | Sequence[str | Metric]) -> list[Metric]:
     """
     listed = [metrics] if isinstance(metrics, str | Metric) else metrics
     found = [Metric(metric) if isinstance(metric, str) else metric for metric in listed]
-    names = [str(metric) for metric in found]
+    names = [metric.name for metric in found]
     if not names or len(set(names)) < len(names):
         raise MetricError(f"Give one metric or several different ones; got {', '.join(names) or 'none'}.")
     return found

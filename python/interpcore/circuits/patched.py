@@ -63,14 +63,12 @@ def run_patched(
 
 
 def check_over_heads(model: Model, graph: Graph) -> None:
-    """Refuse ungrouped keys of heads that are normed together: copies of one key have no norm of their
-    own."""
+    """Refuse ungrouped keys of heads that are normed together: a copy of one key has no norm of its own."""
     for d in range(model.plan.n_calls):
         if model.block(d).attention.norm_over_heads and graph.kv_heads != model.spec.n_kv_heads:
             raise GraphError(
                 f"Block {d} norms the keys of all groups together, so every query head cannot have its own; "
-                "use "
-                "the grouped graph."
+                "use the grouped graph."
             )
 
 

@@ -49,7 +49,7 @@ class Rows:
         self.model, self.graph, self.clean, self.first = model, graph, clean, first
         self.suffix = Suffix(model, clean)
         self.delta = (standing_in - clean.sources).map(lambda x: x[:, first:])
-        # A first token attends to itself alone, so its queries and keys change nothing there.
+        # A first token attends to itself alone, so no query or key changes what is mixed there.
         self.first_qk = max(first, min(1, int(clean.lengths.min()) - 1))
 
     @property
@@ -133,7 +133,7 @@ class Rows:
         normed = apply(block.attn_norm, self._live(self.clean.resid[layer]) + delta)
         parts = dict(zip("qkv", block.attention.qkv(normed), strict=True))
         for letter, first in (("q", self.first_qk), ("k", self.first_qk), ("v", self.first)):
-            part = parts[letter][:, :, first - self.first :]
+            part = parts[letter][:, :, first - self.first :] if letter == "q" else parts[letter]
             entering = self._cut(layer, self.clean.resid[layer][None, :, first:], first)
             raw = self._cut(layer, attn_raw[None, :, first:], first)
             where = self.graph.head_destinations(layer, letter)
@@ -171,9 +171,10 @@ class Rows:
         if letter == "q":
             q = self._own_heads(layer, "q", j, own, first)
         elif letter == "k":
-            k = with_prefix(suffix.k[layer][:, :first, kv], self._own_heads(layer, "k", j, own, first))
+            own = self._own_heads(layer, "k", j, own, self.first)
+            k = with_prefix(suffix.k[layer][:, : self.first, kv], own)
         else:
-            v = with_prefix(self.clean.v[layer][:, :first, kv], own[..., None, :])
+            v = with_prefix(self.clean.v[layer][:, : self.first, kv], own[..., None, :])
         q = self._cut(layer, q, first)
         q, k, v = (x.expand(copies, -1, -1, -1, -1) for x in (q, k, v))
         z = mix(attention, q, k, v, visible(attention, queries, suffix.width))
