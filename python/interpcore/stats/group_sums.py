@@ -1,0 +1,155 @@
+"""Sums of every column within groups of tokens: by position, by token id, by the token before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
+
+GROUPINGS = ("position", "token", "previous")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTotals:
+    """Sums within groups, of values minus a shift.
+
+    Args:
+        count: tokens of each group [G] int64.
+        total, square: sums of x - shift and of its square [G, N] float64.
+        active: tokens with x > 0 [G, N] int32; None where not counted.
+        shift: [N] float64.
+        missing: values that were not finite and are in no sum [G, N] int64, sparse.
+    """
+
+    count: Tensor
+    total: Tensor
+    square: Tensor
+    active: Tensor | None
+    shift: Tensor
+    missing: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """Finite values of each group and column [G, N] int64."""
+        return self.count[:, None] - self.missing.to_dense()
+
+    @property
+    def mean(self) -> Tensor:
+        """[G, N] float64; NaN for a group without values."""
+        return self.shift + self.total / self.values
+
+    @property
+    def variance(self) -> Tensor:
+        """Within each group, of the population [G, N] float64."""
+        n = self.values
+        return (self.square / n - (self.total / n).square()).clamp(min=0)
+
+
+class GroupSums:
+    """Count, sum and sum of squares of every column in each of G groups of tokens.
+
+    Args:
+        grouping: what a token's group is: "position", "token" (its id) or "previous" (the id before it;
+            tokens at the start of a sequence are in no group).
+        groups: G.
+        shift: a value near each column's mean [N] float32.
+        active: count values > 0 too.
+    """
+
+    def __init__(self, grouping: str, groups: int, shift: Tensor, *, active: bool = False) -> None:
+        if grouping not in GROUPINGS:
+            raise ValueError(f"grouping={grouping!r} is unknown; choose from {', '.join(GROUPINGS)}.")
+        self.grouping, self.shift = grouping, shift
+        size, device = (groups, len(shift)), shift.device
+        self._count = torch.zeros(groups, dtype=torch.int64, device=device)
+        self._total = torch.zeros(size, dtype=torch.float64, device=device)
+        self._square = torch.zeros(size, dtype=torch.float64, device=device)
+        self._active = torch.zeros(size, dtype=torch.int32, device=device) if active else None
+        # Places in [G, N] of values that were not finite, and how many: rare, so listed.
+        self._missing = torch.zeros((2, 0), dtype=torch.int64, device=device)
+
+    def update(self, values: Tensor, tokens: TokenBlock, mask: Tensor | None = None) -> None:
+        """Adds values [T, N]."""
+        values, tokens = kept(values, tokens, mask)
+        group = {"position": tokens.position, "token": tokens.ids, "previous": tokens.previous}[self.grouping]
+        if self.grouping == "previous":
+            values, group = values[group >= 0], group[group >= 0]
+        self._count += torch.bincount(group, minlength=len(self._count))
+        off = values.double() - self.shift
+        if not all_finite(values):
+            row, column = (~values.isfinite()).nonzero(as_tuple=True)
+            place = group[row] * len(self.shift) + column
+            self._add_missing(torch.stack((place, torch.ones_like(place))))
+            off[row, column] = 0
+            values = values.index_put((row, column), values.new_zeros(()))
+        if self._active is not None:
+            _add_rows(self._active, group, (values > 0).int())
+        _add_rows(self._total, group, off)
+        _add_rows(self._square, group, off.square_())
+
+    def _add_missing(self, listed: Tensor) -> None:
+        place, at = torch.cat((self._missing[0], listed[0])).unique(return_inverse=True)
+        count = torch.zeros_like(place)
+        _add_rows(count, at, torch.cat((self._missing[1], listed[1])))
+        self._missing = torch.stack((place, count))
+
+    def merge(self, other: GroupSums) -> None:
+        """Adds another's sums, within 1e-12; counts exactly."""
+        expect_same("their grouping", self.grouping, other.grouping)
+        expect_same("their shift", self.shift, other.shift)
+        if len(self._count) != len(other._count) or (self._active is None) != (other._active is None):
+            raise MergeError(
+                "The two sums differ in their groups or in what they count; they cannot be merged."
+            )
+        self._count += other._count
+        self._total += other._total
+        self._square += other._square
+        if self._active is not None and other._active is not None:
+            self._active += other._active
+        self._add_missing(other._missing)
+
+    def state_dict(self) -> State:
+        """count [G], total, square and (where counted) active [G, N], shift [N], missing [2, listed]."""
+        state = {
+            "count": self._count,
+            "total": self._total,
+            "square": self._square,
+            "shift": self.shift,
+            "missing": self._missing,
+        }
+        return state if self._active is None else state | {"active": self._active}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a state."""
+        expect_same("their shift", self.shift, state["shift"].to(self.shift.device))
+        for name, tensor in self.state_dict().items():
+            if name != "missing":
+                tensor.copy_(state[name])
+        self._missing = state["missing"].to(self._count.device).clone()
+
+    def finalize(self) -> GroupTotals:
+        """The sums."""
+        size = self._total.shape
+        place, count = self._missing.cpu()
+        where = torch.stack((place // size[1], place % size[1]))
+        return GroupTotals(
+            self._count.cpu().clone(),
+            self._total.cpu().clone(),
+            self._square.cpu().clone(),
+            None if self._active is None else self._active.cpu().clone(),
+            self.shift.double().cpu(),
+            torch.sparse_coo_tensor(where, count, size, check_invariants=True),
+        )
+
+
+def _add_rows(total: Tensor, group: Tensor, rows: Tensor) -> None:
+    """total[group] += rows, in the same order every time."""
+    if total.is_cuda:
+        # index_add_ adds atomically there; this sorts.
+        total.index_put_((group,), rows.to(total.dtype), accumulate=True)
+    else:
+        total.index_add_(0, group, rows.to(total.dtype))

@@ -1,0 +1,170 @@
+"""Histograms of columns with fixed bins: the same for every column and run, so that counts add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
+
+
+class Bins(Protocol):
+    """Bins between increasing edges: bin 0 lies below edges[0], the last one above the last edge."""
+
+    @property
+    def edges(self) -> Tensor:
+        """[bins - 1] float64."""
+
+    def index(self, values: Tensor) -> Tensor:
+        """The bin of each value, int32, of the same shape; any bin for a value that is not finite."""
+
+
+@dataclass(frozen=True)
+class OctaveBins:
+    """Log-spaced bins of both signs: every octave of |x| is cut into equal parts, small |x| share one bin.
+
+    Args:
+        low, high: |x| from 2^low to 2^high has bins of its own.
+        parts: bins of an octave, a power of two up to 64.
+    """
+
+    low: int = -14
+    high: int = 14
+    parts: int = 8
+
+    @property
+    def edges(self) -> Tensor:
+        """[2 (high - low) parts + 2] float64, symmetric about 0."""
+        octaves = torch.arange(self.low, self.high, dtype=torch.float64)
+        steps = 1 + torch.arange(self.parts, dtype=torch.float64) / self.parts
+        one = torch.tensor([1.0], dtype=torch.float64)
+        side = torch.cat(((octaves.exp2()[:, None] * steps).flatten(), one * 2.0**self.high))
+        return torch.cat((-side.flip(0), side))
+
+    def index(self, values: Tensor) -> Tensor:
+        """An edge belongs to the bin farther from 0."""
+        bits = values.float().view(torch.int32)
+        # The leading bits of a float32 count octaves and their parts.
+        size = ((bits & 0x7FFFFFFF) >> (24 - self.parts.bit_length())).sub_((127 + self.low) * self.parts - 1)
+        size.clamp_(0, (self.high - self.low) * self.parts + 1)
+        return torch.where(bits < 0, -size, size).add_((self.high - self.low) * self.parts + 1)
+
+
+@dataclass(frozen=True)
+class LinearBins:
+    """Equal bins; the published ones by default. Bin k counts edges[k - 1] < x <= edges[k].
+
+    Args:
+        first, last: outer edges.
+        count: number of edges, float32 values of `torch.linspace`.
+    """
+
+    first: float = -10.0
+    last: float = 15.0
+    count: int = 256
+
+    @property
+    def edges(self) -> Tensor:
+        """[count] float64."""
+        return torch.linspace(self.first, self.last, self.count).double()
+
+    def index(self, values: Tensor) -> Tensor:
+        """As `torch.bucketize(values, edges)`, which takes several times as long."""
+        x = values.float()
+        edges = self.edges.float().to(x.device)
+        width = (self.last - self.first) / (self.count - 1)
+        guess = ((x - self.first) * (1 / width)).ceil_().nan_to_num_().clamp_(0, self.count - 1).int()
+        # Rounding puts a value near an edge one bin off at most.
+        low = torch.cat((edges.new_full((1,), -torch.inf), edges))
+        guess -= (x <= low[guess]).int()
+        guess += (x > edges[guess]).int()
+        return guess
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramCounts:
+    """How many values of each column fell into each bin.
+
+    Args:
+        counts: [N, bins] int64.
+        edges: [bins - 1] float64.
+        nonfinite: values that are in no bin [N] int64.
+    """
+
+    counts: Tensor
+    edges: Tensor
+    nonfinite: Tensor
+
+    def quantile(self, q: Sequence[float], minimum: Tensor, maximum: Tensor) -> Tensor:
+        """Quantiles, linear within a bin.
+
+        Args:
+            q: probabilities.
+            minimum, maximum: exact extremes [N], which bound the outer bins.
+        Returns: [len(q), N] float64, off by at most the width of the bin that holds it; NaN without values.
+        """
+        low, high = (x.double()[:, None] for x in (minimum, maximum))
+        ends = self.edges.expand(len(self.counts), -1)
+        left = torch.cat((low, ends.clamp(low, high)), 1)
+        right = torch.cat((ends.clamp(low, high), high), 1)
+        total = self.counts.cumsum(1).double()
+        rank = torch.tensor(list(q), dtype=torch.float64) * total[:, -1:]
+        at = torch.searchsorted(total, rank).clamp(max=self.counts.shape[1] - 1)
+        before = (total - self.counts).gather(1, at)
+        share = ((rank - before) / self.counts.gather(1, at).clamp(min=1)).clamp(0, 1)
+        found = left.gather(1, at) + share * (right.gather(1, at) - left.gather(1, at))
+        return found.masked_fill(total[:, -1:] == 0, torch.nan).T
+
+
+class Histogram:
+    """Counts of every column's values in fixed bins.
+
+    Args:
+        columns: N.
+        bins: the bins.
+        device: where the counts are.
+    """
+
+    def __init__(self, columns: int, bins: Bins, device: torch.device | str = "cpu") -> None:
+        self.bins = bins
+        self._counts = torch.zeros((columns, len(bins.edges) + 1), dtype=torch.int64, device=device)
+        self._nonfinite = torch.zeros(columns, dtype=torch.int64, device=device)
+
+    def update(self, values: Tensor, tokens: TokenBlock, mask: Tensor | None = None) -> None:
+        """Counts values [T, N]."""
+        values, _ = kept(values, tokens, mask)
+        columns, bins = self._counts.shape
+        place = self.bins.index(values)
+        place += torch.arange(0, columns * bins, bins, dtype=torch.int32, device=place.device)
+        if all_finite(values):
+            found = place.flatten()
+        else:
+            finite = values.isfinite()
+            self._nonfinite += (~finite).sum(0)
+            found = place[finite]
+        self._counts.view(-1).add_(torch.bincount(found, minlength=columns * bins))
+
+    def merge(self, other: Histogram) -> None:
+        """Adds another's counts."""
+        expect_same("their bins", self.bins, other.bins)
+        if self._counts.shape != other._counts.shape:
+            raise MergeError("The two histograms differ in their number of columns; they cannot be merged.")
+        self._counts += other._counts
+        self._nonfinite += other._nonfinite
+
+    def state_dict(self) -> State:
+        """counts [N, bins] int64, nonfinite [N] int64."""
+        return {"counts": self._counts, "nonfinite": self._nonfinite}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a state."""
+        self._counts.copy_(state["counts"])
+        self._nonfinite.copy_(state["nonfinite"])
+
+    def finalize(self) -> HistogramCounts:
+        """The counts."""
+        return HistogramCounts(self._counts.cpu().clone(), self.bins.edges, self._nonfinite.cpu().clone())
