@@ -108,6 +108,8 @@ def test_a_reserved_or_unknown_relation_is_refused():
 def test_the_corpus_depends_on_its_seed_alone_and_holds_every_kind_of_text():
     documents = corpus.documents(1, 3000)
     assert documents == corpus.documents(1, 3000) != corpus.documents(2, 3000)
+    kinds, texts = zip(*corpus.labelled_documents(1, 3000), strict=True)
+    assert list(texts) == documents and {"single_fact", "few_shot_block", "sentence"} <= set(kinds)
     text = "\n".join(documents)
     for needed in (
         " gave a ",

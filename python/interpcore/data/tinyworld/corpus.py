@@ -16,9 +16,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 def documents(seed: int | str, count: int) -> list[str]:
     """Draw `count` documents; the same for the same seed."""
+    return [text for _, text in labelled_documents(seed, count)]
+
+
+def labelled_documents(seed: int | str, count: int) -> list[tuple[str, str]]:
+    """The same documents as `documents`, each with the name of its kind, such as "few_shot_block"."""
     rng = random.Random(f"corpus {seed}")
     kinds, weights = zip(*_MIXTURE, strict=True)
-    return [kind(rng) for kind in rng.choices(kinds, weights, k=count)]
+    return [(kind.__name__, kind(rng)) for kind in rng.choices(kinds, weights, k=count)]
 
 
 def single_fact(rng: random.Random) -> str:
