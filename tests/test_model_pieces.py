@@ -263,6 +263,21 @@ def test_activation_hook_sees_every_mlp(model):
     assert seen == [(d, (1, 10, 128)) for d in range(4)] and torch.equal(hooked, model.forward(TOKENS).logits)
 
 
+def test_activation_hook_of_a_gated_mlp_has_both_factors():
+    model = interpcore.load(transformers_model("llama"))
+    taps = [Tap("mlp_gate_pre", 1), Tap("mlp_up", 1), Tap("mlp_act", 1)]
+    seen = {}
+
+    def hook(function, pre, depth, up):
+        seen[depth] = pre, up, function(pre) * up
+        return seen[depth][2]
+
+    hooked = model.forward(TOKENS, taps=taps, activation=hook)
+    assert sorted(seen) == list(range(4))
+    assert all(torch.equal(hooked.taps[tap], value) for tap, value in zip(taps, seen[1], strict=True))
+    assert torch.equal(hooked.logits, model.forward(TOKENS).logits)
+
+
 def test_forward_changes_no_global_state(model):
     before = (
         torch.get_default_dtype(),

@@ -12,7 +12,8 @@ from .layout import Layout
 from .sites import SITES, Edit, Selected, Tap, check_address, select
 
 Activation = Callable[[Tensor], Tensor]
-ActivationHook = Callable[[Activation, Tensor, int], Tensor]
+# Called (function, pre, depth) by a plain MLP, (function, pre, depth, up) by a gated one.
+ActivationHook = Callable[..., Tensor]
 
 
 class Context:
@@ -26,8 +27,9 @@ class Context:
         absent: sites the model does not have, with the reason.
         record: keep what the linearised decoder needs of every block, in `kept`, and the inputs of every
             edit.
-        activation: called as `activation(function, pre, depth)` in place of `function(pre)`, so that a study
-            can fuse its statistics into the activation.
+        activation: called as `activation(function, pre, depth)` in place of `function(pre)` by plain MLPs,
+            and as `activation(function, pre, depth, up)` in place of `function(pre) * up` by gated ones, so
+            that a study can fuse its statistics of what the down projection reads into the activation.
     """
 
     def __init__(
@@ -43,7 +45,6 @@ class Context:
     ):
         self.layout = layout
         self.record = record
-        self.recorded: Callable[[int], None] = lambda depth: None  # called after each block call
         self.kept: dict[object, dict[str, Tensor]] = defaultdict(dict)
         self.activation_hook = activation
         self.values: dict[Tap, Tensor] = {}
@@ -76,6 +77,9 @@ class Context:
             )
         return new
 
+    def recorded(self, depth: int) -> None:
+        """Called after each block call; a recording forward puts its own function in this place."""
+
     def wants(self, site: str, depth: int | None) -> bool:
         """Whether any tap or edit names this site, so that a value formed only on request is needed."""
         return (site, depth) in self._active
@@ -105,9 +109,16 @@ class Context:
             self.values[tap.spec] = self._read(value, tap)  # type: ignore[index]
         return value
 
-    def activation(self, function: Activation, pre: Tensor, depth: int) -> Tensor:
-        """function(pre [batch, position, d_mlp]), through the study's hook when there is one."""
-        return function(pre) if self.activation_hook is None else self.activation_hook(function, pre, depth)
+    def activation(self, function: Activation, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:
+        """function(pre), times `up` where there is one, through the study's hook when there is one.
+
+        Args:
+            pre, up: [batch, position, d_mlp].
+        """
+        if self.activation_hook is None:
+            return function(pre) if up is None else function(pre) * up
+        factors = () if up is None else (up,)
+        return self.activation_hook(function, pre, depth, *factors)
 
     def index(self, selected: Selected) -> tuple[Tensor, Tensor]:
         """Batch row and packed column of each selected entry, on the model's device."""

@@ -160,7 +160,8 @@ class Model:
                 the last token are those of tokens to come.
             logits_at: "all", "last" (each row's last real token), None, or absolute positions of new tokens
                 (an int, a sequence, or int64 [batch] or [batch, n] per row).
-            activation: replaces `function(pre)` by `activation(function, pre, depth)` in every MLP.
+            activation: replaces `function(pre)` by `activation(function, pre, depth)` in every plain MLP, and
+                `function(pre) * up` by `activation(function, pre, depth, up)` in every gated one.
         Returns: `Output`.
         Raises: ValueError for tokens, mask, taps, edits or a cache that do not fit, with the reason.
         """

@@ -60,5 +60,5 @@ class MLP:
             pre = ctx.site("mlp_gate_pre", depth, self.gate(x))
             up = ctx.site("mlp_up", depth, self.up(x))
             ctx.keep(depth, pre=pre, up=up)
-            act = ctx.activation(function, pre, depth) * up
+            act = ctx.activation(function, pre, depth, up)
         return self.down(ctx.site("mlp_act", depth, act))
