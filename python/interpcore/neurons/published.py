@@ -105,7 +105,7 @@ def summarize_table(table: pd.DataFrame, universal: float = UNIVERSAL) -> dict[s
     """
     found: dict[str, Any] = {"rows": len(table)}
     chosen = table
-    if "excess_corr" in table:
+    if "excess_corr" in table and table.excess_corr.notna().any():
         chosen = table[table.excess_corr > universal]
         found |= {"universal": len(chosen), "universal share": len(chosen) / max(1, len(table))}
     for name in (*COLUMNS[2:], "excess_corr"):
