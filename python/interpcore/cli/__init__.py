@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from interpcore.cli.circuits import app as circuits
 from interpcore.cli.demo import demo
 from interpcore.cli.info import info
 from interpcore.cli.lre import app as lre
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(info)
 app.command()(demo)
+app.add_typer(circuits, name="circuits")
 app.add_typer(lre, name="lre")
 
 
