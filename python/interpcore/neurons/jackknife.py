@@ -1,0 +1,229 @@
+"""Standard errors of similarities by deleting one group of sequences after another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from interpcore.data.tokens import TokenShards
+from interpcore.model import Model
+from interpcore.neurons.correlate import Correlations, Pair, Study, study_rotation
+from interpcore.neurons.cross_sums import Columns
+from interpcore.neurons.pair_sums import PairList, PairSums
+from interpcore.neurons.passes import checkpointed
+from interpcore.neurons.similarity import Block, rotation_in_units
+
+
+class Sums(NamedTuple):
+    """Sums over one neuron of each pair, by group: c and c^2 `[group, p]`; c + offset `[p]` is the
+    activation."""
+
+    total: Tensor
+    square: Tensor
+    offset: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """Similarities of n pairs of neurons over all groups of sequences, and over all but one.
+
+    Args:
+        whole: over all `[n]`.
+        deleted: without group g `[group, n]`.
+        tokens: over how many tokens `whole` is.
+    """
+
+    whole: Tensor
+    deleted: Tensor
+    tokens: int
+
+    @property
+    def standard_error(self) -> Tensor:
+        """By delete-a-group jackknife `[n]`."""
+        return jackknife_error(self.deleted)
+
+    @property
+    def lower_bound(self) -> Tensor:
+        """(1 - r^2) / sqrt(T) `[n]`, the standard error if tokens were independent: a lower bound alone."""
+        return (1 - self.whole.square()) / self.tokens**0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Jackknife:
+    """Replicates of the largest similarities, and of those with rotated partners (of the first draw), by
+    (model, partner model). The most similar partner stays the one of all groups together; a neuron without
+    one has NaN."""
+
+    partner: dict[Pair, Replicates]
+    baseline: dict[Pair, Replicates]
+
+
+def jackknife_error(deleted: Tensor) -> Tensor:
+    """Delete-a-group jackknife (Miller 1974; Kott 2001).
+
+    Args:
+        deleted: a statistic without group g `[group, ...]`.
+
+    Returns:
+        `[...]`: sqrt((G - 1) / G times the sum over g of (deleted_g - mean)^2).
+    """
+    groups = len(deleted)
+    return ((groups - 1) / groups * (deleted - deleted.mean(0)).square().sum(0)).sqrt()
+
+
+def jackknife(
+    models: Sequence[Model],
+    shards: TokenShards,
+    found: Correlations,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Jackknife:
+    """Standard errors of the largest similarities of `correlate`, by a second pass over the tokens that
+    multiplies the chosen pairs alone.
+
+    Args:
+        models, shards: as in `correlate`.
+        found: its result.
+        folder: keeps the sums, so that an interrupted call goes on.
+        progress: show it.
+
+    Raises:
+        ValueError: the result is of other models or tokens, or is of fewer than 20 groups.
+    """
+    study = None
+    if len(models) == len(found.sets):
+        study = Study(models, shards, found.settings, [neurons.name for neurons in found.sets])
+    if study is None or study.identity() != found.identity:
+        raise ValueError(
+            "These correlations are of other models or tokens; pass those that they were taken from."
+        )
+    if found.settings.groups < 20:
+        raise ValueError(f"A jackknife needs 20 groups or more, not {found.settings.groups}.")
+    study.reader.measure_pilots()
+    lists = {pair: [_pairs(found, pair, rotated) for rotated in _kinds(found)] for pair in found.partners}
+    flat = [entry for of_pair in lists.values() for entry in of_pair]
+    sums = exact_pairs(study, found.columns, flat, folder=folder, label="standard errors", progress=progress)
+    numbers = iter(range(len(flat)))
+    partner: dict[Pair, Replicates] = {}
+    baseline: dict[Pair, Replicates] = {}
+    for pair, of_pair in lists.items():
+        for entry, kept in zip(of_pair, (partner, baseline), strict=False):
+            missing = (
+                found.partners[pair].baseline_index[0] if entry.rotated else found.partners[pair].argmax
+            ) < 0
+            kept[pair] = replicates(study, found.columns, sums, entry, next(numbers), missing)
+    return Jackknife(partner, baseline)
+
+
+def exact_pairs(
+    study: Study,
+    columns: Sequence[Columns],
+    pairs: Sequence[PairList],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    label: str,
+    progress: bool = False,
+) -> PairSums:
+    """Sums of products of pairs of neurons over all tokens, by group.
+
+    Args:
+        study: models and tokens; its pilots are measured.
+        columns: sums over single neurons, of each model.
+        pairs: which; rotated ones are by the study's first draw.
+        folder: keeps the sums in a file.
+        label: names the pass.
+    """
+    matrices = {}
+    for b in sorted({pair.b for pair in pairs if pair.rotated}):
+        for depth in range(len(study.sets[b].widths)):
+            block = Block.of(columns[b], study.sets[b].span(depth), study.settings.similarity)
+            matrices[b, depth] = rotation_in_units(study_rotation(study, b, depth, 0), block)
+    sums = PairSums(study.reader, pairs, matrices, study.settings.groups)
+
+    def step(block: int) -> None:
+        start, stop = study.sequences(block)
+        sums.add(start, stop, study.group(block))
+
+    path = None if folder is None else Path(folder) / f"{label.replace(' ', '-')}.safetensors"
+    what = [[p.a, p.b, p.rotated, int(p.i.sum()), int(p.j.sum()), len(p.i)] for p in pairs]
+    meaning = study.meaning(
+        [label, what, str(study.settings.rotation), study.settings.seed], range(study.n_blocks)
+    )
+    checkpointed(path, sums.state, study.n_blocks, step, meaning=meaning, label=label, progress=progress)
+    return sums
+
+
+def replicates(
+    study: Study, columns: Sequence[Columns], sums: PairSums, pair: PairList, number: int, missing: Tensor
+) -> Replicates:
+    """The similarities of a list of pairs, whole and without each group.
+
+    Args:
+        number: of the list among those that were summed.
+        missing: pairs that are none `[p]` bool.
+    """
+    count = columns[pair.a].count.double()
+    x = _column_sums(columns[pair.a], pair.i)
+    y = _column_sums(columns[pair.b], pair.j)
+    usable = columns[pair.a].usable[pair.i]
+    if pair.rotated:
+        total, square = sums.unit_sums(pair.b, pair.j)
+        y = Sums(total, square, sums.unit_offset(pair.b, pair.j, columns[pair.b]))
+    else:
+        usable = usable & columns[pair.b].usable[pair.j]
+    cross = sums.state[f"pairs/{number}"]
+    similarity = study.settings.similarity
+
+    def all_groups(s: Tensor) -> Tensor:
+        return s.sum(0)
+
+    def all_but_one(s: Tensor) -> Tensor:
+        return s.sum(0) - s
+
+    whole, left = (
+        _paired(n, _map(x, over), _map(y, over), over(cross), similarity)
+        for over, n in ((all_groups, count.sum()), (all_but_one, all_but_one(count)[:, None]))
+    )
+    nothing = missing | ~usable
+    whole, left = whole.masked_fill(nothing, torch.nan), left.masked_fill(nothing, torch.nan)
+    return Replicates(whole, left, int(count.sum()))
+
+
+def _pairs(found: Correlations, pair: Pair, rotated: bool) -> PairList:
+    """Every neuron of a model with its most similar partner."""
+    partners = found.partners[pair]
+    best = partners.baseline_index[0] if rotated else partners.argmax
+    return PairList(pair[0], pair[1], torch.arange(len(best)), best.clamp(min=0), rotated)
+
+
+def _kinds(found: Correlations) -> tuple[bool, ...]:
+    return (False, True) if found.settings.rotates else (False,)
+
+
+def _column_sums(columns: Columns, index: Tensor) -> Sums:
+    offset = columns.pilot.shift.double() * columns.pilot.scale.double()
+    return Sums(columns.total[:, index], columns.square[:, index], offset[index])
+
+
+def _map(sums: Sums, of: Callable[[Tensor], Tensor]) -> Sums:
+    return Sums(of(sums.total), of(sums.square), sums.offset)
+
+
+def _paired(count: Tensor, x: Sums, y: Sums, cross: Tensor, similarity: str) -> Tensor:
+    """Similarities of pairs, elementwise; every argument `[p]` or `[group, p]`."""
+    if similarity == "jaccard":
+        return cross / (x.square + y.square - cross)
+    if similarity == "pearson":
+        top = cross - x.total * y.total / count
+        norms = [s.square - s.total.square() / count for s in (x, y)]
+    else:
+        top = cross + x.total * y.offset + x.offset * y.total + count * x.offset * y.offset
+        norms = [s.square + 2 * s.total * s.offset + count * s.offset.square() for s in (x, y)]
+    return top / norms[0].clamp(min=0).sqrt() / norms[1].clamp(min=0).sqrt()

@@ -1,0 +1,182 @@
+"""What is kept of every neuron's similarities with all neurons of a partner model, formed tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+EDGES = torch.linspace(-1, 1, 100)
+"""Inner edges of the published 101-bin histogram; bin = number of edges below the value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Partners:
+    """Similarities of n neurons with all neurons of a partner model. NaN ones enter nothing.
+
+    Args:
+        top, bottom: largest and smallest, in order [n, k]; NaN where there are fewer.
+        top_index, bottom_index: whose they are [n, k] int64; among equals the smaller number; -1 where there
+            are fewer.
+        histogram: counts per bin of `EDGES` [n, 101] int64.
+        powers: sums of r, r^2, r^3, r^4 [4, n] float64.
+        count: number of partners [n] int64.
+        same: similarity with the partner's neuron of the same number [n], NaN where there is none.
+        following: similarity with the partner's neuron of the next number [n].
+        baseline: largest similarity with rotated partners [draw, n] float32.
+        baseline_index: whose it is [draw, n] int64.
+    """
+
+    top: Tensor
+    bottom: Tensor
+    top_index: Tensor
+    bottom_index: Tensor
+    histogram: Tensor
+    powers: Tensor
+    count: Tensor
+    same: Tensor
+    following: Tensor
+    baseline: Tensor
+    baseline_index: Tensor
+
+    @classmethod
+    def empty(cls, n: int, top_k: int, draws: int) -> Partners:
+        """Of no partner yet."""
+
+        def missing(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.full(shape, torch.nan, dtype=dtype)
+
+        def nobody(*shape: int) -> Tensor:
+            return torch.full(shape, -1)
+
+        return cls(
+            missing(n, top_k),
+            missing(n, top_k),
+            nobody(n, top_k),
+            nobody(n, top_k),
+            torch.zeros((n, len(EDGES) + 1), dtype=torch.int64),
+            torch.zeros((4, n), dtype=torch.float64),
+            torch.zeros(n, dtype=torch.int64),
+            missing(n),
+            missing(n),
+            missing(draws, n, dtype=torch.float32),
+            nobody(draws, n),
+        )
+
+    @property
+    def maximum(self) -> Tensor:
+        """`[n]`."""
+        return self.top[:, 0]
+
+    @property
+    def argmax(self) -> Tensor:
+        """The most similar partner `[n]` int64, -1 for none."""
+        return self.top_index[:, 0]
+
+    @property
+    def minimum(self) -> Tensor:
+        """`[n]`."""
+        return self.bottom[:, 0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Over all partners `[n]`."""
+        return self.powers[0] / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the population `[n]`."""
+        return self._central(2)
+
+    @property
+    def skewness(self) -> Tensor:
+        """`[n]`."""
+        return self._central(3) / self.variance.pow(1.5)
+
+    @property
+    def kurtosis(self) -> Tensor:
+        """Pearson's (normal = 3), of the population `[n]`."""
+        return self._central(4) / self.variance.square()
+
+    def _central(self, power: int) -> Tensor:
+        first, second, third, fourth = self.powers / self.count
+        if power == 2:
+            return second - first.square()
+        if power == 3:
+            return third - 3 * first * second + 2 * first**3
+        return fourth - 4 * first * third + 6 * first.square() * second - 3 * first**4
+
+    def add(self, r: Tensor, first_row: int, first_column: int) -> None:
+        """Adds a tile.
+
+        Args:
+            r: similarities `[rows, columns]` float64.
+            first_row, first_column: numbers of the neurons of its first row and column.
+        """
+        r = r.cpu().contiguous()
+        rows = slice(first_row, first_row + len(r))
+        there = ~r.isnan()
+        known = r.nan_to_num()
+        for power, total in enumerate(self.powers, 1):
+            total[rows] += known.pow(power).sum(1)
+        self.count[rows] += there.sum(1)
+        bins = torch.bucketize(known, EDGES.double(), right=False)
+        flat = torch.arange(len(r))[:, None] * self.histogram.shape[1] + bins
+        counts = torch.bincount(flat[there], minlength=len(r) * self.histogram.shape[1])
+        self.histogram[rows] += counts.view(len(r), -1)
+        number = first_column + torch.arange(r.shape[1])
+        _keep_extreme(self.top, self.top_index, r, rows, number, sign=1)
+        _keep_extreme(self.bottom, self.bottom_index, r, rows, number, sign=-1)
+        for kept, step in ((self.same, 0), (self.following, 1)):
+            own = torch.arange(first_row, first_row + len(r)) + step - first_column
+            inside = ((own >= 0) & (own < r.shape[1])).nonzero()[:, 0]
+            kept[first_row + inside] = r[inside, own[inside]]
+
+    def add_rotated(self, draw: int, r: Tensor, first_row: int, first_column: int) -> None:
+        """Adds a tile of similarities with rotated partners [rows, columns]."""
+        value, at = r.cpu().nan_to_num(nan=-torch.inf).max(1)
+        rows = slice(first_row, first_row + len(r))
+        best, index = self.baseline[draw, rows], self.baseline_index[draw, rows]
+        better = (value > best.nan_to_num(nan=-torch.inf)) & value.isfinite()
+        best[better] = value[better]
+        index[better] = first_column + at[better]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, for a file."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Partners:
+        """What `tensors` gave."""
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+
+def _keep_extreme(best: Tensor, index: Tensor, r: Tensor, rows: slice, number: Tensor, *, sign: int) -> None:
+    """Keep in best and index [n, k] the k extreme ones of what is there and of a tile; among equals the
+    smaller number first."""
+    k = best.shape[1]
+    keys = (sign * r).nan_to_num(nan=-torch.inf)
+    if keys.shape[1] > 4 * k:
+        # Everything that reaches the k-th value of its row, ties included, in order of number.
+        least = keys.topk(k, dim=1).values[:, -1:]
+        reached = keys >= least
+        width = int(reached.sum(1).max())
+        chosen = torch.where(reached, number - number[0], len(number)).topk(
+            width, dim=1, largest=False, sorted=True
+        )
+        at = chosen.values.clamp(max=len(number) - 1)
+        new = keys.gather(1, at).masked_fill(chosen.values == len(number), -torch.inf)
+        numbers = number[at]
+    else:
+        new, numbers = keys, number.expand(len(r), -1)
+    old = (sign * best[rows]).nan_to_num(nan=-torch.inf)
+    values, numbers = torch.cat((old, new), 1), torch.cat((index[rows], numbers), 1)
+    order = numbers.argsort(dim=1, stable=True)
+    values, numbers = values.gather(1, order), numbers.gather(1, order)
+    order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
+    values, numbers = values.gather(1, order), numbers.gather(1, order)
+    nothing = values == -torch.inf
+    best[rows] = (sign * values).masked_fill(nothing, torch.nan)
+    index[rows] = numbers.masked_fill(nothing, -1)
