@@ -113,6 +113,8 @@ def test_errors_are_the_jackknifes(model, shards, pre):
     for name, values in by_name.items():
         expected = np.sqrt(19 / 20 * np.square(values - np.mean(values, 0)).sum(0))
         np.testing.assert_allclose(found[name][:511], expected, rtol=2e-3, atol=1e-7)
+    gated = interpcore.load(transformers_model("llama"), check=False)
+    assert (moment_errors(gated, shards, batch=2, progress=False)["var"] > 0).all()
     one = moment_errors(model, shards, batch=40, progress=False)
     assert one["mean"].isnan().all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,7 @@ PUBLISHED_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 class _Work:
     model: Model
     shards: TokenShards
-    neurons: tuple[Neuron, ...]
-    interventions: tuple[Intervention, ...]
+    interventions: dict[Neuron, tuple[Intervention, ...]]
     frozen: bool
     batch: int
     readout: Readout
@@ -48,7 +47,7 @@ def intervention_study(
     model: Model,
     shards: TokenShards,
     neurons: Sequence[Neuron],
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Intervention] | Mapping[Neuron, Sequence[Intervention]],
     out: str | os.PathLike[str] | None,
     *,
     frozen: bool = True,
@@ -65,7 +64,8 @@ def intervention_study(
     Args:
         model: the decoder.
         shards: the corpus.
-        neurons, interventions: all combinations are run.
+        neurons: which.
+        interventions: what to do with every one of them, or with each its own, as many for each.
         out: the run folder, which the same call goes on with; None keeps nothing.
         frozen: also measure each with the final norm's scale frozen.
         sequences: only the first so many.
@@ -86,8 +86,7 @@ def intervention_study(
     work = _Work(
         model,
         shards,
-        chosen,
-        tuple(interventions),
+        _of_each(chosen, interventions),
         frozen,
         batch,
         Readout(model, published=protocol == "paper"),
@@ -102,7 +101,7 @@ def intervention_study(
             protocol,
             command,
             neurons=[f"{layer}.{number}" for layer, number in chosen],
-            interventions=[str(i) for i in interventions],
+            interventions=[[str(i) for i in done] for done in work.interventions.values()],
             frozen=frozen,
             sequences=n,
             block=block,
@@ -124,7 +123,7 @@ def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
     """Sums of every measure over one block's tokens: tokens, clean [measure], and free and frozen [neuron,
     intervention, measure]."""
     clean_sums = torch.zeros(len(MEASURES), dtype=torch.float64)
-    shape = (len(work.neurons), len(work.interventions), len(MEASURES))
+    shape = (len(work.interventions), len(next(iter(work.interventions.values()))), len(MEASURES))
     sums = {"free": torch.zeros(shape, dtype=torch.float64)}
     if work.frozen:
         sums["frozen"] = torch.zeros(shape, dtype=torch.float64)
@@ -133,15 +132,15 @@ def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
         tokens = work.shards.sequences(first, min(stop, first + work.batch)).to(work.model.device)
         valid = predicting(work.shards, tokens)
         tokens_seen += int(valid.sum())
-        clean = clean_run(work.model, tokens, work.neurons)
+        clean = clean_run(work.model, tokens, list(work.interventions))
         clean_sums += _sums(measure_clean(work.model, clean, work.readout), valid)
-        for i, neuron in enumerate(work.neurons):
+        for i, (neuron, interventions) in enumerate(work.interventions.items()):
             for name, into in sums.items():
                 measured = intervene(
                     work.model,
                     clean,
                     neuron,
-                    work.interventions,
+                    interventions,
                     readout=work.readout,
                     freeze=name == "frozen",
                 )
@@ -186,6 +185,17 @@ def ratio_with_error(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> 
     return mean, np.sqrt((groups - 1) / groups * np.square(left - left.mean(0)).sum(0))
 
 
+def _of_each(
+    neurons: Sequence[Neuron], interventions: Sequence[Intervention] | Mapping[Neuron, Sequence[Intervention]]
+) -> dict[Neuron, tuple[Intervention, ...]]:
+    if not isinstance(interventions, Mapping):
+        interventions = dict.fromkeys(neurons, interventions)
+    found = {neuron: tuple(interventions[neuron]) for neuron in neurons}
+    if not found or len({len(done) for done in found.values()}) != 1 or not next(iter(found.values())):
+        raise ValueError("Every neuron needs as many interventions as the others, and at least one.")
+    return found
+
+
 def _sums(measured: TokenMeasures, valid: Tensor) -> Tensor:
     """Sum of each measure over the valid tokens [..., measure] float64."""
     parts = [getattr(measured, name).double().where(valid, 0).sum((-2, -1)) for name in MEASURES]
@@ -214,8 +224,8 @@ def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
     ]
     for norm in ("free", "frozen") if work.frozen else ("free",):
         sums = np.array([b[norm] for b in blocks])  # [group, neuron, intervention, measure]
-        for i, (layer, number) in enumerate(work.neurons):
-            for j, done in enumerate(work.interventions):
+        for i, ((layer, number), of_neuron) in enumerate(work.interventions.items()):
+            for j, done in enumerate(of_neuron):
                 about = {"layer": layer, "neuron": number, "kind": done.kind, "value": done.value}
                 rows.append(row(about | {"site": done.site, "norm": norm}, sums[:, i, j]))
     return pd.DataFrame(rows)

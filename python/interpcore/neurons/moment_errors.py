@@ -57,11 +57,13 @@ def moment_errors(
         mask = shards.mask(tokens).flatten().to(model.device)
         found: list[RunningMoments] = []
 
-        def hook(function: Callable[[Tensor], Tensor], pre: Tensor, depth: int) -> Tensor:
+        def hook(
+            function: Callable[[Tensor], Tensor], pre: Tensor, depth: int, up: Tensor | None = None
+        ) -> Tensor:
             of_layer = RunningMoments(pre.shape[-1], _THRESHOLDS, device=model.device)
             of_layer.add(pre.flatten(0, 1), mask)
             found.append(of_layer)
-            return function(pre)
+            return function(pre) if up is None else function(pre) * up
 
         with torch.no_grad():
             model.forward(tokens.to(model.device), logits_at=None, activation=hook)

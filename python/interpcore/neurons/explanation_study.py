@@ -1,0 +1,241 @@
+"""What every neuron responds to and writes, over a corpus: tables of the best labels, letters and
+positions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interpcore.neurons.explain import (
+    Explained,
+    LabelSums,
+    best_labels,
+    explain,
+    explain_logits,
+    families,
+    letter_neurons,
+    token_sums,
+)
+from interpcore.neurons.features import FeatureTable, rule_features, token_texts, unigram_features
+from interpcore.neurons.labels import Labeller, SpacyLabels, Subsets, Surroundings, TokenLabels, label_sums
+from interpcore.neurons.positions import (
+    position_information,
+    position_spread,
+    position_variance_reduction,
+)
+from interpcore.neurons.weights import fold
+from interpcore.stats.group_sums import GroupTotals
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interpcore.data.tokens import TokenShards
+    from interpcore.model import Model
+
+
+@dataclass(frozen=True)
+class Options:
+    """What labels to try.
+
+    Args:
+        features: a feature file; None takes the one that ships.
+        unigram_least: a word that occurs no oftener is no feature (published: 3000 of 10 million tokens).
+        unigram_most: the commonest so many words at most.
+        spacy: name of a spaCy pipeline, or None.
+        context: run a pass for labels that the token alone does not give.
+        sequences: of that pass; None for all.
+        keep: best labels kept per neuron.
+    """
+
+    features: str | None = None
+    unigram_least: int = 3000
+    unigram_most: int = 500
+    spacy: str | None = None
+    context: bool = True
+    sequences: int | None = None
+    keep: int = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """What labels say about all neurons.
+
+    Args:
+        best: layer, neuron, place, feature, group, variance_reduction, mean_difference, welch_t.
+        letters: the best neuron of every letter: letter, layer, neuron, variance_reduction, shown.
+        families: what kinds of features explain how many neurons best.
+        logits: the class of next tokens that each neuron's writing vector sets apart most, by variance
+            reduction of its logit effects, with skew_reduction and kurtosis_reduction.
+        positions: per neuron information (nats), spread_between, spread_within, variance_reduction.
+        reductions: variance reduction of all neurons and labels [label, neuron], names in `names`.
+        names: of the labels.
+    """
+
+    best: pd.DataFrame
+    letters: pd.DataFrame
+    families: pd.DataFrame
+    logits: pd.DataFrame
+    positions: pd.DataFrame
+    reductions: Tensor
+    names: tuple[str, ...]
+
+
+def explain_neurons(
+    model: Model,
+    shards: TokenShards,
+    by_token: Sequence[GroupTotals],
+    by_previous: Sequence[GroupTotals],
+    by_position: Sequence[GroupTotals],
+    options: Options | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Explanations:
+    """Every label for every neuron.
+
+    Args:
+        model: the decoder, with a tokenizer.
+        shards: the corpus.
+        by_token, by_previous: sums of activations per token id and per id of the token before, by layer.
+        by_position: sums of pre-activations per position, by layer.
+        options: what labels.
+        path: keeps the sums of the context pass, so that it can be killed and go on.
+        progress: show it.
+    Raises: ValueError for a model without a tokenizer.
+    """
+    options = Options() if options is None else options
+    if model.tokenizer is None:
+        raise ValueError(f"{model.spec.name} has no tokenizer, and features are rules on its tokens' texts.")
+    texts = token_texts(model.tokenizer, model.embedding.shape[0])
+    counts = by_token[0].count
+    rules = rule_features(texts, options.features)
+    words = unigram_features(texts, counts, least=options.unigram_least, most=options.unigram_most)
+    current, before = rules + words, TokenLabels(rules)
+    found = [explain(group_label_sums(current.has, by_token))]
+    found.append(explain(group_label_sums(rules.has, by_previous)))
+    names, groups = [*current.names, *before.names], [*current.groups, *before.groups]
+    labellers = _labellers(shards, texts, options)
+    if labellers:
+        sums = label_sums(model, shards, labellers, path=path, sequences=options.sequences, progress=progress)
+        found.append(explain(sums))
+        names += [name for labeller in labellers for name in labeller.names]
+        groups += [group for labeller in labellers for group in labeller.groups]
+    whole = Explained(
+        *(
+            torch.cat([getattr(f, n) for f in found])
+            for n in ("variance_reduction", "mean_difference", "welch_t")
+        )
+    )
+    best = _addressed(best_labels(whole, tuple(names), tuple(groups), keep=options.keep), model)
+    return Explanations(
+        best,
+        _addressed(letter_neurons(found[0], current), model),
+        families(best),
+        logit_table(model, rules),
+        position_table(by_position),
+        whole.variance_reduction,
+        tuple(names),
+    )
+
+
+def group_label_sums(has: Tensor, layers: Sequence[GroupTotals]) -> LabelSums:
+    """Sums per feature of the token, over the neurons of all layers; a neuron with values that were not
+    finite gets NaN.
+
+    Args:
+        has: [feature, vocabulary] bool.
+        layers: sums per token id.
+    """
+    parts = []
+    for groups in layers:
+        sums = token_sums(has, groups.count, groups.total, groups.square)
+        broken = groups.missing.to_dense().sum(0) > 0
+        sums.all_square[broken] = torch.nan
+        parts.append(replace(sums, shift=groups.shift))
+    first = parts[0]
+    return LabelSums(
+        first.count,
+        torch.cat([p.total for p in parts], 1),
+        torch.cat([p.square for p in parts], 1),
+        first.all_count,
+        torch.cat([p.all_total for p in parts]),
+        torch.cat([p.all_square for p in parts]),
+        torch.cat([p.shift for p in parts if p.shift is not None]),
+    )
+
+
+def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
+    """The class of tokens that each neuron's logit effects set apart most.
+
+    Returns: layer, neuron, feature, group, variance_reduction, welch_t (positive where the class is raised),
+        skew_reduction, kurtosis_reduction.
+    """
+    import pandas as pd
+
+    folded = fold(model)
+    frames = []
+    for layer in range(folded.n_layers):
+        write = folded.neurons(layer).write
+        found = explain_logits(folded, write, features.has)
+        reduction, at = found.explained.variance_reduction.nan_to_num(nan=-torch.inf).max(0)
+        columns = {"variance_reduction": reduction, "welch_t": found.explained.welch_t.gather(0, at[None])[0]}
+        for name in ("skew_reduction", "kurtosis_reduction"):
+            columns[name] = getattr(found, name).gather(0, at[None])[0]
+        frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
+        frame.insert(0, "layer", layer)
+        frame.insert(1, "neuron", range(len(write)))
+        frame.insert(2, "feature", [features.names[i] for i in at])
+        frame.insert(3, "group", [features.groups[i] for i in at])
+        frames.append(frame[frame.variance_reduction > -torch.inf])
+    return pd.concat(frames, ignore_index=True)
+
+
+def position_table(layers: Sequence[GroupTotals]) -> pd.DataFrame:
+    """What position says about every neuron, from sums of pre-activations.
+
+    Returns: layer, neuron, information (nats), spread_between, spread_within, variance_reduction.
+    """
+    import pandas as pd
+
+    frames = []
+    for layer, groups in enumerate(layers):
+        if groups.active is None:
+            raise ValueError("The sums by position did not count activations above 0; summarize again.")
+        count = groups.count.double()
+        between, within = position_spread(count, groups.total, groups.square)
+        columns = {
+            "information": position_information(groups.active, count),
+            "spread_between": between,
+            "spread_within": within,
+            "variance_reduction": position_variance_reduction(count, groups.total, groups.square),
+        }
+        frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
+        frame.insert(0, "layer", layer)
+        frame.insert(1, "neuron", range(len(frame)))
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _labellers(shards: TokenShards, texts: Sequence[str], options: Options) -> list[Labeller]:
+    if not options.context:
+        return []
+    bos = shards.manifest["masks"].get("bos", ())
+    found: list[Labeller] = [Surroundings(texts, bos)]
+    if len(shards.subset_names) > 1:
+        found.append(Subsets(shards))
+    if options.spacy is not None:
+        found.append(SpacyLabels(options.spacy, texts))
+    return found
+
+
+def _addressed(table: pd.DataFrame, model: Model) -> pd.DataFrame:
+    """The table with layer and neuron in place of the column's number."""
+    width = model.spec.d_mlp
+    table = table.assign(layer=table.column // width, neuron=table.column % width)
+    rest = [name for name in table.columns if name not in ("layer", "neuron", "column")]
+    return table[["layer", "neuron", *rest]]
