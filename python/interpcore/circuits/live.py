@@ -126,8 +126,8 @@ def live_batches(model: Model, pairs: Pairs, size: int, skips: bool) -> Iterator
     for row in torch.argsort(first, stable=True).tolist():
         by_length[int(pairs.lengths[row])].append(row)
     for rows in by_length.values():
-        for at in range(0, len(rows), size):
-            index = torch.tensor(rows[at : at + size])
+        # Of equal size: the last one is not much smaller than the others.
+        for index in torch.tensor(rows).tensor_split(-(-len(rows) // size)):
             yield LiveBatch(model, index, pairs.rows(index), int(first[index].min()))
 
 

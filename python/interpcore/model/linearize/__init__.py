@@ -220,8 +220,9 @@ def linearize(
             blocks.append(LinearBlock.at(model.block(depth), ctx, depth, rules))
             del ctx.kept[depth]
 
-        ctx.recorded = linear
+        ctx.recorded = linear  # type: ignore[method-assign]
         output = model.run_plan(model.embed(packed, ctx), ctx, writer)
+        del ctx.recorded  # which refers to the blocks, and they to the context
         left = iter(blocks)
         modules: list[LinearBlock | LinearNorm | ConcatAdapter | ConstantState] = []
         for index, call in enumerate(model.plan.calls):
