@@ -239,11 +239,11 @@ class _Study:
         batch = _Batch(self, pairs)
         for stage, left in stages.items():
             while left:
-                size = max(1, self.tokens // batch.rows.tokens)
+                size = max(1, self.tokens // batch.tokens)
                 now, left = left[:size], left[size:]
                 for sources, sums in in_halves(now, partial(batch.sums, stage), "sources"):
                     if len(sources) < len(now):
-                        self.tokens = min(self.tokens, len(sources) * batch.rows.tokens)
+                        self.tokens = min(self.tokens, len(sources) * batch.tokens)
                     for i, source in enumerate(sources):
                         result = sums[:, :, i, self._columns(stage, source)]
                         self._take(stage, source, result)
@@ -256,7 +256,26 @@ class _Study:
 
 
 class _Batch:
-    """A batch's clean run and what stands in for its sources."""
+    """A batch in as many parts as memory asks for; its sums are those of its parts."""
+
+    def __init__(self, study: _Study, pairs: Pairs):
+        def part(rows: Sequence[int]) -> _Part:
+            return _Part(study, pairs.rows(rows))
+
+        self.parts = [found for _, found in in_halves(range(len(pairs)), part, "pairs")]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one copy of the largest part."""
+        return max(part.rows.tokens for part in self.parts)
+
+    def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
+        """Sums of the effects of sources and of their squares [metric, 2, source, column]."""
+        return torch.stack([part.sums(stage, sources) for part in self.parts]).sum(0)
+
+
+class _Part:
+    """The clean run of some pairs and what stands in for its sources."""
 
     def __init__(self, study: _Study, pairs: Pairs):
         self.study, self.pairs = study, pairs
@@ -268,7 +287,7 @@ class _Batch:
         self.before = [metric(self.logits, pairs, self.logits) for metric in study.metrics]
 
     def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
-        """Sums over the batch of the effects of sources and of their squares [metric, 2, source, column]."""
+        """Sums over the pairs of the effects of sources and of their squares [metric, 2, source, column]."""
         study = self.study
         shape = len(study.metrics), 2, len(sources), study.sums.shape[-1]
         sums = torch.zeros(shape, dtype=torch.float64)

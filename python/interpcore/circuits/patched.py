@@ -185,7 +185,7 @@ class _Run:
         which = wanted.nonzero()
         base = self._live(ablated)
         flat = base.reshape(1, -1)
-        parts: list[Tensor] = []
+        parts = [flat[:0]]
         x = None if torch.is_grad_enabled() else flat.new_empty((len(which), flat.shape[1]))
         at = 0
         for c, n in enumerate(wanted.sum(1).tolist()):
