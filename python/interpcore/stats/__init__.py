@@ -4,6 +4,7 @@ from interpcore.stats.accumulators import Accumulator, MergeError, Ranges, Token
 from interpcore.stats.group_sums import GroupSums, GroupTotals
 from interpcore.stats.histograms import Histogram, HistogramCounts, LinearBins, OctaveBins
 from interpcore.stats.intervals import Interval, cluster_bootstrap, correlation, paired_above, ratio_of_means
+from interpcore.stats.matching import mutual, one_to_one
 from interpcore.stats.moments import Moments
 from interpcore.stats.top_examples import Examples, TopExamples
 
@@ -24,6 +25,8 @@ __all__ = [
     "TopExamples",
     "cluster_bootstrap",
     "correlation",
+    "mutual",
+    "one_to_one",
     "paired_above",
     "ratio_of_means",
 ]
