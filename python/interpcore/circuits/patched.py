@@ -14,6 +14,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,7 +27,27 @@ from interpcore.model import Model
 from interpcore.model.attention import Attention
 from interpcore.model.norm import Norm
 
-Observer = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(eq=False)
+class Watch:
+    """What one circuit's run reads and writes, every node of it; pass one to `run_patched` to have it filled.
+
+    Args:
+        read: in order, destinations [n] and what they read before their norm [n, batch, position, d_model],
+            each with a gradient where grad mode is on. Positions count from `Ablated.first`; of the last
+            tokens alone there is one.
+        written: by source, what it writes minus what stands in for it [batch, position, d_model], likewise.
+    """
+
+    read: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    written: dict[int, Tensor] = field(default_factory=dict)
+
+    def reads(self, destinations: Tensor, x: Tensor) -> Tensor:
+        """Take in an input; returns what the run goes on with."""
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x.requires_grad_()
+        self.read.append((destinations, x))
+        return x
 
 
 def run_patched(
@@ -36,7 +57,7 @@ def run_patched(
     edges: Tensor,
     *,
     neurons: Tensor | None = None,
-    observe: Observer | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Logits at every row's last token under many circuits. Differentiable where grad mode is on.
 
@@ -47,9 +68,8 @@ def run_patched(
         edges: kept edges of each circuit [circuit, n_sources, n_destinations] bool.
         neurons: dimensions of each source's output that a kept edge passes on [circuit, n_sources, d_model]
             bool; None = all.
-        observe: called as `x = observe(destinations [n], x [n, batch, position, d_model])` on what
-            destinations of a single circuit read, all of them, before their norm; positions from
-            `ablated.first` on (of `logits` the last one alone).
+        watch: filled by the run of a single circuit, whose nodes are then computed whether it keeps them or
+            not.
     Returns: [circuit, batch, vocabulary].
     Raises: GraphError for edges of another graph.
     """
@@ -57,9 +77,9 @@ def run_patched(
     check_over_heads(model, graph)
     if edges.shape[1:] != graph.legal.shape or bool((edges & ~graph.legal).any()):
         raise GraphError(f"Circuits {tuple(edges.shape)} are not of the graph {graph}.")
-    if observe is not None and len(edges) != 1:
-        raise GraphError(f"Inputs are observed one circuit at a time; got {len(edges)}.")
-    return _Run(model, graph, ablated, edges, neurons, observe).logits()
+    if watch is not None and len(edges) != 1:
+        raise GraphError(f"One circuit is watched at a time; got {len(edges)}.")
+    return _Run(model, graph, ablated, edges, neurons, watch).logits()
 
 
 def check_over_heads(model: Model, graph: Graph) -> None:
@@ -112,18 +132,18 @@ class _Run:
         ablated: Ablated,
         edges: Tensor,
         neurons: Tensor | None,
-        observe: Observer | None,
+        watch: Watch | None,
     ):
-        self.model, self.graph, self.ablated, self.neurons, self.observe = (
+        self.model, self.graph, self.ablated, self.neurons, self.watch = (
             model,
             graph,
             ablated,
             neurons,
-            observe,
+            watch,
         )
         self.ctx = bare_context(model)
         self.edges = edges.cpu()
-        self.used = torch.ones_like(edges[:, :, 0]) if observe else self.edges.any(2)
+        self.used = torch.ones_like(edges[:, :, 0]) if watch else self.edges.any(2)
         self.there = torch.zeros_like(self.used)
         batch, width, d = ablated.attn_in[0].shape
         self.batch, self.d = batch, d
@@ -171,6 +191,8 @@ class _Run:
         if self.neurons is not None:
             difference = difference * self.neurons[circuit, source].to(difference)
         self.written[circuit].add(source, difference)
+        if self.watch is not None:
+            self.watch.written[source] = difference
         self.there[circuit, source] = True
 
     def _inputs(self, wanted: Tensor, destinations: Tensor, ablated: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,8 +220,8 @@ class _Run:
             at += n
         x = torch.cat(parts) if x is None else x
         x = x.view(len(which), *base.shape)
-        if self.observe is not None:
-            x = self.observe(destinations[which[:, 1]], x)
+        if self.watch is not None:
+            x = self.watch.reads(destinations[which[:, 1]], x)
         return x, which
 
     def _attention(self, layer: int) -> None:
@@ -241,7 +263,7 @@ class _Run:
             (self.edges[:, :, graph.head_destinations(layer, letter)] & self.there[:, :, None]).any(1)
             for letter in "qkv"
         ]
-        if self.observe is not None:
+        if self.watch is not None:
             live = [torch.ones_like(x) for x in live]
         per_group = graph.heads // graph.kv_heads
         moved = live[0] | (live[1] | live[2]).repeat_interleave(per_group, 1)
@@ -332,7 +354,7 @@ class _Run:
         graph, block = self.graph, self.model.block(layer)
         source, destination = graph.mlp_source(layer), graph.mlp_destination(layer)
         wanted = self.used[:, source]
-        if self.ablated.consistent and self.observe is None:
+        if self.ablated.consistent and self.watch is None:
             wanted = wanted & (self.edges[:, :, destination] & self.there).any(1)
         if not bool(wanted.any()):
             return

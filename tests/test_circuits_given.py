@@ -1,0 +1,92 @@
+"""Scores in a run with corrupted edges: against the clean run's, and against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import transformers_model
+from patched_case import random_edges, random_pairs
+
+import interpcore
+from interpcore.circuits import Graph, GraphError, Metric
+from interpcore.circuits.ablated import ablate
+from interpcore.circuits.attribute import attribute
+from interpcore.circuits.given import attribute_given
+from interpcore.circuits.interventions import Intervention
+from interpcore.circuits.patched import Watch, run_patched
+
+
+def load(family: str):
+    model = interpcore.load(transformers_model(family, dtype=torch.float64))
+    return model, Graph.of(model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "olmo2", "gemma2"])
+def test_with_no_given_edge_they_are_the_plain_scores(family):
+    model, _ = load(family)
+    pairs = random_pairs(3, ragged=True)
+    for intervention in ("patching", "zero"):
+        plain = attribute(model, pairs, "logit_diff", "eap", intervention=intervention).values
+        found = attribute_given(model, pairs, "logit_diff", [], intervention=intervention).values
+        torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-9, equal_nan=True)
+    path = attribute(model, pairs, "kl", "eap-ig-inputs", steps=2).values
+    halves = {"points": [0.25, 0.75], "weights": [0.5, 0.5]}
+    found = attribute_given(model, pairs, "kl", [], batch_size=2, **halves).values
+    torch.testing.assert_close(found, path, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+class Nudged(Watch):
+    """Adds to what one destination reads."""
+
+    def nudge(self, destination: int, by: torch.Tensor) -> Nudged:
+        self.destination, self.by = destination, by
+        return self
+
+    def reads(self, destinations, x):
+        x = super().reads(destinations, x)
+        here = (destinations == self.destination).view(-1, *[1] * (x.dim() - 1))
+        return x + here * self.by[:, -x.shape[2] :]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2"])
+def test_given_scores_are_derivatives_of_the_patched_run(family):
+    model, graph = load(family)
+    pairs = random_pairs(2, 5)
+    given = random_edges(graph, 0.3)
+    scores = attribute_given(model, pairs, "logit_diff", given)
+    assert scores.values[given].isnan().all()
+    assert scores.notes["given"][0] in [graph.edge_name(*e) for e in given.nonzero().tolist()]
+    ablated, metric = ablate(model, pairs, Intervention()), Metric("logit_diff")
+    kept = (graph.legal & ~given)[None]
+    plain = Watch()
+    with torch.no_grad():
+        run_patched(model, graph, ablated, kept, watch=plain)
+        names = ["input->a0.h1<k>", "a0.h2->m1", "m1->a3.h0<q>", "m0->a2.h3<v>", "m3->logits"]
+        for source, destination in map(graph.edge, names):
+            if given[source, destination]:
+                continue
+            values = []
+            for step in (1e-4, -1e-4):
+                watch = Nudged().nudge(destination, -step * plain.written[source])
+                values.append(metric(run_patched(model, graph, ablated, kept, watch=watch)[0], pairs).mean())
+            slope = float(values[1] - values[0]) / 2e-4
+            assert scores.values[source, destination] == pytest.approx(slope, rel=1e-4, abs=1e-7)
+
+
+def test_given_edges_change_the_scores_behind_them():
+    model, graph = load("gpt2")
+    pairs = random_pairs(2, 5)
+    alone = attribute_given(model, pairs, "logit_diff", []).values
+    after = attribute_given(model, pairs, "logit_diff", ["m1->logits"]).values
+    changed = (alone != after) & graph.legal & ~graph.mask(["m1->logits"])
+    assert changed[:, graph.mlp_destination(1)].any()
+    # What reaches the logits directly does so through the final norm, whose scale the given edge moved.
+    assert changed[:, graph.logits].any()
+
+
+def test_metrics_without_a_gradient_there_are_refused():
+    model, _ = load("gpt2")
+    with pytest.raises(GraphError, match="minimum"):
+        attribute_given(model, random_pairs(2, 5), "kl", [])
+    with pytest.raises(GraphError, match="step function"):
+        attribute_given(model, random_pairs(2, 5), "accuracy", [], points=[0.5], weights=[1.0])
