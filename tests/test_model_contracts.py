@@ -196,6 +196,21 @@ def test_generation_is_repeated_forward(model, written):
             text = torch.cat([text, steps[row, step : step + 1]])
 
 
+def test_a_repeated_cache_continues_copies_of_its_rows(model):
+    tokens = prompts()
+    cache = model.forward(tokens[:, :4], cache=Cache()).cache
+    rest = torch.cat([tokens[:, 4:], tokens[:, 4:].flip(0)])
+    out = model.forward(rest, cache=cache.repeated(2)).logits
+    first = model.forward(tokens[:, 4:], cache=cache).logits
+    crossed = model.forward(torch.cat([tokens[:, :4], rest[2:]], 1)).logits[:, 4:]
+    same(out, torch.cat([first, crossed]))
+    shared = model.forward(tokens[:1, :4], cache=Cache()).cache
+    assert shared.repeated(3) is shared
+    edited = model.forward(tokens[:, :4], cache=Cache(), edits=[Edit("resid", 1, 0, Scale(2.0))]).cache
+    with pytest.raises(ValueError, match="filled under edits cannot be repeated"):
+        edited.repeated(2)
+
+
 def test_a_cache_is_never_changed_by_its_use(model):
     tokens = prompts()
     with torch.no_grad():

@@ -10,6 +10,7 @@ with G_b the metric's gradient at destination b's input: on the clean prompt (EA
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +18,16 @@ import torch
 
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.live import live_batches
+from interpcore.circuits.live import LiveBatch, live_batches
+from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import METHODS, Plan, batch_size_of
+from interpcore.circuits.patched import check_over_heads
 from interpcore.circuits.quadrature import path_points
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.sources import check_blocks
-from interpcore.circuits.totals import Segments, Totals, score_batch
+from interpcore.circuits.totals import BatchScores, Segments, Totals, score_batch
 from interpcore.model import Model
 from interpcore.model.linearize import EXACT, Rules
 from interpcore.runs import Progress
@@ -132,6 +135,7 @@ def _checked(
     graph = Graph.of(model) if graph is None else graph
     graph.check_model(model)
     check_blocks(model)
+    check_over_heads(model, graph)
     metric = Metric(metric) if isinstance(metric, str) else metric
     if method not in METHODS:
         raise GraphError(f"A method is one of {', '.join(METHODS)}; got {method!r}.")
@@ -169,25 +173,17 @@ def _run(request: Request, size: int, progress: bool) -> Totals:
     batches = list(live_batches(request.model, request.pairs, size, request.plan.intervention.skips))
     with Progress(request.plan.method, len(batches), shown=progress) as bar:
         for batch in batches:
-            waiting = [batch]
-            while waiting:
-                now = waiting.pop()
-                try:
-                    part = score_batch(
-                        now, request.graph, request.plan, request.level, request.segments, request.drops
-                    )
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or len(now.pairs) == 1:
-                        raise
-                    waiting += now.halves()
-                else:
-                    totals.add(now, part)
+
+            def scored(rows: Sequence[int], batch: LiveBatch = batch) -> BatchScores:
+                part = batch.rows(rows)
+                return score_batch(
+                    part, request.graph, request.plan, request.level, request.segments, request.drops
+                )
+
+            for rows, found in in_halves(range(len(batch.pairs)), scored, "pairs"):
+                totals.add(batch.rows(rows), found)
             bar.advance()
     return totals
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _scores(request: Request, totals: Totals, steps: int, nodes: str, split: str) -> Scores:

@@ -118,7 +118,7 @@ def _metric_gradient(
         logits = model.capped(leaf)
         reference = logits[clean].detach() if isinstance(clean, int) else clean
         values = metric(logits, batch.pairs, reference)
-        check_finite(values, metric, batch)
+        check_finite(values.detach(), metric, batch)
         scale = torch.tensor(weights, dtype=values.dtype, device=values.device)
         (slope,) = torch.autograd.grad((values * scale[:, None]).sum(), leaf)
     return slope, values.detach()

@@ -7,7 +7,7 @@ clean run, the corrupted one and every point between them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,11 +77,12 @@ class LiveBatch:
             assert out.logits is not None
             return taps.read(out.taps), out.logits
 
-    def halves(self) -> list[LiveBatch]:
-        """The batch in two."""
-        cut = len(self.index) // 2
-        parts = (torch.arange(cut), torch.arange(cut, len(self.index)))
-        return [LiveBatch(self.model, self.index[p], self.pairs.rows(p), self.start) for p in parts]
+    def rows(self, rows: Sequence[int]) -> LiveBatch:
+        """Some of its pairs."""
+        if len(rows) == len(self.index):
+            return self
+        at = torch.tensor(list(rows))
+        return LiveBatch(self.model, self.index[at], self.pairs.rows(at), self.start)
 
 
 class SourceTaps:
