@@ -12,6 +12,7 @@ from interpcore.runs.artifacts import (
 from interpcore.runs.backend import Backend, InProcess, run_cell
 from interpcore.runs.canonical import canonical_json, cell_seed, plain
 from interpcore.runs.card import RunCard, compare, current_versions
+from interpcore.runs.checkpoint import Checkpoint
 from interpcore.runs.errors import RunError
 from interpcore.runs.folder import RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell
@@ -25,6 +26,7 @@ __all__ = [
     "Backend",
     "Cell",
     "CellError",
+    "Checkpoint",
     "InProcess",
     "Ledger",
     "LocalProcesses",

@@ -1,0 +1,186 @@
+"""Statistics of every neuron over a corpus: one pass over the tokens that survives being killed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from interpcore.data.tokens import TokenShards
+from interpcore.model import Model
+from interpcore.neurons.cards import corpus_card
+from interpcore.neurons.parts import Sizes, Statistics, mlp_widths, part_bytes, plan_passes
+from interpcore.neurons.summary import Summary
+from interpcore.neurons.token_pass import Pass, Shifts, measure_pilot
+from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
+
+BATCH_TOKENS, MEMORY = 2048, 4e9
+
+
+def summarize(
+    model: Model,
+    shards: TokenShards,
+    folder: str | os.PathLike[str],
+    statistics: Statistics | None = None,
+    *,
+    sequences: tuple[int, int] | None = None,
+    batch: int | None = None,
+    memory: float = MEMORY,
+    checkpoint_every: float = 20.0,
+    progress: bool = True,
+    command: str | None = None,
+) -> Summary:
+    """Statistics of every neuron over a corpus, in a run folder.
+
+    A call that finds the folder half done goes on from its last checkpoint, with the same bits as if it had
+    not stopped. Runs over disjoint ranges in several folders can be merged by `merge_summaries`.
+
+    Args:
+        model: the model; what its down projections read are its neurons.
+        shards: the tokens; the model reads those that the mask leaves out too, but they enter no statistic.
+        folder: the run folder, new or that of the same run.
+        statistics: which; None for the default ones.
+        sequences: the range to read, from the first up to the second; on multiples of `batch`, or up to the
+            last. None for all.
+        batch: sequences of a forward; None for about 2048 tokens.
+        memory: bytes for what is accumulated; more takes several passes.
+        checkpoint_every: seconds between checkpoints at least; they take at most 1% of the time.
+        progress: show it.
+        command: what was typed, for the run card.
+
+    Raises:
+        ValueError: the tokens do not fit the model, it has no MLPs as expected, no token counts, or the range
+            is off the grid.
+        RunError: the folder is another run's, or the disk is too small or full.
+    """
+    statistics = statistics or Statistics()
+    sizes = _sizes(model, shards)
+    batch = default_batch(shards) if batch is None else batch
+    span = check_range(shards, sequences, batch)
+    passes = plan_passes(statistics, sizes, memory)
+    card = corpus_card(
+        model, shards, "default", command, **sizes.to_json(), statistics=statistics.to_json(), batch=batch
+    )
+    with RunFolder.open_or_create(folder, card) as run:
+        pilot = _pilot(model, shards, batch, run)
+        for number, parts in enumerate(passes):
+            one = Pass(model, shards, parts, statistics, sizes, pilot)
+            path = run.artifact(f"pass-{number}.safetensors")
+            checkpoint = Checkpoint(path, one.bytes, at_least=checkpoint_every)
+            label = f"token batches, pass {number + 1} of {len(passes)}"
+            one.run(checkpoint, span, batch, label, progress)
+    return Summary.open(folder)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Args:
+        tokens: tokens to read in each pass.
+        passes: passes over them.
+        tokens_per_second: of the first pass, measured.
+        hours: of all passes at that rate.
+        memory: bytes of the largest pass's sums.
+        disk: bytes of the folder while its largest file is replaced.
+    """
+
+    tokens: int
+    passes: int
+    tokens_per_second: float
+    hours: float
+    memory: int
+    disk: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens} tokens, {self.passes} {'pass' if self.passes == 1 else 'passes'} at "
+            f"{self.tokens_per_second:.0f} tokens/s: {self.hours:.2g} h; {self.memory / 1e9:.3g} GB of "
+            "memory for "
+            f"sums, {self.disk / 1e9:.3g} GB of disk"
+        )
+
+
+def estimate(
+    model: Model,
+    shards: TokenShards,
+    statistics: Statistics | None = None,
+    *,
+    sequences: tuple[int, int] | None = None,
+    batch: int | None = None,
+    memory: float = MEMORY,
+    seconds: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Estimate:
+    """What `summarize` with the same arguments will take, by reading some of its batches; nothing is written.
+
+    Args:
+        seconds: how long to read, after a first batch that is not timed unless it is the only one.
+    """
+    statistics = statistics or Statistics()
+    sizes = _sizes(model, shards)
+    batch = default_batch(shards) if batch is None else batch
+    start, stop = check_range(shards, sequences, batch)
+    passes = plan_passes(statistics, sizes, memory)
+    one = Pass(model, shards, passes[0], statistics, sizes, measure_pilot(model, shards, batch))
+    done, begun = 0, clock()
+    for first in range(start, stop, batch):
+        end = min(first + batch, stop)
+        one.read(first, end)
+        done += end - first
+        if first == start and end < stop:
+            done, begun = 0, clock()
+        elif clock() - begun >= seconds:
+            break
+    rate = done * shards.context / (clock() - begun)
+    tokens = (stop - start) * shards.context
+    sums = [part_bytes(parts, statistics, sizes) for parts in passes]
+    hours = len(passes) * tokens / rate / 3600
+    return Estimate(tokens, len(passes), rate, hours, max(sums), sum(sums) + max(sums))
+
+
+def default_batch(shards: TokenShards) -> int:
+    """Sequences of a forward: about 2048 tokens."""
+    return max(BATCH_TOKENS // shards.context, 1)
+
+
+def check_range(shards: TokenShards, sequences: tuple[int, int] | None, batch: int) -> tuple[int, int]:
+    """The range of sequences to read.
+
+    Raises:
+        ValueError: it is empty or leaves the shards, or an end is not on the grid of batches.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch} reads nothing; give 1 or more.")
+    start, stop = (0, shards.n_sequences) if sequences is None else sequences
+    if not 0 <= start < stop <= shards.n_sequences:
+        raise ValueError(f"Sequences {start} to {stop} are no range of the {shards.n_sequences} there are.")
+    off = next((x for x in (start, stop) if x % batch and x != shards.n_sequences), None)
+    if off is not None:
+        raise ValueError(
+            f"Sequence {off} is within a batch of {batch}, and parts of a run are cut on one grid so that "
+            "they "
+            f"merge exactly; take {off // batch * batch} or {(off // batch + 1) * batch}."
+        )
+    return start, stop
+
+
+def _sizes(model: Model, shards: TokenShards) -> Sizes:
+    widths = mlp_widths(model)
+    shards.check_model(model)
+    return Sizes(widths, shards.context, shards.vocab_size)
+
+
+def _pilot(model: Model, shards: TokenShards, batch: int, run: RunFolder) -> Shifts:
+    """The run's shifts, measured and written the first time."""
+    path = run.artifact("pilot.safetensors")
+    if not path.is_file():
+        measured = measure_pilot(model, shards, batch)
+        sides = {"pre": 0, "post": 1}
+        write_tensors(
+            path, {f"{name}/{d}": pair[k] for d, pair in measured.items() for name, k in sides.items()}
+        )
+    kept, _ = read_tensors(path)
+    kept = {name: shift.to(model.device) for name, shift in kept.items()}
+    return {d: (kept[f"pre/{d}"], kept[f"post/{d}"]) for d in range(len(kept) // 2)}

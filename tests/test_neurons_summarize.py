@@ -1,0 +1,428 @@
+"""summarize: against all activations at once; resumed, merged, in several passes, and on bad input."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from families import SMALL, transformers_model
+from torch import Tensor
+
+import interpcore
+from interpcore import ops
+from interpcore.data.tokens import TokenShards, write_shards
+from interpcore.model import Model, Tap
+from interpcore.neurons import summarize as module
+from interpcore.neurons.parts import Sizes, Statistics, plan_passes
+from interpcore.neurons.summarize import estimate, summarize
+from interpcore.neurons.summary import Summary, merge_summaries
+from interpcore.runs import RunError
+from interpcore.stats import GroupSums, Histogram, LinearBins, MergeError, OctaveBins, TokenBlock, TopExamples
+
+CONTEXT, SEQUENCES, BATCH = 16, 36, 4
+EVERYTHING = Statistics(top=3, by_token=("token", "previous"))
+
+
+def shards(n: int = SEQUENCES, vocabulary: int = 61) -> TokenShards:
+    """Sequences with a BOS token 1, some padding 0 and newlines 2."""
+    tokens = torch.randint(2, vocabulary, (n, CONTEXT), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 1
+    tokens[3, 9:] = 0
+    return TokenShards.of_arrays(tokens, vocabulary, masks={"padding": [0], "bos": [1], "newline": [2]})
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return interpcore.load(transformers_model(request.param))
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Model:
+    return interpcore.load(transformers_model("gpt2"))
+
+
+def activations(model: Model, tokens: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Pre and post [token, neuron] of a block call, from taps."""
+    taps = Tap("mlp_gate_pre" if model.spec.gated else "mlp_pre", depth), Tap("mlp_act", depth)
+    out = model.forward(tokens, taps=taps, logits_at=None)
+    return out.taps[taps[0]].flatten(0, 1), out.taps[taps[1]].flatten(0, 1)
+
+
+def run(model: Model, folder: Path, statistics: Statistics = EVERYTHING, **options: Any) -> Summary:
+    options = {"batch": BATCH, "progress": False} | options
+    tokens = options.pop("shards", None) or shards()
+    return summarize(model, tokens, folder, statistics, **options)
+
+
+def states(summary: Summary) -> dict[str, Tensor]:
+    """Every tensor of a run."""
+    found = {}
+    for part in summary.files:
+        found |= {f"{part.name}/{k}": x for k, x in summary.load(part).state_dict().items()}
+    return found
+
+
+def expect_same_bits(one: Summary, two: Summary) -> None:
+    mine, other = states(one), states(two)
+    assert mine.keys() == other.keys()
+    for name, x in mine.items():
+        assert torch.equal(x.nan_to_num(), other[name].nan_to_num()), name
+
+
+def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path: Path) -> None:
+    tokens = shards().sequences(0, SEQUENCES)
+    mask = shards().mask(tokens).flatten()
+    summary = run(model, tmp_path / "run")
+    assert (summary.n_tokens, summary.n_layers) == (SEQUENCES * CONTEXT, 4)
+    block = TokenBlock.of_sequences(tokens, 0)
+    for depth in range(4):
+        pre, post = activations(model, tokens, depth)
+        n = pre.shape[1]
+        for got, x in zip(summary.moments(depth), (pre, post), strict=True):
+            exact = ops.column_moments(x, mask, backend="reference")
+            assert torch.equal(got.count, exact.count)
+            for name in ("mean", "variance", "minimum", "maximum"):
+                torch.testing.assert_close(getattr(got, name), getattr(exact, name), rtol=2e-5, atol=1e-6)
+            torch.testing.assert_close(got.kurtosis, exact.kurtosis, rtol=2e-4, atol=0)
+        assert torch.equal(
+            summary.moments(depth)[0].above, torch.stack([(pre[mask] > t).sum(0) for t in (0.0, -0.098)])
+        )
+        for published, bins in ((False, OctaveBins()), (True, LinearBins())):
+            expected = Histogram(n, bins)
+            expected.update(pre, block, mask)
+            counts = summary.histogram(depth, published=published).counts
+            # A value in another batch may round to the other side of an edge.
+            assert (counts - expected.finalize().counts).abs().sum() <= 4
+        top = TopExamples(n, 3)
+        top.update(post, block, mask)
+        torch.testing.assert_close(summary.examples(depth).value, top.finalize().value, rtol=1e-5, atol=1e-6)
+        at = summary.examples(depth).index
+        torch.testing.assert_close(post.gather(0, at), summary.examples(depth).value, rtol=1e-5, atol=1e-6)
+        assert mask[at].all()
+        for kind, size, x in (("position", CONTEXT, pre), ("token", 61, post), ("previous", 61, post)):
+            sums = GroupSums(kind, size, torch.zeros(n))
+            sums.update(x, block, mask)
+            mine, exact = summary.groups(kind, depth), sums.finalize()
+            assert torch.equal(mine.count, exact.count)
+            torch.testing.assert_close(mine.mean, exact.mean, rtol=1e-4, atol=1e-6, equal_nan=True)
+            torch.testing.assert_close(mine.variance, exact.variance, rtol=1e-3, atol=1e-6, equal_nan=True)
+    quantiles = summary.quantiles(3, (0.0, 0.5, 1.0))
+    assert (quantiles[1:] >= quantiles[:-1]).all()
+
+
+def test_several_passes_are_one(gpt2: Model, tmp_path: Path) -> None:
+    one = run(gpt2, tmp_path / "one")
+    memory = 100_000
+    sizes = Sizes((128,) * 4, CONTEXT, 61)
+    passes = plan_passes(EVERYTHING, sizes, memory)
+    assert len(passes) > 5
+    several = run(gpt2, tmp_path / "several", memory=memory)
+    for depth in range(4):
+        for mine, other in zip(several.moments(depth), one.moments(depth), strict=True):
+            assert torch.equal(mine.m4, other.m4)
+        assert torch.equal(several.examples(depth).index, one.examples(depth).index)
+        for kind in ("position", "token", "previous"):
+            mine, other = several.groups(kind, depth), one.groups(kind, depth)
+            assert torch.equal(mine.total, other.total)
+            assert torch.equal(mine.values, other.values)
+    assert sum(part.kind == "token" for parts in passes for part in parts) == 8
+    with pytest.raises(ValueError, match="GB of moments sums, which cannot be cut"):
+        run(gpt2, tmp_path / "none", memory=10_000)
+
+
+def test_two_halves_merge_into_the_whole(gpt2: Model, tmp_path: Path) -> None:
+    whole = run(gpt2, tmp_path / "whole")
+    run(gpt2, tmp_path / "a", sequences=(0, 16))
+    run(gpt2, tmp_path / "b", sequences=(16, SEQUENCES))
+    merged = merge_summaries([tmp_path / "b", tmp_path / "a"], tmp_path / "merged")
+    assert str(merged.ranges) == f"0 to {SEQUENCES}"
+    mine, other = states(merged), states(whole)
+    for name, x in mine.items():
+        if name.startswith("moments") and name.endswith("moments"):
+            m2 = other[name][1]
+            assert ((x[2] - other[name][2]).abs() <= 1e-12 * m2**1.5).all()
+            keep = [0, 1, 3, 4, 5]
+            torch.testing.assert_close(x[keep], other[name][keep], rtol=1e-12, atol=0)
+        elif x.dtype == torch.float64:
+            torch.testing.assert_close(x, other[name], rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(x, other[name]), name
+
+
+def test_what_does_not_belong_together_is_not_merged(gpt2: Model, tmp_path: Path) -> None:
+    few = Statistics(top=2, histogram=False, published=False, position=False)
+    run(gpt2, tmp_path / "a", few, sequences=(0, 16))
+    run(gpt2, tmp_path / "b", few, sequences=(12, 24))
+    run(gpt2, tmp_path / "c", few, sequences=(16, 24), shards=shards().with_mask(("padding",)))
+    other = interpcore.load(transformers_model("gpt2", seed=1))
+    run(other, tmp_path / "d", few, sequences=(16, 24))
+    shutil.copytree(tmp_path / "b", tmp_path / "e")
+    for folder, error, sentence in (
+        ("b", MergeError, "Sequences 12 to 16 are in both"),
+        ("c", RunError, "masks is"),
+        ("d", RunError, "weights is"),
+    ):
+        with pytest.raises(error, match=sentence):
+            merge_summaries([tmp_path / "a", tmp_path / folder], tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
+def test_goes_on_from_a_checkpoint_with_the_same_bits(
+    gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(gpt2, tmp_path / "whole", checkpoint_every=0.0)
+    read = module.Pass.read
+
+    def stops(self: Any, first: int, stop: int) -> None:
+        if first == 20:
+            raise KeyboardInterrupt
+        read(self, first, stop)
+
+    monkeypatch.setattr("interpcore.runs.checkpoint._BYTES_PER_SECOND", 1e15)
+    monkeypatch.setattr(module.Pass, "read", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(gpt2, tmp_path / "run", checkpoint_every=0.0)
+    monkeypatch.setattr(module.Pass, "read", read)
+    begun = Summary.open(tmp_path / "run")
+    assert 0 < len(begun.ranges) <= 20
+    expect_same_bits(run(gpt2, tmp_path / "run"), whole)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "artifacts").iterdir()}
+    expect_same_bits(run(gpt2, tmp_path / "run"), whole)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "artifacts").iterdir()}
+
+
+def test_survives_kill_9(tmp_path: Path) -> None:
+    child = start_child(tmp_path, sequences=5000, checkpoint_every=0.02)
+    wait_for_checkpoint(child, tmp_path / "run", random.Random(0).uniform(0.0, 0.2))
+    kill(child)
+    begun = Summary.open(tmp_path / "run")
+    assert 0 < len(begun.ranges) < 5000
+    tokens, statistics = TokenShards.open(tmp_path / "shards"), Statistics(top=5)
+    options = {"shards": tokens, "statistics": statistics, "batch": 32}
+    expect_same_bits(
+        run(one_block(), tmp_path / "run", **options), run(one_block(), tmp_path / "whole", **options)
+    )
+
+
+@pytest.mark.slow
+def test_twenty_million_tokens_killed_twice_in_flat_memory(tmp_path: Path) -> None:
+    """About 5 minutes on one core."""
+    sequences, random_times = 156_250, random.Random()
+    child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
+    samples = wait(child)
+    assert len(samples) > 20
+    early, late = samples[len(samples) // 5], max(samples[len(samples) // 5 :])
+    assert late <= 1.05 * early, samples
+    (tmp_path / "run").rename(tmp_path / "whole")
+    for _ in range(2):
+        child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
+        wait_for_checkpoint(child, tmp_path / "run", random_times.uniform(0, 40))
+        kill(child)
+        seen = len(Summary.open(tmp_path / "run").ranges)
+        assert 0 < seen < sequences
+    child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
+    wait(child)
+    got, whole = Summary.open(tmp_path / "run"), Summary.open(tmp_path / "whole")
+    assert got.n_tokens == 20_000_000
+    expect_same_bits(got, whole)
+
+
+def one_block() -> Model:
+    """A random GPT-2 of one block, d = 32."""
+    config = tf.GPT2Config(**SMALL | {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 128})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return interpcore.load(tf.GPT2LMHeadModel(config).eval().requires_grad_(False))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from interpcore.data.tokens import TokenShards
+from interpcore.neurons.parts import Statistics
+from interpcore.neurons.summarize import summarize
+from test_neurons_summarize import one_block
+folder = Path(sys.argv[2])
+summarize(one_block(), TokenShards.open(folder / "shards"), folder / "run", Statistics(top=5),
+          batch=32, checkpoint_every=float(sys.argv[3]), progress=False)
+"""
+
+
+def start_child(
+    folder: Path, *, sequences: int, checkpoint_every: float, context: int = 16
+) -> subprocess.Popen[bytes]:
+    """A process that summarises random tokens in folder/shards into folder/run."""
+    if not (folder / "shards").exists():
+        make = np.random.Generator(np.random.PCG64(0))
+        tokens = make.integers(61, size=(sequences, context), dtype=np.uint16)
+        write_shards(folder / "shards", tokens, 61, masks={"bos": [1]})
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", CHILD, here, str(folder), str(checkpoint_every)]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def wait_for_checkpoint(child: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
+    """Waits until a checkpoint is written anew, and some time more."""
+    path = folder / "artifacts" / "pass-0.safetensors"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while not path.exists() or path.stat().st_mtime_ns == before:
+        assert child.poll() is None, "it ended before it wrote a checkpoint"
+        time.sleep(0.005)
+    time.sleep(seconds)
+    assert child.poll() is None, "it ended before it was killed"
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+
+
+def wait(child: subprocess.Popen[bytes]) -> list[int]:
+    """Waits for its end; returns its own memory in kB, sampled."""
+    samples = []
+    while child.poll() is None:
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+        except OSError:
+            break
+        samples += [int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")]
+        time.sleep(1.0)
+    assert child.wait() == 0
+    return samples
+
+
+def test_another_run_in_the_same_folder_is_refused(gpt2: Model, tmp_path: Path) -> None:
+    few = Statistics(top=2, histogram=False, published=False, position=False, by_token=("token",))
+    run(gpt2, tmp_path / "run", few, sequences=(0, 16))
+    for change, sentence in (
+        ({"sequences": (16, 32)}, "choose another folder for another range"),
+        ({"memory": 150_000}, "begun with another memory budget"),
+        ({"batch": 8}, r"arguments\['batch'\] is 4"),
+        ({"statistics": Statistics()}, r"arguments\['statistics'\]"),
+        ({"shards": shards().with_mask(())}, "masks is"),
+    ):
+        options = {"statistics": few, "sequences": (0, 16)} | change
+        with pytest.raises(RunError, match=sentence):
+            run(gpt2, tmp_path / "run", **options)
+    assert Summary.open(tmp_path / "run").n_tokens == 16 * CONTEXT
+
+
+def test_defects_are_counted_and_named(tmp_path: Path) -> None:
+    hf = transformers_model("gpt2")
+    mlp = hf.transformer.h[1].mlp
+    mlp.c_fc.weight.data[:, 5], mlp.c_fc.bias.data[5] = 0.0, -3.0
+    mlp.c_fc.weight.data[:, 7], mlp.c_fc.bias.data[7] = 1e38, 0.0
+    mlp.c_proj.weight.data[7] = 0.0
+    clean = transformers_model("gpt2")
+    broken = (
+        interpcore.load(hf, check=False)
+        if "check" in interpcore.load.__annotations__
+        else interpcore.load(hf)
+    )
+    got = run(broken, tmp_path / "broken")
+    good = run(interpcore.load(clean), tmp_path / "good")
+    rows = got.defects()
+    assert {"layer": 1, "neuron": 5, "defect": "dead", "tokens": int(got.moments(1)[0].count[5])} in rows
+    assert {"layer": 1, "neuron": 5, "defect": "constant", "tokens": int(got.moments(1)[1].count[5])} in rows
+    assert any((r["layer"], r["neuron"], r["defect"]) == (1, 7, "non-finite") for r in rows)
+    assert not [r for r in good.defects() if r["layer"] == 0]
+    others = torch.tensor([n not in (5, 7) for n in range(128)])
+    for mine, same in zip(got.moments(1), good.moments(1), strict=True):
+        assert torch.equal(mine.m4[others], same.m4[others])
+    assert got.groups("token", 1).total.isfinite().all()
+
+
+def test_masked_batches(gpt2: Model, tmp_path: Path) -> None:
+    few = Statistics(top=2)
+    tokens = shards().sequences(0, SEQUENCES)
+    tokens[8:16] = 0
+    kept = torch.cat((tokens[:8], tokens[16:]))
+    masks = {"padding": [0], "bos": [1]}
+    some = TokenShards.of_arrays(tokens, 61, masks=masks)
+    got = run(gpt2, tmp_path / "some", few, shards=some)
+    expected = run(gpt2, tmp_path / "kept", few, shards=TokenShards.of_arrays(kept, 61, masks=masks))
+    for depth in range(4):
+        for mine, same in zip(got.moments(depth), expected.moments(depth), strict=True):
+            assert torch.equal(mine.m4, same.m4)
+    with pytest.raises(ValueError, match="leave none of the 576 tokens"):
+        nothing = TokenShards.of_arrays(tokens * 0, 61, masks=masks)
+        run(gpt2, tmp_path / "none", few, shards=nothing)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"sequences": (0, 10)}, "Sequence 10 is within a batch of 4"),
+        ({"sequences": (8, 8)}, "Sequences 8 to 8 are no range of the 36"),
+        ({"sequences": (0, 40)}, "no range of the 36"),
+        ({"batch": 0}, "batch=0 reads nothing"),
+        ({"shards": shards(vocabulary=200)}, "61 embeddings"),
+    ],
+)
+def test_bad_input_is_refused(options: dict, sentence: str, gpt2: Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run(gpt2, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_readable_neurons_is_refused(tmp_path: Path) -> None:
+    config = tf.OPTConfig(
+        **SMALL,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=64,
+        word_embed_proj_dim=32,
+    )
+    with torch.random.fork_rng():
+        hf = tf.AutoModelForCausalLM.from_config(config).eval()
+    with pytest.warns(UserWarning):
+        generic = interpcore.load(hf)
+    with pytest.raises(ValueError, match="generic adapter"):
+        run(generic, tmp_path / "run")
+
+
+def test_disk_too_small_or_full(gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: usage)
+        with pytest.raises(RunError, match="the disk has 1e-06 GB free"):
+            run(gpt2, tmp_path / "small")
+    whole = run(gpt2, tmp_path / "whole")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("interpcore.runs.checkpoint.write_tensors", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            run(gpt2, tmp_path / "run")
+    expect_same_bits(run(gpt2, tmp_path / "run"), whole)
+
+
+def test_estimate(gpt2: Model) -> None:
+    found = estimate(gpt2, shards(), EVERYTHING, batch=BATCH, memory=100_000, seconds=0.0)
+    sizes = Sizes((128,) * 4, CONTEXT, 61)
+    assert found.passes == len(plan_passes(EVERYTHING, sizes, 100_000))
+    assert found.tokens == SEQUENCES * CONTEXT
+    assert 0 < found.memory <= 100_000 < found.disk
+    assert found.hours == pytest.approx(found.passes * found.tokens / found.tokens_per_second / 3600)
+    assert "tokens/s" in str(found)
+
+
+def test_state_sizes_are_as_planned(gpt2: Model, tmp_path: Path) -> None:
+    summary = run(gpt2, tmp_path / "run")
+    for part in summary.files:
+        held = sum(x.nbytes for x in summary.load(part).state_dict().values())
+        planned = (part.stop - part.start) * summary.sizes.bytes_per_neuron(part.kind, EVERYTHING)
+        assert held == pytest.approx(planned, rel=0.05, abs=2000)
