@@ -202,7 +202,7 @@ def test_a_repeated_cache_continues_copies_of_its_rows(model):
     rest = torch.cat([tokens[:, 4:], tokens[:, 4:].flip(0)])
     out = model.forward(rest, cache=cache.repeated(2)).logits
     first = model.forward(tokens[:, 4:], cache=cache).logits
-    crossed = model.forward(torch.cat([tokens[:, :4], rest[2:]], 1)).logits[:, 4:]
+    crossed = model.forward(torch.cat([tokens[:, :4], rest[len(tokens) :]], 1)).logits[:, 4:]
     same(out, torch.cat([first, crossed]))
     shared = model.forward(tokens[:1, :4], cache=Cache()).cache
     assert shared.repeated(3) is shared
