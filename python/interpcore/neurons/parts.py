@@ -176,8 +176,8 @@ def plan_passes(statistics: Statistics, sizes: Sizes, memory: float) -> list[lis
         most = width if kind == "moments" else min(int(memory // each), width)
         if most == 0 or most * each > memory:
             raise ValueError(
-                f"{memory / 1e9:.3g} GB of memory do not hold the {each * max(most, 1) / 1e9:.3g} GB of {kind} "
-                "sums, which cannot be cut; raise the memory."
+                f"{memory / 1e9:.3g} GB of memory do not hold {kind} sums of {each * max(most, 1) / 1e9:.3g} "
+                "GB, which cannot be cut; raise the memory."
             )
         for start in range(0, width, most):
             part = Part(kind, depth, start, min(start + most, width))
