@@ -249,6 +249,15 @@ def test_leaving_out_layers_averages_magnitudes():
     close(attribute(model, pairs, "logit_diff", "eap", rules="graddrop").values.nan_to_num(), expected)
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
+def test_routes_are_shares_of_what_is_read(family):
+    model, pairs = load(family), random_pairs(4, ragged=True, same=1)
+    found = attribute(model, pairs, "accuracy", "information-flow-routes")
+    assert (found.metric, found.intervention) == ("none", "none")
+    torch.testing.assert_close(found.values.nansum(0), torch.ones(found.graph.n_destinations))
+    close(attribute(model, pairs, method="information-flow-routes", batch_size=1).values, found.values)
+
+
 def published(folder: Path | None):
     """The published code's random model, prompts and scores: the full ones, or those kept here."""
     if folder is None:
@@ -295,6 +304,7 @@ PUBLISHED = {
     ),
     "edge/EAP/ld_mean/zero": (3, {"method": "eap", "intervention": "zero"}),
     "edge/EAP/ld_mean/mean-positional": (3, {"method": "eap", "intervention": "mean-positional"}),
+    "edge/information-flow-routes/-/-": (1, {"method": "information-flow-routes"}),
     "edge/EAP-IG-activations/ld_mean/zero": (
         3,
         {"method": "eap-ig-activations", "nodes": "right", "intervention": "zero"},
@@ -350,6 +360,7 @@ def test_published_nodes_but_for_the_mlps_gradient():
         ({"rules": "lrp"}, "Rules are None, 'relp', 'graddrop'"),
         ({"segment": "word"}, "Segments are 'example', 'position'"),
         ({"segment": "example", "level": "node"}, "Scores by segment are scores of edges"),
+        ({"method": "information-flow-routes", "level": "node"}, "scores edges alone"),
         ({"graph": Graph(3, 4, 4)}, "The graph is 3 serial layers"),
     ],
 )

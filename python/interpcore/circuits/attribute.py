@@ -22,7 +22,7 @@ from interpcore.circuits.live import LiveBatch, live_batches
 from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import METHODS, Plan, batch_size_of
+from interpcore.circuits.parts import METHODS, ROUTES, Plan, batch_size_of
 from interpcore.circuits.patched import check_over_heads
 from interpcore.circuits.quadrature import path_points
 from interpcore.circuits.scores import Scores
@@ -64,7 +64,9 @@ def attribute(
         metric: what is attributed, larger = better.
         method: "eap", "eap-ig-inputs", "clean-corrupted" (the mean of both ends' gradients),
             "eap-ig-activations" (as published: gradients with each group of sources interpolated, all applied
-            to every source) or "path-ig" (each source along its own path, Marks et al. 2024).
+            to every source), "path-ig" (each source along its own path, Marks et al. 2024) or
+            "information-flow-routes" (no gradient: shares of what each destination reads on the clean
+            prompt; metric and intervention play no part).
         graph: of the model; None for `Graph.of(model)`.
         steps: gradients of an integral, or "auto": doubled from 5 until the completeness gap is under 2%.
         nodes: "midpoint", "left" (the published package), "right" (the paper) or "gauss".
@@ -139,11 +141,16 @@ def _checked(
     metric = Metric(metric) if isinstance(metric, str) else metric
     if method not in METHODS:
         raise GraphError(f"A method is one of {', '.join(METHODS)}; got {method!r}.")
+    if level not in LEVELS:
+        raise GraphError(f"A level is one of {', '.join(LEVELS)}; got {level!r}.")
+    if method == ROUTES:
+        if level != "edge" or segment is not None or rules is not None:
+            raise GraphError(f"{ROUTES} scores edges alone, without segments and rules of gradients.")
+        plan = Plan(method, metric, ([], []), Intervention("zero"), EXACT)
+        return Request(model, pairs, graph, plan, level, None, False)
     refusal = metric.clean_refusal if method == "eap" else metric.gradient_refusal
     if refusal is not None:
         raise GraphError(f"{method} cannot use {metric}: {refusal}")
-    if level not in LEVELS:
-        raise GraphError(f"A level is one of {', '.join(LEVELS)}; got {level!r}.")
     filled = Intervention.of(intervention, model, pairs)
     if method in ("eap-ig-inputs", "clean-corrupted") and filled.name != "patching":
         raise GraphError(
@@ -211,8 +218,8 @@ def _scores(request: Request, totals: Totals, steps: int, nodes: str, split: str
         graph=request.graph,
         values=(totals.edges / n).float() if edges else unscored,
         method=plan.method,
-        metric=str(plan.metric),
-        intervention=plan.intervention.name,
+        metric="none" if plan.method == ROUTES else str(plan.metric),
+        intervention="none" if plan.method == ROUTES else plan.intervention.name,
         model=request.model.spec.name,
         task=request.pairs.task,
         split=split,

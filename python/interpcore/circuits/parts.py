@@ -17,7 +17,8 @@ from interpcore.circuits.sources import Sources, constant_output, heads_output
 from interpcore.model import Edit, Model, Replace
 from interpcore.model.linearize import Rules
 
-METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "eap-ig-activations", "path-ig")
+ROUTES = "information-flow-routes"
+METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "eap-ig-activations", "path-ig", ROUTES)
 
 
 @dataclass(frozen=True)

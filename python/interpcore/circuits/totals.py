@@ -11,7 +11,8 @@ from interpcore.circuits.gradients import Points, destination_gradients, node_gr
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.live import LiveBatch
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import Part, Plan, parts
+from interpcore.circuits.parts import ROUTES, Part, Plan, parts
+from interpcore.circuits.routes import route_scores
 from interpcore.ops import edge_scores
 
 
@@ -76,6 +77,8 @@ def score_batch(
         drops: average magnitudes over walks that leave out one layer each.
     """
     device, n = batch.model.device, len(batch.pairs)
+    if plan.method == ROUTES:
+        return BatchScores(route_scores(batch, graph)[:, None], None, torch.zeros(n), None)
     groups = 1 if segments is None or segments.by_example else len(segments.names) + 1
     wide = torch.promote_types(batch.model.dtype, torch.float32)
     shape = (groups, *graph.legal.shape) if level == "edge" else (graph.n_sources, batch.model.spec.d_model)
