@@ -18,7 +18,7 @@ from interpcore.circuits.circuit import select
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.memory import in_halves
-from interpcore.circuits.metrics import Metric, as_metrics
+from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import check_over_heads
 from interpcore.circuits.rows import Change, Rows
@@ -278,13 +278,15 @@ class _Part:
     """The clean run of some pairs and what stands in for its sources."""
 
     def __init__(self, study: _Study, pairs: Pairs):
-        self.study, self.pairs = study, pairs
+        self.study = study
         clean = record(study.model, pairs.clean, pairs.lengths)
         standing_in = study.intervention.sources(study.model, pairs, clean)
-        self.rows = Rows(study.model, study.graph, clean, standing_in, study.intervention.first(pairs))
-        last = self.rows.suffix.at_last(clean.resid[-1][None], 0)
-        self.logits = self.rows.suffix.logits(study.graph.blocks, last, 0)[0]
+        last = (pairs.lengths - 1).to(study.model.device)
+        stream = clean.resid[-1][torch.arange(len(pairs), device=last.device), last]
+        self.logits = study.model.unembed(study.model.final_norm(stream))
         self.before = [metric(self.logits, pairs, self.logits) for metric in study.metrics]
+        model, self.pairs = answers_alone(study.model, pairs, study.metrics)
+        self.rows = Rows(model, study.graph, clean, standing_in, study.intervention.first(pairs))
 
     def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
         """Sums over the pairs of the effects of sources and of their squares [metric, 2, source, column]."""

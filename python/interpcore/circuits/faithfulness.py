@@ -15,7 +15,7 @@ from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.memory import in_halves
-from interpcore.circuits.metrics import Metric, as_metrics
+from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import run_patched
 from interpcore.circuits.sources import record
@@ -94,14 +94,13 @@ def _batch(
     values = torch.empty((len(metrics), len(circuits), len(rows)), dtype=torch.float64)
     whole = [c.neurons is None and bool(c.edges.equal(c.graph.legal)) for c in circuits]
 
-    def take(which: Sequence[int], logits: Tensor) -> None:
-        for i, metric in enumerate(metrics):
-            values[i, list(which)] = metric(logits, part, clean_logits).double().cpu()
-
-    take([i for i, is_whole in enumerate(whole) if is_whole], clean_logits)
+    for i, metric in enumerate(metrics):
+        values[i, whole] = metric(clean_logits, part, clean_logits).double().cpu()
+    model, part = answers_alone(model, part, metrics)
     for group in _groups([i for i, is_whole in enumerate(whole) if not is_whole], circuits, ablated, memory):
         for which, logits in in_halves(group, partial(_logits, model, circuits, ablated), "circuits"):
-            take(which, logits)
+            for i, metric in enumerate(metrics):
+                values[i, list(which)] = metric(logits, part, clean_logits).double().cpu()
     return values
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from interpcore.circuits.pairs import Pairs
+from interpcore.model import Model
+from interpcore.model.projection import Projection
 
 METRICS = ("logit_diff", "prob_diff", "kl", "js", "accuracy")
 ALIASES = {"kl_divergence": "kl", "js_divergence": "js"}
@@ -51,6 +53,11 @@ class Metric:
     def positions(self) -> str:
         """Where it reads the logits; the unembedding is computed there alone."""
         return "last"
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether it reads the answers' logits and no others."""
+        return self.name == "logit_diff"
 
     @property
     def divergence(self) -> bool:
@@ -138,6 +145,22 @@ def as_metrics(metrics: str | Metric | Sequence[str | Metric]) -> list[Metric]:
     if not names or len(set(names)) < len(names):
         raise MetricError(f"Give one metric or several different ones; got {', '.join(names) or 'none'}.")
     return found
+
+
+def answers_alone(model: Model, pairs: Pairs, metrics: Sequence[Metric]) -> tuple[Model, Pairs]:
+    """A model whose only logits are those of the pairs' answers, and the pairs in its numbering; both as they
+    are where a metric reads other logits too."""
+    if not all(metric.answers_only for metric in metrics):
+        return model, pairs
+    tokens = torch.cat([pairs.good.flatten(), pairs.bad.flatten()]).unique()
+    tokens = tokens[tokens >= 0]
+    good, bad = (
+        torch.where(side >= 0, torch.searchsorted(tokens, side), -1) for side in (pairs.good, pairs.bad)
+    )
+    whole, columns = model.unembedding, tokens.to(model.device)
+    bias = None if whole.bias is None else whole.bias[columns]
+    narrow = Projection(whole.weight.index_select(1, columns), bias)
+    return replace(model, unembedding=narrow), replace(pairs, good=good, bad=bad)
 
 
 def _joined(values: Tensor, answers: Tensor, by: str) -> Tensor:

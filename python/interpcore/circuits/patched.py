@@ -225,48 +225,37 @@ class _Run:
         return x, which
 
     def _attention(self, layer: int) -> None:
-        graph, block = self.graph, self.model.block(layer)
-        attention = block.attention
+        graph, attention = self.graph, self.model.block(layer).attention
         computed, live = self._heads_to_run(layer)
+        top = layer == graph.blocks - 1
         if not bool(computed.any()):
-            return self._narrow() if layer == graph.blocks - 1 else None
-        columns = [graph.head_destinations(layer, letter) for letter in "qkv"]
+            return self._narrow() if top else None
         groups = computed.unflatten(1, (graph.kv_heads, -1)).any(2)
-        wanted_kv = torch.cat([groups, groups], 1) & torch.cat([live[1], live[2]], 1)
-        kv = torch.arange(columns[1].start, columns[2].stop)
-        x, which = self._inputs(wanted_kv, kv, self.ablated.attn_in[layer])
-        normed = apply(block.attn_norm, x)
-        of_k = which[:, 1] < graph.kv_heads
-        shift = torch.tensor([0, graph.kv_heads])
-        k = self._projected(layer, "k", groups.nonzero(), which[of_k], normed[of_k], self.ablated.k[layer])
-        v = self._projected(
-            layer, "v", groups.nonzero(), which[~of_k] - shift, normed[~of_k], self.ablated.v[layer]
-        )
-        k = self._ready(attention, attention.k_norm, k, len(groups.any(1).nonzero()))
-        if layer == graph.blocks - 1:
+        pairs = {"q": computed, "k": groups, "v": groups}
+        if top:  # every key and value is read, but only by the last query
+            parts = self._projected(layer, "kv", pairs, live)
+            k = self._ready(attention, attention.k_norm, parts["k"], groups)
             self._narrow()
-        x, which = self._inputs(
-            computed & live[0], torch.arange(columns[0].start, columns[0].stop), self.ablated.attn_in[layer]
-        )
-        q = self._projected(
-            layer, "q", computed.nonzero(), which, apply(block.attn_norm, x), self.ablated.q[layer]
-        )
-        q = self._ready(attention, attention.q_norm, q, len(computed.any(1).nonzero()))
-        self._mixed(layer, computed, groups, q, k, v)
+            parts |= self._projected(layer, "q", pairs, live)
+        else:
+            parts = self._projected(layer, "qkv", pairs, live)
+            k = self._ready(attention, attention.k_norm, parts["k"], groups)
+        q = self._ready(attention, attention.q_norm, parts["q"], computed)
+        self._mixed(layer, computed, groups, q, k, parts["v"])
 
-    def _heads_to_run(self, layer: int) -> tuple[Tensor, list[Tensor]]:
+    def _heads_to_run(self, layer: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Heads whose output is computed [circuit, head], and which q, k and v inputs keep an edge [circuit,
         head]."""
         graph, block = self.graph, self.model.block(layer)
         needed = self.used[:, graph.head_sources(layer)]
-        live = [
-            (self.edges[:, :, graph.head_destinations(layer, letter)] & self.there[:, :, None]).any(1)
+        live = {
+            letter: (self.edges[:, :, graph.head_destinations(layer, letter)] & self.there[:, :, None]).any(1)
             for letter in "qkv"
-        ]
+        }
         if self.watch is not None:
-            live = [torch.ones_like(x) for x in live]
+            live = {letter: torch.ones_like(x) for letter, x in live.items()}
         per_group = graph.heads // graph.kv_heads
-        moved = live[0] | (live[1] | live[2]).repeat_interleave(per_group, 1)
+        moved = live["q"] | (live["k"] | live["v"]).repeat_interleave(per_group, 1)
         if not self.ablated.consistent:
             moved = torch.ones_like(moved)
         if block.attn_post_norm is None and not block.attention.norm_over_heads:
@@ -275,40 +264,44 @@ class _Run:
         return together.expand_as(needed), live
 
     def _projected(
-        self, layer: int, letter: str, pairs: Tensor, which: Tensor, normed: Tensor, ablated: Tensor
-    ) -> Tensor:
+        self, layer: int, letters: str, pairs: dict[str, Tensor], live: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Queries, keys or values of (circuit, head) pairs.
 
         Args:
-            pairs: those wanted [n, 2], heads as the graph counts them.
-            which: those with an input of their own [m, 2]; the others read the corrupted one.
-            normed: their inputs after the norm [m, batch, position, d_model].
-            ablated: of every head of the model on the corrupted input [batch, position, heads, d_head].
-        Returns: [n, batch, position, d_head], before head norms and rotary.
+            letters: of "qkv".
+            pairs: those wanted [circuit, head], heads as the graph counts them.
+            live: those with an input of their own; the others read the corrupted one.
+        Returns: by letter [n, batch, position, d_head], before head norms and rotary.
         """
-        qkv = self.model.block(layer).attention.qkv
-        in_model = ablated.shape[2]
-        shared = (self.graph.heads if letter == "q" else self.graph.kv_heads) // in_model
-        corrupted = self._live(ablated).movedim(2, 0)
-        place = pairs[:, 1] // shared
-        parts, order = [corrupted], []
-        for head in which[:, 1].unique().tolist():
-            rows = (which[:, 1] == head).nonzero().flatten()
-            model_head = head // shared
-            projection = qkv.part(letter, slice(model_head, model_head + 1))
-            parts.append(projection(normed if len(rows) == len(normed) else normed[rows]))
-            order.append(rows)
-        if order:
-            at = {(int(c), int(h)): i for i, (c, h) in enumerate(which[torch.cat(order)].tolist())}
-            found = [at.get((c, h), -1) for c, h in pairs.tolist()]
-            own = torch.tensor(found)
-            place = torch.where(own >= 0, in_model + own, place)
-        return torch.cat(parts)[place.to(corrupted.device)]
+        block = self.model.block(layer)
+        columns = [self.graph.head_destinations(layer, letter) for letter in letters]
+        destinations = torch.cat([torch.arange(part.start, part.stop) for part in columns])
+        wanted = torch.cat([pairs[letter] & live[letter] for letter in letters], 1)
+        x, which = self._inputs(wanted, destinations, self.ablated.attn_in[layer])
+        normed = apply(block.attn_norm, x)
+        found, start = {}, 0
+        for letter in letters:
+            corrupted = self._live(getattr(self.ablated, letter)[layer]).movedim(2, 0)
+            heads, in_model = pairs[letter].shape[1], len(corrupted)
+            shared = heads // in_model
+            place = (torch.arange(heads) // shared).expand_as(pairs[letter]).clone()
+            parts, at = [corrupted], in_model
+            for head in range(heads):
+                rows = (which[:, 1] == start + head).nonzero().flatten()
+                if len(rows):
+                    projection = block.attention.qkv.part(letter, slice(head // shared, head // shared + 1))
+                    parts.append(projection(normed[rows]))
+                    place[which[rows, 0], head] = torch.arange(at, at + len(rows))
+                    at += len(rows)
+            found[letter] = torch.cat(parts)[place[pairs[letter]].to(corrupted.device)]
+            start += heads
+        return found
 
-    def _ready(self, attention: Attention, norm: Norm | None, x: Tensor, circuits: int) -> Tensor:
-        """Queries or keys x [n, batch, position, d_head] after their norm and rotary."""
+    def _ready(self, attention: Attention, norm: Norm | None, x: Tensor, pairs: Tensor) -> Tensor:
+        """Queries or keys x [n, batch, position, d_head] of (circuit, head) pairs after norm and rotary."""
         if norm is not None and attention.norm_over_heads:
-            together = x.unflatten(0, (circuits, -1)).movedim(1, -2)
+            together = x.unflatten(0, (int(pairs.any(1).sum()), -1)).movedim(1, -2)
             x = normed_heads(norm, True, together).movedim(-2, 1).flatten(0, 1)
         elif norm is not None:
             x = norm(x)
