@@ -70,7 +70,7 @@ def test_interventions_are_edited_forwards(family, layer):
     model = load(family)
     tokens, neuron = some_tokens(model), (layer, 7)
     clean = clean_run(model, tokens, [neuron, (0, 1)])
-    found = intervene(model, clean, neuron, EVERY, readout=Readout(model, published=True))
+    found = intervene(model, clean, neuron, EVERY, readout=Readout(model, published=True))["free"]
     moved = 0
     for i, intervention in enumerate(EVERY):
         logits = edited_logits(model, tokens, neuron, intervention)
@@ -107,7 +107,7 @@ def test_an_intervention_that_changes_nothing_measures_the_clean_forward():
     expected = measure_clean(model, clean)
     for neuron in ((1, 2), (3, 2)):
         for same in (Intervention("multiply", 1.0, "post"), Intervention("threshold", 1e9, "pre")):
-            found = intervene(model, clean, neuron, [same])
+            found = intervene(model, clean, neuron, [same])["free"]
             torch.testing.assert_close(found.loss[0], expected.loss, rtol=0, atol=1e-5, equal_nan=True)
             torch.testing.assert_close(found.scale[0], expected.scale)
             assert torch.equal(found.rank[0], expected.rank)
@@ -133,8 +133,8 @@ def test_a_frozen_norm_leaves_nothing_to_a_neuron_that_only_scales():
     clean = clean_run(model, some_tokens(model), [(3, 5)])
     before = measure_clean(model, clean)
     change = [Intervention("fixed", 4.0)]
-    total = intervene(model, clean, (3, 5), change)
-    frozen = intervene(model, clean, (3, 5), change, freeze=True)
+    both = intervene(model, clean, (3, 5), change, norms=("free", "frozen"))
+    total, frozen = both["free"], both["frozen"]
     assert (total.entropy[0] - before.entropy).abs().min() > 1e-3
     torch.testing.assert_close(frozen.entropy[0], before.entropy, rtol=0, atol=1e-5)
     assert bool((total.scale[0] > before.scale).all())
@@ -154,8 +154,9 @@ def test_entropy_is_exact_unless_the_published_form_is_asked_for():
 def test_measures_do_not_depend_on_tiles_or_rows():
     model = load("gpt2")
     clean = clean_run(model, some_tokens(model), [(1, 3)])
-    whole = intervene(model, clean, (1, 3), EVERY[:3])
-    cut = intervene(model, clean, (1, 3), EVERY[:3], readout=Readout(model, tile=5 * 61), max_rows=2)
+    whole = intervene(model, clean, (1, 3), EVERY[:3])["free"]
+    small = Readout(model, tile=5 * 61)
+    cut = intervene(model, clean, (1, 3), EVERY[:3], readout=small, max_rows=2)["free"]
     torch.testing.assert_close(cut.loss, whole.loss, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert torch.equal(next_tokens(clean.tokens)[:, :-1], clean.tokens[:, 1:])
     rr = whole.reciprocal_rank
@@ -168,5 +169,8 @@ def test_refusals():
     model = load("gpt2")
     with pytest.raises(ValueError, match=r"no neuron 4\.0: .* layers 0 to 3 of 128 neurons"):
         clean_run(model, some_tokens(model), [(4, 0)])
+    with pytest.raises(ValueError, match="norms are among free, frozen; got warm"):
+        clean = clean_run(model, some_tokens(model), [(0, 0)])
+        intervene(model, clean, (0, 0), EVERY[:1], norms=("warm",))
     with pytest.raises(ValueError, match="one of zero, threshold"):
         Intervention("square")

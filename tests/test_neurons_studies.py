@@ -92,7 +92,7 @@ def test_an_intervention_study_is_its_tokens_means(model, shards, tmp_path):
         assert base[name] == pytest.approx(expected, rel=1e-5)
     for neuron in neurons:
         for norm in ("free", "frozen"):
-            after = intervene(model, clean, neuron, done, freeze=norm == "frozen")
+            after = intervene(model, clean, neuron, done, norms=(norm,))[norm]
             for j, what in enumerate(done):
                 row = table[
                     (table.layer == neuron[0]) & (table.kind == what.kind) & (table.norm == norm)

@@ -8,6 +8,7 @@ from interpcore.cli.circuits import app as circuits
 from interpcore.cli.demo import demo
 from interpcore.cli.info import info
 from interpcore.cli.lre import app as lre
+from interpcore.cli.neurons import app as neurons
 from interpcore.runs import RunError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app.command()(info)
 app.command()(demo)
 app.add_typer(circuits, name="circuits")
 app.add_typer(lre, name="lre")
+app.add_typer(neurons, name="neurons")
 
 
 def main() -> None:

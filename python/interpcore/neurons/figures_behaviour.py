@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interpcore.neurons.figures import COLORS, new_figure
+from interpcore.neurons.figures import COLORS, density, new_figure
 from interpcore.neurons.readout import MEASURES
 
 if TYPE_CHECKING:
@@ -160,4 +160,49 @@ def path_figure(activation: ArrayLike, change: ArrayLike, title: str) -> Figure:
     figure, [axes] = new_figure(4.5, 3.6)
     axes.scatter(activation, change, s=3, color=COLORS[0], alpha=0.5, rasterized=True)
     axes.set(xlabel="activation", ylabel="change of |z|, ablated minus clean", title=title)
+    return figure
+
+
+def histogram_figure(counts: ArrayLike, edges: ArrayLike, minimum: float, maximum: float) -> Figure:
+    """Density of one neuron's pre-activations from its histogram.
+
+    Args:
+        counts: per bin [bins].
+        edges: inner edges [bins - 1].
+        minimum, maximum: exact, ends of the outer bins.
+    """
+    figure, [axes] = new_figure(6, 3)
+    n = np.asarray(counts, dtype=float)
+    inner = np.clip(np.asarray(edges, dtype=float), minimum, maximum)
+    ends = np.concatenate(([minimum], inner, [maximum]))
+    wide = np.diff(ends) > 0
+    heights = np.divide(n, np.diff(ends) * n.sum(), out=np.zeros_like(n), where=wide)
+    axes.stairs(heights, ends, fill=True, color=COLORS[0])
+    axes.axvline(0, color="black", lw=1, ls=":")
+    axes.set(xlabel="pre-activation", ylabel="density")
+    return figure
+
+
+def subset_figure(values: Mapping[str, ArrayLike]) -> Figure:
+    """One neuron's pre-activations by subset: percentiles 1, 25, 50, 75, 99 and extremes; densities.
+
+    Args:
+        values: subset -> pre-activations.
+    """
+    figure, (left, right) = new_figure(10, 0.25 * len(values) + 2, panels=2)
+    ends = [np.inf, -np.inf]
+    for place, x in enumerate(map(np.asarray, values.values())):
+        low, first, median, third, high = np.percentile(x, [1, 25, 50, 75, 99])
+        left.hlines(place, low, high, color="grey", lw=1)
+        left.hlines(place, first, third, color=COLORS[0], lw=6)
+        left.plot([median], [place], "|", color="white")
+        left.plot([x.min(), x.max()], [place, place], ".", color="grey", ms=3)
+        ends = [min(ends[0], x.min()), max(ends[1], x.max())]
+    left.set_yticks(range(len(values)), list(values), fontsize=8)
+    left.set(xlabel="pre-activation")
+    grid = np.linspace(*ends, 200)
+    for number, (name, x) in enumerate(values.items()):
+        right.plot(grid, density(x, grid), color=COLORS[number % len(COLORS)], label=name, lw=1)
+    right.set(xlabel="pre-activation", ylabel="density")
+    right.legend(frameon=False, fontsize=7)
     return figure

@@ -135,16 +135,11 @@ def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
         clean = clean_run(work.model, tokens, list(work.interventions))
         clean_sums += _sums(measure_clean(work.model, clean, work.readout), valid)
         for i, (neuron, interventions) in enumerate(work.interventions.items()):
+            measured = intervene(
+                work.model, clean, neuron, interventions, readout=work.readout, norms=tuple(sums)
+            )
             for name, into in sums.items():
-                measured = intervene(
-                    work.model,
-                    clean,
-                    neuron,
-                    interventions,
-                    readout=work.readout,
-                    freeze=name == "frozen",
-                )
-                into[i] += _sums(measured, valid)
+                into[i] += _sums(measured[name], valid)
     return {
         "tokens": tokens_seen,
         "clean": clean_sums.tolist(),

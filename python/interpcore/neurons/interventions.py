@@ -17,10 +17,11 @@ from torch import Tensor
 
 from interpcore.model import Edit, Function, Model, Tap
 from interpcore.model.mlp import ACTIVATIONS
-from interpcore.neurons.readout import Readout, TokenMeasures, next_tokens
+from interpcore.neurons.readout import Readout, TokenMeasures, next_tokens, stacked
 
 KINDS = ("zero", "threshold", "relu", "fixed", "multiply")
 SITES = ("pre", "post")
+NORMS = ("free", "frozen")
 
 Neuron = tuple[int, int]
 """(layer, neuron), both from 0."""
@@ -131,9 +132,9 @@ def intervene(
     interventions: Sequence[Intervention],
     *,
     readout: Readout | None = None,
-    freeze: bool = False,
+    norms: Sequence[str] = ("free",),
     max_rows: int = 64,
-) -> TokenMeasures:
+) -> dict[str, TokenMeasures]:
     """Measures of every token under each intervention.
 
     Args:
@@ -142,11 +143,13 @@ def intervene(
         neuron: which.
         interventions: what to do with it.
         readout: how to measure; None takes `Readout(model)`.
-        freeze: keep the final norm's scale of the clean forward: what is left is the effect that does not go
-            through the norm (Stolfo et al. 2024).
+        norms: "free", and "frozen" for the final norm's scale of the clean forward, which leaves the effect
+            that does not go through the norm (Stolfo et al. 2024).
         max_rows: sequences that run together where later blocks must run; bounds memory.
-    Returns: measures [intervention, batch, position].
+    Returns: per norm, measures [intervention, batch, position].
     """
+    if not norms or set(norms) - set(NORMS):
+        raise ValueError(f"norms are among {', '.join(NORMS)}; got {', '.join(norms) or 'none'}.")
     readout = Readout(model) if readout is None else readout
     layer, number = neuron
     acts = [
@@ -155,19 +158,22 @@ def intervene(
     ]
     shape = (len(acts), *clean.tokens.shape)
     target = next_tokens(clean.tokens).flatten()
-    scale = readout.scale(clean.final).flatten() if freeze else None
     with torch.no_grad():
+        frozen = readout.scale(clean.final).flatten() if "frozen" in norms else None
+        scales = [frozen if norm == "frozen" else None for norm in norms]
         if layer == model.plan.n_calls - 1 and model.block(layer).additive:
             delta = torch.stack([(act - clean.post[neuron]).flatten() for act in acts])
             w = model.block(layer).mlp.down.weight[number]
-            frozen = None if scale is None else scale[None]
-            return readout.along(clean.final.flatten(0, 1), w, delta, target, frozen).view(*shape)
-        parts = []
-        for act in acts:
-            final = _rerun(model, clean, neuron, act, max_rows)
-            parts.append(readout.measure(final.flatten(0, 1), target, scale))
-    fields = ("loss", "entropy", "rank", "scale")
-    return TokenMeasures(*(torch.stack([getattr(p, f) for p in parts]).view(shape) for f in fields))
+            found = readout.along(clean.final.flatten(0, 1), w, delta, target, scales)
+        else:
+            nothing = clean.final.new_zeros(clean.final.shape[-1])
+            versions = []
+            for act in acts:
+                final = _rerun(model, clean, neuron, act, max_rows).flatten(0, 1)
+                zero = final.new_zeros((1, len(final)))
+                versions.append(readout.along(final, nothing, zero, target, scales))
+            found = [stacked(of_norm) for of_norm in zip(*versions, strict=True)]
+    return {norm: measured.view(*shape) for norm, measured in zip(norms, found, strict=True)}
 
 
 def measure_clean(model: Model, clean: Clean, readout: Readout | None = None) -> TokenMeasures:

@@ -7,6 +7,7 @@ W^T x and W^T w, without another product with the unembedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from interpcore.model import Model
 from interpcore.ops import product
+
+CACHED = 1 << 18
+"""Logits that are measured at once: what a core's cache holds."""
 
 MEASURES = ("loss", "entropy", "rank", "reciprocal_rank", "scale")
 
@@ -51,7 +55,7 @@ class Readout:
     Args:
         model: the decoder.
         published: entropy as published, -sum p log(p + 1e-8).
-        tile: logits held at once.
+        tile: logits of one product.
     """
 
     model: Model
@@ -68,12 +72,17 @@ class Readout:
         Returns: measures [n].
         """
         zero = resid.new_zeros((1, len(resid)))
-        frozen = None if scale is None else scale[None]
-        return self.along(resid, resid.new_zeros(resid.shape[1]), zero, target, frozen).view(len(resid))
+        (found,) = self.along(resid, resid.new_zeros(resid.shape[1]), zero, target, (scale,))
+        return found.view(len(resid))
 
     def along(
-        self, resid: Tensor, w: Tensor, delta: Tensor, target: Tensor, scale: Tensor | None = None
-    ) -> TokenMeasures:
+        self,
+        resid: Tensor,
+        w: Tensor,
+        delta: Tensor,
+        target: Tensor,
+        scales: Sequence[Tensor | None] = (None,),
+    ) -> list[TokenMeasures]:
         """Measures of resid + delta w for several deltas of each token.
 
         Args:
@@ -81,28 +90,31 @@ class Readout:
             w: direction [d_model].
             delta: [versions, n].
             target: true next tokens, -1 for none [n].
-            scale: the norm's scale to use instead of each version's own [versions or 1, n], or None.
-        Returns: measures [versions, n].
+            scales: None for the norm's scale of each version, or scales to use instead [n]; as many results.
+        Returns: measures [versions, n], of each of the scales.
         """
         x, direction, delta = self._centre(_wide(resid)), self._centre(_wide(w)), _wide(delta)
         own = self._scales(x, direction, delta)
-        used = own if scale is None else scale.to(own).expand(own.shape)
-        towards = self._weigh(direction)
-        constant = self._constant()
-        vocabulary = self.model.unembedding.weight.shape[1]
-        step = max(1, self.tile // vocabulary)
-        parts: list[list[TokenMeasures]] = [[] for _ in delta]
+        used = [own if scale is None else scale.to(own).expand(own.shape) for scale in scales]
+        towards, constant = self._weigh(direction), self._constant()
+        shape = (len(scales), *delta.shape)
+        loss, entropy = own.new_empty(shape), own.new_empty(shape)
+        rank = torch.empty(shape, dtype=torch.int64, device=own.device)
+        vocabulary = len(towards)
+        step, small = (max(1, size // vocabulary) for size in (self.tile, CACHED))
         for at in range(0, len(x), step):
-            chunk = slice(at, at + step)
-            base = self._weigh(x[chunk])
-            for v, shift in enumerate(delta):
-                logits = (base + shift[chunk, None] * towards) / used[v, chunk, None]
-                measured = self._measure(self._cap(logits + constant), target[chunk])
-                parts[v].append(TokenMeasures(*measured, own[v, chunk]))
-        fields = ("loss", "entropy", "rank", "scale")
-        return TokenMeasures(
-            *(torch.stack([torch.cat([getattr(p, f) for p in row]) for row in parts]) for f in fields)
-        )
+            base = self._weigh(x[at : at + step])
+            for inner in range(0, len(base), small):
+                part = base[inner : inner + small]
+                rows = slice(at + inner, at + inner + len(part))
+                for v in range(len(delta)):
+                    moved = torch.addcmul(part, delta[v, rows, None], towards)
+                    for number, scale in enumerate(used):
+                        logits = self._cap(moved / scale[v, rows, None] + constant)
+                        found = self._measure(logits, target[rows])
+                        for into, value in zip((loss, entropy, rank), found, strict=True):
+                            into[number, v, rows] = value
+        return [TokenMeasures(loss[i], entropy[i], rank[i], own) for i in range(len(scales))]
 
     def scale(self, resid: Tensor) -> Tensor:
         """The final norm's scale of residuals [..., d_model]."""
@@ -147,6 +159,12 @@ class Readout:
         rank = (logits > aimed).sum(-1)
         loss = total - aimed[:, 0]
         return loss.masked_fill(~present, torch.nan), entropy, rank.masked_fill(~present, -1)
+
+
+def stacked(parts: Sequence[TokenMeasures]) -> TokenMeasures:
+    """Measures of several versions as one, in a new leading dimension."""
+    fields = ("loss", "entropy", "rank", "scale")
+    return TokenMeasures(*(torch.stack([getattr(part, name) for part in parts]) for name in fields))
 
 
 def next_tokens(tokens: Tensor) -> Tensor:

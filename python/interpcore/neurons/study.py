@@ -1,0 +1,186 @@
+"""Correlations of several models' neurons: what they are of, how they are taken, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from interpcore.data.tokens import TokenShards
+from interpcore.model import Model
+from interpcore.model.card import run_card
+from interpcore.neurons.activations import SIMILARITIES, NeuronSet, Reader, neuron_set
+from interpcore.neurons.cross_sums import Columns, plan_passes
+from interpcore.neurons.partners import Partners
+from interpcore.neurons.similarity import ROTATIONS, Rotation
+from interpcore.runs import canonical_json
+
+BLOCK_TOKENS = 8192
+GROUPS = 20
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What correlations mean, whatever sequences they are taken over.
+
+    Args:
+        similarity: "pearson", "cosine" or "jaccard" (of activation > `jaccard_threshold`).
+        jaccard_threshold: see there.
+        rotation: of partners for the baseline: "haar", "published", a function (see `similarity.Rotation`) or
+            None.
+        draws: number of rotations of every block.
+        seed: of the rotations.
+        groups: groups of whole sequences for standard errors.
+        top_k: partners kept per neuron.
+        precision: of the products: "float32", or "bfloat16" for shifted values rounded first.
+        budget: bytes for sums of products; more passes over the tokens where they do not fit.
+    """
+
+    similarity: str = "pearson"
+    jaccard_threshold: float = 0.0
+    rotation: Rotation | None = "haar"
+    draws: int = 1
+    seed: int = 0
+    groups: int = GROUPS
+    top_k: int = 50
+    precision: str = "float32"
+    budget: float = 8e9
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(
+                f"similarity={self.similarity!r} is unknown; choose from {', '.join(SIMILARITIES)}."
+            )
+        if isinstance(self.rotation, str) and self.rotation not in ROTATIONS:
+            raise ValueError(f"rotation={self.rotation!r} is unknown; choose from {', '.join(ROTATIONS)}.")
+        if self.similarity == "jaccard" and self.rotation is not None:
+            raise ValueError("A rotation has no Jaccard similarity; use rotation=None.")
+
+    @property
+    def rotates(self) -> bool:
+        """Whether there is a rotated baseline."""
+        return self.rotation is not None and self.draws > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Correlations:
+    """Similarities between the neurons of several models, summarised.
+
+    Args:
+        sets: the neurons of each model.
+        columns: sums over single neurons, of each model.
+        partners: by (model, partner model): what is kept of the similarities.
+        settings: how they were taken.
+        identity: which models and tokens they are of.
+    """
+
+    sets: tuple[NeuronSet, ...]
+    columns: tuple[Columns, ...]
+    partners: dict[Pair, Partners]
+    settings: Settings
+    identity: str
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that count."""
+        return int(self.columns[0].count.sum())
+
+    def index(self, name: str) -> int:
+        """The number of a model."""
+        names = [neurons.name for neurons in self.sets]
+        if name not in names:
+            raise ValueError(f"There is no model {name!r} here; there are {', '.join(names)}.")
+        return names.index(name)
+
+
+class Study:
+    """Models, tokens and settings with their passes: what `correlate` and the second passes share.
+
+    Args:
+        models: at least two, or one for its rotations alone.
+        shards: the tokens.
+        settings: see there.
+        names: of the models; None for their own.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        shards: TokenShards,
+        settings: Settings,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        for model in models:
+            shards.check_model(model)
+        self.models, self.shards, self.settings = list(models), shards, settings
+        given = [None] * len(models) if names is None else list(names)
+        self.sets = tuple(neuron_set(model, name) for model, name in zip(models, given, strict=True))
+        if len({neurons.name for neurons in self.sets}) < len(models):
+            raise ValueError("Two models have one name; give names=[...] that differ.")
+        if shards.n_sequences < settings.groups:
+            raise ValueError(
+                f"{shards.n_sequences} sequences do not make {settings.groups} groups; give more tokens or "
+                "groups=."
+            )
+        self.block = max(min(BLOCK_TOKENS // shards.context, shards.n_sequences // settings.groups), 1)
+        self.n_blocks = -(-shards.n_sequences // self.block)
+        self.passes = plan_passes(self.sets, settings.budget, within=settings.rotates)
+        self.reader = Reader(
+            self.models,
+            self.sets,
+            shards,
+            similarity=settings.similarity,
+            jaccard_threshold=settings.jaccard_threshold,
+            precision=settings.precision,
+        )
+        self._identity: str | None = None
+
+    def group(self, block: int) -> int:
+        """The group of sequences that a block belongs to."""
+        return block * self.settings.groups // self.n_blocks
+
+    def sequences(self, block: int) -> tuple[int, int]:
+        """The first sequence of a block, and the one after its last."""
+        return block * self.block, min((block + 1) * self.block, self.shards.n_sequences)
+
+    def identity(self) -> str:
+        """What sums are of: models, tokens, mask, blocks, similarity. Rotations are no part of it."""
+        if self._identity is None:
+            cards = [run_card(model) for model in self.models]
+            self._identity = canonical_json(
+                {
+                    "models": [
+                        [n.name, c.weights, c.plan_hash, c.dtype]
+                        for n, c in zip(self.sets, cards, strict=True)
+                    ],
+                    "tokens": self.shards.identity,
+                    "masked": list(self.shards.masked),
+                    "block": self.block,
+                    "groups": self.settings.groups,
+                    "similarity": [self.settings.similarity, self.settings.jaccard_threshold],
+                    "precision": self.settings.precision,
+                }
+            )
+        return self._identity
+
+    def meaning(self, what: Any, blocks: range) -> str:
+        """The identity with what is summed and over which blocks, for a file."""
+        return canonical_json({"of": self.identity(), "what": what, "blocks": [blocks.start, blocks.stop]})
+
+    def block_range(self, sequences: tuple[int, int] | None) -> range:
+        """The blocks of a range of sequences.
+
+        Raises:
+            ValueError: it does not begin and end between two blocks.
+        """
+        if sequences is None:
+            return range(self.n_blocks)
+        start, stop = sequences
+        ends = stop == self.shards.n_sequences or stop % self.block == 0
+        if not (0 <= start < stop <= self.shards.n_sequences and start % self.block == 0 and ends):
+            raise ValueError(
+                f"Sequences {start} to {stop} do not begin and end on the grid of blocks of {self.block} in "
+                f"{self.shards.n_sequences}; round them."
+            )
+        return range(start // self.block, -(-stop // self.block))
