@@ -1,6 +1,7 @@
 """Accumulators: each against the whole at once, in blocks, merged in any order, saved and loaded."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,16 @@ def test_histogram_is_numpys() -> None:
         # NumPy's bins are closed on the left: mirrored, they are closed on the right.
         expected = np.histogram(-x[x.isfinite()].numpy().astype(np.float64), -edges[::-1])[0][::-1]
         assert got.counts[column].tolist() == expected.tolist()
+
+
+def test_parity_with_the_published_histogram() -> None:
+    peer = np.load(Path(__file__).parent / "data" / "parity_neurons.npz")
+    bins = LinearBins(float(peer["moments/edges"][0]), float(peer["moments/edges"][-1]), 100)
+    np.testing.assert_allclose(bins.edges.numpy(), peer["moments/edges"], rtol=1e-6)
+    x = torch.from_numpy(peer["moments/x"]).T
+    histogram = Histogram(4, bins)
+    histogram.update(x, TokenBlock.of_sequences(torch.zeros(len(x), 1, dtype=torch.int64), 0))
+    assert histogram.finalize().counts.tolist() == peer["moments/hist"].tolist()
 
 
 def test_quantiles() -> None:
