@@ -19,7 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interpcore.neurons.study import NeuronStudy
+    from interpcore.neurons.neuron_study import NeuronStudy
 
 app = typer.Typer(
     help="Neurons: statistics, universality, explanations, interventions.", no_args_is_help=True
@@ -127,7 +127,7 @@ def summarize(
     """
     study = _study(out, model, tokens, device=device, quiet=quiet, memory=memory)
     if estimate:
-        from interpcore.neurons.study import STATISTICS
+        from interpcore.neurons.neuron_study import STATISTICS
         from interpcore.neurons.summarize import estimate as estimate_summary
 
         typer.echo(str(estimate_summary(study.model, study.tokens, STATISTICS, memory=study.memory)))
@@ -499,7 +499,7 @@ def _study(
     """The study that these options say."""
     import interpcore
     from interpcore.data.tokens import TokenShards
-    from interpcore.neurons.study import NeuronStudy
+    from interpcore.neurons.neuron_study import NeuronStudy
 
     shards = None if tokens is None else TokenShards.open(tokens)
     names = list(dict.fromkeys(partner or ()))

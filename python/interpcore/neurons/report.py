@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from interpcore.model import Model
 from interpcore.neurons import figures, figures_behaviour, pages
 from interpcore.neurons.cache import Cached, cache
 from interpcore.neurons.composition import composition
@@ -22,8 +21,8 @@ from interpcore.neurons.families import (
     universal_contrasts,
 )
 from interpcore.neurons.features import FeatureTable, rule_features, token_texts
+from interpcore.neurons.neuron_study import NeuronStudy, short_name
 from interpcore.neurons.published import UNIVERSAL
-from interpcore.neurons.study import NeuronStudy
 from interpcore.neurons.weight_study import weight_study
 from interpcore.runs import RunFolder, atomic_path, write_bytes
 
@@ -196,11 +195,6 @@ def partner_weights(study: NeuronStudy) -> dict[str, pd.DataFrame]:
 def study_features(study: NeuronStudy) -> FeatureTable:
     """The rules of the shipped feature file on the model's tokens."""
     return rule_features(token_texts(study.model.tokenizer, study.model.embedding.shape[0]))
-
-
-def short_name(model: Model) -> str:
-    """The last part of a model's name."""
-    return model.spec.name.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> Figure:

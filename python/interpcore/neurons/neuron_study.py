@@ -1,0 +1,326 @@
+"""A whole study of one model's neurons in one folder: every step in its own run folder, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interpcore.data.tokens import TokenShards
+from interpcore.model import Model
+from interpcore.neurons.cards import corpus_card
+from interpcore.neurons.correlate import Correlations, Settings, correlate
+from interpcore.neurons.dataframe import neuron_table, write_table
+from interpcore.neurons.deactivation_study import deactivation_study, score_table
+from interpcore.neurons.explanation_study import Explanations, Options, explain_neurons
+from interpcore.neurons.families import entropy_candidates, entropy_controls
+from interpcore.neurons.intervention_study import PUBLISHED_VALUES, intervention_study
+from interpcore.neurons.interventions import Intervention, Neuron
+from interpcore.neurons.jackknife import Jackknife, jackknife
+from interpcore.neurons.moment_errors import moment_errors
+from interpcore.neurons.parts import Statistics
+from interpcore.neurons.summarize import MEMORY, summarize
+from interpcore.neurons.summary import Summary
+from interpcore.neurons.universal import universality
+from interpcore.neurons.weight_study import weight_study
+from interpcore.neurons.weights import FoldedWeights, fold
+from interpcore.ops import ColumnMoments
+from interpcore.runs import RunCard, RunFolder, atomic_path, write_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATISTICS = Statistics(by_token=("token", "previous"))
+"""What one token pass gathers for all steps."""
+
+
+@dataclass(eq=False)
+class NeuronStudy:
+    """The steps of a study. Each step runs what it needs, goes on where it was stopped, and is read from its
+    folder when it is done.
+
+    Args:
+        folder: the study's folder; the steps' run folders lie in it.
+        model: the decoder.
+        shards: the corpus; None for the steps that need no tokens.
+        partners: models trained apart from it, to correlate with.
+        protocol: "default" or "paper".
+        settings: of correlations; None for the default ones.
+        memory: bytes for what a token pass accumulates.
+        sequences: how many sequences interventions, deactivation and cache read at most.
+        seed: of every draw.
+        progress: show it.
+        command: what was typed, for the cards.
+        published: CSV files of published tables, to summarise beside ours.
+    """
+
+    folder: Path
+    model: Model
+    shards: TokenShards | None = None
+    partners: Sequence[Model] = ()
+    protocol: str = "default"
+    settings: Settings | None = None
+    memory: float = MEMORY
+    sequences: int | None = 64
+    seed: int = 0
+    progress: bool = True
+    command: str | None = None
+    published: Sequence[Path] = ()
+
+    def step(self, name: str) -> Path:
+        """The run folder of a step."""
+        return Path(self.folder) / name
+
+    @property
+    def name(self) -> str:
+        """The model's name without its folder."""
+        return short_name(self.model)
+
+    @property
+    def tokens(self) -> TokenShards:
+        """The corpus. Raises: ValueError where the study has none."""
+        if self.shards is None:
+            raise ValueError("This step reads tokens; give them with --tokens.")
+        return self.shards
+
+    @cached_property
+    def folded(self) -> FoldedWeights:
+        """The model's folded weights."""
+        return fold(self.model)
+
+    @cached_property
+    def token_counts(self) -> Tensor | None:
+        """Occurrences of each token id in the corpus [vocabulary] int64; None without one."""
+        if self.shards is None:
+            return None
+        counts = torch.zeros(self.model.embedding.shape[0], dtype=torch.int64)
+        for start in range(0, self.shards.n_sequences, 4096):
+            found = self.shards.sequences(start, min(start + 4096, self.shards.n_sequences))
+            counts += torch.bincount(found.flatten(), minlength=len(counts))
+        return counts
+
+    @cached_property
+    def weights(self) -> pd.DataFrame:
+        """Weight statistics."""
+        return weight_study(
+            self.model,
+            self.step("weights"),
+            counts=self.token_counts,
+            protocol=self.protocol,
+            progress=self.progress,
+            command=self.command,
+        )
+
+    @cached_property
+    def summary(self) -> Summary:
+        """One pass over the tokens for every accumulator."""
+        return summarize(
+            self.model,
+            self.tokens,
+            self.step("summary"),
+            STATISTICS,
+            memory=self.memory,
+            progress=self.progress,
+            command=self.command,
+        )
+
+    @cached_property
+    def correlations(self) -> Correlations | None:
+        """Correlations with the partner models; None without partners."""
+        if not self.partners:
+            return None
+        models = [self.model, *self.partners]
+        with RunFolder.open_or_create(self.step("correlation"), self.card("correlation", models)) as run:
+            found = correlate(
+                models, self.tokens, self.settings, folder=run.artifact("sums"), progress=self.progress
+            )
+            assert found is not None
+            for (a, b), partners in found.partners.items():
+                widths = {"widths": " ".join(map(str, found.sets[b].widths))}
+                write_tensors(run.artifact(f"partners/{a}-{b}.safetensors"), partners.tensors(), widths)
+        return found
+
+    @cached_property
+    def jackknife(self) -> Jackknife | None:
+        """Standard errors of the correlations; None without partners or with fewer than 20 groups."""
+        if self.correlations is None or self.correlations.settings.groups < 20:
+            return None
+        folder = self.step("correlation") / "artifacts" / "sums"
+        models = [self.model, *self.partners]
+        return jackknife(models, self.tokens, self.correlations, folder=folder, progress=self.progress)
+
+    @cached_property
+    def moment_errors(self) -> dict[str, Tensor]:
+        """Standard errors of the moments, by a second pass."""
+        with RunFolder.open_or_create(self.step("errors"), self.card("errors")) as run:
+            path = run.artifact("sums.safetensors")
+            return moment_errors(self.model, self.tokens, path=path, progress=self.progress)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The neuron table, written with its summary."""
+        layers = range(self.summary.n_layers)
+        found = self.correlations
+        table = neuron_table(
+            self.weights,
+            joined_moments([self.summary.moments(d)[0] for d in layers]),
+            torch.cat([self.summary.histogram(d, published=True).counts for d in layers]),
+            None if found is None else universality(found, 0, errors=self.jackknife, protocol=self.protocol),
+            errors=self.moment_errors,
+            protocol=self.protocol,
+        )
+        if found is not None:
+            table = table.assign(**most_similar(found))
+        partners = [short_name(model) for model in self.partners]
+        with RunFolder.open_or_create(
+            self.step("dataframe"), self.card("dataframe", partners=partners)
+        ) as run:
+            self.comparison = write_table(table, run, self.published)
+        return table
+
+    def explanations(self, options: Options | None = None) -> Explanations:
+        """What neurons respond to and write, written as tables."""
+        options = Options() if options is None else options
+        layers = range(self.summary.n_layers)
+        card = self.card("explain", options=str(options))
+        with RunFolder.open_or_create(self.step("explain"), card) as run:
+            found = explain_neurons(
+                self.model,
+                self.tokens,
+                [self.summary.groups("token", d) for d in layers],
+                [self.summary.groups("previous", d) for d in layers],
+                [self.summary.groups("position", d) for d in layers],
+                options,
+                path=run.artifact("sums.safetensors"),
+                progress=self.progress,
+            )
+            for name in ("best", "letters", "families", "logits", "positions"):
+                write_frame(run, name, getattr(found, name))
+            write_tensors(
+                run.artifact("variance_reduction.safetensors"),
+                {"variance_reduction": found.reductions.float()},
+                {"labels": "\n".join(found.names)},
+            )
+        return found
+
+    def interventions(
+        self, neurons: Sequence[Neuron] | None = None, values: Sequence[float] = PUBLISHED_VALUES
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Fixed activations, and mean ablation, of the neurons that look most like entropy neurons and of
+        random controls (or of the neurons named).
+
+        Returns: the table of `intervention_study`, where mean ablation has the kind "mean"; and roles: layer,
+            neuron, role.
+        """
+        import pandas as pd
+
+        if neurons is None:
+            roles = pd.concat(
+                part[["layer", "neuron"]].assign(role=role)
+                for role, part in (
+                    ("entropy", entropy_candidates(self.weights)),
+                    ("control", entropy_controls(self.weights, seed=self.seed)),
+                )
+            ).drop_duplicates(["layer", "neuron"], ignore_index=True)
+        else:
+            roles = pd.DataFrame(neurons, columns=["layer", "neuron"]).assign(role="entropy")
+        chosen = list(zip(roles.layer.tolist(), roles.neuron.tolist(), strict=True))
+        means = {d: self.summary.moments(d)[1].mean for d in {layer for layer, _ in chosen}}
+        fixed = [Intervention("fixed", value) for value in values]
+        done = {(d, n): [*fixed, Intervention("fixed", float(means[d][n]))] for d, n in chosen}
+        table = intervention_study(
+            self.model,
+            self.tokens,
+            chosen,
+            done,
+            self.step("intervene"),
+            sequences=self.sequences,
+            protocol=self.protocol,
+            progress=self.progress,
+            command=self.command,
+        )
+        last = table.index[table.kind == "fixed"][len(fixed) :: len(fixed) + 1]
+        table.loc[last, "kind"] = "mean"
+        with RunFolder.open(self.step("intervene"), shared=True) as run:
+            write_frame(run, "interventions", table)
+            write_frame(run, "roles", roles)
+        return table, roles
+
+    def deactivation(
+        self, neurons: Sequence[Neuron] | None = None, first: int | None = None, count: int = 6
+    ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Tensor]]:
+        """Deactivation scores of all neurons, and path ablations of the highest (or of the neurons named).
+
+        Args:
+            neurons: which to ablate; None for those with the highest scores.
+            first: first position ablated; None for a quarter of the context, as published.
+            count: how many neurons.
+        Returns: the table of `deactivation_study`, that of `score_table`, and the raw scores.
+        """
+        bos = self.tokens.manifest["masks"].get("bos") or [int(self.tokens.sequences(0, 1)[0, 0])]
+        scores, flat = score_table(self.folded, self.model, int(bos[0]), seed=self.seed)
+        if neurons is None:
+            top = scores.sort_values("bos_score", ascending=False)[:count]
+            neurons = list(zip(top.layer.tolist(), top.neuron.tolist(), strict=True))
+        table = deactivation_study(
+            self.model,
+            self.tokens,
+            neurons,
+            self.step("deactivation"),
+            first=self.tokens.context // 4 if first is None else first,
+            sequences=self.sequences,
+            progress=self.progress,
+            command=self.command,
+        )
+        with RunFolder.open(self.step("deactivation"), shared=True) as run:
+            write_frame(run, "heads", table)
+            write_frame(run, "scores", scores)
+        return table, scores, flat
+
+    def card(self, step: str, models: Sequence[Model] = (), **arguments: Any) -> RunCard:
+        """The card of a step's run."""
+        names = [short_name(model) for model in models]
+        return corpus_card(
+            self.model, self.tokens, self.protocol, self.command, step=step, models=names, **arguments
+        )
+
+
+def short_name(model: Model) -> str:
+    """A model's name without its folder."""
+    return model.spec.name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def most_similar(found: Correlations) -> dict[str, Any]:
+    """The most similar neuron over all partners of the first model: max_sim_model, max_sim_layer and
+    max_sim_neuron, each [n]; "" and -1 for a neuron without a correlation."""
+    others = range(1, len(found.sets))
+    best = torch.stack([found.partners[0, b].maximum for b in others]).nan_to_num(nan=-2)
+    partner = best.argmax(0)
+    index = torch.stack([found.partners[0, b].argmax for b in others]).gather(0, partner[None])[0]
+    layer, neuron = torch.full_like(index, -1), torch.full_like(index, -1)
+    for number, b in enumerate(others):
+        mine = partner == number
+        layer[mine], neuron[mine] = found.sets[b].address(index[mine])
+    pairs = zip(partner.tolist(), index.tolist(), strict=True)
+    names = [found.sets[1 + p].name if i >= 0 else "" for p, i in pairs]
+    return {"max_sim_model": names, "max_sim_layer": layer.numpy(), "max_sim_neuron": neuron.numpy()}
+
+
+def joined_moments(layers: Sequence[ColumnMoments]) -> ColumnMoments:
+    """The moments of all layers' neurons, one layer after another."""
+    names = ("count", "nonfinite", "mean", "m2", "m3", "m4", "minimum", "maximum", "above")
+    parts = [torch.cat([getattr(layer, name).cpu() for layer in layers], -1) for name in names]
+    return ColumnMoments(*parts, thresholds=layers[0].thresholds)
+
+
+def write_frame(run: RunFolder, name: str, frame: pd.DataFrame) -> None:
+    """Write a table as Parquet and as CSV."""
+    with atomic_path(run.artifact(f"{name}.parquet")) as path:
+        frame.to_parquet(path, index=False)
+    with atomic_path(run.artifact(f"{name}.csv")) as path:
+        frame.to_csv(path, index=False)
