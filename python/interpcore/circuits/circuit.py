@@ -220,11 +220,11 @@ def greedy_order(scores: Scores, count: int, absolute: bool = True) -> Tensor:
 
 
 def random_circuit(graph: Graph, size: int, seed: int) -> Circuit:
-    """A random connected circuit: grown from the logits by random scores, pruned, of at least `size` edges
-    and as few as that growth allows."""
+    """A random connected circuit of `size` edges: grown from the logits by random scores until that many
+    remain after pruning, then without the latest edges that it can lose and stay connected (it has more where
+    there is none)."""
     noise = torch.rand(graph.legal.shape, generator=torch.Generator().manual_seed(seed))
-    scores = Scores(graph, noise, "random", "none")
-    order = greedy_order(scores, graph.n_edges)
+    order = greedy_order(Scores(graph, noise, "random", "none"), graph.n_edges)
     low, high = size, graph.n_edges
     while low < high:
         middle = (low + high) // 2
@@ -232,7 +232,25 @@ def random_circuit(graph: Graph, size: int, seed: int) -> Circuit:
             high = middle
         else:
             low = middle + 1
-    return _prefix(graph, order, high)
+    return _trimmed(_prefix(graph, order, high), order[:high].flip(0).tolist(), size)
+
+
+def _trimmed(circuit: Circuit, candidates: Sequence[int], size: int) -> Circuit:
+    """Without the first candidates (flat indices) whose nodes keep an edge in and an edge out, down to
+    `size`."""
+    graph, edges, alive = circuit.graph, circuit.edges.clone(), circuit.nodes
+    leaving, entering = edges.sum(1), edges.sum(0)[graph.inputs]
+    entering[graph.inputs[:, 0] == graph.inputs[:, 1], 1:] = 0  # an MLP has one input, named three times
+    left, entering = circuit.n_edges, entering.sum(1)
+    for edge in candidates:
+        if left <= size:
+            break
+        source, destination = divmod(edge, graph.n_destinations)
+        fed = (graph.inputs == destination).any(1) & alive
+        if edges[source, destination] and leaving[source] > 1 and not bool((entering[fed] < 2).any()):
+            edges[source, destination] = False
+            left, leaving[source], entering[fed] = left - 1, leaving[source] - 1, entering[fed] - 1
+    return Circuit(graph, edges, None, size)
 
 
 def _prefix(graph: Graph, order: Tensor, size: int) -> Circuit:

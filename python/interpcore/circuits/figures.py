@@ -46,9 +46,10 @@ def first_figure(curve: pd.DataFrame) -> Figure:
     for points, method in (([clean], "eap"), (nodes, "eap-ig")):
         for i, point in enumerate(points):
             dx = np.array([-0.42, 0.42])
-            label = _label(method) if i == 0 else None
+            label = f"{_label(method)}: {_estimate(points, corrupted, clean):.2f}" if i == 0 else None
             toy.plot(point + dx, _gelu(point) + _slope(point) * dx, color=COLORS[method], lw=2.4, label=label)
-    _finish(toy, "activation before GELU", "after GELU", "gradients used")
+    change = f"change {_gelu(corrupted) - _gelu(clean):.2f}, estimated from the gradients shown"
+    _finish(toy, "activation before GELU", "after GELU", change)
     toy.legend(frameon=False, fontsize=SMALL, loc="upper left")
     _faithfulness(panel, curve, title=_title(curve))
     return figure
@@ -135,6 +136,7 @@ def steps_figure(rows: pd.DataFrame) -> Figure:
             )
             name = "EAP" if method == "eap" else f"m = {steps_name(method)}"
             panel.plot(part.requested, part.faithfulness, color=shade, lw=1.1, label=name)
+        panel.set_xscale("log")
         _finish(panel, "edges", "faithfulness" if panel is panels[0] else "", task_info(task).title)
     panels[-1].legend(frameon=False, fontsize=SMALL - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -167,6 +169,7 @@ def circuit_overlap_figure(tables: dict[str, pd.DataFrame], tasks: Sequence[str]
                     tables[level].depth, tables[level][f"{task}_real_{name}"], line, color=color, lw=1.1
                 )
             panel.plot([], [], "-", color=color, label=task_info(task).title)
+        panel.set_xscale("log")
         _finish(panel, "edges", f"{level} IoU with exact", "")
         panel.set_ylim(-0.02, 1.02)
     panels[1].plot([], [], ":", color="#444444", label="EAP")
@@ -180,14 +183,16 @@ def _faithfulness(
 ) -> None:
     for method in dict.fromkeys(rows.method):
         part = rows[rows.method == method].sort_values("kept")
-        x = part.share if share else part.kept
+        x = part.share if share else part.kept.clip(lower=1)
         color = COLORS.get(method, "#555555")
         panel.plot(x, part.faithfulness, ".-", color=color, lw=1.2, ms=3, label=_label(method))
         panel.fill_between(x, part.low, part.high, color=color, alpha=0.13, lw=0)
     panel.axhline(0.85, color="#999999", lw=0.7, ls="--")
     panel.axhline(1.0, color="#999999", lw=0.5)
     low = float(np.nanmin(rows.faithfulness))
-    panel.set_ylim(max(-0.6, min(-0.05, low)), max(1.12, min(1.6, float(np.nanmax(rows.faithfulness)))))
+    high = float(np.nanmax(rows.faithfulness))
+    panel.set_ylim(max(-0.6, min(-0.05, low)), min(1.6, max(1.12, high + 0.05)))
+    panel.set_xscale("log")
     _finish(panel, "share of edges" if share else "edges", "faithfulness", title)
     if legend:
         panel.legend(frameon=False, fontsize=SMALL, loc="lower right")
@@ -207,7 +212,8 @@ def _bars(panel: Axes, facts: dict[str, float], tasks: Sequence[str], suffix: st
     panel.set_xticks(
         range(len(tasks)), [task_info(t).title for t in tasks], rotation=35, ha="right", fontsize=SMALL
     )
-    panel.legend(frameon=False, fontsize=SMALL)
+    panel.set_ylim(0, 1.28 * max(bar.get_height() for bar in panel.patches))
+    panel.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=2)
 
 
 def _title(rows: pd.DataFrame) -> str:
@@ -239,6 +245,11 @@ def _new(count: int, columns: int, width: float, height: float) -> tuple[Figure,
 
 def _gelu(x: Any) -> Any:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _estimate(points: Sequence[float], corrupted: float, clean: float) -> float:
+    """Change from clean to corrupted by the mean slope at some points."""
+    return (corrupted - clean) * sum(map(_slope, points)) / len(points)
 
 
 def _slope(x: float) -> float:

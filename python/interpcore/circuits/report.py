@@ -14,7 +14,7 @@ from interpcore.circuits.manual import GPT2_SMALL, manual_circuit, recovery
 from interpcore.circuits.methods import IG_STEPS, method_of
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import Study, enough, run_cross, run_curves, run_random, run_scores
-from interpcore.circuits.tasks import MAIN_TASKS, TASKS
+from interpcore.circuits.tasks import MAIN_TASKS, TASKS, task_info
 from interpcore.runs import atomic_path, write_json
 
 if TYPE_CHECKING:
@@ -303,8 +303,8 @@ def _recoveries(study: Study, tasks: list[str], every: pd.DataFrame, exact: bool
         both = {m: recovery(study.scores(task, m), wanted[task], sizes, mlps=mlps) for m in ("eap", "eap-ig")}
         table = tables.recovery_table(both)
         tables.write_table(study.folder, f"manual/{task}_node_edge_precision_recall", table)
-        reference = "by hand" if by_hand else f"{method_of(method).column} circuit"
-        found[f"{task}, {reference}"] = table
+        reference = "found by hand" if by_hand else f"of {method} scores"
+        found[f"{task_info(task).title}, the circuit {reference}"] = table
     return found
 
 
@@ -354,4 +354,5 @@ def _save(study: Study, name: str, figure: Figure) -> tuple[Path, ...]:
     for file in files:
         with atomic_path(file) as path:
             figure.savefig(path, dpi=180)
+        figure.set_layout_engine("none")  # laid out by the first; the second keeps it
     return files

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interpcore.circuits.agreement import MIB_POINTS, cmd, cpr
 from interpcore.circuits.attribute import attribute
 from interpcore.circuits.circuit import Circuit, nested, random_circuit, sizes_of
 from interpcore.circuits.exact import exact, verify
@@ -328,6 +329,19 @@ def file_cell(
     return [{"task": task, "on": task, "method": Path(file).name} | row for row in rows]
 
 
+def mib_cell(study: Study, task: str, file: str, sha256: str, direction: str) -> dict[str, Any]:
+    """MIB's areas of a file's scores: CPR over circuits chosen by signed score, CMD over those chosen by
+    |score|."""
+    scores, _ = load_scores(file, direction)
+    scores.graph.check_model(study.model)
+    found: dict[str, Any] = {"task": task, "file": Path(file).name}
+    for name, area, absolute in (("cpr", cpr, False), ("cmd", cmd, True)):
+        circuits = nested(scores, sizes_of(scores.graph, MIB_POINTS), "topn", absolute=absolute)
+        rows = study.measure(task, circuits, [name] * len(circuits))
+        found[name] = area(MIB_POINTS, [row["faithfulness"] for row in rows])
+    return found
+
+
 def curve_cell(
     study: Study, task: str, method: str, sizes: Sequence[int], on: str | None = None
 ) -> list[dict[str, Any]]:
@@ -418,13 +432,25 @@ def run_file(
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Faithfulness of what a file of scores holds; returns one row per size, or one for its own circuit."""
+    cell = _file_cell(task, file, direction) | {"sizes": list(sizes)}
+    rows: list[dict[str, Any]] = _run(file_cell, study, [cell], progress)[0]
+    return rows
+
+
+def run_mib(
+    study: Study, task: str, file: str | Path, direction: str = "helps", progress: bool = True
+) -> dict[str, Any]:
+    """MIB's CPR and CMD of a file of scores, see `mib_cell`."""
+    found: dict[str, Any] = _run(mib_cell, study, [_file_cell(task, file, direction)], progress)[0]
+    return found
+
+
+def _file_cell(task: str, file: str | Path, direction: str) -> dict[str, Any]:
     path = Path(file).resolve()
     if not path.is_file():
         raise ValueError(f"There is no file {file}.")
-    cell = {"task": task, "file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    cell |= {"direction": direction, "sizes": list(sizes)}
-    rows: list[dict[str, Any]] = _run(file_cell, study, [cell], progress)[0]
-    return rows
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"task": task, "file": str(path), "sha256": sha256, "direction": direction}
 
 
 def run_curves(

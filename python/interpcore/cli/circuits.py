@@ -198,13 +198,17 @@ def evaluate(
     whole: Annotated[
         bool, typer.Option("--circuit", help="Measure the file's own circuit, not chosen ones.")
     ] = False,
+    mib: Annotated[bool, typer.Option("--mib", help="MIB's CPR and CMD instead.")] = False,
 ) -> None:
     """Faithfulness of the circuits that a file of scores chooses, or of its own circuit, on held-out pairs.
 
     Example: interpcore circuits evaluate scores.json --model gpt2 --task ioi --size 5% --out runs/c-gpt2
     """
-    from interpcore.circuits.study import run_file
+    from interpcore.circuits.study import run_file, run_mib
 
+    if mib:
+        _show(_frame([run_mib(study, task, scores, direction.value)]))
+        return
     sizes = [] if whole else study.sizes(size or ())
     rows = run_file(study, task, scores, sizes, direction.value)
     _show(_frame(rows)[list(SHOWN)])
