@@ -231,13 +231,7 @@ def test_the_papers_figures(model, tmp_path) -> None:
         *("n_edges_2", "results_2", "n_edges_5", "results_5"),
     ]
     cross = read(place, "cross-task/faithfulness")
-    assert list(cross.columns) == [
-        "ioi",
-        "greater-than",
-        "greater-than-price",
-        "baseline",
-        "corrupted_baseline",
-    ]
+    assert list(cross.columns) == ["ioi", "greater-than-price", "baseline", "corrupted_baseline"]
     iou = read(place, "jaccard/edge_ious").to_numpy()
     assert (iou == iou.T).all() and (iou.diagonal() == 1).all()
     found = json.loads((place / "artifacts" / "tables" / "agreement" / "correlations.json").read_text())

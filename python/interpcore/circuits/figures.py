@@ -199,8 +199,10 @@ def _faithfulness(
 
 
 def _bars(panel: Axes, facts: dict[str, float], tasks: Sequence[str], suffix: str, title: str) -> None:
+    highest = 0.0
     for i, (short, method) in enumerate((("vanilla", "eap"), ("ig", "eap-ig"))):
         heights = [facts[f"{task}_{short}{suffix}"] for task in tasks]
+        highest = max(highest, *heights)
         panel.bar(
             [t + 0.38 * (i - 0.5) for t in range(len(tasks))],
             heights,
@@ -212,7 +214,7 @@ def _bars(panel: Axes, facts: dict[str, float], tasks: Sequence[str], suffix: st
     panel.set_xticks(
         range(len(tasks)), [task_info(t).title for t in tasks], rotation=35, ha="right", fontsize=SMALL
     )
-    panel.set_ylim(0, 1.28 * max(bar.get_height() for bar in panel.patches))
+    panel.set_ylim(0, 1.28 * highest)
     panel.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=2)
 
 

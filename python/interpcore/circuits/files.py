@@ -64,20 +64,20 @@ def load_scores(
     path = Path(path)
     if direction not in DIRECTIONS:
         raise GraphError(f"A positive score {' or '.join(DIRECTIONS)}; got {direction!r}.")
-    readers = {".safetensors": _load_own, ".json": _load_json, ".pt": _load_pt}
+    if path.suffix == ".safetensors":
+        return _load_own(path)
+    readers = {".json": _load_json, ".pt": _load_pt}
     if path.suffix not in readers:
-        raise GraphError(f"Scores are read from {', '.join(readers)}; got {path.name}.")
+        raise GraphError(f"Scores are read from .safetensors, {', '.join(readers)}; got {path.name}.")
     try:
-        if path.suffix == ".safetensors":
-            return _load_own(path)
         graph, tensors, facts = readers[path.suffix](path)
     except (KeyError, TypeError, json.JSONDecodeError, RuntimeError, RunError) as error:
         raise GraphError(f"{path} is no file of scores: {type(error).__name__} {error}.") from error
     edges, neurons = tensors.pop("edges"), tensors.pop("neurons_in", None)
     own = facts or {"method": method, "metric": metric}
     notes = {**own.pop("notes", {}), "file": path.name, "file_direction": direction}
-    own = {key: value for key, value in own.items() if key in _FACTS}
-    scores = Scores(graph, **tensors, **own, notes=notes)
+    given: dict[str, Any] = {key: value for key, value in own.items() if key in _FACTS} | tensors
+    scores = Scores(graph, **given, notes=notes)
     scores = scores.negated() if direction == "hurts" and not facts else scores
     return scores, Circuit(graph, edges & graph.legal, neurons)
 

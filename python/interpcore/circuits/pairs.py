@@ -160,7 +160,7 @@ class Pairs:
             padded(answers[0], -1),
             padded(answers[1], -1),
             logits_by,
-            tuple(tuple(texts[i]) for i in kept),
+            tuple((texts[i][0], texts[i][1]) for i in kept),
             left_out,
         )
 

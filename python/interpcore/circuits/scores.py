@@ -82,11 +82,17 @@ class Scores:
 
     def negated(self) -> Scores:
         """With every sign turned; for imports whose scores count the other way."""
-        turned = {
-            name: None if getattr(self, name) is None else -getattr(self, name)
-            for name in ("values", "nodes", "neurons", "segments")
-        }
-        return replace(self, **turned)
+
+        def turned(value: Tensor | None) -> Tensor | None:
+            return None if value is None else -value
+
+        return replace(
+            self,
+            values=-self.values,
+            nodes=turned(self.nodes),
+            neurons=turned(self.neurons),
+            segments=turned(self.segments),
+        )
 
     def describe(self) -> dict[str, Any]:
         """What files and run cards say of these scores."""

@@ -32,6 +32,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.generic import GenericModel
 from interpcore.runs import Ledger, RunCard, RunError, RunFolder, cell_seed, sweep
 
 PAPER_SIZES = (*range(30, 100, 10), *range(100, 1001, 100))
@@ -211,7 +212,7 @@ class Study:
         }
         rows = []
         for name, circuit, value in zip(names, circuits, values[2:], strict=True):
-            own = {
+            own: dict[str, Any] = {
                 "name": name,
                 "requested": circuit.requested,
                 "kept": circuit.n_edges,
@@ -361,7 +362,11 @@ def random_cell(study: Study, task: str, size: int, draws: int) -> list[dict[str
 
 
 def open_study(
-    model: Model, out: str | os.PathLike[str], options: Options, command: str | None = None, **how: Any
+    model: Model | GenericModel,
+    out: str | os.PathLike[str],
+    options: Options,
+    command: str | None = None,
+    **how: Any,
 ) -> Study:
     """A study in a run folder, new or gone on with. Close its folder when done.
 
@@ -371,9 +376,11 @@ def open_study(
         options: what the study means.
         command: what was typed, for the card.
         how: batch sizes, see `Study`.
-    Raises: RunError for a folder that holds another study.
+    Raises: GraphError for a model without a graph of edges; RunError for a folder that holds another study.
     """
-    if options.group_kv and not Graph.of(model).grouped:
+    grouped = Graph.of(model).grouped
+    assert isinstance(model, Model)
+    if options.group_kv and not grouped:
         options = replace(options, group_kv=False)
     card = study_card(model, options, command)
     return Study(model, options, RunFolder.open_or_create(out, card, shared=True), **how)

@@ -141,7 +141,7 @@ def _on_a_study(command: Callable[..., None]) -> Callable[..., None]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     run.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in joined.values()])  # type: ignore[attr-defined]
     run.__annotations__ = {name: p.annotation for name, p in joined.items()}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run
 
 
