@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from interpcore.neurons.activations import ColumnSums, NeuronSet
-from interpcore.neurons.correlate import Correlations, Reduction, Settings
+from interpcore.neurons.correlate import Correlations, Settings
 from interpcore.neurons.cross_sums import CrossSums, plan_passes
+from interpcore.neurons.reduction import Reduction
 from interpcore.ops import Pilot, centered, column_moments
 
 
@@ -58,7 +59,9 @@ def correlate_arrays(
     settings = settings or Settings(rotation=None)
     mask = torch.ones(len(arrays[0]), dtype=torch.bool) if mask is None else mask
     reader = ArrayReader(arrays, widths, mask, settings)
-    study = SimpleNamespace(settings=settings, sets=reader.sets, identity=lambda: "arrays")
+    study: Any = SimpleNamespace(
+        settings=settings, sets=reader.sets, identity=lambda: "arrays", reader=reader
+    )
     reduction = Reduction(study)
     n, groups = len(mask), settings.groups
     for number, tiles in enumerate(plan_passes(reader.sets, settings.budget, within=settings.rotates)):

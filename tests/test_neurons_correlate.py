@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +15,26 @@ from torch import Tensor
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.neurons import correlate as correlate_module
 from interpcore.neurons import passes
 from interpcore.neurons.activations import activations, neuron_set
-from interpcore.neurons.correlate import Correlations, Settings, correlate, merge_sums
-from interpcore.neurons.cross_sums import CrossSums
+from interpcore.neurons.correlate import (
+    Correlations,
+    Settings,
+    correlate,
+    estimate,
+    load_correlations,
+    merge_sums,
+)
+from interpcore.neurons.cross_sums import CrossSums, Tile, columns_of
 from interpcore.neurons.jackknife import jackknife
-from interpcore.neurons.similarity import rotation_matrix
+from interpcore.neurons.null_baselines import null_baseline
+from interpcore.neurons.similarity import Block, rotation_matrix, similarities
+from interpcore.neurons.sketch import SketchSums, correlate_by_sketch
+from interpcore.neurons.study import Study
 from interpcore.neurons.universal import universality
 from interpcore.runs import RunError
+from interpcore.stats import one_to_one
 
 NAMES = ["one", "two", "three"]
 
@@ -172,7 +184,7 @@ def test_resume_gives_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = Settings(draws=2, seed=3, top_k=5)
+    settings = Settings(draws=2, seed=3, top_k=5, budget=2e6)  # the break falls into the second pass
     every_block_is_saved(monkeypatch)
     with monkeypatch.context() as broken:
         reads = []
@@ -180,13 +192,16 @@ def test_resume_gives_the_same_bits(
 
         def fail_late(self: TokenShards, start: int, stop: int) -> Tensor:
             reads.append(start)
-            if len(reads) == 14:
+            if len(reads) == 40:
                 raise KeyboardInterrupt
             return whole(self, start, stop)
 
         broken.setattr(TokenShards, "sequences", fail_late)
         with pytest.raises(KeyboardInterrupt):
             correlate(models, shards, settings, names=NAMES, folder=tmp_path)
+    with pytest.raises(RunError, match=r"holds 1 of \d passes; run correlate again"):
+        load_correlations(tmp_path)
+    n_passes = estimate(models, shards, settings, names=NAMES).passes
     reads.clear()
     monkeypatch.setattr(
         TokenShards, "sequences", lambda self, *range: reads.append(range) or whole(self, *range)
@@ -194,8 +209,11 @@ def test_resume_gives_the_same_bits(
     got = correlate(models, shards, settings, names=NAMES, folder=tmp_path)
     assert got is not None
     same(found, got)
-    assert 1 < len(reads) < 20
-    with pytest.raises(RunError, match="holds sums of something else"):
+    assert len(reads) == 1 + 25 * n_passes - 38
+    assert [path.name for path in tmp_path.iterdir()] == ["correlations.safetensors"]
+    same(load_correlations(tmp_path), got)
+    assert load_correlations(tmp_path).sets == got.sets
+    with pytest.raises(RunError, match="correlations of other models, tokens, masks"):
         correlate(models, shards.with_mask([]), settings, names=NAMES, folder=tmp_path)
 
 
@@ -321,27 +339,121 @@ def test_refusals(models: list[Model], shards: TokenShards) -> None:
         correlate(models, shards, names=NAMES, sequences=(0, 2))
 
 
+def test_estimate(
+    models: list[Model], shards: TokenShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = estimate(models, shards, names=NAMES)
+    several = estimate(models, shards, Settings(budget=2e6), names=NAMES)
+    assert one.passes == 1 and several.passes > 2
+    entries = 512 * 512 + 2 * 512 * 192 + 4 * (2 * 128**2 + 48**2)
+    assert one.multiplications == several.multiplications == entries * shards.n_tokens
+    assert one.memory > 8 * entries > 2e6 > several.memory - 3 * 2 * 24 * 1216 * 4
+    assert several.forward_seconds > one.forward_seconds > 0
+    assert one.seconds > one.forward_seconds
+    assert "2.00 GB" not in str(one) and str(one).startswith("disk 0.0")
+    monkeypatch.setattr(correlate_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(RunError, match=r"and the disk has 0\.00 GB free; make room first"):
+        correlate(models, shards, names=NAMES, folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["permutation", "gaussian"])
+def test_null_baselines(kind: str, found: Correlations, models: list[Model], shards: TokenShards) -> None:
+    null = null_baseline(models, shards, kind, names=NAMES)
+    for pair, got in null.items():
+        # The largest of some hundred correlations that are 0 but for the sampling of about a thousand tokens.
+        n = len(found.partners[pair[1], pair[0]].argmax)
+        expected = (2 * np.log(n)) ** 0.5 / found.n_tokens**0.5
+        assert 0.6 * expected < got.maximum.median() < 1.6 * expected
+        assert got.maximum.median() < found.partners[pair].maximum.median()
+        assert (got.count == n).all()
+    again = null_baseline(models, shards, kind, Settings(budget=2e6), names=NAMES)
+    assert torch.equal(again[0, 1].top, null[0, 1].top)
+    other = null_baseline(models, shards, kind, Settings(seed=1), names=NAMES)
+    assert not torch.equal(other[0, 1].top, null[0, 1].top)
+    with pytest.raises(ValueError, match="'noise' is unknown; choose from permutation, gaussian"):
+        null_baseline(models, shards, "noise", names=NAMES)
+
+
+def test_sketch_is_unbiased_and_its_error_is_as_said(models: list[Model], shards: TokenShards) -> None:
+    values = [all_activations(m, shards) for m in models]
+    exact = pearson(values[0], values[2])
+    errors = []
+    for seed in range(12):
+        study = Study(models, shards, Settings(seed=seed), NAMES)
+        study.reader.measure_pilots()
+        sketch = SketchSums(study.reader, 256, 20, seed)
+        for block in range(study.n_blocks):
+            sketch.add(*study.sequences(block), study.group(block))
+        columns = columns_of(sketch.state, study.sets)
+        tile = Tile(0, 1, 2, 3)
+        blocks = [Block.of(columns[i], study.sets[i].span(d), "pearson") for i, d in ((0, 1), (2, 3))]
+        got = similarities(sketch.cross(tile), *blocks)
+        errors.append(got - exact[study.sets[0].span(1), study.sets[2].span(3)])
+    error = torch.stack(errors)
+    assert abs(float(error.square().mean().sqrt()) * 256**0.5 - 1) < 0.15
+    assert error.mean(0).square().mean().sqrt() < 1.3 * error.square().mean().sqrt() / 12**0.5
+
+
+TINY = ["tiny", "tiny-step-700", "tiny-s1"]
+
+
 @pytest.fixture(scope="module")
-def tiny_text() -> Any:
+def tiny_text() -> TokenShards:
     """Text of the tiny world as shards of 64 tokens."""
     from interpcore.data.tinyworld.corpus import documents
 
     tokenizer = interpcore.load("tiny").tokenizer
-    ids = [i for text in documents(11, 400) for i in tokenizer(text)["input_ids"]]
+    ids = [i for text in documents(11, 300) for i in tokenizer(text)["input_ids"]]
     return TokenShards.of_arrays(np.array(ids[: len(ids) // 64 * 64]).reshape(-1, 64), len(tokenizer))
 
 
-def test_same_initialisation_correlates_and_another_does_not(tiny_text: TokenShards) -> None:
-    names = ["tiny", "tiny-step-700", "tiny-s1"]
-    found = correlate([interpcore.load(name) for name in names], tiny_text, Settings(top_k=1))
+@pytest.fixture(scope="module")
+def tiny_found(tiny_text: TokenShards) -> Correlations:
+    found = correlate([interpcore.load(name) for name in TINY], tiny_text, Settings(top_k=3))
     assert found is not None
-    same_seed, other_seed = found.partners[0, 1], found.partners[0, 2]
+    return found
+
+
+def test_same_initialisation_correlates_and_another_does_not(tiny_found: Correlations) -> None:
+    same_seed, other_seed = tiny_found.partners[0, 1], tiny_found.partners[0, 2]
     assert same_seed.same.median() > 0.7
     assert abs(float(other_seed.same.median())) < 0.05
     # A neuron's best partner in its own past is itself; in another seed no number is special.
     number = torch.arange(len(same_seed.argmax))
     assert (same_seed.argmax == number).double().mean() > 0.9
     assert (other_seed.argmax == number).double().mean() < 0.01
-    excess = {name: universality(found, "tiny", partners=[name]).excess for name in names[1:]}
+    excess = {name: universality(tiny_found, "tiny", partners=[name]).excess for name in TINY[1:]}
     assert excess["tiny-step-700"].median() > 0.4
     assert excess["tiny-s1"].median() < 0.2
+    # One to one, the neurons of the same initialisation find themselves.
+    matched = torch.from_numpy(one_to_one(same_seed.top_index, same_seed.top, len(number)))
+    assert (matched == number).double().mean() > 0.95
+
+
+def test_sketch_then_verify_finds_the_same_universal_set(
+    tiny_found: Correlations, tiny_text: TokenShards
+) -> None:
+    models = [interpcore.load(name) for name in TINY[:2]]
+    threshold = 0.6
+    sketched = correlate_by_sketch(
+        models, tiny_text, Settings(top_k=3), buckets=2048, threshold=threshold, names=TINY[:2]
+    )
+    assert sketched.work < sketched.dense_work
+    for index in range(2):
+        wanted = universality(tiny_found, index, partners=[1 - index], threshold=threshold)
+        got = universality(sketched.found, index, threshold=threshold)
+        assert wanted.universal.sum() > 20
+        assert torch.equal(got.universal, wanted.universal)
+        mine, theirs = sketched.found.partners[index, 1 - index], tiny_found.partners[index, 1 - index]
+        exact, close = sketched.exact[index, 1 - index], sketched.exact_baseline[index, 1 - index]
+        assert exact.any() and not exact.all() and not (close & ~exact).any()
+        assert (mine.top[exact] - theirs.top[exact]).abs().max() < 1e-5
+        assert torch.equal(mine.argmax[exact], theirs.argmax[exact])
+        assert (mine.same - theirs.same)[exact].abs().max() < 1e-5
+        error = (mine.maximum - theirs.maximum)[~exact]
+        assert error.abs().max() > 0.01 and error.square().mean().sqrt() < 1.5 * sketched.error
+        assert close.any() and (mine.baseline - theirs.baseline)[0, close].abs().max() < 1e-3
+    with pytest.raises(ValueError, match=r"buckets for .* tokens save nothing"):
+        correlate_by_sketch(models, tiny_text, buckets=10**6)
+    with pytest.raises(ValueError, match="needs similarity='pearson' and a rotation"):
+        correlate_by_sketch(models, tiny_text, Settings(rotation=None))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interpcore.neurons.activations import NeuronSet, Reader
+from interpcore.neurons.activations import ColumnSums, NeuronSet, Reader
 from interpcore.ops import Pilot, add_products
 
 
@@ -81,6 +81,15 @@ def plan_passes(sets: Sequence[NeuronSet], budget: float, *, within: bool) -> li
     for a, b in itertools.combinations(range(len(sets)), 2):
         depths = itertools.product(range(len(sets[a].widths)), range(len(sets[b].widths)))
         tiles += [Tile(a, depth_a, b, depth_b) for depth_a, depth_b in depths]
+    return pack_tiles(sets, tiles, budget)
+
+
+def pack_tiles(sets: Sequence[NeuronSet], tiles: Sequence[Tile], budget: float) -> list[list[Tile]]:
+    """Tiles cut into passes whose sums the budget holds, in order.
+
+    Raises:
+        ValueError: the budget does not hold one tile.
+    """
     passes: list[list[Tile]] = [[]]
     left = budget
     for tile in tiles:
@@ -125,20 +134,7 @@ class CrossSums:
             )
             for index, neurons in enumerate(sets)
         ]
-        self.state: dict[str, Tensor] = {}
-        for index, (neurons, pilot) in enumerate(zip(sets, reader.pilots, strict=True)):
-            self.state[f"shift/{index}"], self.state[f"scale/{index}"] = (
-                pilot.shift.clone(),
-                pilot.scale.clone(),
-            )
-            if groups:
-                shape = (groups, neurons.total)
-                device = pilot.shift.device
-                self.state[f"total/{index}"] = torch.zeros(shape, dtype=torch.float64, device=device)
-                self.state[f"square/{index}"] = torch.zeros(shape, dtype=torch.float64, device=device)
-                self.state[f"nonfinite/{index}"] = torch.zeros(shape[1], dtype=torch.int64, device=device)
-        if groups:
-            self.state["count"] = torch.zeros(groups, dtype=torch.int64)
+        self.state = empty_columns(reader, groups)
         for tile in tiles:
             shape = (sets[tile.a].widths[tile.depth_a], sets[tile.b].widths[tile.depth_b])
             device = reader.pilots[tile.a].shift.device
@@ -152,13 +148,31 @@ class CrossSums:
             a = values[tile.a][:, sets[tile.a].span(tile.depth_a)]
             b = values[tile.b][:, sets[tile.b].span(tile.depth_b)]
             add_products(self.state[tile.name], a, b)
-        if not self._groups:
-            return
-        self.state["count"][group] += sums[0].count
-        for index, of_model in enumerate(sums):
-            self.state[f"total/{index}"][group] += of_model.total
-            self.state[f"square/{index}"][group] += of_model.square
-            self.state[f"nonfinite/{index}"] += of_model.nonfinite
+        if self._groups:
+            add_columns(self.state, group, sums)
+
+
+def empty_columns(reader: Reader, groups: int) -> dict[str, Tensor]:
+    """A state for sums over single columns, by group; only the pilots for no groups."""
+    state: dict[str, Tensor] = {}
+    for index, (neurons, pilot) in enumerate(zip(reader.sets, reader.pilots, strict=True)):
+        state[f"shift/{index}"], state[f"scale/{index}"] = pilot.shift.clone(), pilot.scale.clone()
+        if groups:
+            total = torch.zeros((groups, neurons.total), dtype=torch.float64, device=pilot.shift.device)
+            state[f"total/{index}"], state[f"square/{index}"] = total, torch.zeros_like(total)
+            state[f"nonfinite/{index}"] = torch.zeros_like(total[0], dtype=torch.int64)
+    if groups:
+        state["count"] = torch.zeros(groups, dtype=torch.int64)
+    return state
+
+
+def add_columns(state: dict[str, Tensor], group: int, sums: Sequence[ColumnSums]) -> None:
+    """Adds the sums over single columns of some sequences of a group, of each model."""
+    state["count"][group] += sums[0].count
+    for index, of_model in enumerate(sums):
+        state[f"total/{index}"][group] += of_model.total
+        state[f"square/{index}"][group] += of_model.square
+        state[f"nonfinite/{index}"] += of_model.nonfinite
 
 
 def columns_of(state: Mapping[str, Tensor], sets: Sequence[NeuronSet]) -> list[Columns]:

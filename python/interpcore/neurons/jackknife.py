@@ -13,11 +13,12 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.correlate import Correlations, Pair, Study, study_rotation
 from interpcore.neurons.cross_sums import Columns
 from interpcore.neurons.pair_sums import PairList, PairSums
 from interpcore.neurons.passes import checkpointed
+from interpcore.neurons.reduction import study_rotation
 from interpcore.neurons.similarity import Block, rotation_in_units
+from interpcore.neurons.study import Correlations, Pair, Study
 
 
 class Sums(NamedTuple):
@@ -116,7 +117,9 @@ def jackknife(
     for pair, of_pair in lists.items():
         for entry, kept in zip(of_pair, (partner, baseline), strict=False):
             missing = (
-                found.partners[pair].baseline_index[0] if entry.rotated else found.partners[pair].argmax
+                found.partners[pair].argmax
+                if entry.rotated is None
+                else found.partners[pair].baseline_index[0]
             ) < 0
             kept[pair] = replicates(study, found.columns, sums, entry, next(numbers), missing)
     return Jackknife(partner, baseline)
@@ -136,15 +139,15 @@ def exact_pairs(
     Args:
         study: models and tokens; its pilots are measured.
         columns: sums over single neurons, of each model.
-        pairs: which; rotated ones are by the study's first draw.
+        pairs: which.
         folder: keeps the sums in a file.
         label: names the pass.
     """
     matrices = {}
-    for b in sorted({pair.b for pair in pairs if pair.rotated}):
+    for b, draw in {pair.turned for pair in pairs if pair.turned is not None}:
         for depth in range(len(study.sets[b].widths)):
             block = Block.of(columns[b], study.sets[b].span(depth), study.settings.similarity)
-            matrices[b, depth] = rotation_in_units(study_rotation(study, b, depth, 0), block)
+            matrices[b, depth, draw] = rotation_in_units(study_rotation(study, b, depth, draw), block)
     sums = PairSums(study.reader, pairs, matrices, study.settings.groups)
 
     def step(block: int) -> None:
@@ -173,9 +176,8 @@ def replicates(
     x = _column_sums(columns[pair.a], pair.i)
     y = _column_sums(columns[pair.b], pair.j)
     usable = columns[pair.a].usable[pair.i]
-    if pair.rotated:
-        total, square = sums.unit_sums(pair.b, pair.j)
-        y = Sums(total, square, sums.unit_offset(pair.b, pair.j, columns[pair.b]))
+    if pair.turned is not None:
+        y = Sums(*sums.unit_sums(pair), sums.unit_offset(pair, columns[pair.b]))
     else:
         usable = usable & columns[pair.b].usable[pair.j]
     cross = sums.state[f"pairs/{number}"]
@@ -196,15 +198,15 @@ def replicates(
     return Replicates(whole, left, int(count.sum()))
 
 
-def _pairs(found: Correlations, pair: Pair, rotated: bool) -> PairList:
+def _pairs(found: Correlations, pair: Pair, rotated: int | None) -> PairList:
     """Every neuron of a model with its most similar partner."""
     partners = found.partners[pair]
-    best = partners.baseline_index[0] if rotated else partners.argmax
+    best = partners.argmax if rotated is None else partners.baseline_index[rotated]
     return PairList(pair[0], pair[1], torch.arange(len(best)), best.clamp(min=0), rotated)
 
 
-def _kinds(found: Correlations) -> tuple[bool, ...]:
-    return (False, True) if found.settings.rotates else (False,)
+def _kinds(found: Correlations) -> tuple[int | None, ...]:
+    return (None, 0) if found.settings.rotates else (None,)
 
 
 def _column_sums(columns: Columns, index: Tensor) -> Sums:

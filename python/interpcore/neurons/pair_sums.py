@@ -16,6 +16,10 @@ from interpcore.ops import product
 _ROWS = 512  # tokens multiplied at once, so that copies of their columns stay in the cache
 
 
+Turned = tuple[int, int]
+"""A model and a draw of its rotation."""
+
+
 @dataclass(frozen=True, eq=False)
 class PairList:
     """Pairs of neurons of two models.
@@ -23,14 +27,19 @@ class PairList:
     Args:
         a, b: the models.
         i, j: numbers of the neurons of a and of b `[p]` int64.
-        rotated: j are rotated neurons of b.
+        rotated: j are rotated neurons of b, by this draw; None for neurons as they are.
     """
 
     a: int
     b: int
     i: Tensor
     j: Tensor
-    rotated: bool = False
+    rotated: int | None = None
+
+    @property
+    def turned(self) -> Turned | None:
+        """The model and draw that j are rotated neurons of."""
+        return None if self.rotated is None else (self.b, self.rotated)
 
 
 class PairSums:
@@ -39,8 +48,8 @@ class PairSums:
     Args:
         reader: gives the activations.
         pairs: which.
-        matrices: rotation of a model's block call in units of c [neurons, neurons], by (model, depth), where
-            pairs need it.
+        matrices: rotation in units of c [neurons, neurons] by model, block call and draw, where pairs need
+            it.
         groups: number of groups of sequences.
     """
 
@@ -48,48 +57,56 @@ class PairSums:
         self,
         reader: Reader,
         pairs: Sequence[PairList],
-        matrices: Mapping[tuple[int, int], Tensor],
+        matrices: Mapping[tuple[int, int, int], Tensor],
         groups: int,
     ) -> None:
         self._reader, self._pairs, self._matrices = reader, pairs, matrices
         device = reader.pilots[0].shift.device
-        self.units = {
-            b: torch.cat([pair.j for pair in pairs if pair.rotated and pair.b == b]).unique()
-            for b in sorted({pair.b for pair in pairs if pair.rotated})
-        }
+        self.units: dict[Turned, Tensor] = {}
+        for key in sorted({pair.turned for pair in pairs if pair.turned is not None}):
+            self.units[key] = torch.cat([pair.j for pair in pairs if pair.turned == key]).unique()
         self._depths = self._needed_depths()
 
         def zeros(columns: int) -> Tensor:
             return torch.zeros((groups, columns), dtype=torch.float64, device=device)
 
         self.state = {f"pairs/{k}": zeros(len(pair.i)) for k, pair in enumerate(pairs)}
-        for b, units in self.units.items():
-            self.state[f"total/{b}"], self.state[f"square/{b}"] = zeros(len(units)), zeros(len(units))
+        for (b, draw), units in self.units.items():
+            for name in ("total", "square"):
+                self.state[f"{name}/{b}.{draw}"] = zeros(len(units))
 
     def add(self, start: int, stop: int, group: int) -> None:
         """Adds the sequences from `start` up to `stop`, which belong to a group."""
         values, _ = self._reader.read(start, stop, self._depths)
         for first in range(0, len(values[0]), _ROWS):
             rows = [side[first : first + _ROWS] for side in values]
-            turned = {b: self._rotate(rows[b], b) for b in self.units}
-            for b, z in turned.items():
-                self.state[f"total/{b}"][group] += z.sum(0)
-                self.state[f"square/{b}"][group] += z.square().sum(0)
+            turned = {key: self._rotate(rows[key[0]], key) for key in self.units}
+            for (b, draw), z in turned.items():
+                self.state[f"total/{b}.{draw}"][group] += z.sum(0)
+                self.state[f"square/{b}.{draw}"][group] += z.square().sum(0)
             for k, pair in enumerate(self._pairs):
-                other = turned[pair.b] if pair.rotated else rows[pair.b]
-                j = torch.searchsorted(self.units[pair.b], pair.j) if pair.rotated else pair.j
-                self.state[f"pairs/{k}"][group] += (rows[pair.a][:, pair.i] * other[:, j]).sum(0)
+                if pair.turned is None:
+                    other = rows[pair.b][:, pair.j]
+                else:
+                    other = turned[pair.turned][:, self._at(pair)]
+                self.state[f"pairs/{k}"][group] += (rows[pair.a][:, pair.i] * other).sum(0)
 
-    def unit_sums(self, b: int, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of rotated neurons j `[p]` of a model and of their squares, `[group, p]` each."""
-        at = torch.searchsorted(self.units[b], j)
-        return self.state[f"total/{b}"][:, at], self.state[f"square/{b}"][:, at]
+    def unit_sums(self, pair: PairList) -> tuple[Tensor, Tensor]:
+        """Sums of the rotated neurons of pairs and of their squares, `[group, p]` each."""
+        b, draw = pair.turned or (0, 0)
+        at = self._at(pair)
+        return self.state[f"total/{b}.{draw}"][:, at], self.state[f"square/{b}.{draw}"][:, at]
 
-    def unit_offset(self, b: int, j: Tensor, columns: Columns) -> Tensor:
-        """What the offsets of a model's neurons, shift times scale, add to its rotated neurons j `[p]`."""
+    def unit_offset(self, pair: PairList, columns: Columns) -> Tensor:
+        """What the offsets of the neurons, shift times scale, add to the rotated neurons of pairs `[p]`."""
+        assert pair.turned is not None
         offset = columns.pilot.shift.double() * columns.pilot.scale.double()
-        of_units = self._rotate(offset[None], b)[0]
-        return of_units[torch.searchsorted(self.units[b], j)]
+        return self._rotate(offset[None], pair.turned)[0][self._at(pair)]
+
+    def _at(self, pair: PairList) -> Tensor:
+        """Where the rotated neurons of pairs are among the `units`."""
+        assert pair.turned is not None
+        return torch.searchsorted(self.units[pair.turned], pair.j)
 
     def _needed_depths(self) -> list[list[int]]:
         needed = []
@@ -100,13 +117,14 @@ class PairSums:
             needed.append([int(depth) for depth in depths])
         return needed
 
-    def _rotate(self, rows: Tensor, b: int) -> Tensor:
-        """The rotated neurons of `units[b]` on some tokens [token, unit]."""
-        neurons, units = self._reader.sets[b], self.units[b]
+    def _rotate(self, rows: Tensor, key: Turned) -> Tensor:
+        """The rotated neurons of `units[key]` on some tokens [token, unit]."""
+        b, draw = key
+        neurons, units = self._reader.sets[b], self.units[key]
         depths, numbers = neurons.address(units)
         found = torch.empty((len(rows), len(units)), dtype=rows.dtype, device=rows.device)
         for depth in depths.unique().tolist():
             here = depths == depth
-            chosen = self._matrices[b, depth][numbers[here]].to(rows)
+            chosen = self._matrices[b, depth, draw][numbers[here]].to(rows)
             found[:, here] = product(rows[:, neurons.span(depth)], chosen.t())
         return found

@@ -108,12 +108,14 @@ class Partners:
             return third - 3 * first * second + 2 * first**3
         return fourth - 4 * first * third + 6 * first.square() * second - 3 * first**4
 
-    def add(self, r: Tensor, first_row: int, first_column: int) -> None:
+    def add(self, r: Tensor, first_row: int, first_column: int, numbers: Tensor | None = None) -> None:
         """Adds a tile.
 
         Args:
             r: similarities `[rows, columns]` float64.
-            first_row, first_column: numbers of the neurons of its first row and column.
+            first_row: where its rows are in this summary.
+            first_column: number of the partner of its first column.
+            numbers: of the rows' neurons [rows], where they are not those that follow `first_row`.
         """
         r = r.cpu().contiguous()
         rows = slice(first_row, first_row + len(r))
@@ -130,7 +132,7 @@ class Partners:
         _keep_extreme(self.top, self.top_index, r, rows, number, sign=1)
         _keep_extreme(self.bottom, self.bottom_index, r, rows, number, sign=-1)
         for kept, step in ((self.same, 0), (self.following, 1)):
-            own = torch.arange(first_row, first_row + len(r)) + step - first_column
+            own = (torch.arange(len(r)) + first_row if numbers is None else numbers) + step - first_column
             inside = ((own >= 0) & (own < r.shape[1])).nonzero()[:, 0]
             kept[first_row + inside] = r[inside, own[inside]]
 
@@ -142,6 +144,12 @@ class Partners:
         better = (value > best.nan_to_num(nan=-torch.inf)) & value.isfinite()
         best[better] = value[better]
         index[better] = first_column + at[better]
+
+    def replace(self, rows: Tensor, others: Partners) -> None:
+        """Puts others' neurons in place of those numbered `rows` [m]."""
+        along = {"powers": 1, "baseline": 1, "baseline_index": 1}
+        for name, tensor in self.tensors().items():
+            tensor.index_copy_(along.get(name, 0), rows, getattr(others, name))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, for a file."""

@@ -39,8 +39,8 @@ class Block:
     usable: Tensor
 
     @classmethod
-    def of(cls, columns: Columns, span: slice, similarity: str) -> Block:
-        """The block of a span of neurons."""
+    def of(cls, columns: Columns, span: slice | Tensor, similarity: str) -> Block:
+        """The block of a span of neurons, or of some by number."""
         scale = columns.pilot.scale[span].double()
         usable = columns.nonfinite[span] == 0
         if similarity == "pearson":
