@@ -10,7 +10,7 @@ cannot call far below the threshold are then compared with all partners exactly.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,13 +200,18 @@ class RowSums:
 
 
 def _run(
-    study: Study, state: dict[str, Tensor], add: object, path: Path | None, label: str, progress: bool
+    study: Study,
+    state: dict[str, Tensor],
+    add: Callable[[int, int, int], None],
+    path: Path | None,
+    label: str,
+    progress: bool,
 ) -> None:
     """One checkpointed pass over all blocks."""
 
     def step(block: int) -> None:
         start, stop = study.sequences(block)
-        add(start, stop, study.group(block))  # type: ignore[operator]
+        add(start, stop, study.group(block))
 
     name = label.split()[0]
     checkpointed(
