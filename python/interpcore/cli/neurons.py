@@ -62,6 +62,9 @@ Neurons = Annotated[
 Seed = Annotated[int, typer.Option(help="Of every draw.")]
 Device = Annotated[str, typer.Option(help="Where to run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Universal = Annotated[
+    float, typer.Option("--universal", help="Excess correlation above which a neuron is universal.")
+]
 Published = Annotated[
     list[Path] | None,
     typer.Option("--from", help="A published CSV file to summarise beside ours; again for more."),
@@ -148,6 +151,7 @@ def correlate(
     draws: Annotated[int, typer.Option(min=1, help="Rotations of every layer.")] = 1,
     budget: Budget = 8.0,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")] = False,
+    universal: Universal = 0.5,
     protocol: Paper = Protocol.default,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -180,7 +184,9 @@ def correlate(
         typer.echo(str(estimate_correlations([study.model, *study.partners], study.tokens, settings)))
         return
     assert study.correlations is not None
-    found = universality(study.correlations, 0, errors=study.jackknife, protocol=protocol.value)
+    found = universality(
+        study.correlations, 0, threshold=universal, errors=study.jackknife, protocol=protocol.value
+    )
     low, count, high = found.count_interval()
     n = len(found.excess)
     typer.echo(
@@ -232,6 +238,7 @@ def dataframe(
     partner: Partners = None,
     model: ModelName = "tiny",
     published: Published = None,
+    universal: Universal = 0.5,
     protocol: Paper = Protocol.default,
     memory: Memory = 4.0,
     budget: Budget = 8.0,
@@ -271,6 +278,7 @@ def dataframe(
         memory=memory,
         seed=seed,
         published=published or (),
+        universal=universal,
     )
     counts = table_counts(study.table)
     _show(study.comparison, *(f"{value} {name}" for name, value in counts.items()))
@@ -449,6 +457,7 @@ def report(
     published: Published = None,
     unigram_least: Annotated[int, typer.Option(help="Rarer words are no feature.")] = 3000,
     sequences: Sequences = 64,
+    universal: Universal = 0.5,
     protocol: Paper = Protocol.default,
     memory: Memory = 4.0,
     budget: Budget = 8.0,
@@ -478,6 +487,7 @@ def report(
         seed=seed,
         sequences=sequences,
         published=published or (),
+        universal=universal,
     )
     found = write_report(study, Options(unigram_least=unigram_least))
     _show(found.comparison, *(f"{value} {name}" for name, value in found.counts.items()))

@@ -16,6 +16,7 @@ from interpcore.neurons.published import (
     COLUMNS,
     CORRELATION_COLUMNS,
     MOMENT_COLUMNS,
+    UNIVERSAL,
     binned_moments,
     read_published,
     summarize_table,
@@ -111,11 +112,21 @@ def table_counts(table: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def compare_tables(table: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Headline numbers, one row each: ours, and every other table's."""
+def compare_tables(
+    table: pd.DataFrame, others: Mapping[str, pd.DataFrame], universal: float = UNIVERSAL
+) -> pd.DataFrame:
+    """Headline numbers, one row each: ours, and every other table's.
+
+    Args:
+        table: ours.
+        others: name -> table.
+        universal: excess correlation above which a neuron is universal, in all of them.
+    """
     import pandas as pd
 
-    columns = {"ours": summarize_table(table)} | {name: summarize_table(t) for name, t in others.items()}
+    columns = {
+        name: summarize_table(one, universal) for name, one in ({"ours": table} | dict(others)).items()
+    }
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     return pd.DataFrame(
         {"quantity": names} | {k: [c.get(name, np.nan) for name in names] for k, c in columns.items()}
@@ -123,7 +134,10 @@ def compare_tables(table: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> p
 
 
 def write_table(
-    table: pd.DataFrame, folder: RunFolder, published: Sequence[str | os.PathLike[str]] = ()
+    table: pd.DataFrame,
+    folder: RunFolder,
+    published: Sequence[str | os.PathLike[str]] = (),
+    universal: float = UNIVERSAL,
 ) -> pd.DataFrame:
     """Write neuron_df.csv and .parquet, counts.json and summary.csv; returns the summary.
 
@@ -131,9 +145,10 @@ def write_table(
         table: what `neuron_table` gave.
         folder: the run.
         published: CSV files to summarise beside it.
+        universal: excess correlation above which a neuron is universal.
     """
     others = {Path(path).stem: read_published(path) for path in published}
-    summary = compare_tables(table, others)
+    summary = compare_tables(table, others, universal)
     with atomic_path(folder.artifact("neuron_df.parquet")) as path:
         table.to_parquet(path, index=False)
     for name, frame in (("neuron_df", table), ("summary", summary)):

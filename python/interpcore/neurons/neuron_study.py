@@ -24,6 +24,7 @@ from interpcore.neurons.interventions import Intervention, Neuron
 from interpcore.neurons.jackknife import Jackknife, jackknife
 from interpcore.neurons.moment_errors import moment_errors
 from interpcore.neurons.parts import Statistics
+from interpcore.neurons.published import UNIVERSAL
 from interpcore.neurons.summarize import MEMORY, summarize
 from interpcore.neurons.summary import Summary
 from interpcore.neurons.universal import universality
@@ -57,6 +58,7 @@ class NeuronStudy:
         progress: show it.
         command: what was typed, for the cards.
         published: CSV files of published tables, to summarise beside ours.
+        universal: excess correlation above which a neuron is universal.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class NeuronStudy:
     progress: bool = True
     command: str | None = None
     published: Sequence[Path] = ()
+    universal: float = UNIVERSAL
 
     def step(self, name: str) -> Path:
         """The run folder of a step."""
@@ -180,7 +183,7 @@ class NeuronStudy:
         with RunFolder.open_or_create(
             self.step("dataframe"), self.card("dataframe", partners=partners)
         ) as run:
-            self.comparison = write_table(table, run, self.published)
+            self.comparison = write_table(table, run, self.published, self.universal)
         return table
 
     def explanations(self, options: Options | None = None) -> Explanations:

@@ -152,9 +152,15 @@ class Readout:
     def _measure(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, entropy and rank of logits [n, vocabulary]."""
         present = target >= 0
-        total = logits.logsumexp(-1)
-        p = (logits - total[:, None]).exp_()
-        entropy = -(p * (p + 1e-08).log()).sum(-1) if self.published else total - (p * logits).sum(-1)
+        highest = logits.amax(-1, keepdim=True)
+        weights = (logits - highest).exp_()
+        weight = weights.sum(-1)
+        total = highest[:, 0] + weight.log()
+        if self.published:
+            p = weights / weight[:, None]
+            entropy = -torch.linalg.vecdot(p, (p + 1e-8).log())
+        else:
+            entropy = total - torch.linalg.vecdot(weights, logits) / weight
         aimed = logits.gather(1, target.clamp(min=0)[:, None])
         rank = (logits > aimed).sum(-1)
         loss = total - aimed[:, 0]

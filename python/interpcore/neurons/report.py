@@ -64,7 +64,7 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
     changes, roles = study.interventions()
     heads, scores, flat = study.deactivation()
     drawn = {
-        "Universal neurons": universal_figures(table),
+        "Universal neurons": universal_figures(table, study.universal),
         "Weights and the vocabulary": vocabulary_figures(study, table, explained),
         "What neurons respond to": explanation_figures(study, explained),
         "Entropy neurons": {
@@ -92,16 +92,16 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
     return Report(page, tuple(paths), study.comparison, table_counts(table))
 
 
-def universal_figures(table: pd.DataFrame) -> Figures:
+def universal_figures(table: pd.DataFrame, universal: float = UNIVERSAL) -> Figures:
     """Excess correlation, layers and contrasts with the rest; nothing without correlations."""
     if table.excess_corr.isna().all():
         return {}
     present = [name for name in CONTRASTS if name in table]
-    ranks = percentiles_within_layer(table, present)[table.excess_corr > UNIVERSAL]
+    ranks = percentiles_within_layer(table, present)[table.excess_corr > universal]
     return {
-        "excess": figures.excess_figure(table),
-        "layers": figures.layer_figure(table),
-        "contrasts": figures.contrast_figure(universal_contrasts(table), ranks),
+        "excess": figures.excess_figure(table, universal),
+        "layers": figures.layer_figure(table, universal),
+        "contrasts": figures.contrast_figure(universal_contrasts(table, universal=universal), ranks),
     }
 
 
