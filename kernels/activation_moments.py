@@ -10,11 +10,9 @@ from torch import Tensor
 
 from .column_moments import (
     BLOCK_COLUMNS,
-    MERGE_COLUMNS,
-    MERGE_WARPS,
     add_block,
     chunk_rows,
-    merge_chunks_kernel,
+    merge_chunks,
     store_totals,
 )
 
@@ -110,8 +108,10 @@ def launch(
     moments: Tensor,
     out_counts: Tensor,
     out_moments: Tensor,
+    *,
+    go_on: bool,
 ) -> None:
-    """Fill `out` and the raw moments of `pre` and of it.
+    """Fill `out` and the raw moments of `pre` and of it; if `go_on`, add to those that they hold.
 
     pre `[T, N]`, T > 0, and up with a contiguous last axis; no checks here.
     """
@@ -141,18 +141,5 @@ def launch(
         BN=BLOCK_COLUMNS,
         num_warps=WARPS,
     )
-    for k, part_counts, part_moments, total_counts, total_moments in (
-        (K, *parts[:2], counts, moments),
-        (0, *parts[2:], out_counts, out_moments),
-    ):
-        merge_chunks_kernel[triton.cdiv(N, MERGE_COLUMNS),](
-            part_counts,
-            part_moments,
-            total_counts,
-            total_moments,
-            N,
-            chunks,
-            K=k,
-            BN=MERGE_COLUMNS,
-            num_warps=MERGE_WARPS,
-        )
+    merge_chunks(*parts[:2], counts, moments, go_on=go_on)
+    merge_chunks(*parts[2:], out_counts, out_moments, go_on=go_on)

@@ -145,14 +145,27 @@ def column_moments_kernel(
 
 
 @triton.jit
-def merge_chunks_kernel(counts, moments, count_out, out, N, chunks, K: tl.constexpr, BN: tl.constexpr):
-    """Merge counts [chunks, 2 + K, N] and moments [chunks, 6, N] in order into [2 + K, N] and [6, N]."""
+def merge_chunks_kernel(
+    counts, moments, count_out, out, N, chunks, K: tl.constexpr, GO_ON: tl.constexpr, BN: tl.constexpr
+):
+    """Merge counts [chunks, 2 + K, N] and moments [chunks, 6, N] in order into [2 + K, N] and [6, N].
+
+    GO_ON: after what the outputs hold.
+    """
     column = (tl.program_id(0) * BN + tl.arange(0, BN)).to(tl.int64)
     inside = column < N
     none = tl.zeros([BN], tl.float64)
     n, mean, m2, m3, m4 = none, none, none, none, none
     low = none + _INFINITY
     high = -low
+    if GO_ON:
+        n = tl.load(count_out + column, mask=inside, other=0).to(tl.float64)
+        mean = tl.load(out + column, mask=inside, other=0.0)
+        m2 = tl.load(out + column + N, mask=inside, other=0.0)
+        m3 = tl.load(out + column + 2 * N, mask=inside, other=0.0)
+        m4 = tl.load(out + column + 3 * N, mask=inside, other=0.0)
+        low = tl.load(out + column + 4 * N, mask=inside, other=0.0)
+        high = tl.load(out + column + 5 * N, mask=inside, other=0.0)
     for chunk in range(chunks):
         at = moments + chunk * 6 * N + column
         n_b = tl.load(counts + chunk * (2 + K) * N + column, mask=inside, other=0).to(tl.float64)
@@ -165,6 +178,8 @@ def merge_chunks_kernel(counts, moments, count_out, out, N, chunks, K: tl.conste
         n, mean, m2, m3, m4 = _merge(n, mean, m2, m3, m4, n_b, mean_b, m2_b, m3_b, m4_b)
     for k in tl.static_range(2 + K):
         total = tl.zeros([BN], tl.int64)
+        if GO_ON:
+            total = tl.load(count_out + k * N + column, mask=inside, other=0)
         for chunk in range(chunks):
             total += tl.load(counts + (chunk * (2 + K) + k) * N + column, mask=inside, other=0)
         tl.store(count_out + k * N + column, total, mask=inside)
@@ -213,6 +228,23 @@ def launch(x: Tensor, mask: Tensor | None, threshold: Tensor, counts: Tensor, mo
         BN=BLOCK_COLUMNS,
         num_warps=WARPS,
     )
+    merge_chunks(part_counts, part_moments, counts, moments, go_on=False)
+
+
+def merge_chunks(
+    part_counts: Tensor, part_moments: Tensor, counts: Tensor, moments: Tensor, *, go_on: bool
+) -> None:
+    """Merge the chunks' results into `counts` and `moments`, which hold earlier rows' totals if `go_on`."""
+    N = counts.shape[1]
     merge_chunks_kernel[triton.cdiv(N, MERGE_COLUMNS),](
-        part_counts, part_moments, counts, moments, N, chunks, K=K, BN=MERGE_COLUMNS, num_warps=MERGE_WARPS
+        part_counts,
+        part_moments,
+        counts,
+        moments,
+        N,
+        len(part_counts),
+        K=len(counts) - 2,
+        GO_ON=go_on,
+        BN=MERGE_COLUMNS,
+        num_warps=MERGE_WARPS,
     )

@@ -119,12 +119,13 @@ def test_half_precision_on_the_cpu(dtype: torch.dtype) -> None:
 
 
 # The interpreter cuts bfloat16 off where a GPU rounds.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "dtype"), [*((a, torch.float32) for a in ACTIVATIONS), ("silu", torch.float16)], ids=str
+)
 def test_triton(activation: str, dtype: torch.dtype, triton_device: str) -> None:
-    x, up = values((150, 70)).to(dtype), values((150, 70), 1).to(dtype)
-    x[100, 3] = torch.nan
-    mask = torch.rand(150, generator=torch.Generator().manual_seed(2)) < 0.7
+    x, up = values((70, 70)).to(dtype), values((70, 70), 1).to(dtype)
+    x[40, 3] = torch.nan
+    mask = torch.rand(70, generator=torch.Generator().manual_seed(2)) < 0.7
     for kept, factor in ((None, None), (mask, up)):
         pre, post = running(70, triton_device)
         there = [None if y is None else y.to(triton_device) for y in (kept, factor)]

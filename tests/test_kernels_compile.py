@@ -151,7 +151,7 @@ CASES += [
         2048,
     ),
     Case("activation_moments_kernel", "bf16", FUSED | {"ACTIVATION": "silu", "GATED": True}, 8, 255, 2048),
-    Case("merge_chunks_kernel", "fp64", {"K": 2, "BN": 64}, 1, 96, 0),
+    Case("merge_chunks_kernel", "fp64", {"K": 2, "GO_ON": True, "BN": 64}, 1, 112, 0),
 ]
 CASES += [
     Case("centered_kernel", dtype, {"MASKED": True, "BR": 8, "BN": 512}, 4, 128, 2048)

@@ -119,10 +119,8 @@ def launch_activation_moments(
     if chosen == "triton":
         from interpcore.kernels import activation_moments as kernel
 
-        found = [torch.empty_like(total) for total in totals]
         with torch.cuda.device(pre.device if pre.is_cuda else -1):
-            kernel.launch(pre, up, activation, mask, threshold, post, *found)
-        _take(totals, (found[0], found[1]), (found[2], found[3]))
+            kernel.launch(pre, up, activation, mask, threshold, post, *totals, go_on=go_on)
         return post
     native = native_cpu()
     assert native is not None
