@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import forward_statistics
 import gpu_jacobian
 import torch
 import typer
@@ -77,6 +78,7 @@ def cases() -> Iterator[Case]:
         yield Case(op, "triton", dtype, problem)
     for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
         yield Case("column_moments", "triton", dtype, matrix)
+        yield Case("activation_moments", "triton", dtype, matrix)
     for dtype, shape in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
         yield Case("comoments", "triton", dtype, shape)
     for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
@@ -272,6 +274,29 @@ def comoments_problem(case: Case) -> Problem:
     )
 
 
+def activation_moments_problem(case: Case) -> Problem:
+    """x [T, N] through a GELU; compared are the activation and both sides' mean and variance."""
+    x = generator(case)(*case.shape)
+
+    def parts(backend: str) -> Results:
+        sides = [ops.RunningMoments(case.shape[1], device="cuda") for _ in range(2)]
+        post = ops.activation_moments(x, "gelu_tanh", sides[0], sides[1], backend=backend)
+        found = [side.result() for side in sides]
+        return post, *(y for m in found for y in (m.mean, m.variance))
+
+    def plain() -> Results:
+        post = torch.nn.functional.gelu(x, approximate="tanh")
+        return post, x.mean(0), x.var(0, correction=0), post.mean(0), post.var(0, correction=0)
+
+    return Problem(
+        run=lambda: parts(case.backend),
+        exact=lambda: parts("reference"),
+        plain=plain,
+        bytes=2 * x.nbytes,
+        flops=30 * x.numel(),
+    )
+
+
 def generator(case: Case) -> Callable[..., Tensor]:
     """Random tensors of the case's dtype, the same ones in every run."""
     make = torch.Generator(device="cuda").manual_seed(0)
@@ -302,6 +327,7 @@ PROBLEMS = {
     "attn_vjp": attn_vjp_problem,
     "attn_jvp": attn_jvp_problem,
     "column_moments": column_moments_problem,
+    "activation_moments": activation_moments_problem,
     "comoments": comoments_problem,
     "product": product_problem,
 }
@@ -375,6 +401,7 @@ def main(
             typer.echo(str(case))
         for d_model, blocks in gpu_jacobian.SHAPES:
             typer.echo(f"jacobians float32 d={d_model} blocks={blocks} against torch.func.jacrev")
+        typer.echo("forward with statistics bfloat16 d=1024 blocks=24")
         typer.echo("dry run: the cases above would run, then JSON would be written under bench/results/.")
         return
     if not torch.cuda.is_available():
@@ -390,6 +417,9 @@ def main(
         clock = functools.partial(milliseconds, calls=3)
         rows.append(gpu_jacobian.sweep_row(d_model, blocks, "cuda", clock, limits["torch.float32 TFLOP/s"]))
         typer.echo(json.dumps(rows[-1]))
+    clock = functools.partial(milliseconds, calls=10)
+    rows.append(forward_statistics.cost_row(1024, 24, "cuda", torch.bfloat16, clock))
+    typer.echo(json.dumps(rows[-1]))
     device = torch.cuda.get_device_name()
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     RESULTS.mkdir(exist_ok=True)

@@ -19,6 +19,8 @@ def test_dry_run_lists_every_device_kernel() -> None:
         "norm_vjp cuda float32",
         "product cuda bfloat16",
         "jacobians float32 d=768",
+        "activation_moments triton bfloat16",
+        "forward with statistics bfloat16 d=1024",
     ):
         assert words in done.stdout
 
@@ -33,6 +35,20 @@ def test_the_jacobian_table_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) 
 
     row = gpu_jacobian.sweep_row(64, 2, "cpu", clock, peak=1.0)
     assert row["ok"] and row["error"] < 1e-5 and row["jacrev / ours"] == 2.0
+
+
+def test_the_cost_of_statistics_runs_on_any_device() -> None:
+    import forward_statistics
+
+    times = iter([4.0, 5.0, 6.0, 8.0])
+
+    def clock(run: Callable[[], object]) -> float:
+        run()
+        return next(times)
+
+    model = forward_statistics.random_model(64, 2, "cpu", torch.float32)
+    found = forward_statistics.forward_costs(model, 2, 16, clock, rounds=1)
+    assert found == {"plain": 4.0, "moments": 0.25, "and frequency": 0.5, "and a mask": 1.0}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
