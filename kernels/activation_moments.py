@@ -141,5 +141,5 @@ def launch(
         BN=BLOCK_COLUMNS,
         num_warps=WARPS,
     )
-    merge_chunks(*parts[:2], counts, moments, go_on=go_on)
-    merge_chunks(*parts[2:], out_counts, out_moments, go_on=go_on)
+    merge_chunks(parts[0], parts[1], counts, moments, go_on=go_on)
+    merge_chunks(parts[2], parts[3], out_counts, out_moments, go_on=go_on)
