@@ -11,28 +11,28 @@ with G_b the metric's gradient at destination b's input: on the clean prompt (EA
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from interpcore.circuits.given import attribute_given
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.live import LiveBatch, live_batches
 from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import METHODS, ROUTES, Plan, batch_size_of
-from interpcore.circuits.patched import check_over_heads
-from interpcore.circuits.quadrature import path_points
+from interpcore.circuits.parts import ROUTES, batch_size_of
+from interpcore.circuits.request import Request, checked, points_of
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.sources import check_blocks
 from interpcore.circuits.totals import BatchScores, Segments, Totals, score_batch
 from interpcore.model import Model
-from interpcore.model.linearize import EXACT, Rules
+from interpcore.model.linearize import Rules
 from interpcore.runs import Progress
+from interpcore.runs.checkpoint import Checkpoint
 
-LEVELS = ("edge", "node", "neuron")
 AUTO_FIRST, AUTO_LAST, AUTO_GAP = 5, 640, 0.02
 # Bytes that a batch takes on a CPU; larger ones are hardly faster.
 CPU_MEMORY = 160 << 20
@@ -50,10 +50,13 @@ def attribute(
     intervention: str | Intervention = "patching",
     level: str = "edge",
     rules: Rules | str | None = None,
+    qk_fix: bool = False,
+    given: Sequence[str | tuple[int, int]] | Tensor | None = None,
     segment: str | Segments | None = None,
     split: str = "all",
     batch_size: int | None = None,
     memory: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Scores:
     """Score every edge (or node, or neuron) of a model's graph.
@@ -74,26 +77,49 @@ def attribute(
         level: "edge", "node" (each source's whole output) or "neuron" (each of its d_model entries).
         rules: local rules of the backward walk, "relp" for `Rules.relp()`, or "graddrop": magnitudes averaged
             over walks that each leave one layer out (AtP*, Kramar et al. 2024), with the sign of their sum.
+        qk_fix: score edges into queries and keys through the attention probabilities that they give (AtP*),
+            under "eap".
+        given: edges corrupted already, by name, (source, destination) or mask; scores are then those of one
+            more. Score given e minus score is the pairwise effect with e.
         segment: "example", "position" or `Segments` for scores of each apart, in the same pass.
         split: which pairs these are, for the record.
         batch_size: pairs at once; None for what fits `memory`.
         memory: bytes that a batch may take; None for 160 MB on a CPU, half of what is free on a GPU.
+        checkpoint: file of what has been added up, written now and then and when the run stops; a run that
+            finds its own goes on from it and ends with the same bits. Removed at the end.
         progress: show it.
     Returns: `Scores`; integrals report their completeness gap in `notes`, (scores leaving `input`) / (total
         change) - 1 in sum and per example.
     Raises: GraphError for what does not go together, each with the reason.
     """
-    request = _checked(model, pairs, metric, method, graph, nodes, intervention, level, rules, segment)
+    request = checked(
+        model,
+        pairs,
+        metric,
+        method,
+        graph=graph,
+        nodes=nodes,
+        intervention=intervention,
+        level=level,
+        rules=rules,
+        qk_fix=qk_fix,
+        segment=segment,
+    )
     auto = steps == "auto"
     if not auto and not isinstance(steps, int):
         raise GraphError(f"steps is a number or 'auto'; got {steps!r}.")
     count = AUTO_FIRST if auto else int(steps)
+    if given is not None:
+        return _given(request, given, points_of(method, count, nodes), auto, batch_size, split)
     while True:
-        plan = replace(request.plan, points=_points(method, count, nodes))
-        size = batch_size or batch_size_of(plan, model, pairs, memory or _memory(model))
-        totals = _run(replace(request, plan=plan), size, progress)
+        request = replace(request, plan=replace(request.plan, points=points_of(method, count, nodes)))
+        size = batch_size or batch_size_of(request.plan, model, pairs, memory or _memory(model))
+        file = None if checkpoint is None else Path(checkpoint)
+        if file is not None and auto:
+            file = file.with_stem(f"{file.stem}-{count}")
+        totals = _run(request, size, file, progress)
         if not auto or abs(totals.gap) < AUTO_GAP or 2 * count > AUTO_LAST:
-            return _scores(replace(request, plan=plan), totals, count, nodes, split)
+            return _scores(request, totals, split)
         count *= 2
 
 
@@ -101,113 +127,91 @@ def _memory(model: Model) -> int:
     return torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else CPU_MEMORY
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What is asked for, checked."""
-
-    model: Model
-    pairs: Pairs
-    graph: Graph
-    plan: Plan
-    level: str
-    segments: Segments | None
-    drops: bool
-
-
-def _points(method: str, steps: int, nodes: str) -> tuple[list[float], list[float]]:
-    if method == "eap":
-        return [1.0], [1.0]
-    if method == "clean-corrupted":
-        return [0.0, 1.0], [0.5, 0.5]
-    return path_points(steps, nodes)
-
-
-def _checked(
-    model: Model,
-    pairs: Pairs,
-    metric: Metric | str,
-    method: str,
-    graph: Graph | None,
-    nodes: str,
-    intervention: str | Intervention,
-    level: str,
-    rules: Rules | str | None,
-    segment: str | Segments | None,
-) -> Request:
-    graph = Graph.of(model) if graph is None else graph
-    graph.check_model(model)
-    check_blocks(model)
-    check_over_heads(model, graph)
-    metric = Metric(metric) if isinstance(metric, str) else metric
-    if method not in METHODS:
-        raise GraphError(f"A method is one of {', '.join(METHODS)}; got {method!r}.")
-    if level not in LEVELS:
-        raise GraphError(f"A level is one of {', '.join(LEVELS)}; got {level!r}.")
-    if method == ROUTES:
-        if level != "edge" or segment is not None or rules is not None:
-            raise GraphError(f"{ROUTES} scores edges alone, without segments and rules of gradients.")
-        plan = Plan(method, metric, ([], []), Intervention("zero"), EXACT)
-        return Request(model, pairs, graph, plan, level, None, False)
-    refusal = metric.clean_refusal if method == "eap" else metric.gradient_refusal
-    if refusal is not None:
-        raise GraphError(f"{method} cannot use {metric}: {refusal}")
-    filled = Intervention.of(intervention, model, pairs)
-    if method in ("eap-ig-inputs", "clean-corrupted") and filled.name != "patching":
+def _given(
+    request: Request,
+    given: Sequence[str | tuple[int, int]] | Tensor,
+    points: tuple[list[float], list[float]],
+    auto: bool,
+    batch_size: int | None,
+    split: str,
+) -> Scores:
+    """Scores with some edges corrupted already, from the gradient of that run."""
+    plan = request.plan
+    plain = request.level == "edge" and request.segments is None and not request.drops and not request.qk_fix
+    if plan.method not in ("eap", "eap-ig-inputs", "clean-corrupted") or not plain or not plan.rules.exact:
         raise GraphError(
-            f"{method} follows the input from the corrupted prompt to the clean one, so its intervention is "
-            f"patching; got {filled.name}. eap and eap-ig-activations take it."
+            "Scores given corrupted edges are those of eap, eap-ig-inputs and clean-corrupted on edges, with "
+            "exact rules and without segments."
         )
-    if segment is not None and level != "edge":
-        raise GraphError(f"Scores by segment are scores of edges; got level={level!r}.")
-    if rules == "graddrop" and graph.blocks < 2:
-        raise GraphError("graddrop leaves out one layer at a time and needs at least two.")
-    plan = Plan(method, metric, _points(method, 1, nodes), filled, _rules(rules))
-    segments = Segments.of(segment, pairs) if isinstance(segment, str) else segment
-    return Request(model, pairs, graph, plan, level, segments, rules == "graddrop")
+    if auto:
+        raise GraphError("Scores given corrupted edges take a number of steps, not 'auto'.")
+    return attribute_given(
+        request.model,
+        request.pairs,
+        plan.metric,
+        given,
+        graph=request.graph,
+        points=points[0],
+        weights=points[1],
+        intervention=plan.intervention,
+        batch_size=batch_size or 8,
+        split=split,
+    )
 
 
-def _rules(rules: Rules | str | None) -> Rules:
-    if isinstance(rules, Rules):
-        return rules
-    if rules not in (None, "relp", "graddrop"):
-        raise GraphError(f"Rules are None, 'relp', 'graddrop' or Rules(...); got {rules!r}.")
-    return Rules.relp() if rules == "relp" else EXACT
-
-
-def _run(request: Request, size: int, progress: bool) -> Totals:
+def _run(request: Request, size: int, checkpoint: Path | None, progress: bool) -> Totals:
     """Scores of all batches, added up."""
     totals = Totals.empty(request.graph, len(request.pairs), request.segments, request.model.spec.d_model)
-    batches = list(live_batches(request.model, request.pairs, size, request.plan.intervention.skips))
-    with Progress(request.plan.method, len(batches), shown=progress) as bar:
-        for batch in batches:
-
-            def scored(rows: Sequence[int], batch: LiveBatch = batch) -> BatchScores:
-                part = batch.rows(rows)
-                return score_batch(
-                    part, request.graph, request.plan, request.level, request.segments, request.drops
-                )
-
-            for rows, found in in_halves(range(len(batch.pairs)), scored, "pairs"):
-                totals.add(batch.rows(rows), found)
-            bar.advance()
+    skips = request.plan.intervention.skips
+    batches = list(live_batches(request.model, request.pairs, size, skips))
+    file = None if checkpoint is None else Checkpoint(checkpoint, totals.nbytes())
+    identity = "" if file is None else request.fingerprint(size)
+    if file is not None:
+        totals.resume(file, identity)
+    left = [batch for batch in batches if not bool(totals.done[batch.index].all())]
+    try:
+        with Progress(
+            request.plan.method, len(batches), done=len(batches) - len(left), shown=progress
+        ) as bar:
+            for batch in left:
+                _add(request, batch, totals)
+                if file is not None and file.due:
+                    totals.save(file, identity)
+                bar.advance()
+    except BaseException:
+        if file is not None and totals.whole:
+            totals.save(file, identity)
+        raise
+    if file is not None:
+        file.path.unlink(missing_ok=True)
     return totals
 
 
-def _scores(request: Request, totals: Totals, steps: int, nodes: str, split: str) -> Scores:
+def _add(request: Request, batch: LiveBatch, totals: Totals) -> None:
+    """Score a batch, in parts where memory runs out, and add it up when all of it is there."""
+
+    def scored(rows: Sequence[int]) -> BatchScores:
+        part = batch.rows(rows)
+        return score_batch(
+            part,
+            request.graph,
+            request.plan,
+            request.level,
+            request.segments,
+            request.drops,
+            request.qk_fix,
+        )
+
+    for rows, found in list(in_halves(range(len(batch.pairs)), scored, "pairs")):
+        totals.add(batch.rows(rows), found)
+
+
+def _scores(request: Request, totals: Totals, split: str) -> Scores:
     plan, n = request.plan, len(request.pairs)
-    notes: dict[str, Any] = {}
-    if plan.method in ("eap-ig-inputs", "eap-ig-activations", "path-ig"):
-        notes |= {"steps": steps, "nodes": nodes}
-    if plan.intervention.skips:
+    notes = request.notes()
+    if plan.intervention.skips and not request.drops:
         notes["completeness_gap"] = totals.gap
         notes["completeness_gaps"] = totals.gaps.tolist()
-    notes |= plan.intervention.notes()
-    if request.drops:
-        notes["rules"] = "graddrop"
-    elif not plan.rules.exact:
-        notes["rules"] = str(plan.rules)
-    if any(request.model.block(d).attn_post_norm is not None for d in range(request.graph.blocks)):
-        notes["head_sources"] = "after the norm that follows attention, its scale frozen at each run's value"
     edges = request.level == "edge"
     unscored = torch.full(tuple(request.graph.legal.shape), torch.nan)
     segments = totals.segments
@@ -228,6 +232,7 @@ def _scores(request: Request, totals: Totals, steps: int, nodes: str, split: str
         nodes=None if edges else neurons.sum(1).float(),
         neurons=neurons.float() if request.level == "neuron" else None,
         segments=None if segments is None else segments.float(),
+        segment_squares=None if totals.segment_squares is None else totals.segment_squares.float(),
         segment_names=() if request.segments is None else request.segments.names,
         notes=notes,
     )

@@ -20,7 +20,7 @@ from interpcore.runs.artifacts import atomic_path
 
 DIRECTIONS = ("helps", "hurts")
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-_TENSORS = ("values", "squares", "nodes", "neurons", "segments")
+_TENSORS = ("values", "squares", "nodes", "neurons", "segments", "segment_squares")
 _FACTS = ("method", "metric", "intervention", "model", "task", "split", "direction", "examples")
 _OWN = "interpcore"
 

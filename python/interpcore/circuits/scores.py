@@ -32,6 +32,7 @@ class Scores:
         nodes: node scores [n_sources] float32, or None.
         neurons: neuron scores [n_sources, d_model] float32, or None.
         segments: scores per segment [segments, n_sources, n_destinations] float32, or None.
+        segment_squares: sum over examples of each segment's squared score, of the same shape, or None.
         segment_names: what each segment is.
         notes: further facts: steps, nodes of the integral, completeness gap, frozen scales, rules.
     """
@@ -50,6 +51,7 @@ class Scores:
     nodes: Tensor | None = None
     neurons: Tensor | None = None
     segments: Tensor | None = None
+    segment_squares: Tensor | None = None
     segment_names: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -74,10 +76,19 @@ class Scores:
     def standard_errors(self) -> Tensor | None:
         """Standard error of each edge's mean over examples [n_sources, n_destinations] float32; None where
         the run kept no squares or had one example."""
-        if self.squares is None or self.examples < 2:
+        return self._standard_errors(self.values, self.squares)
+
+    @property
+    def segment_standard_errors(self) -> Tensor | None:
+        """The same per segment [segments, n_sources, n_destinations] float32; None for segments that are
+        single examples."""
+        return self._standard_errors(self.segments, self.segment_squares)
+
+    def _standard_errors(self, means: Tensor | None, squares: Tensor | None) -> Tensor | None:
+        if means is None or squares is None or self.examples < 2:
             return None
-        mean, n = self.values.double(), self.examples
-        variance = (self.squares.double() / n - mean.square()).clamp(min=0) / (n - 1)
+        mean, n = means.double(), self.examples
+        variance = (squares.double() / n - mean.square()).clamp(min=0) / (n - 1)
         return variance.sqrt().float()
 
     def negated(self) -> Scores:

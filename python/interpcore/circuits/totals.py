@@ -12,8 +12,10 @@ from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.live import LiveBatch
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import ROUTES, Part, Plan, parts
+from interpcore.circuits.qk_fix import qk_scores
 from interpcore.circuits.routes import route_scores
 from interpcore.ops import edge_scores
+from interpcore.runs.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,19 @@ class Segments:
             return cls(torch.arange(width).expand(n, -1), tuple(f"position {i}" for i in range(width)))
         raise GraphError(f"Segments are 'example', 'position' or Segments(numbers, names); got {kind!r}.")
 
+    def check(self, pairs: Pairs) -> None:
+        """Refuse segments of other pairs.
+
+        Raises: GraphError with both shapes, or the number that has no name.
+        """
+        if self.numbers.shape != pairs.clean.shape:
+            raise GraphError(
+                f"Segments are numbered by pair and position {tuple(pairs.clean.shape)}; got "
+                f"{tuple(self.numbers.shape)}."
+            )
+        if int(self.numbers.max()) >= len(self.names):
+            raise GraphError(f"Segment {int(self.numbers.max())} has no name; there are {len(self.names)}.")
+
 
 @dataclass(frozen=True, eq=False)
 class BatchScores:
@@ -64,7 +79,13 @@ class BatchScores:
 
 
 def score_batch(
-    batch: LiveBatch, graph: Graph, plan: Plan, level: str, segments: Segments | None, drops: bool
+    batch: LiveBatch,
+    graph: Graph,
+    plan: Plan,
+    level: str,
+    segments: Segments | None,
+    drops: bool = False,
+    qk_fix: bool = False,
 ) -> BatchScores:
     """Scores of one batch.
 
@@ -75,6 +96,7 @@ def score_batch(
         level: "edge", "node" or "neuron".
         segments: positions whose scores are wanted apart.
         drops: average magnitudes over walks that leave out one layer each.
+        qk_fix: score edges into queries and keys through the attention that they give.
     """
     device, n = batch.model.device, len(batch.pairs)
     if plan.method == ROUTES:
@@ -93,6 +115,8 @@ def score_batch(
                 points = part.points.without(walk) if drops else part.points
                 if level == "edge":
                     _add_edges(graph, part, points, numbers, scores[walk].flatten(0, 1), leaving)
+                    for at, found in qk_scores(graph, points, part.difference) if qk_fix else ():
+                        scores[walk, :, 0, : found.shape[1], at] = found
                 else:
                     _add_nodes(graph, part, points, scores[walk], leaving)
         result = scores[0] if not drops else _dropped_mean(scores)
@@ -155,6 +179,8 @@ class Totals:
         leaving: each example's sum of the scores that leave `input` [pair].
         change: metric(clean) - metric(corrupted) [pair], NaN where there is no corrupted prompt.
         kinds: the segments.
+        done: pairs that have been added [pair] bool.
+        whole: False while a batch is being added.
     """
 
     edges: Tensor
@@ -165,6 +191,8 @@ class Totals:
     leaving: Tensor
     change: Tensor
     kinds: Segments | None
+    done: Tensor
+    whole: bool = True
 
     @classmethod
     def empty(cls, graph: Graph, pairs: int, kinds: Segments | None, d_model: int) -> Totals:
@@ -187,25 +215,59 @@ class Totals:
             zeros(pairs),
             change,
             kinds,
+            torch.zeros(pairs, dtype=torch.bool),
         )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def nbytes(self) -> int:
+        """Bytes of all sums."""
+        return sum(x.numel() * x.element_size() for x in self._tensors().values())
+
+    def save(self, file: Checkpoint, identity: str) -> None:
+        """Write the sums under what they belong to."""
+        file.save(self._tensors(), {"identity": identity})
+
+    def resume(self, file: Checkpoint, identity: str) -> None:
+        """Take over what a file holds, where it belongs to the same run.
+
+        Raises: GraphError for a file of another run.
+        """
+        found = file.load()
+        if found is None:
+            return
+        tensors, header = found
+        if header.get("identity") != identity:
+            raise GraphError(
+                f"{file.path} holds the sums of another run; name another checkpoint, or delete that file to "
+                "start anew."
+            )
+        for name, x in tensors.items():
+            setattr(self, name, x)
 
     def add(self, batch: LiveBatch, found: BatchScores) -> None:
         """Take in a batch."""
+        self.whole = False
+        self.done[batch.index] = True
         self.leaving[batch.index] = found.leaving.double().cpu()
         if found.change is not None:
             self.change[batch.index] = found.change.double().cpu()
         if found.neurons is not None:
             self.neurons += found.neurons.sum(0, dtype=torch.float64).cpu()
-        if found.edges is None:
-            return
-        edges = found.edges.cpu()
+        if found.edges is not None:
+            self._add_edges(batch.index, found.edges.cpu())
+        self.whole = True
+
+    def _add_edges(self, index: Tensor, edges: Tensor) -> None:
+        """Take in a batch's scores [batch, segment, n_sources, n_destinations]."""
         whole = edges.sum(1, dtype=torch.float64)
         self.edges += whole.sum(0)
         self.squares += whole.square().sum(0)
         if self.segments is None:
             return
         if self.segment_squares is None:
-            self.segments[batch.index] = whole
+            self.segments[index] = whole
         else:
             self.segments += edges[:, :-1].sum(0, dtype=torch.float64)
             self.segment_squares += edges[:, :-1].double().square().sum(0)
