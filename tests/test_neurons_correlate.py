@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,6 @@ import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons import correlate as correlate_module
-from interpcore.neurons import passes
 from interpcore.neurons.activations import activations, neuron_set
 from interpcore.neurons.correlate import (
     Correlations,
@@ -26,7 +26,7 @@ from interpcore.neurons.correlate import (
     load_correlations,
     merge_sums,
 )
-from interpcore.neurons.cross_sums import CrossSums, Tile, columns_of
+from interpcore.neurons.cross_sums import Tile, columns_of
 from interpcore.neurons.jackknife import jackknife
 from interpcore.neurons.null_baselines import null_baseline
 from interpcore.neurons.similarity import Block, rotation_matrix, similarities
@@ -185,7 +185,7 @@ def test_resume_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Settings(draws=2, seed=3, top_k=5, budget=2e6)  # the break falls into the second pass
-    every_block_is_saved(monkeypatch)
+    monkeypatch.setattr("interpcore.runs.Checkpoint.due", True)
     with monkeypatch.context() as broken:
         reads = []
         whole = TokenShards.sequences
@@ -215,19 +215,6 @@ def test_resume_gives_the_same_bits(
     assert load_correlations(tmp_path).sets == got.sets
     with pytest.raises(RunError, match="correlations of other models, tokens, masks"):
         correlate(models, shards.with_mask([]), settings, names=NAMES, folder=tmp_path)
-
-
-def every_block_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block takes a minute of the clock that checkpoints go by, and saving takes none."""
-    now = [0.0]
-    add = CrossSums.add
-
-    def slow(self: CrossSums, *block: int) -> None:
-        now[0] += 60
-        add(self, *block)
-
-    monkeypatch.setattr(CrossSums, "add", slow)
-    monkeypatch.setattr(passes.time, "monotonic", lambda: now[0])
 
 
 def test_merge_of_parts(
@@ -326,6 +313,16 @@ def test_dead_and_broken_neurons_spoil_no_other() -> None:
     assert found.columns[0].constant.nonzero().flatten().tolist() == [7]
 
 
+def test_every_model_is_run_once(
+    models: list[Model], shards: TokenShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards = []
+    whole = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda self, *a, **k: forwards.append(1) or whole(self, *a, **k))
+    correlate(models, shards, names=NAMES)
+    assert len(forwards) == 3 * 25 + 3  # blocks, and the pilots
+
+
 def test_refusals(models: list[Model], shards: TokenShards) -> None:
     with pytest.raises(ValueError, match="50 sequences do not make 60 groups"):
         correlate(models, shards, Settings(groups=60), names=NAMES)
@@ -335,6 +332,13 @@ def test_refusals(models: list[Model], shards: TokenShards) -> None:
         Settings(similarity="spearman")
     with pytest.raises(ValueError, match="choose from haar, published"):
         Settings(rotation="random")
+    with pytest.raises(ValueError, match="mask leaves no token"):
+        correlate(models, TokenShards.of_arrays(np.full((50, 9), 7), 61, masks={"newline": [7]}), names=NAMES)
+    blind = dataclasses.replace(
+        models[0], spec=dataclasses.replace(models[0].spec, absent={"mlp_act": "why."})
+    )
+    with pytest.raises(ValueError, match="has no site 'mlp_act': why"):
+        correlate([blind, models[1]], shards, names=NAMES[:2])
     with pytest.raises(ValueError, match="need a folder"):
         correlate(models, shards, names=NAMES, sequences=(0, 2))
 
@@ -358,7 +362,7 @@ def test_estimate(
 
 @pytest.mark.parametrize("kind", ["permutation", "gaussian"])
 def test_null_baselines(kind: str, found: Correlations, models: list[Model], shards: TokenShards) -> None:
-    null = null_baseline(models, shards, kind, names=NAMES)
+    null = null_baseline(models, shards, kind, Settings(groups=1), names=NAMES)
     for pair, got in null.items():
         # The largest of some hundred correlations that are 0 but for the sampling of about a thousand tokens.
         n = len(found.partners[pair[1], pair[0]].argmax)
@@ -366,9 +370,9 @@ def test_null_baselines(kind: str, found: Correlations, models: list[Model], sha
         assert 0.6 * expected < got.maximum.median() < 1.6 * expected
         assert got.maximum.median() < found.partners[pair].maximum.median()
         assert (got.count == n).all()
-    again = null_baseline(models, shards, kind, Settings(budget=2e6), names=NAMES)
+    again = null_baseline(models, shards, kind, Settings(groups=1, budget=2e6), names=NAMES)
     assert torch.equal(again[0, 1].top, null[0, 1].top)
-    other = null_baseline(models, shards, kind, Settings(seed=1), names=NAMES)
+    other = null_baseline(models, shards, kind, Settings(groups=1, seed=1), names=NAMES)
     assert not torch.equal(other[0, 1].top, null[0, 1].top)
     with pytest.raises(ValueError, match="'noise' is unknown; choose from permutation, gaussian"):
         null_baseline(models, shards, "noise", names=NAMES)
@@ -379,9 +383,9 @@ def test_sketch_is_unbiased_and_its_error_is_as_said(models: list[Model], shards
     exact = pearson(values[0], values[2])
     errors = []
     for seed in range(12):
-        study = Study(models, shards, Settings(seed=seed), NAMES)
+        study = Study(models, shards, Settings(seed=seed, groups=1), NAMES)
         study.reader.measure_pilots()
-        sketch = SketchSums(study.reader, 256, 20, seed)
+        sketch = SketchSums(study.reader, 256, 1, seed)
         for block in range(study.n_blocks):
             sketch.add(*study.sequences(block), study.group(block))
         columns = columns_of(sketch.state, study.sets)

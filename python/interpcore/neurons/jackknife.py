@@ -172,7 +172,8 @@ def replicates(
         number: of the list among those that were summed.
         missing: pairs that are none `[p]` bool.
     """
-    count = columns[pair.a].count.double()
+    device = columns[pair.a].total.device
+    count = columns[pair.a].count.double().to(device)
     x = _column_sums(columns[pair.a], pair.i)
     y = _column_sums(columns[pair.b], pair.j)
     usable = columns[pair.a].usable[pair.i]
@@ -193,8 +194,8 @@ def replicates(
         _paired(n, _map(x, over), _map(y, over), over(cross), similarity)
         for over, n in ((all_groups, count.sum()), (all_but_one, all_but_one(count)[:, None]))
     )
-    nothing = missing | ~usable
-    whole, left = whole.masked_fill(nothing, torch.nan), left.masked_fill(nothing, torch.nan)
+    nothing = missing.to(device) | ~usable
+    whole, left = (r.masked_fill(nothing, torch.nan).cpu() for r in (whole, left))
     return Replicates(whole, left, int(count.sum()))
 
 

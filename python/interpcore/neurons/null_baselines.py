@@ -60,7 +60,8 @@ def null_baseline(
         for depth_b in range(len(study.sets[b].widths))
     ]
     blocks = max(min(sample_tokens // (study.block * shards.context), study.n_blocks), 1)
-    found = {(a, b): Partners.empty(study.sets[a].total, 1, 0) for a, b in pairs}
+    device = reader.pilots[0].shift.device
+    found = {(a, b): Partners.empty(study.sets[a].total, 1, 0, device) for a, b in pairs}
     for chosen in pack_tiles(reader.sets, tiles, study.settings.budget):
         sums = CrossSums(reader, chosen, 1)
         for block in range(blocks):
@@ -74,7 +75,7 @@ def null_baseline(
             )
             r = similarities(sums.state[tile.name], a, b)
             found[tile.a, tile.b - count].add(r, spans[0].start, spans[1].start)
-    return found
+    return {pair: partners.cpu() for pair, partners in found.items()}
 
 
 class _NullReader(Reader):
@@ -114,11 +115,10 @@ class _NullReader(Reader):
         stand_ins, their_sums = [], []
         for index, (side, of_model) in enumerate(zip(values, sums, strict=True)):
             null = torch.zeros_like(side)
-            null[kept] = (
-                side[shuffled] if self._kind == "permutation" else self._noise(index, len(kept), make)
-            )
+            shuffle = self._kind == "permutation"
+            null[kept] = side[shuffled] if shuffle else self._noise(index, len(kept), make).to(side)
             stand_ins.append(null)
-            if self._kind == "permutation":
+            if shuffle:
                 their_sums.append(of_model)
                 continue
             m = column_moments(null[kept])
@@ -137,4 +137,4 @@ class _NullReader(Reader):
             if self.similarity == "jaccard":
                 value = (value > self.jaccard_threshold).float()
             parts.append(value)
-        return torch.cat(parts, 1).to(model.device)
+        return torch.cat(parts, 1)

@@ -42,23 +42,23 @@ class Partners:
     baseline_index: Tensor
 
     @classmethod
-    def empty(cls, n: int, top_k: int, draws: int) -> Partners:
+    def empty(cls, n: int, top_k: int, draws: int, device: torch.device | str = "cpu") -> Partners:
         """Of no partner yet."""
 
         def missing(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            return torch.full(shape, torch.nan, dtype=dtype)
+            return torch.full(shape, torch.nan, dtype=dtype, device=device)
 
         def nobody(*shape: int) -> Tensor:
-            return torch.full(shape, -1)
+            return torch.full(shape, -1, device=device)
 
         return cls(
             missing(n, top_k),
             missing(n, top_k),
             nobody(n, top_k),
             nobody(n, top_k),
-            torch.zeros((n, len(EDGES) + 1), dtype=torch.int64),
-            torch.zeros((4, n), dtype=torch.float64),
-            torch.zeros(n, dtype=torch.int64),
+            torch.zeros((n, len(EDGES) + 1), dtype=torch.int64, device=device),
+            torch.zeros((4, n), dtype=torch.float64, device=device),
+            torch.zeros(n, dtype=torch.int64, device=device),
             missing(n),
             missing(n),
             missing(draws, n, dtype=torch.float32),
@@ -117,28 +117,29 @@ class Partners:
             first_column: number of the partner of its first column.
             numbers: of the rows' neurons [rows], where they are not those that follow `first_row`.
         """
-        r = r.cpu().contiguous()
+        r = r.contiguous()
         rows = slice(first_row, first_row + len(r))
         there = ~r.isnan()
         known = r.nan_to_num()
         for power, total in enumerate(self.powers, 1):
             total[rows] += known.pow(power).sum(1)
         self.count[rows] += there.sum(1)
-        bins = torch.bucketize(known, EDGES.double(), right=False)
-        flat = torch.arange(len(r))[:, None] * self.histogram.shape[1] + bins
+        bins = torch.bucketize(known, EDGES.to(r), right=False)
+        order = torch.arange(len(r), device=r.device)
+        flat = order[:, None] * self.histogram.shape[1] + bins
         counts = torch.bincount(flat[there], minlength=len(r) * self.histogram.shape[1])
         self.histogram[rows] += counts.view(len(r), -1)
-        number = first_column + torch.arange(r.shape[1])
+        number = first_column + torch.arange(r.shape[1], device=r.device)
         _keep_extreme(self.top, self.top_index, r, rows, number, sign=1)
         _keep_extreme(self.bottom, self.bottom_index, r, rows, number, sign=-1)
         for kept, step in ((self.same, 0), (self.following, 1)):
-            own = (torch.arange(len(r)) + first_row if numbers is None else numbers) + step - first_column
+            own = (order + first_row if numbers is None else numbers.to(order)) + step - first_column
             inside = ((own >= 0) & (own < r.shape[1])).nonzero()[:, 0]
             kept[first_row + inside] = r[inside, own[inside]]
 
     def add_rotated(self, draw: int, r: Tensor, first_row: int, first_column: int) -> None:
         """Adds a tile of similarities with rotated partners [rows, columns]."""
-        value, at = r.cpu().nan_to_num(nan=-torch.inf).max(1)
+        value, at = r.nan_to_num(nan=-torch.inf).max(1)
         rows = slice(first_row, first_row + len(r))
         best, index = self.baseline[draw, rows], self.baseline_index[draw, rows]
         better = (value > best.nan_to_num(nan=-torch.inf)) & value.isfinite()
@@ -149,7 +150,11 @@ class Partners:
         """Puts others' neurons in place of those numbered `rows` [m]."""
         along = {"powers": 1, "baseline": 1, "baseline_index": 1}
         for name, tensor in self.tensors().items():
-            tensor.index_copy_(along.get(name, 0), rows, getattr(others, name))
+            tensor.index_copy_(along.get(name, 0), rows.to(tensor.device), getattr(others, name).to(tensor))
+
+    def cpu(self) -> Partners:
+        """The same in the computer's memory."""
+        return Partners.from_tensors({name: tensor.cpu() for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, for a file."""

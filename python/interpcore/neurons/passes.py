@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
-from interpcore.runs import Progress, RunError, read_tensors, write_tensors
+from interpcore.runs import Checkpoint, Progress, RunError, read_tensors
 
 SECONDS = 20.0
 """Between two saves, at least."""
@@ -38,20 +37,17 @@ def checkpointed(
         meaning: what the state is a sum of; a file that says otherwise is refused.
         label: for the progress.
         progress: show it.
-    Raises: RunError for a file with another meaning.
+    Raises: RunError for a file with another meaning, or a disk that is too full for the state and its copy.
     """
     first = _restore(path, state, meaning)
-    saved, cost = time.monotonic(), 0.0
+    size = sum(tensor.nbytes for tensor in state.values())
+    kept = None if path is None else Checkpoint(path, size, at_least=SECONDS)
     with Progress(label, blocks, done=first, shown=progress and first < blocks) as shown:
         for block in range(first, blocks):
             step(block)
             shown.advance()
-            due = time.monotonic() - saved >= max(SECONDS, 100 * cost)
-            if path is not None and (due or block == blocks - 1):
-                begun = time.monotonic()
-                write_tensors(path, state, {"done": str(block + 1), "meaning": meaning})
-                saved = time.monotonic()
-                cost = saved - begun
+            if kept is not None and (kept.due or block == blocks - 1):
+                kept.save(state, {"done": str(block + 1), "meaning": meaning})
 
 
 def _restore(path: str | os.PathLike[str] | None, state: dict[str, Tensor], meaning: str) -> int:

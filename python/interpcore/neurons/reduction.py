@@ -44,9 +44,10 @@ class Reduction:
         self.passes = 0
         self.rotated: dict[tuple[int, int, int], Rotated] = {}
         self._columns: list[Columns] = []
-        sets, settings = study.sets, study.settings
+        sets, top_k = study.sets, study.settings.top_k
+        self._device = study.reader.pilots[0].shift.device
         self._partners = {
-            (a, b): Partners.empty(sets[a].total, min(settings.top_k, sets[b].total), self._draws)
+            (a, b): Partners.empty(sets[a].total, min(top_k, sets[b].total), self._draws, self._device)
             for a in range(len(sets))
             for b in range(len(sets))
             if a != b
@@ -59,6 +60,10 @@ class Reduction:
     def add(self, state: Mapping[str, Tensor], tiles: Sequence[Tile]) -> None:
         """Takes the finished sums of tiles; the first state also holds the sums over single neurons."""
         if not self._columns:
+            if not int(state["count"].sum()):
+                raise ValueError(
+                    "The mask leaves no token of these sequences; mask less, or use other tokens."
+                )
             self._columns = columns_of(state, self._study.sets)
         for tile in tiles:
             a, b = self.block(tile.a, tile.depth_a), self.block(tile.b, tile.depth_b)
@@ -78,9 +83,8 @@ class Reduction:
     def result(self) -> Correlations:
         """The similarities, when all passes are in."""
         study = self._study
-        return Correlations(
-            study.sets, tuple(self._columns), self._partners, study.settings, study.identity()
-        )
+        partners = {pair: partners.cpu() for pair, partners in self._partners.items()}
+        return Correlations(study.sets, tuple(self._columns), partners, study.settings, study.identity())
 
     def _compare(self, tile: Tile, cross: Tensor, a: Block, b: Block) -> None:
         sets = self._study.sets
@@ -135,6 +139,8 @@ class Reduction:
                 "folder."
             )
         self.passes = int(header["passes"])
+        count = tensors["count"]
+        tensors = {name: tensor.to(self._device) for name, tensor in tensors.items()} | {"count": count}
         self._columns = columns_of(tensors, study.sets)
         self._partners = _partners(tensors, self._partners)
         for name, norm in tensors.items():

@@ -249,7 +249,8 @@ def _replace_rows(study: Study, reduction: Reduction, found: Correlations, verif
         if not len(chosen):
             continue
         rows = Block.of(found.columns[a], chosen, settings.similarity)
-        fresh = Partners.empty(len(chosen), partners.top.shape[1], settings.draws)
+        device = reduction.block(b, 0).total.device
+        fresh = Partners.empty(len(chosen), partners.top.shape[1], settings.draws, device)
         for depth in range(len(study.sets[b].widths)):
             span, block = study.sets[b].span(depth), reduction.block(b, depth)
             cross = verified.state[f"rows/{a}.{b}"][:, span]
@@ -326,7 +327,7 @@ def _rotated_candidates(
         )
         for depth in range(len(study.sets[b].widths))
     ]
-    return torch.cat(r, 1).topk(min(_CANDIDATES, study.sets[b].total), dim=1).indices
+    return torch.cat(r, 1).topk(min(_CANDIDATES, study.sets[b].total), dim=1).indices.cpu()
 
 
 def _entries(study: Study, tile: Tile) -> int:

@@ -224,7 +224,7 @@ class TokenShards:
                 f"The tokens were made with the tokenizer of {made_with}, which is not that of {name}; "
                 "make them again with the model's own."
             )
-        largest, embeddings = self.manifest["largest_id"], model.embedding.shape[0]
+        largest, embeddings = self.manifest["largest_id"], model.spec.vocab_size
         if largest >= embeddings:
             raise TokenShardError(
                 f"The tokens hold the id {largest} and {name} has {embeddings} embeddings; "
