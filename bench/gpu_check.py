@@ -81,6 +81,10 @@ def cases() -> Iterator[Case]:
         yield Case("activation_moments", "triton", dtype, matrix)
     for dtype, shape in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
         yield Case("comoments", "triton", dtype, shape)
+    # S, D, B, P, d: odd, a layer of GPT-2 small, a layer of GPT-2 XL
+    edges = ((33, 70, 3, 5, 123), (145, 37, 8, 16, 768), (1249, 76, 2, 16, 1600))
+    for dtype, sizes in itertools.product(DTYPES, edges):
+        yield Case("edge_scores", "triton", dtype, sizes)
     for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
         yield Case("product", "cuda", dtype, size)
 
@@ -297,6 +301,26 @@ def activation_moments_problem(case: Case) -> Problem:
     )
 
 
+def edge_scores_problem(case: Case) -> Problem:
+    """differences [S, B, P, d] and gradients [D, B, P, d] of a serial model's growing prefixes."""
+    s, t, b, p, d = case.shape
+    make = generator(case)
+    difference, grad = make(s, b, p, d), make(t, b, p, d)
+    prefix = [1 + (s - 1) * i // t for i in range(t)]
+    legal = torch.arange(s, device="cuda")[:, None] < torch.tensor(prefix, device="cuda")
+
+    def plain() -> Results:
+        return (difference.flatten(1) @ grad.flatten(1).T) * legal
+
+    return Problem(
+        run=lambda: ops.edge_scores(difference, grad, prefix, backend=case.backend)[0][0],
+        exact=lambda: reference.edge_scores(difference, grad, prefix)[0][0],
+        plain=plain,
+        bytes=difference.nbytes + grad.nbytes,
+        flops=2 * sum(prefix) * b * p * d,
+    )
+
+
 def generator(case: Case) -> Callable[..., Tensor]:
     """Random tensors of the case's dtype, the same ones in every run."""
     make = torch.Generator(device="cuda").manual_seed(0)
@@ -319,6 +343,7 @@ def product_problem(case: Case) -> Problem:
 
 
 PROBLEMS = {
+    "edge_scores": edge_scores_problem,
     "norm_vjp": norm_vjp_problem,
     "norm_jvp": norm_jvp_problem,
     "gate": gate_problem,

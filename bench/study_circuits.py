@@ -82,7 +82,7 @@ def attribution(model: Model, some: Pairs, one: float) -> dict[str, float]:
     return figures
 
 
-def models(**shape: int) -> tuple[Any, Model]:
+def models(**shape: Any) -> tuple[Any, Model]:
     """A random GPT-2 with frozen weights, small's shape unless told, and ours on the same tensors."""
     config = transformers.GPT2Config(  # type: ignore[call-arg]
         bos_token_id=None, eos_token_id=None, attn_implementation="eager", **shape

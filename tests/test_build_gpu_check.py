@@ -20,6 +20,7 @@ def test_dry_run_lists_every_device_kernel() -> None:
         "product cuda bfloat16",
         "jacobians float32 d=768",
         "activation_moments triton bfloat16",
+        "edge_scores triton bfloat16",
         "forward with statistics bfloat16 d=1024",
     ):
         assert words in done.stdout

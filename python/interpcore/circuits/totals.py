@@ -121,7 +121,8 @@ def score_batch(
                     _add_nodes(graph, part, points, scores[walk], leaving)
         result = scores[0] if not drops else _dropped_mean(scores)
     change = None if drops else change
-    return BatchScores(*((result, None) if level == "edge" else (None, result)), leaving, change)
+    edges, neurons = (result, None) if level == "edge" else (None, result)
+    return BatchScores(edges, neurons, leaving, change)
 
 
 def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -> Tensor:
@@ -153,6 +154,7 @@ def _add_nodes(graph: Graph, part: Part, points: Points, scores: Tensor, leaving
     """Add one walk's scores to `scores` [batch, n_sources, d_model]."""
     first, last, _ = part.sources.indices(graph.n_sources)
     for gradient in node_gradients(graph, points):
+        assert gradient.at is not None
         at = slice(max(gradient.at.start, first), min(gradient.at.stop, last))
         if at.start < at.stop:
             found = (part.difference[at] * gradient.values).sum(2)  # [source, batch, d_model]
