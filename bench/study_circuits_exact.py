@@ -177,8 +177,8 @@ def draw(figures: dict[str, float], path: Path) -> None:
         axis.set_xticks(values, [str(v) for v in values], minor=False)
         axis.minorticks_off()
     axes[0].set_ylabel("CPU seconds")
-    axes[-1].legend(frameon=False, fontsize=8)
-    picture.savefig(path, dpi=110)
+    picture.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    picture.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ class _Run:
             if not n:
                 continue
             chosen, written = destinations[wanted[c]], self.written[c]
-            kept = self.edges[c][written.sources][:, chosen].T.to(flat)
+            kept = self.edges[c][:, chosen][written.sources].T.to(flat)
             part = torch.addmm(flat, kept, written.stacked(), out=None if x is None else x[at : at + n])
             parts.append(part)
             at += n
