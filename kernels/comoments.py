@@ -15,6 +15,7 @@ def centered_kernel(
     T,
     N,
     x_t,
+    out_t,
     MASKED: tl.constexpr,
     BR: tl.constexpr,
     BN: tl.constexpr,
@@ -32,7 +33,7 @@ def centered_kernel(
     keep = there & (tl.abs(value) < float("inf"))
     # Scaled before shifted, so that no difference overflows.
     moved = tl.where(keep, value * factor[None, :] - offset[None, :], 0.0)
-    at = out + row[:, None] * N + column[None, :]
+    at = out + row[:, None] * out_t + column[None, :]
     tl.store(at, moved.to(out.dtype.element_ty), mask=(row < T)[:, None] & inside[None, :])
 
 
@@ -40,7 +41,7 @@ BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 8, 512, 4
 
 
 def launch(x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, out: Tensor) -> None:
-    """Fill `out` `[T, N]`, contiguous. x `[T, N]` with a contiguous last axis; no checks here."""
+    """Fill `out` `[T, N]`. x `[T, N]`; both with contiguous last axes, no checks here."""
     T, N = x.shape
     centered_kernel[triton.cdiv(N, BLOCK_COLUMNS), triton.cdiv(T, BLOCK_ROWS)](
         x,
@@ -51,6 +52,7 @@ def launch(x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, out: Te
         T,
         N,
         x.stride(0),
+        out.stride(0),
         MASKED=mask is not None,
         BR=BLOCK_ROWS,
         BN=BLOCK_COLUMNS,

@@ -151,6 +151,11 @@ def test_centered(backend: str, dtype: torch.dtype, triton_device: str) -> None:
         exact = centered_definition(x, mask, pilot.shift, pilot.scale)
         assert (got.double() - exact).abs().max() <= tolerance * max(float(exact.abs().max()), 1)
         assert (got[~mask] == 0).all() and got[3, 5] == 0
+        # Into some columns of a wider tensor.
+        buffer = torch.full((257, 200), 7.0, dtype=got.dtype, device=device)
+        ops.centered(wide, mask, pilot, precision=precision, backend=backend, out=buffer[:, 30:153])
+        assert torch.equal(buffer[:, 30:153], got)
+        assert (buffer[:, :30] == 7).all() and (buffer[:, 153:] == 7).all()
 
 
 def test_refusals() -> None:

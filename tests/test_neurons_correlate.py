@@ -148,6 +148,15 @@ def test_other_similarities(similarity: str, models: list[Model], shards: TokenS
         Settings(similarity="jaccard")
 
 
+def test_bfloat16_products(found: Correlations, models: list[Model], shards: TokenShards) -> None:
+    settings = Settings(draws=2, seed=3, top_k=5, precision="bfloat16", groups=1)
+    got = correlate(models, shards, settings, names=NAMES)
+    assert got is not None
+    for pair, partners in got.partners.items():
+        error = (partners.maximum - found.partners[pair].maximum).abs().max()
+        assert 1e-6 < error < 1e-3
+
+
 def same(x: Correlations, y: Correlations, tolerance: float = 0.0) -> None:
     """Two results are the same, to the bit or nearly."""
     for pair, mine in x.partners.items():

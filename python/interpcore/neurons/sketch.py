@@ -84,8 +84,8 @@ def correlate_by_sketch(
             rotated baseline.
         buckets: k.
         threshold: of excess correlation.
-        deviations: neurons are computed exactly where the estimated excess plus so many standard errors of a
-            correlation reaches the threshold.
+        deviations: neurons are computed exactly where the estimated excess reaches the threshold less so many
+            standard errors of a mean over partner models, 1/sqrt(k partners).
 
     Raises:
         ValueError: as in `correlate`; or there are as many buckets as tokens, or the similarity is another.
@@ -106,7 +106,7 @@ def correlate_by_sketch(
     _run(study, sketch.state, sketch.add, path, f"sketch {buckets} {settings.seed}", progress)
     reduction, work = _estimate(study, sketch)
     found = reduction.result()
-    reach = deviations * buckets**-0.5
+    reach = deviations * (buckets * max(len(study.sets) - 1, 1)) ** -0.5
     rows = _between(found, threshold - reach, torch.inf)
     verified = RowSums(study.reader, rows)
     label = "rows " + " ".join(f"{len(chosen)}.{int(chosen.sum())}" for chosen in rows)

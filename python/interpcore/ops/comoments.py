@@ -166,7 +166,7 @@ def centered(
         mask: `[T]` bool or None.
         pilot: of N columns.
         precision, backend: as in `comoments`.
-        out: `[T, N]` of the result's dtype, filled and returned.
+        out: `[T, N]` of the result's dtype, its last axis contiguous; filled and returned.
 
     Returns:
         `[T, N]`: float32, bfloat16 for that precision, float64 for float64.
