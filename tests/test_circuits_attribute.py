@@ -363,6 +363,8 @@ def test_published_nodes_but_for_the_mlps_gradient():
         ({"nodes": "simpson", "method": "eap-ig-inputs"}, "nodes of an integral are midpoint, left"),
         ({"steps": 0, "method": "eap-ig-inputs"}, "at least 1 step"),
         ({"steps": "many"}, "steps is a number or 'auto'"),
+        ({"steps": "auto"}, "steps='auto' adds steps until the scores that leave the input add up"),
+        ({"method": "path-ig", "steps": "auto", "intervention": "mean"}, "give a number"),
         ({"level": "layer"}, "A level is one of edge, node, neuron"),
         ({"rules": "lrp"}, "Rules are None, 'relp', 'graddrop'"),
         ({"segment": "word"}, "Segments are 'example', 'position'"),

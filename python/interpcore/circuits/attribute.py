@@ -25,7 +25,7 @@ from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import ROUTES, batch_size_of
-from interpcore.circuits.request import Request, checked, points_of
+from interpcore.circuits.request import Request, check_auto, checked, points_of
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.totals import BatchScores, Segments, Totals, score_batch
 from interpcore.model import Model
@@ -108,6 +108,8 @@ def attribute(
     auto = steps == "auto"
     if not auto and not isinstance(steps, int):
         raise GraphError(f"steps is a number or 'auto'; got {steps!r}.")
+    if auto:
+        check_auto(request)
     count = AUTO_FIRST if auto else int(steps)
     if given is not None:
         return _given(request, given, points_of(method, count, nodes), auto, batch_size, split)

@@ -144,24 +144,22 @@ class Gradient:
     """Gradients of the metric, averaged over points; valid until the next.
 
     Args:
-        at: a slice of destinations; a slice of sources (`node_gradients`); None for the stream that the token
-            embedding enters.
+        at: a slice of destinations, or of sources that share a gradient (`node_gradients`).
         values: [destination, batch, live position, d_model], each example's one behind the other, or
             [batch, live position, d_model].
     """
 
-    at: slice | None
+    at: slice
     values: Tensor
 
 
 def destination_gradients(graph: Graph, points: Points) -> Iterator[Gradient]:
-    """Gradients at every destination from `logits` down, layer by layer, then at what `input` writes."""
+    """Gradients at every destination, from `logits` down, layer by layer."""
     batch, width = points.batch, points.cotangent.shape[-1]
     yield Gradient(slice(graph.logits, graph.n_destinations), padded(points.cotangent, points)[None])
     room = points.cotangent.new_empty(len(batch.pairs), graph.per_layer, batch.live, width)
     for step, block in walk(points, (*RAW.values(), "z", "mlp_in")):
         if block is None:
-            yield Gradient(None, padded(step.resid, points))
             return
         room.zero_()
         found = head_inputs(block, step.sites, points.copies, per_query_head=not graph.grouped)

@@ -151,6 +151,21 @@ def checked(
     return Request(model, pairs, graph, plan, level, segments, drops, qk_fix, nodes)
 
 
+def check_auto(request: Request) -> None:
+    """Refuse to look for a number of steps where the gap does not close with more of them.
+
+    Raises: GraphError.
+    """
+    plan = request.plan
+    closes = plan.method in ("eap-ig-inputs", "path-ig") and plan.intervention.skips
+    if not closes or request.drops or not plan.rules.exact:
+        raise GraphError(
+            "steps='auto' adds steps until the scores that leave the input add up to the whole change, which "
+            "is so in the limit of eap-ig-inputs and path-ig with patching and exact gradients alone; give "
+            "a number."
+        )
+
+
 def _check_choices(method: str, level: str, rules: Rules | str | None) -> None:
     if method not in METHODS:
         raise GraphError(f"A method is one of {', '.join(METHODS)}; got {method!r}.")

@@ -106,7 +106,7 @@ def score_batch(
     shape = (groups, *graph.legal.shape) if level == "edge" else (graph.n_sources, batch.model.spec.d_model)
     walks = graph.blocks if drops else 1
     scores = torch.zeros(walks, n, *shape, dtype=wide, device=device)
-    leaving, change = torch.zeros(n, dtype=wide, device=device), None
+    change = None
     numbers = _segment_numbers(batch, segments, groups)
     with torch.no_grad():
         for part in parts(batch, plan):
@@ -114,15 +114,15 @@ def score_batch(
             for walk in range(walks):
                 points = part.points.without(walk) if drops else part.points
                 if level == "edge":
-                    _add_edges(graph, part, points, numbers, scores[walk].flatten(0, 1), leaving)
+                    _add_edges(graph, part, points, numbers, scores[walk].flatten(0, 1))
                     for at, found in qk_scores(graph, points, part.difference) if qk_fix else ():
                         scores[walk, :, 0, : found.shape[1], at] = found
                 else:
-                    _add_nodes(graph, part, points, scores[walk], leaving)
+                    _add_nodes(graph, part, points, scores[walk])
         result = scores[0] if not drops else _dropped_mean(scores)
-    change = None if drops else change
-    edges, neurons = (result, None) if level == "edge" else (None, result)
-    return BatchScores(edges, neurons, leaving, change)
+    if level == "edge":
+        return BatchScores(result, None, result[:, :, 0].sum((1, 2)), change)
+    return BatchScores(None, result, result[:, 0].sum(1), change)
 
 
 def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -> Tensor:
@@ -134,33 +134,24 @@ def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -
     return (rows + torch.where(numbers < 0, groups - 1, numbers)).to(batch.model.device)
 
 
-def _add_edges(
-    graph: Graph, part: Part, points: Points, numbers: Tensor, scores: Tensor, leaving: Tensor
-) -> None:
+def _add_edges(graph: Graph, part: Part, points: Points, numbers: Tensor, scores: Tensor) -> None:
     """Add one walk's scores to `scores` [batch * segment, n_sources, n_destinations]."""
     first, last, _ = part.sources.indices(graph.n_sources)
     difference = part.difference[first:last]
     for gradient in destination_gradients(graph, points):
-        if gradient.at is None:
-            if first == 0:
-                leaving -= (difference[0] * gradient.values).sum((1, 2))
-            return
         reach = (graph.prefix[gradient.at] - first).clamp(0, last - first).tolist()
         found, _ = edge_scores(difference, gradient.values, reach, numbers, len(scores))
         scores[:, first:last, gradient.at] -= found
 
 
-def _add_nodes(graph: Graph, part: Part, points: Points, scores: Tensor, leaving: Tensor) -> None:
+def _add_nodes(graph: Graph, part: Part, points: Points, scores: Tensor) -> None:
     """Add one walk's scores to `scores` [batch, n_sources, d_model]."""
     first, last, _ = part.sources.indices(graph.n_sources)
     for gradient in node_gradients(graph, points):
-        assert gradient.at is not None
         at = slice(max(gradient.at.start, first), min(gradient.at.stop, last))
         if at.start < at.stop:
             found = (part.difference[at] * gradient.values).sum(2)  # [source, batch, d_model]
             scores[:, at] -= found.transpose(0, 1)
-            if at.start == 0:
-                leaving -= found[0].sum(-1)
 
 
 def _dropped_mean(scores: Tensor) -> Tensor:
