@@ -138,6 +138,18 @@ def test_hard_distributions(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
         expect_close(ops.column_moments(x, shift=shift, backend="cpu"), exact)
 
 
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("rows", [512, 4096])
+def test_columns_that_are_mostly_zero(rows: int, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERPCORE_ISA", isa)
+    make = torch.Generator().manual_seed(4)
+    x = torch.randn(rows, 500, generator=make) - 3 * torch.rand(500, generator=make)
+    x = torch.cat((torch.relu(x) * 30, torch.nn.functional.silu(3 * x)), 1)
+    for shift in (None, x[:64].mean(0)):
+        got = ops.column_moments(x, shift=shift, backend="cpu")
+        expect_close(got, ops.column_moments(x, backend="reference"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (257, 123), (1500, 65)])
 def test_triton(shape: tuple[int, int], dtype: torch.dtype, triton_device: str) -> None:

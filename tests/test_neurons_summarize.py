@@ -215,7 +215,7 @@ def test_survives_kill_9(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twenty_million_tokens_killed_twice_in_flat_memory(tmp_path: Path) -> None:
-    """About 5 minutes on one core."""
+    """About 8 minutes on one idle core."""
     sequences, random_times = 156_250, random.Random()
     child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
     samples = wait(child)

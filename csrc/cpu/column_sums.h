@@ -53,6 +53,7 @@ inline float widen(Fp16 x) {
 // Sums over the rows of one block of powers of x - shift, and extremes of x.
 struct Sums {
   alignas(64) float shift[kTile], a1[kTile], a2[kTile], a3[kTile], a4[kTile], low[kTile], high[kTile];
+  alignas(64) float excess2[kTile], excess4[kTile];  // what rounding has added to a2 and a4
   alignas(64) int32_t above[kMaxThresholds][kTile];
 };
 
@@ -98,6 +99,13 @@ int64_t take_rows(const ColumnMoments& p, int64_t& next, int64_t* live) {
   return n;
 }
 
+// Adds x to the sum, by Kahan: beside a large value many small ones would be rounded all to one side.
+inline void add_exactly(Vec x, Vec& sum, Vec& excess) {
+  const Vec rest = x - excess, total = sum + rest;
+  excess = (total - sum) - rest;
+  sum = total;
+}
+
 // The visited rows are summed by themselves first: every addition to a block's sum costs it half a last bit.
 template <int rows>
 void add_rows(const float* const* row, int64_t width, Sums& s) {
@@ -113,7 +121,9 @@ void add_rows(const float* const* row, int64_t width, Sums& s) {
       low = x < low ? x : low;
       high = x > high ? x : high;
     }
-    vec(s.a1 + j) += a1, vec(s.a2 + j) += a2, vec(s.a3 + j) += a3, vec(s.a4 + j) += a4;
+    vec(s.a1 + j) += a1, vec(s.a3 + j) += a3;
+    add_exactly(a2, vec(s.a2 + j), vec(s.excess2 + j));
+    add_exactly(a4, vec(s.a4 + j), vec(s.excess4 + j));
     vec(s.low + j) = low, vec(s.high + j) = high;
   }
 }
@@ -136,7 +146,7 @@ template <typename T>
 void clear(const Tile<T>& tile, Sums& s) {
   const int64_t padded = (tile.width + kLine - 1) / kLine * kLine;
   for (int64_t j = 0; j < padded; ++j) {
-    s.a1[j] = s.a2[j] = s.a3[j] = s.a4[j] = 0.0f;
+    s.a1[j] = s.a2[j] = s.a3[j] = s.a4[j] = s.excess2[j] = s.excess4[j] = 0.0f;
     s.low[j] = __builtin_inff(), s.high[j] = -__builtin_inff();
   }
   for (int64_t k = 0; k < tile.p.thresholds; ++k) {
