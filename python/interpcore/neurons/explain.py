@@ -214,6 +214,8 @@ def letter_neurons(explained: Explained, features: FeatureTable, least: float = 
         best, column = explained.variance_reduction[number].nan_to_num(nan=-torch.inf).max(0)
         letter = name.removesuffix(" alone")
         value = float(best)
+        if value == -torch.inf:  # the letter never stands alone in this corpus
+            continue
         rows.append(
             {"letter": letter, "column": int(column), "variance_reduction": value, "shown": value > least}
         )

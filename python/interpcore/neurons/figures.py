@@ -13,6 +13,7 @@ from interpcore.neurons.published import UNIVERSAL
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLORS = ("#3b6ea8", "#c8772e", "#4c9a57", "#8a5aa8", "#b0413e", "#5f8a8b", "#8c6d46")
@@ -43,11 +44,13 @@ def layer_figure(table: pd.DataFrame, universal: float = UNIVERSAL) -> Figure:
     layers = range(int(table.layer.max()) + 1)
     panels[0].bar(layers, [int((chosen.layer == layer).sum()) for layer in layers], color=COLORS[0])
     panels[0].set(xlabel="layer", ylabel="universal neurons")
+    whole_numbers(panels[0].xaxis)
     if known:
         counts = np.zeros((len(layers), len(layers)))
         np.add.at(counts, (chosen.layer.astype(int), chosen.max_sim_layer.astype(int)), 1)
         image = panels[1].imshow(counts, origin="lower", cmap="Blues")
         panels[1].set(xlabel="layer of the most similar neuron", ylabel="layer")
+        whole_numbers(panels[1].xaxis, panels[1].yaxis)
         figure.colorbar(image, ax=panels[1])
     return figure
 
@@ -93,6 +96,7 @@ def percentile_figure(
                     label=name if level == LEVELS[-1] else None,
                 )
         axes.set(xlabel="layer", ylabel=column)
+        whole_numbers(axes.xaxis)
         if column != "vocab_skew":
             axes.set_yscale("log")
     panels[0].set_title("percentiles 50, 90, 99, 100", fontsize=9)
@@ -200,9 +204,18 @@ def composition_figure(values: Mapping[str, ArrayLike], title: str) -> Figure:
     for axes, (kind, grid) in zip(panels, values.items(), strict=True):
         image = axes.imshow(np.asarray(grid), origin="lower", cmap="Blues", aspect="auto", vmin=0)
         axes.set(xlabel="head", ylabel="layer", title=kind)
+        whole_numbers(axes.xaxis, axes.yaxis)
         figure.colorbar(image, ax=axes)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def whole_numbers(*axes: Axis) -> None:
+    """Ticks at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def density(values: ArrayLike, grid: ArrayLike) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def explanation_figure(best: pd.DataFrame, group: str, shown: int = 20) -> Figure:
+def explanation_figure(best: pd.DataFrame, group: str, shown: int = 12) -> Figure:
     """The best explained neurons of a group of features.
 
     Args:
@@ -55,7 +55,7 @@ def family_figure(counts: pd.DataFrame) -> Figure:
     for place, row in zip(places, counts.itertuples(), strict=True):
         axes.text(row.neurons, place, f" {row.neurons}, median {row.median:.2f}", va="center", fontsize=8)
     axes.set_yticks(places, list(counts.group))
-    axes.set(xlabel="neurons best explained by a feature of the kind (by variance reduction)")
+    axes.set(xlabel="neurons best explained by such a feature")
     axes.margins(x=0.2)
     return figure
 
@@ -64,7 +64,7 @@ def position_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
     """Mean activation by position, with one standard deviation.
 
     Args:
-        curves: neuron -> (mean [position], standard deviation [position]).
+        curves: neuron -> (mean [position], standard deviation [position]), NaN at positions without tokens.
     """
     figure, [axes] = new_figure(7, 3.6)
     for number, (name, (mean, spread)) in enumerate(curves.items()):

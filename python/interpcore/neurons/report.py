@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Figures = dict[str, "Figure"]
+GROUPS_SHOWN = 8
+"""Kinds of features whose best neurons get a figure: those that explain most neurons."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
             for name, figure in of_section.items():
                 paths.append(run.artifact(f"figures/{name}.png"))
                 with atomic_path(paths[-1]) as path:
-                    figure.savefig(path, dpi=130)
+                    figure.savefig(path, dpi=110)
                 parts.append(f'<img alt="{name}" src="figures/{name}.png">')
             parts += [pages.table(frame) for frame in tables.get(head, ())]
             sections.append((head, "\n".join(parts)))
@@ -145,15 +147,15 @@ def explanation_figures(study: NeuronStudy, explained: Explanations) -> Figures:
     if len(explained.letters):
         found["alphabet"] = figures_behaviour.alphabet_figure(explained.letters)
     first = explained.best[explained.best.place == 0]
-    for group in first.group.unique():
+    kinds = explained.families.group[explained.families.group != "unexplained"]
+    for group in kinds[:GROUPS_SHOWN]:
         name = f"explained_{group.replace(' ', '_').replace(',', '')}"
         found[name] = figures_behaviour.explanation_figure(first, group)
     top = explained.positions.sort_values("information", ascending=False)[:6]
     curves = {}
     for row in top.itertuples():
         groups = study.summary.groups("position", int(row.layer))
-        seen = groups.count > 0
-        mean, spread = groups.mean[seen, int(row.neuron)], groups.variance[seen, int(row.neuron)].sqrt()
+        mean, spread = groups.mean[:, int(row.neuron)], groups.variance[:, int(row.neuron)].sqrt()
         curves[f"{row.layer}.{row.neuron}"] = (mean.numpy(), spread.numpy())
     found["positions"] = figures_behaviour.position_figure(curves)
     return found

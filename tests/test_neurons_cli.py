@@ -1,0 +1,197 @@
+"""`interpcore neurons` end to end on the shipped seeds: every verb, every kind of figure, resumed,
+refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from interpcore.cli import app
+from interpcore.neurons.cache import read_cache
+from interpcore.neurons.published import COLUMNS
+from interpcore.neurons.weight_study import read_weights
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("pyarrow")
+pytest.importorskip("matplotlib")
+
+VERBS = (
+    "tokens summarize correlate weights dataframe explain intervene deactivation cache view report".split()
+)
+FIGURES = (
+    "excess layers contrasts percentiles skewness mysteries next_class composition families alphabet "
+    "positions "
+    "entropy interventions deactivation deactivation_heads deactivation_path explained_unigram "
+    "explained_symbol explained_subset"
+).split()
+
+
+def neurons(*words):
+    return CliRunner().invoke(app, ["neurons", *map(str, words)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with token shards of the tiny world: 30 sequences of 64 tokens, and more."""
+    folder = tmp_path_factory.mktemp("neurons")
+    made = neurons(
+        "tokens", "tiny", "--documents", 120, "--context", 64, "--out", folder / "tokens", "--quiet"
+    )
+    assert made.exit_code == 0 and "sequences of 64 tokens" in made.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(base):
+    """The whole study, once."""
+    return report(base)
+
+
+def report(base, *more):
+    few = ["--unigram-least", 20, "--sequences", 2, "--universal", 0.3, "--quiet"]
+    partner = ["--partner", "tiny-s1"]
+    return neurons("report", "--tokens", base / "tokens", *partner, *few, "--out", base / "study", *more)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(verb):
+    shown = neurons(verb, "--help")
+    assert shown.exit_code == 0
+    assert f"Example: interpcore neurons {verb}" in " ".join(re.sub(r"[│╭╰╮╯─]", " ", shown.output).split())
+
+
+def test_the_report_draws_every_kind_of_figure(base, reported):
+    assert reported.exit_code == 0 and "2048 neurons" in reported.output
+    artifacts = base / "study" / "report" / "artifacts"
+    drawn = {path.stem for path in (artifacts / "figures").glob("*.png")}
+    assert set(FIGURES) <= drawn and any(name.startswith("class_") for name in drawn)
+    page = (artifacts / "index.html").read_text()
+    linked = set(re.findall(r'src="figures/(\w+)\.png"', page))
+    assert linked == drawn
+    for head in ("Universal neurons", "Entropy neurons", "Attention deactivation", "mean kurt"):
+        assert head in page
+
+
+def test_the_dataframe_has_the_published_columns(base, reported):
+    table = pd.read_csv(base / "study" / "dataframe" / "artifacts" / "neuron_df.csv")
+    assert tuple(table.columns[: len(COLUMNS)]) == COLUMNS and len(table) == 2048
+    assert table[list(COLUMNS)].notna().all(axis=None)
+    assert {"excess_se", "kurt_se", "frequency", "kurt_binned", "null_space", "family"} <= set(table.columns)
+    assert (table.excess_corr - (table.mean_corr - table.mean_baseline)).abs().max() < 1e-9
+    assert (table.l2_penalty - table.w_in_norm**2 - table.w_out_norm**2).abs().max() < 1e-9
+    assert table.max_sim_model.eq("tiny-s1").all() and table.max_sim_layer.between(0, 3).all()
+    # Both histograms and thresholds saw the same tokens as the moments.
+    assert (table.tokens == table.tokens[0]).all() and (table.sparsity >= table.frequency).all()
+
+
+def test_single_verbs_share_the_study_and_do_nothing_twice(base, reported):
+    folder = base / "study"
+    passes = [folder / "summary" / "artifacts" / "pass-0.safetensors"]
+    passes += [folder / step / "artifacts" / "sums.safetensors" for step in ("errors", "explain")]
+    passes += sorted((folder / "correlation" / "artifacts" / "sums").glob("*.safetensors"))
+    assert len(passes) >= 4
+    table = base / "study" / "dataframe" / "artifacts" / "neuron_df.parquet"
+    before, times = table.read_bytes(), [path.stat().st_mtime_ns for path in passes]
+    study = ["--tokens", base / "tokens", "--out", base / "study", "--quiet"]
+    summarized = neurons("summarize", *study)
+    assert summarized.exit_code == 0 and "tokens, 4 layers" in summarized.output
+    correlated = neurons("correlate", "--partner", "tiny-s1", "--universal", 0.3, *study)
+    assert correlated.exit_code == 0 and "of 2048 neurons" in correlated.output
+    assert neurons("weights", *study).exit_code == 0
+    assert len(read_weights(base / "study" / "weights")) == 2048
+    assert neurons("explain", "--unigram-least", 20, *study).exit_code == 0
+    framed = neurons("dataframe", "--partner", "tiny-s1", "--universal", 0.3, *study)
+    assert framed.exit_code == 0 and "neuron_df.csv" in framed.output
+    assert [path.stat().st_mtime_ns for path in passes] == times and table.read_bytes() == before
+
+
+def test_estimates_come_before_the_work(base, tmp_path):
+    study = ["--tokens", base / "tokens", "--out", tmp_path / "none", "--estimate", "--quiet"]
+    for verb in (["correlate", "--partner", "tiny-s1"], ["summarize"]):
+        said = neurons(*verb, *study)
+        assert said.exit_code == 0 and "disk" in said.output and "pass" in said.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_view_shows_one_neuron(base, reported):
+    shown = neurons(
+        "view", "tiny", 2, 80, "--tokens", base / "tokens", "--out", base / "study", "--examples", 3
+    )
+    assert shown.exit_code == 0
+    page = (base / "study" / "view" / "2.80.html").read_text()
+    for head in (
+        "In numbers",
+        "Explained by",
+        "Distribution",
+        "Where it is most active",
+        "Its partners",
+        "raised",
+    ):
+        assert head in page
+    assert page.count('class="text"') == 3 and "tiny-s1" in page and page.count("<img") == 3
+
+
+def test_neurons_of_ones_own_choice(base, tmp_path):
+    study = ["--tokens", base / "tokens", "--out", tmp_path / "own", "--quiet", "--sequences", 3]
+    done = neurons("intervene", "--neurons", "3.5,1.7", "--values", "0,2", *study)
+    assert done.exit_code == 0
+    table = pd.read_csv(tmp_path / "own" / "intervene" / "artifacts" / "interventions.csv")
+    assert sorted(table.kind.value_counts().items()) == [("fixed", 8), ("mean", 4), ("none", 1)]
+    done = neurons("deactivation", "--neurons", "0.470,1.7", "--first", 16, *study)
+    assert done.exit_code == 0 and "random directions" in done.output
+    heads = pd.read_csv(tmp_path / "own" / "deactivation" / "artifacts" / "heads.csv")
+    assert len(heads) == (3 + 2) * 4
+    cached = neurons(
+        "cache", "--neurons", "2.80,0.1", "--tokens", base / "tokens", "--sequences", 3, "--dtype", "float16",
+        "--out", tmp_path / "cache", "--quiet",
+    )  # fmt: skip
+    assert cached.exit_code == 0
+    found = read_cache(tmp_path / "cache")
+    assert found.neurons == ((2, 80), (0, 1)) and found.post.dtype == torch.float16
+    assert found.measures.loss[:, :-1].isfinite().all()
+
+
+def test_published_tables_are_summarised_without_a_model(tmp_path):
+    path = tmp_path / "universal.csv"
+    path.write_text("layer,neuron,kurt,mean_corr,mean_baseline\n0,1,5,0.9,0.1\n1,2,7,0.3,0.1\n")
+    shown = neurons("dataframe", "--from", path, "--out", tmp_path / "none")
+    assert shown.exit_code == 0 and re.search(r"universal +1", shown.output)
+    assert re.search(r"mean kurt +5", shown.output) and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["dataframe", "--out", "x"], "needs --tokens, or a published table"),
+        (["summarize", "--tokens", "nowhere", "--out", "x"], "holds no token shards"),
+        (["view", "tiny", "9", "0", "--out", "x"], "no neuron 9.0"),
+        (["tokens", "nowhere", "--out", "x"], "no file or folder nowhere"),
+    ],
+)
+def test_refusals_are_one_sentence(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["neurons", *words])
+    assert refused.exit_code != 0 and sentence in str(refused.exception)
+    assert "\n" not in str(refused.exception)
+
+
+@pytest.mark.slow
+def test_the_tiny_seeds_end_to_end(tmp_path):
+    """About 4 minutes: three seeds, 120 thousand tokens. Universal neurons fire seldom, with heavy tails and
+    negative biases, as published."""
+    assert neurons("tokens", "tiny", "--context", 128, "--out", tmp_path / "tokens", "--quiet").exit_code == 0
+    done = neurons(
+        "report", "--partner", "tiny-s1", "--partner", "tiny-s2", "--tokens", tmp_path / "tokens",
+        "--unigram-least", 100, "--universal", 0.3, "--out", tmp_path / "study", "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    table = pd.read_parquet(tmp_path / "study" / "dataframe" / "artifacts" / "neuron_df.parquet")
+    universal = table[table.excess_corr > 0.3]
+    assert 20 < len(universal) < 400 and (table.mean_corr > table.mean_baseline).mean() > 0.9
+    rest = table[table.excess_corr <= 0.3]
+    assert universal["kurt"].median() > rest["kurt"].median() + 1
+    assert universal.frequency.median() < 0.7 * rest.frequency.median()
+    assert universal.input_bias.median() < rest.input_bias.median()
