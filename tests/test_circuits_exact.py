@@ -92,6 +92,26 @@ def test_scores_do_not_depend_on_batches_and_keep_their_standard_errors():
     torch.testing.assert_close(together.standard_errors[edges], error, rtol=1e-3, atol=1e-6)
 
 
+def test_what_cannot_change_is_not_run(monkeypatch):
+    """Positions before the first difference, layers before the edge, all but the last tokens of the last
+    layer."""
+    model, graph = load("gpt2")
+    runs, seen = Suffix.logits, set()
+
+    def watched(self, layer, stream, first):
+        seen.add((layer, first, stream.shape[2]))
+        return runs(self, layer, stream, first)
+
+    monkeypatch.setattr(Suffix, "logits", watched)
+    edges = graph.mask(["input->a1.h0<q>", "m0->a2.h1<v>", "a2.h0->m3", "m1->a3.h0<k>", "m2->logits"])
+    exact(model, random_pairs(2, 7, same=3), edges=edges)
+    assert seen == {(2, 3, 4), (3, 3, 4), (4, 3, 1)}
+    seen.clear()
+    exact(model, random_pairs(2, 7, same=3), edges=edges, intervention="zero")
+    # Whatever a first token's query is, it sees its own key alone.
+    assert seen == {(2, 1, 6), (3, 0, 7), (4, 0, 1), (4, 1, 1)}
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
 def test_nodes_and_neurons_lose_all_their_edges(family):
     model, graph = load(family)
