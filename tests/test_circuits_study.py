@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 import interpcore
 from interpcore.circuits import Graph, load_scores
+from interpcore.circuits.cells import run_curves, run_scores
 from interpcore.circuits.methods import METHODS, method_of
 from interpcore.circuits.report import paper_figures, pareto
-from interpcore.circuits.study import Options, Study, open_study, run_curves, run_scores
+from interpcore.circuits.study import Options, Study, open_study
 from interpcore.circuits.tasks import MAIN_TASKS
 from interpcore.cli import app
+from interpcore.data import prompt_pairs
 from interpcore.runs import CellError, RunError
 
 TASKS = ["ioi", "hypernymy-comma"]
@@ -60,8 +62,8 @@ def test_finished_work_is_not_done_again(study, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("ran again")
 
-    for name in ("attribute", "exact", "evaluate"):
-        monkeypatch.setattr(f"interpcore.circuits.study.{name}", fail)
+    for name in ("cells.attribute", "cells.exact", "study.evaluate"):
+        monkeypatch.setattr(f"interpcore.circuits.{name}", fail)
     rows = run_curves(study, TASKS, ["eap", "exact"], SIZES, progress=False)
     assert len(rows) == 16 and {row["method"] for row in rows} == {"eap", "exact"}
 
@@ -101,13 +103,37 @@ def test_whole_circuits_are_the_model_and_curves_are_published_tables(folder) ->
     assert mine.faithfulness.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-9)
 
 
+def test_methods_are_compared_on_the_same_pairs(folder) -> None:
+    pairs, long = read(folder, "paired"), read(folder, "faithfulness")
+    assert len(pairs) == 2 * 6 * len(SIZES)
+    by_cell = long[long.method != "random"].set_index(["task", "method", "requested"]).faithfulness
+    for row in pairs.itertuples():
+        first, second = (by_cell[row.task, method, row.requested] for method in (row.first, row.second))
+        assert row.difference == pytest.approx(second - first, abs=1e-9)
+        assert row.low <= row.difference <= row.high
+    whole = pairs[pairs.requested == 479]
+    assert (whole.high - whole.low).max() < 1e-9
+
+
+def test_pairs_of_unequal_length_are_named(model, tmp_path) -> None:
+    made = prompt_pairs.generate("ioi", model.tokenizer, 6)
+    made.rows[2]["corrupted"] = "A longer prompt than the clean one, so that they differ, goes to"
+    (tmp_path / "ioi").mkdir()
+    made.write_csv(tmp_path / "ioi" / "gpt2.csv")
+    command = ("attribute", "--task", "ioi", "--method", "eap", "--data", tmp_path)
+    said = " ".join(invoke(*command, "--out", tmp_path / "run").split())
+    assert "1 of 6 pairs of ioi have prompts of different token length" in said and "left out" in said
+    said = invoke(*command, "--unequal", "align", "--out", tmp_path / "aligned")
+    assert "left out" not in said
+
+
 def test_another_study_does_not_enter_the_folder(model, folder) -> None:
     with pytest.raises(RunError, match="head"):
         open_study(model, folder, Options(head=25))
 
 
 def test_a_failing_task_keeps_the_others(model, tmp_path, monkeypatch) -> None:
-    from interpcore.circuits import study as module
+    from interpcore.circuits import cells as module
 
     real = module._attributed
 
@@ -222,9 +248,8 @@ def test_the_papers_figures(model, tmp_path) -> None:
     with study.folder:
         files = paper_figures(study, ["ioi", "greater-than-price"], [20, 143], (2, 5), progress=False)
     assert all(file.stat().st_size > 2000 for file in files)
-    numbers = {file.stem for file in files}
-    assert numbers == {f"figure-{n}" for n in (1, 3, 4, 5, 6, 7, 8, 9, 10, 11)} | {"figure-5-recall"}
-    assert {file.suffix for file in files} == {".svg", ".png"}
+    numbers = {f"figure-{n}" for n in (1, 3, 4, 5, 6, 7, 8, 9, 10, 11)} | {"figure-5-recall"}
+    assert {file.stem for file in files} == numbers and {file.suffix for file in files} == {".svg", ".png"}
     place = tmp_path / "run"
     assert list(read(place, "ig-steps/ioi_logit_diff_ig_test").columns) == [
         *("n_edges", "baseline", "corrupted_baseline", "n_edges_vanilla", "results_vanilla"),
@@ -261,8 +286,13 @@ def test_six_tasks_on_tiny_in_ten_minutes(model, tmp_path, record_property) -> N
         ).table
         for task in MAIN_TASKS:
             assert int(study.scores(task, "exact").scored.sum()) == Graph.of(model).n_edges == 479
-    seconds = time.process_time() - began
+        seconds = time.process_time() - began
+        files = paper_figures(
+            study, ["ioi"], [20, 143], (2,), exact=False, others=[study.folder.path], progress=False
+        )
     record_property("found", table.to_json())
+    numbers = {f"figure-{n}" for n in (1, 3, 5, 6, 7)} | {"figure-5-recall", "figure-11-tiny"}
+    assert {file.stem for file in files} == numbers
     assert seconds < 600
     assert (table["gap_EAP-IG-auto"].abs() < 0.02).all()
     good = (table.faithfulness >= 0.85) & (table.share <= 0.3) & (table.random_best < 0.85)

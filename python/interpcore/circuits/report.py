@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpcore.circuits import figures, tables
+from interpcore.circuits.cells import enough, run_cross, run_curves, run_random, run_scores
 from interpcore.circuits.circuit import Circuit
+from interpcore.circuits.faithfulness import more_faithful
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.manual import GPT2_SMALL, manual_circuit, recovery
 from interpcore.circuits.methods import IG_STEPS, method_of
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study import Study, enough, run_cross, run_curves, run_random, run_scores
+from interpcore.circuits.study import Study
 from interpcore.circuits.tasks import MAIN_TASKS, TASKS, task_info
-from interpcore.runs import atomic_path, write_json
+from interpcore.runs import RunError, atomic_path, read_card, read_tensors, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 LARGEST = 0.3
 """Share of the edges up to which a circuit counts as small."""
@@ -69,11 +73,36 @@ def pareto(
             study.folder, f"pareto/{task}", tables.pareto_table([r for r in rows if r["task"] == task])
         )
     tables.write_table(study.folder, "faithfulness", tables.faithfulness_table([*rows, *chance]))
+    if len(methods) > 1:
+        tables.write_table(study.folder, "paired", paired(study, tasks, methods, sizes))
     table = summary(study, tasks, methods, rows, chance)
     tables.write_table(study.folder, "tasks", table)
     frame = tables.faithfulness_table(rows)
     files = _save(study, "pareto", figures.faithfulness_figure(frame))
     return Found(table, files)
+
+
+def paired(study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
+    """Every two methods' circuits of a size compared on the same pairs: how much more faithful the second
+    one's is, with its paired interval (NaN where faithfulness is not defined)."""
+    import pandas as pd
+
+    listed = []
+    for task in tasks:
+        values = {m: read_tensors(study.value_file(task, m, sizes))[0]["values"] for m in methods}
+        for first, second in itertools.combinations(methods, 2):
+            for at, size in enumerate(sizes, 2):
+                line = {"task": task, "requested": size, "first": first, "second": second}
+                listed.append(line | _difference(values[second][at], values[first][at], values[first][:2]))
+    return pd.DataFrame(listed)
+
+
+def _difference(value: Tensor, other: Tensor, ends: Tensor) -> dict[str, float]:
+    try:
+        found = more_faithful(value, other, *ends)
+    except GraphError:
+        return dict.fromkeys(("difference", "low", "high"), float("nan"))
+    return {"difference": found.value, "low": found.low, "high": found.high}
 
 
 def summary(
@@ -197,7 +226,7 @@ def paper_figures(
     steps: Sequence[int] = IG_STEPS,
     *,
     exact: bool = True,
-    others: Sequence[Study] = (),
+    others: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> tuple[Path, ...]:
     """Run what is missing of the paper's study, and write figures 1 and 3 to 11 as SVG and PNG, with their
@@ -210,8 +239,8 @@ def paper_figures(
         steps: of EAP-IG in figure 7.
         exact: run exact patching on every edge. False leaves out figures 4, 8 and 9, and takes circuits from
             EAP-IG-KL in figure 5, as published for the tasks without exact scores.
-        others: studies of larger models for figure 11, finished; None of them: this one over the share of
-            edges.
+        others: run folders of other models for figure 11, after `pareto`; without any, figure 11 is this run
+            over the share of edges.
         progress: show it.
     Returns: the files.
     """
@@ -221,7 +250,6 @@ def paper_figures(
     methods = ["eap", "eap-ig", "eap-ig-kl", *(["exact", "exact-kl"] if exact else [])]
     pareto(study, ordered, methods, sizes, 0, progress)
     every = tables.faithfulness_table(run_curves(study, ordered, methods, sizes, progress))
-    every["share"] = every.kept / study.graph.n_edges
     files = [*_figure(study, 3, figures.faithfulness_figure(every[every.task.isin(main)]))]
     first = "fact-retrieval-comma" if "fact-retrieval-comma" in tasks else ordered[0]
     estimates = every[~every.method.str.startswith("exact")]
@@ -308,29 +336,23 @@ def _recoveries(study: Study, tasks: list[str], every: pd.DataFrame, exact: bool
     return found
 
 
-def _large_figures(study: Study, others: Sequence[Study], own: pd.DataFrame) -> tuple[Path, ...]:
+def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame) -> tuple[Path, ...]:
     """Figure 11: faithfulness over the share of edges, a picture per model."""
+    import pandas as pd
+
     if not others:
         return _figure(study, 11, figures.faithfulness_figure(own, share=True))
     files: list[Path] = []
     for other in others:
-        path = other.folder.artifact("tables/faithfulness.parquet")
+        path = Path(other) / "artifacts" / "tables" / "faithfulness.parquet"
         if not path.is_file():
-            raise GraphError(
-                f"{other.folder.path} has no faithfulness table; run `circuits pareto` into it first."
+            raise RunError(
+                f"{other} has no faithfulness table; run `interpcore circuits pareto` into it first"
             )
-        rows = _read(path)
-        rows = rows[rows.method != "random"].assign(share=rows.kept / other.graph.n_edges)
-        files += _save(
-            study, f"figure-11-{other.folder.card.model}", figures.faithfulness_figure(rows, share=True)
-        )
+        rows = pd.read_parquet(path)
+        name = f"figure-11-{read_card(other).model}"
+        files += _save(study, name, figures.faithfulness_figure(rows[rows.method != "random"], share=True))
     return tuple(files)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_parquet(path)
 
 
 def _scores(

@@ -63,11 +63,11 @@ def pareto_table(rows: Rows) -> pd.DataFrame:
 
 
 def faithfulness_table(rows: Rows) -> pd.DataFrame:
-    """All rows: task, on, method, requested, kept, nodes, metric, value, clean, ablated, faithfulness with
-    its interval, pairs."""
+    """All rows: task, on, method, requested, kept, share, nodes, metric, value, clean, ablated, faithfulness
+    with its interval, pairs."""
     import pandas as pd
 
-    return pd.DataFrame([{key: value for key, value in row.items() if key != "name"} for row in rows])
+    return pd.DataFrame(list(rows))
 
 
 def cross_table(rows: Rows, tasks: Sequence[str], what: str = "value") -> pd.DataFrame:

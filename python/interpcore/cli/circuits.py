@@ -75,6 +75,13 @@ Methods = Annotated[
     list[str] | None,
     typer.Option("--method", help="eap, eap-ig, eap-ig-auto, eap-ig-kl, exact, ...; again for more."),
 ]
+Unequal = Annotated[
+    str, typer.Option("--unequal", help="Pairs of different token length: skip, align or refuse.")
+]
+Verbs = Annotated[Path | None, typer.Option(help="A published verb list for sva; default: our own.")]
+Also = Annotated[
+    list[Path] | None, typer.Option(help="Run folders of other models for figure 11; again for more.")
+]
 Ungroup = Annotated[
     bool, typer.Option("--ungroup", help="Every query head gets a key and value input of its own.")
 ]
@@ -96,6 +103,8 @@ def _study(
     batch_size: Batch = None,
     eval_batch_size: EvalBatch = 16,
     ungroup: Ungroup = False,
+    unequal: Unequal = "skip",
+    verbs: Verbs = None,
 ) -> Iterator[Any]:
     """A study opened as these options say."""
     import interpcore
@@ -110,6 +119,8 @@ def _study(
         selection=selection.value,
         group_kv=not ungroup,
         protocol=None if protocol is Protocol.default else "paper",
+        unequal=unequal,
+        verbs=None if verbs is None else str(verbs),
         seed=seed,
     )
     loaded = interpcore.load(model, device=device)
@@ -117,6 +128,8 @@ def _study(
     study = open_study(loaded, out, options, shlex.join(sys.argv), **batches)
     with study.folder:
         yield study
+        for sentence in study.left_out:
+            Console().print(f"Note: {sentence}", highlight=False, soft_wrap=True)
 
 
 def _on_a_study(command: Callable[..., None]) -> Callable[..., None]:
@@ -156,7 +169,7 @@ def attribute(
 
     Example: interpcore circuits attribute --task ioi --method eap --method eap-ig-auto --out runs/c-tiny
     """
-    from interpcore.circuits.study import run_scores
+    from interpcore.circuits.cells import run_scores
 
     rows = run_scores(study, _tasks(task), method or ["eap", "eap-ig"])
     _show(_frame(rows), "Scores are in " + str(study.folder.path / "artifacts" / "scores"))
@@ -176,7 +189,7 @@ def exact(
 
     Example: interpcore circuits exact --task ioi --top 100 --verify eap --out runs/c-tiny
     """
-    from interpcore.circuits.study import run_scores, run_verified
+    from interpcore.circuits.cells import run_scores, run_verified
 
     if top is None:
         rows = run_scores(study, _tasks(task), ["exact"])
@@ -204,7 +217,7 @@ def evaluate(
 
     Example: interpcore circuits evaluate scores.json --model gpt2 --task ioi --size 5% --out runs/c-gpt2
     """
-    from interpcore.circuits.study import run_file, run_mib
+    from interpcore.circuits.cells import run_file, run_mib
 
     if mib:
         _show(_frame([run_mib(study, task, scores, direction.value)]))
@@ -362,6 +375,7 @@ def figures(
     steps: Annotated[
         list[int] | None, typer.Option(help="Steps of EAP-IG in figure 7; again for more.")
     ] = None,
+    also: Also = None,
     no_exact: Annotated[
         bool, typer.Option("--no-exact", help="Without exact patching (and figures 4, 8, 9).")
     ] = False,
@@ -377,7 +391,12 @@ def figures(
     if not paper:
         raise ValueError("figures makes the paper's: say --paper.")
     made = report.paper_figures(
-        study, task or TASKS, study.sizes(size or ()), steps or IG_STEPS, exact=not no_exact
+        study,
+        task or TASKS,
+        study.sizes(size or ()),
+        steps or IG_STEPS,
+        exact=not no_exact,
+        others=also or (),
     )
     Console().print("\n".join(map(str, made)), highlight=False, soft_wrap=True)
 

@@ -1,0 +1,258 @@
+"""The study's pieces of work: each a cell of a run folder's ledger, and the calls that run the missing
+ones."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from interpcore.circuits.agreement import MIB_POINTS, cmd, cpr
+from interpcore.circuits.attribute import attribute
+from interpcore.circuits.circuit import nested, random_circuit, sizes_of
+from interpcore.circuits.exact import exact, verify
+from interpcore.circuits.files import load_scores
+from interpcore.circuits.methods import Method, method_of
+from interpcore.circuits.scores import Scores
+from interpcore.circuits.study import Study
+from interpcore.circuits.tasks import task_info
+from interpcore.runs import Ledger, cell_seed, sweep, write_tensors
+
+ENOUGH = 0.85
+"""Faithfulness that the paper calls enough."""
+
+
+def attribute_cell(study: Study, task: str, method: str) -> dict[str, Any]:
+    """Score a task's edges by one method and keep them; returns what to list."""
+    chosen, began = method_of(method), time.process_time()
+    found = _exact(study, task) if chosen.exact else {method: _attributed(study, task, chosen)}
+    for name, scores in found.items():
+        study.keep(scores, task, name)
+    scores = found[method]
+    notes = {key: scores.notes.get(key) for key in ("steps", "completeness_gap")}
+    return {
+        "task": task,
+        "method": method,
+        "metric": scores.metric,
+        "pairs": scores.examples,
+        "cpu_seconds": time.process_time() - began,
+        **notes,
+    }
+
+
+def _attributed(study: Study, task: str, method: Method) -> Scores:
+    discovery, _ = study.pairs(task)
+    paper = study.options.protocol == "paper"
+    options = dict(method.options)
+    if "steps" in options and paper:
+        options["nodes"] = "left"
+    # The integrals over inputs follow the patched prompt, whatever circuits are measured with.
+    patched = options["method"] in ("eap-ig-inputs", "clean-corrupted")
+    return attribute(
+        study.model,
+        discovery,
+        study.metric(task, method.metric),
+        graph=study.graph,
+        intervention="patching" if patched else study.intervention(task),
+        split="all" if paper else "discovery",
+        batch_size=study.batch_size,
+        **options,
+    )
+
+
+def _exact(study: Study, task: str) -> dict[str, Scores]:
+    """Exact scores under the task's metric and under KL, in one run."""
+    discovery, _ = study.pairs(task)
+    metrics = [study.metric(task), study.metric(task, "kl")]
+    with_kl = metrics if metrics[0] != metrics[1] else metrics[:1]
+    found = exact(
+        study.model,
+        discovery,
+        with_kl,
+        graph=study.graph,
+        intervention=study.intervention(task),
+        batch_size=study.eval_batch_size,
+        ledger=Ledger(study.folder.artifact(f"exact/{task}.sqlite")),
+        split="all" if study.options.protocol == "paper" else "discovery",
+    )
+    return {"exact": found[metrics[0].name], "exact-kl": found[metrics[1].name]}
+
+
+def verify_cell(study: Study, task: str, method: str, top: int) -> dict[str, Any]:
+    """Exact scores of the best edges of a method; kept as `exact-top-<top>-<method>`."""
+    discovery, _ = study.pairs(task)
+    metric, began = study.metric(task), time.process_time()
+    found = verify(
+        study.model,
+        discovery,
+        study.scores(task, method),
+        top,
+        metric,
+        intervention=study.intervention(task),
+        batch_size=study.eval_batch_size,
+        split="all" if study.options.protocol == "paper" else "discovery",
+    )[metric.name]
+    name = f"exact-top-{top}-{method}"
+    study.keep(found, task, name)
+    both = found.scored
+    same = (found.values[both].sign() == study.scores(task, method).values[both].sign()).double().mean()
+    return {
+        "task": task,
+        "method": name,
+        "metric": metric.name,
+        "pairs": found.examples,
+        "edges": int(both.sum()),
+        "same_sign": float(same),
+        "cpu_seconds": time.process_time() - began,
+    }
+
+
+def file_cell(
+    study: Study, task: str, file: str, sha256: str, direction: str, sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Faithfulness of circuits chosen from a file of scores, or of the file's own circuit where no sizes are
+    given."""
+    scores, circuit = load_scores(file, direction)
+    scores.graph.check_model(study.model)
+    options = study.options
+    chosen = nested(scores, sizes, options.selection, absolute=options.absolute) if sizes else [circuit]
+    rows = study.measure(task, chosen).rows
+    return [{"task": task, "on": task, "method": Path(file).name} | row for row in rows]
+
+
+def mib_cell(study: Study, task: str, file: str, sha256: str, direction: str) -> dict[str, Any]:
+    """MIB's areas of a file's scores: CPR over circuits chosen by signed score, CMD over those chosen by
+    |score|."""
+    scores, _ = load_scores(file, direction)
+    scores.graph.check_model(study.model)
+    found: dict[str, Any] = {"task": task, "file": Path(file).name}
+    for name, area, absolute in (("cpr", cpr, False), ("cmd", cmd, True)):
+        circuits = nested(scores, sizes_of(scores.graph, MIB_POINTS), "topn", absolute=absolute)
+        rows = study.measure(task, circuits).rows
+        found[name] = area(MIB_POINTS, [row["faithfulness"] for row in rows])
+    return found
+
+
+def curve_cell(
+    study: Study, task: str, method: str, sizes: Sequence[int], on: str | None = None
+) -> list[dict[str, Any]]:
+    """Faithfulness of a task's circuits at several sizes, on its own held-out pairs or on those of task
+    `on`."""
+    found = study.measure(on or task, study.circuits(task, method, sizes))
+    write_tensors(study.value_file(task, method, sizes, on), {"values": found.values})
+    return [{"task": task, "on": on or task, "method": method} | row for row in found.rows]
+
+
+def random_cell(study: Study, task: str, size: int, draws: int) -> list[dict[str, Any]]:
+    """Faithfulness of random connected circuits of a size."""
+    seeds = [cell_seed(study.options.seed, f"random {task} {size} {i}") for i in range(draws)]
+    circuits = [random_circuit(study.graph, size, seed % 2**31) for seed in seeds]
+    rows = study.measure(task, circuits).rows
+    return [{"task": task, "on": task, "method": "random"} | row for row in rows]
+
+
+def run_scores(
+    study: Study, tasks: Sequence[str], methods: Sequence[str], progress: bool = True
+) -> list[dict[str, Any]]:
+    """Score all tasks by all methods, those that the folder lacks; returns one row per task and method.
+
+    Raises: CellError at the first that fails; what is finished is kept.
+    """
+    for task in tasks:
+        task_info(task)
+    names = list(dict.fromkeys(_whole(name) for name in methods))
+    return _run(attribute_cell, study, [{"task": t, "method": m} for t in tasks for m in names], progress)
+
+
+def _whole(method: str) -> str:
+    """The cell that makes a method's scores: exact patching makes those of all metrics at once."""
+    return "exact" if method_of(method).exact else method
+
+
+def run_verified(
+    study: Study, tasks: Sequence[str], method: str, top: int, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Scores by a method, then exact ones of its best `top` edges; returns one row per task."""
+    run_scores(study, tasks, [method], progress)
+    return _run(verify_cell, study, [{"task": t, "method": method, "top": top} for t in tasks], progress)
+
+
+def run_file(
+    study: Study,
+    task: str,
+    file: str | Path,
+    sizes: Sequence[int] = (),
+    direction: str = "helps",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Faithfulness of what a file of scores holds; returns one row per size, or one for its own circuit."""
+    cell = _file_cell(task, file, direction) | {"sizes": list(sizes)}
+    rows: list[dict[str, Any]] = _run(file_cell, study, [cell], progress)[0]
+    return rows
+
+
+def run_mib(
+    study: Study, task: str, file: str | Path, direction: str = "helps", progress: bool = True
+) -> dict[str, Any]:
+    """MIB's CPR and CMD of a file of scores, see `mib_cell`."""
+    found: dict[str, Any] = _run(mib_cell, study, [_file_cell(task, file, direction)], progress)[0]
+    return found
+
+
+def _file_cell(task: str, file: str | Path, direction: str) -> dict[str, Any]:
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ValueError(f"There is no file {file}.")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"task": task, "file": str(path), "sha256": sha256, "direction": direction}
+
+
+def run_curves(
+    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], progress: bool = True
+) -> list[dict[str, Any]]:
+    """Scores and faithfulness over circuit sizes; returns one row per task, method and size."""
+    run_scores(study, tasks, methods, progress)
+    grid = [{"task": t, "method": m, "sizes": list(sizes)} for t in tasks for m in methods]
+    return [row for rows in _run(curve_cell, study, grid, progress) for row in rows]
+
+
+def run_random(
+    study: Study, sizes: dict[str, int], draws: int = 100, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Faithfulness of random connected circuits, of one size per task."""
+    grid = [{"task": t, "size": size, "draws": draws} for t, size in sizes.items()]
+    return [row for rows in _run(random_cell, study, grid, progress) for row in rows]
+
+
+def run_cross(
+    study: Study, sizes: dict[str, int], method: str = "exact", progress: bool = True
+) -> list[dict[str, Any]]:
+    """Every task's circuit on every task's pairs; one size per task."""
+    run_scores(study, list(sizes), [method], progress)
+    grid = [
+        {"task": task, "method": method, "sizes": [size], "on": on}
+        for task, size in sizes.items()
+        for on in sizes
+    ]
+    return [row for rows in _run(curve_cell, study, grid, progress) for row in rows]
+
+
+def enough(rows: Sequence[dict[str, Any]], least: float = ENOUGH) -> dict[str, Any] | None:
+    """Of one task's rows that with the fewest edges that is faithful enough; None where there is none."""
+    good = [row for row in rows if row["faithfulness"] >= least]
+    return min(good, key=lambda row: (row["kept"], -row["faithfulness"]), default=None)
+
+
+def _run(function: Any, study: Study, grid: list[dict[str, Any]], progress: bool) -> list[Any]:
+    rows = sweep(
+        function,
+        grid,
+        out=study.folder,
+        initialize=lambda: study,
+        progress=progress,
+        on_error="raise",
+        seed=study.options.seed,
+    )
+    return [row.result for row in rows]
