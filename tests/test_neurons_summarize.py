@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers as tf
 from families import SMALL, transformers_model
+from recurrent import recurrent_model
 from torch import Tensor
 
 import interpcore
@@ -40,8 +41,10 @@ def shards(n: int = SEQUENCES, vocabulary: int = 61) -> TokenShards:
     return TokenShards.of_arrays(tokens, vocabulary, masks={"padding": [0], "bos": [1], "newline": [2]})
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "recurrent"])
 def model(request: pytest.FixtureRequest) -> Model:
+    if request.param == "recurrent":
+        return recurrent_model(1)
     return interpcore.load(transformers_model(request.param))
 
 
@@ -106,7 +109,9 @@ def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path:
         top.update(post, block, mask)
         torch.testing.assert_close(summary.examples(depth).value, top.finalize().value, rtol=1e-5, atol=1e-6)
         at = summary.examples(depth).index
-        torch.testing.assert_close(post.gather(0, at), summary.examples(depth).value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            post.gather(0, at).float(), summary.examples(depth).value, rtol=1e-5, atol=1e-6
+        )
         assert mask[at].all()
         for kind, size, x in (("position", CONTEXT, pre), ("token", 61, post), ("previous", 61, post)):
             sums = GroupSums(kind, size, torch.zeros(n))
@@ -408,6 +413,24 @@ def test_disk_too_small_or_full(gpt2: Model, tmp_path: Path, monkeypatch: pytest
         with pytest.raises(RunError, match="the disk is full"):
             run(gpt2, tmp_path / "run")
     expect_same_bits(run(gpt2, tmp_path / "run"), whole)
+
+
+def test_a_shard_damaged_on_the_way_stops_the_run_and_loses_nothing(
+    gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interpcore.runs.checkpoint._BYTES_PER_SECOND", 1e15)
+    tokens = shards().sequences(0, SEQUENCES).numpy()
+    write_shards(tmp_path / "shards", tokens, 61, seed=None, masks={"bos": [1]}, shard_tokens=24 * CONTEXT)
+    second = tmp_path / "shards" / "shard-00001.npy"
+    good = second.read_bytes()
+    second.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    options = {"checkpoint_every": 0.0}
+    with pytest.raises(ValueError, match=r"shard-00001.npy is not what was written"):
+        run(gpt2, tmp_path / "run", shards=TokenShards.open(tmp_path / "shards"), **options)
+    assert 0 < len(Summary.open(tmp_path / "run").ranges) <= 24
+    second.write_bytes(good)
+    got = run(gpt2, tmp_path / "run", shards=TokenShards.open(tmp_path / "shards"), **options)
+    expect_same_bits(got, run(gpt2, tmp_path / "whole", shards=TokenShards.open(tmp_path / "shards")))
 
 
 def test_estimate(gpt2: Model) -> None:
