@@ -108,6 +108,18 @@ def test_single_verbs_share_the_study_and_do_nothing_twice(base, reported):
     assert [path.stat().st_mtime_ns for path in passes] == times and table.read_bytes() == before
 
 
+def test_parts_of_a_summary_are_merged(base, tmp_path):
+    study = ["--tokens", base / "tokens", "--out", tmp_path / "parts", "--quiet"]
+    for options in (["--part", "1/1"], ["--merge"], []):
+        done = neurons("summarize", *options, *study)
+        assert done.exit_code == 0, done.output
+        assert "tokens, 4 layers" in done.output
+    assert (tmp_path / "parts" / "summary-1-of-1").is_dir()
+    for part, sentence in (("3/2", "Part 3/2 is none"), ("half", "no part such as 1/2")):
+        with pytest.raises(ValueError, match=sentence):
+            neurons("summarize", "--part", part, *study)
+
+
 def test_estimates_come_before_the_work(base, tmp_path):
     study = ["--tokens", base / "tokens", "--out", tmp_path / "none", "--estimate", "--quiet"]
     for verb in (["correlate", "--partner", "tiny-s1"], ["summarize"]):
@@ -152,6 +164,14 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     found = read_cache(tmp_path / "cache")
     assert found.neurons == ((2, 80), (0, 1)) and found.post.dtype == torch.float16
     assert found.measures.loss[:, :-1].isfinite().all()
+
+
+def test_gated_neurons_have_quadrants(base, tmp_path):
+    out = ["--tokens", base / "tokens", "--out", tmp_path / "llama", "--quiet"]
+    done = neurons("summarize", "--model", "tiny-llama", "--quadrants", *out)
+    assert done.exit_code == 0 and "gate- up+" in done.output
+    table = pd.read_parquet(tmp_path / "llama" / "quadrants" / "artifacts" / "quadrants.parquet")
+    assert table.groupby(["layer", "neuron"]).frequency.sum().between(1 - 1e-9, 1 + 1e-9).all()
 
 
 def test_published_tables_are_summarised_without_a_model(tmp_path):

@@ -24,7 +24,7 @@ from interpcore.data.tokens import TokenShards, write_shards
 from interpcore.model import Model, Tap
 from interpcore.neurons import summarize as module
 from interpcore.neurons.parts import Sizes, Statistics, plan_passes
-from interpcore.neurons.summarize import estimate, summarize
+from interpcore.neurons.summarize import estimate, part_range, summarize
 from interpcore.neurons.summary import Summary, merge_summaries
 from interpcore.runs import RunError
 from interpcore.stats import GroupSums, Histogram, LinearBins, MergeError, OctaveBins, TokenBlock, TopExamples
@@ -150,6 +150,7 @@ def test_two_halves_merge_into_the_whole(gpt2: Model, tmp_path: Path) -> None:
     run(gpt2, tmp_path / "b", sequences=(16, SEQUENCES))
     merged = merge_summaries([tmp_path / "b", tmp_path / "a"], tmp_path / "merged")
     assert str(merged.ranges) == f"0 to {SEQUENCES}"
+    expect_same_bits(run(gpt2, tmp_path / "merged"), merged)
     mine, other = states(merged), states(whole)
     for name, x in mine.items():
         if name.startswith("moments") and name.endswith("moments"):
@@ -161,6 +162,17 @@ def test_two_halves_merge_into_the_whole(gpt2: Model, tmp_path: Path) -> None:
             torch.testing.assert_close(x, other[name], rtol=1e-12, atol=1e-12)
         else:
             assert torch.equal(x, other[name]), name
+
+
+def test_parts_cover_the_tokens_on_the_grid() -> None:
+    for of in (1, 2, 5, 9):
+        ranges = [part_range(shards(), number, of, BATCH) for number in range(1, of + 1)]
+        assert [r[0] for r in ranges] == [0, *(r[1] for r in ranges[:-1])]
+        assert ranges[-1][1] == SEQUENCES
+        assert all(start < stop and start % BATCH == 0 for start, stop in ranges)
+    for number, of in ((0, 2), (3, 2), (1, 10)):
+        with pytest.raises(ValueError, match=f"Part {number}/{of} is none"):
+            part_range(shards(), number, of, BATCH)
 
 
 def test_what_does_not_belong_together_is_not_merged(gpt2: Model, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ what is done already is read.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from enum import StrEnum
@@ -19,6 +20,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interpcore.neurons.correlate import Settings
     from interpcore.neurons.neuron_study import NeuronStudy
 
 app = typer.Typer(
@@ -120,7 +122,12 @@ def summarize(
     tokens: Tokens,
     model: ModelName = "tiny",
     memory: Memory = 4.0,
+    quadrants: Annotated[
+        bool, typer.Option("--quadrants", help="Of gated neurons, also by the signs of gate and factor.")
+    ] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")] = False,
+    part: Annotated[str | None, typer.Option(help="Only this part of the tokens, such as 1/2.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the parts that --part made.")] = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -135,8 +142,17 @@ def summarize(
 
         typer.echo(str(estimate_summary(study.model, study.tokens, STATISTICS, memory=study.memory)))
         return
-    summary = study.summary
-    typer.echo(f"{summary.n_tokens} tokens, {summary.n_layers} layers: {study.step('summary')}")
+    if part is not None:
+        found = re.fullmatch(r"(\d+)/(\d+)", part)
+        if found is None:
+            raise ValueError(f"--part {part!r} is no part such as 1/2.")
+        summary = study.summary_part(int(found[1]), int(found[2]))
+    else:
+        summary = study.merge_summary_parts() if merge else study.summary
+    typer.echo(f"{summary.n_tokens} tokens, {summary.n_layers} layers: {summary.folder}")
+    if quadrants:
+        table = study.quadrants.groupby(["layer", "quadrant"])[["frequency", "mean"]].mean().reset_index()
+        _show(table, f"Every neuron: {study.step('quadrants') / 'artifacts'}")
     for row in summary.defects()[:20]:
         typer.echo(f"Neuron {row['layer']}.{row['neuron']} is {row['defect']} ({row['tokens']} tokens).")
 
@@ -166,7 +182,8 @@ def correlate(
     from interpcore.neurons.correlate import estimate as estimate_correlations
     from interpcore.neurons.universal import universality
 
-    settings = Settings(rotation=rotation.value, draws=draws, seed=seed, budget=budget * 1e9)
+    kind = "published" if protocol is Protocol.paper else rotation.value
+    settings = Settings(rotation=kind, draws=draws, seed=seed, budget=budget * 1e9)
     study = _study(
         out,
         model,
@@ -252,7 +269,6 @@ def dataframe(
     Example: interpcore neurons dataframe --model tiny --partner tiny-s1 --partner tiny-s2
     --tokens runs/tokens-tiny --from universal.csv --out runs/neurons-tiny
     """
-    from interpcore.neurons.correlate import Settings
     from interpcore.neurons.dataframe import table_counts
     from interpcore.neurons.published import read_published, summarize_table
 
@@ -274,7 +290,7 @@ def dataframe(
         device=device,
         quiet=quiet,
         protocol=protocol,
-        settings=Settings(seed=seed, budget=budget * 1e9),
+        settings=_settings(protocol, seed, budget),
         memory=memory,
         seed=seed,
         published=published or (),
@@ -470,7 +486,6 @@ def report(
     Example: interpcore neurons report --model tiny --partner tiny-s1 --partner tiny-s2
     --tokens runs/tokens-tiny --unigram-least 100 --out runs/neurons-tiny
     """
-    from interpcore.neurons.correlate import Settings
     from interpcore.neurons.explanation_study import Options
     from interpcore.neurons.report import write_report
 
@@ -482,7 +497,7 @@ def report(
         device=device,
         quiet=quiet,
         protocol=protocol,
-        settings=Settings(seed=seed, budget=budget * 1e9),
+        settings=_settings(protocol, seed, budget),
         memory=memory,
         seed=seed,
         sequences=sequences,
@@ -492,6 +507,14 @@ def report(
     found = write_report(study, Options(unigram_least=unigram_least))
     _show(found.comparison, *(f"{value} {name}" for name, value in found.counts.items()))
     typer.echo(f"{len(found.figures)} figures: {found.page}")
+
+
+def _settings(protocol: Protocol, seed: int, budget: float) -> Settings:
+    """Of correlations, as `correlate` takes them without options of its own."""
+    from interpcore.neurons.correlate import Settings
+
+    rotation = "published" if protocol is Protocol.paper else "haar"
+    return Settings(rotation=rotation, seed=seed, budget=budget * 1e9)
 
 
 def _study(

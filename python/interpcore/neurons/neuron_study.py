@@ -25,8 +25,9 @@ from interpcore.neurons.jackknife import Jackknife, jackknife
 from interpcore.neurons.moment_errors import moment_errors
 from interpcore.neurons.parts import Statistics
 from interpcore.neurons.published import UNIVERSAL
-from interpcore.neurons.summarize import MEMORY, summarize
-from interpcore.neurons.summary import Summary
+from interpcore.neurons.quadrants import quadrant_table, quadrants
+from interpcore.neurons.summarize import MEMORY, part_range, summarize
+from interpcore.neurons.summary import Summary, merge_summaries
 from interpcore.neurons.universal import universality
 from interpcore.neurons.weight_study import weight_study
 from interpcore.neurons.weights import FoldedWeights, fold
@@ -122,11 +123,33 @@ class NeuronStudy:
     @cached_property
     def summary(self) -> Summary:
         """One pass over the tokens for every accumulator."""
+        return self._summarize("summary", None)
+
+    def summary_part(self, number: int, of: int) -> Summary:
+        """Part `number` (from 1) of `of` of the tokens, so that several processes share them."""
+        return self._summarize(f"summary-{number}-of-{of}", part_range(self.tokens, number, of))
+
+    def merge_summary_parts(self) -> Summary:
+        """The summary out of the parts that are there.
+
+        Raises:
+            ValueError: there are none.
+            RunError, MergeError: they do not fit together.
+        """
+        folders = sorted(Path(self.folder).glob("summary-*-of-*"))
+        if not folders:
+            raise ValueError(
+                f"{self.folder} has no parts of a summary; make them with --part 1/2 and --part 2/2."
+            )
+        return merge_summaries(folders, self.step("summary"))
+
+    def _summarize(self, step: str, sequences: tuple[int, int] | None) -> Summary:
         return summarize(
             self.model,
             self.tokens,
-            self.step("summary"),
+            self.step(step),
             STATISTICS,
+            sequences=sequences,
             memory=self.memory,
             progress=self.progress,
             command=self.command,
@@ -163,6 +186,17 @@ class NeuronStudy:
         with RunFolder.open_or_create(self.step("errors"), self.card("errors")) as run:
             path = run.artifact("sums.safetensors")
             return moment_errors(self.model, self.tokens, path=path, progress=self.progress)
+
+    @cached_property
+    def quadrants(self) -> pd.DataFrame:
+        """Gated neurons by the signs of gate and factor: what `quadrant_table` gives, over the first
+        `sequences`."""
+        card = self.card("quadrants", limit=self.sequences)
+        with RunFolder.open_or_create(self.step("quadrants"), card) as run:
+            found = quadrants(self.model, self.tokens, sequences=self.sequences, progress=self.progress)
+            table = quadrant_table(found)
+            write_frame(run, "quadrants", table)
+        return table
 
     @cached_property
     def table(self) -> pd.DataFrame:

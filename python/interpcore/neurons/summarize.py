@@ -11,7 +11,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.parts import Sizes, Statistics, mlp_widths, part_bytes, plan_passes
-from interpcore.neurons.summary import Summary
+from interpcore.neurons.summary import PILOT, Summary
 from interpcore.neurons.token_pass import Pass, Shifts, measure_pilot
 from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
 
@@ -166,6 +166,27 @@ def check_range(shards: TokenShards, sequences: tuple[int, int] | None, batch: i
     return start, stop
 
 
+def part_range(shards: TokenShards, number: int, of: int, batch: int | None = None) -> tuple[int, int]:
+    """Range of the sequences that one of several processes reads, cut on the grid of batches.
+
+    Args:
+        number: which part, from 1.
+        of: how many there are.
+        batch: as in `summarize`.
+
+    Raises:
+        ValueError: there is no such part, or nothing is left for it.
+    """
+    batch = default_batch(shards) if batch is None else batch
+    batches = -(-shards.n_sequences // batch)
+    if not 1 <= number <= of <= batches:
+        raise ValueError(
+            f"Part {number}/{of} is none: 1/{of} to {of}/{of} are parts, of {batches} batches at most."
+        )
+    start, stop = (batches * n // of * batch for n in (number - 1, number))
+    return start, min(stop, shards.n_sequences)
+
+
 def _sizes(model: Model, shards: TokenShards) -> Sizes:
     widths = mlp_widths(model)
     shards.check_model(model)
@@ -174,7 +195,7 @@ def _sizes(model: Model, shards: TokenShards) -> Sizes:
 
 def _pilot(model: Model, shards: TokenShards, batch: int, run: RunFolder) -> Shifts:
     """The run's shifts, measured and written the first time."""
-    path = run.artifact("pilot.safetensors")
+    path = run.artifact(PILOT)
     if not path.is_file():
         measured = measure_pilot(model, shards, batch)
         sides = {"pre": 0, "post": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from interpcore.neurons.parts import BothSides, Part, Sizes, Statistics, load_ac
 from interpcore.ops import ColumnMoments
 from interpcore.runs import RunCard, RunError, RunFolder, compare, read_card, write_tensors
 from interpcore.stats import Accumulator, Examples, GroupTotals, HistogramCounts, Ranges
+
+PILOT = "pilot.safetensors"
+"""Artifact with the shifts of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +185,7 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
             )
         seen.merge(other.ranges)
     with RunFolder.create(out, first.card) as run:
+        shutil.copy(first.folder / "artifacts" / PILOT, run.artifact(PILOT))
         for path in sorted(set(first.files.values()), key=_number):
             parts = [part for part, file in first.files.items() if file == path]
             state: dict[str, Tensor] = {}
@@ -190,6 +195,9 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
                     whole.merge(other.load(part))  # type: ignore[arg-type]
                 state |= {f"{part.name}/{name}": x for name, x in whole.state_dict().items()}
             header = {"parts": [list(vars(part).values()) for part in parts], "seen": list(seen)}
+            if len(list(seen)) == 1:
+                # summarize over the whole range then finds it done.
+                header["range"] = list(*seen)
             write_tensors(run.artifact(path.name), state, {k: json.dumps(v) for k, v in header.items()})
     return Summary.open(out)
 
