@@ -16,7 +16,7 @@ from interpcore.neurons import labels as lb
 from interpcore.neurons.explain import explain
 from interpcore.neurons.features import FeatureTable
 from interpcore.neurons.positions import position_information, position_spread, position_variance_reduction
-from interpcore.neurons.quadrants import quadrants
+from interpcore.neurons.quadrants import quadrant_table, quadrants
 from interpcore.runs import RunError
 
 TEXTS = ["<s>", "\n", ".", '"', "(", ")", " a", " b", " c", " d"]
@@ -197,5 +197,9 @@ def test_quadrants_split_every_token(shards):
     there = found.where[2, 1] >= 0
     columns = torch.arange(model.spec.d_mlp)[there]
     torch.testing.assert_close(flat[found.where[2, 1][there], columns], found.extreme[2, 1][there])
+    pytest.importorskip("pandas")
+    table = quadrant_table(found)
+    row = table[(table.layer == 2) & (table.neuron == 7) & (table.quadrant == "gate+ up-")].iloc[0]
+    assert row.frequency == float(found.frequency[2, 1, 7]) and row.token == int(found.where[2, 1, 7])
     with pytest.raises(ValueError, match="without a gate"):
         quadrants(load("gpt2"), shards)

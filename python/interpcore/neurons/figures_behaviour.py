@@ -206,3 +206,18 @@ def subset_figure(values: Mapping[str, ArrayLike]) -> Figure:
     right.set(xlabel="pre-activation", ylabel="density")
     right.legend(frameon=False, fontsize=7)
     return figure
+
+
+def quadrant_figure(table: pd.DataFrame) -> Figure:
+    """How often gated neurons are in each quadrant of gate and factor, and how active they are there: what
+    `quadrant_table` gave."""
+    figure, (left, right) = new_figure(9, 3.4, panels=2)
+    bins = np.linspace(0, 1, 50).tolist()
+    for number, (name, part) in enumerate(table.groupby("quadrant", sort=False)):
+        left.hist(part.frequency, bins, histtype="step", color=COLORS[number], label=name)
+        values = np.arcsinh(part["mean"].dropna())
+        right.hist(values, 60, histtype="step", color=COLORS[number], label=name)
+    left.set(xlabel="share of tokens in the quadrant", ylabel="neurons")
+    right.set(xlabel="asinh of the mean activation there", yscale="log")
+    left.legend(frameon=False, fontsize=8)
+    return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model, Tap
 from interpcore.runs import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SITES = ("mlp_gate_pre", "mlp_up", "mlp_act")
 QUADRANTS = ("gate+ up+", "gate+ up-", "gate- up+", "gate- up-")
@@ -92,3 +96,26 @@ def quadrants(
                     where[layer, q] = torch.where(better, number[at], where[layer, q])
             shown.advance()
     return Quadrants(count, total, extreme, where, tokens_seen)
+
+
+def quadrant_table(found: Quadrants) -> pd.DataFrame:
+    """One row per neuron and quadrant.
+
+    Returns: layer, neuron, quadrant, frequency, mean (of the activation in the quadrant), extreme (the
+        activation furthest from zero) and token (its flat number).
+    """
+    import numpy as np
+    import pandas as pd
+
+    layers, _, width = found.count.shape
+    layer, quadrant, neuron = (x.ravel() for x in np.indices((layers, 4, width)))
+    columns = {
+        "layer": layer,
+        "neuron": neuron,
+        "quadrant": np.array(QUADRANTS)[quadrant],
+        "frequency": found.frequency.flatten().numpy(),
+        "mean": (found.total / found.count).flatten().numpy(),
+        "extreme": found.extreme.flatten().numpy(),
+        "token": found.where.flatten().numpy(),
+    }
+    return pd.DataFrame(columns)

@@ -75,6 +75,8 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
         },
         "Attention deactivation": deactivation_figures(study, heads, flat),
     }
+    if study.model.spec.gated:
+        drawn["Gated neurons"] = {"quadrants": figures_behaviour.quadrant_figure(study.quadrants)}
     tables = _tables(study, table, explained, changes, scores)
     paths = []
     with RunFolder.open_or_create(study.step("report"), study.card("report")) as run:
