@@ -136,7 +136,7 @@ def steps_figure(rows: pd.DataFrame) -> Figure:
             )
             name = "EAP" if method == "eap" else f"m = {steps_name(method)}"
             panel.plot(part.requested, part.faithfulness, color=shade, lw=1.1, label=name)
-        panel.set_xscale("log")
+        _log(panel)
         _finish(panel, "edges", "faithfulness" if panel is panels[0] else "", task_info(task).title)
     panels[-1].legend(frameon=False, fontsize=SMALL - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -169,7 +169,7 @@ def circuit_overlap_figure(tables: dict[str, pd.DataFrame], tasks: Sequence[str]
                     tables[level].depth, tables[level][f"{task}_real_{name}"], line, color=color, lw=1.1
                 )
             panel.plot([], [], "-", color=color, label=task_info(task).title)
-        panel.set_xscale("log")
+        _log(panel)
         _finish(panel, "edges", f"{level} IoU with exact", "")
         panel.set_ylim(-0.02, 1.02)
     panels[1].plot([], [], ":", color="#444444", label="EAP")
@@ -192,7 +192,7 @@ def _faithfulness(
     low = float(np.nanmin(rows.faithfulness))
     high = float(np.nanmax(rows.faithfulness))
     panel.set_ylim(max(-0.6, min(-0.05, low)), min(1.6, max(1.12, high + 0.05)))
-    panel.set_xscale("log")
+    _log(panel)
     _finish(panel, "share of edges" if share else "edges", "faithfulness", title)
     if legend:
         panel.legend(frameon=False, fontsize=SMALL, loc="lower right")
@@ -216,6 +216,13 @@ def _bars(panel: Axes, facts: dict[str, float], tasks: Sequence[str], suffix: st
     )
     panel.set_ylim(0, 1.28 * highest)
     panel.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=2)
+
+
+def _log(panel: Axes) -> None:
+    """A logarithmic x axis with plain numbers."""
+    panel.set_xscale("log")
+    panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    panel.xaxis.set_minor_formatter(lambda x, _: "")
 
 
 def _title(rows: pd.DataFrame) -> str:

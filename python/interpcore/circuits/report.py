@@ -52,6 +52,7 @@ def pareto(
     sizes: Sequence[int],
     draws: int = 100,
     progress: bool = True,
+    picture: str | None = "pareto",
 ) -> Found:
     """Faithfulness over sizes, and against random circuits as large as the smallest that is faithful enough.
 
@@ -61,6 +62,7 @@ def pareto(
         sizes: requested edges.
         draws: random circuits per task; 0 for none.
         progress: show it.
+        picture: name of the figure of the curves; None for none.
     Returns: one row per task, see `summary`.
     """
     rows = run_curves(study, tasks, methods, sizes, progress)
@@ -77,9 +79,9 @@ def pareto(
         tables.write_table(study.folder, "paired", paired(study, tasks, methods, sizes))
     table = summary(study, tasks, methods, rows, chance)
     tables.write_table(study.folder, "tasks", table)
-    frame = tables.faithfulness_table(rows)
-    files = _save(study, "pareto", figures.faithfulness_figure(frame))
-    return Found(table, files)
+    if picture is None:
+        return Found(table)
+    return Found(table, _save(study, picture, figures.faithfulness_figure(tables.faithfulness_table(rows))))
 
 
 def paired(study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
@@ -152,13 +154,19 @@ def cross_task(
     study: Study, tasks: Sequence[str], method: str, sizes: dict[str, int], progress: bool = True
 ) -> Found:
     """Circuits of every task on every task; one requested size per task."""
-    tasks = tables.in_paper_order(tasks)
+    normal = _cross(study, tables.in_paper_order(tasks), method, sizes, progress)
+    return Found(normal, _save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal})))
+
+
+def _cross(
+    study: Study, tasks: Sequence[str], method: str, sizes: dict[str, int], progress: bool
+) -> pd.DataFrame:
+    """Faithfulness of tasks' circuits (columns) on tasks (rows); written with the metric's values."""
     rows = run_cross(study, {task: sizes[task] for task in tasks}, method, progress)
     tables.write_table(study.folder, "cross-task/faithfulness", tables.cross_table(rows, tasks))
     normal = tables.cross_table(rows, tasks, "faithfulness")
     tables.write_table(study.folder, "cross-task/normalised", normal)
-    files = _save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal}))
-    return Found(normal, files)
+    return normal
 
 
 def overlap(
@@ -182,6 +190,7 @@ def ig_steps(
     sizes: Sequence[int],
     steps: Sequence[int] = IG_STEPS,
     progress: bool = True,
+    picture: str = "ig-steps",
 ) -> Found:
     """Faithfulness of EAP and of EAP-IG by its number of steps."""
     methods = ["eap", *(f"eap-ig-{m}" for m in steps)]
@@ -196,7 +205,7 @@ def ig_steps(
         gaps[task, method] for task, method in zip(frame.task, frame.method, strict=True)
     ]
     tables.write_table(study.folder, "ig-steps/all", frame)
-    return Found(frame, _save(study, "ig-steps", figures.steps_figure(frame)))
+    return Found(frame, _save(study, picture, figures.steps_figure(frame)))
 
 
 def compare(study: Study, tasks: Sequence[str], methods: Sequence[str], progress: bool = True) -> Found:
@@ -248,7 +257,7 @@ def paper_figures(
     main = [task for task in MAIN_TASKS if task in tasks]
     ordered = tables.in_paper_order(tasks)
     methods = ["eap", "eap-ig", "eap-ig-kl", *(["exact", "exact-kl"] if exact else [])]
-    pareto(study, ordered, methods, sizes, 0, progress)
+    pareto(study, ordered, methods, sizes, 0, progress, picture=None)
     every = tables.faithfulness_table(run_curves(study, ordered, methods, sizes, progress))
     files = [*_figure(study, 3, figures.faithfulness_figure(every[every.task.isin(main)]))]
     first = "fact-retrieval-comma" if "fact-retrieval-comma" in tasks else ordered[0]
@@ -259,8 +268,7 @@ def paper_figures(
         files += _exact_figures(study, main, sizes, progress)
     files += _figure(study, 6, figures.recovery_figure(_recoveries(study, ordered, every, exact)))
     chosen = [task for task in STEP_TASKS if task in tasks] or main[:3]
-    found = ig_steps(study, chosen, sizes, steps, progress)
-    files += _figure(study, 7, figures.steps_figure(found.table))
+    files += ig_steps(study, chosen, sizes, steps, progress, "figure-7").files
     variants = [task for task in ("greater-than-price", "greater-than-sequence") if task in tasks]
     if variants:
         files += _figure(study, 10, figures.faithfulness_figure(every[every.task.isin(variants)]))
@@ -274,7 +282,7 @@ def _circuit_figures(
     """Figure 5: overlap and cross-task faithfulness of one circuit per task; its recall form too."""
     method = "exact" if exact else "eap-ig-kl"
     sizes = circuit_sizes(study, tasks, every, method)
-    normal = cross_task(study, tasks, method, sizes, progress).table
+    normal = _cross(study, tasks, method, sizes, progress)
     found = tables.overlap_tables(_circuits(study, tasks, method, sizes), study.options.protocol)
     for name, table in found.items():
         tables.write_table(study.folder, f"jaccard/{name}", table)
