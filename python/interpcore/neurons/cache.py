@@ -83,7 +83,7 @@ def cache(
     Returns: everything saved.
     """
     shards.check_model(model)
-    chosen = tuple(dict.fromkeys(tuple(n) for n in neurons))
+    chosen = tuple(dict.fromkeys((int(layer), int(number)) for layer, number in neurons))
     if not chosen:
         raise ValueError("Name at least one neuron to cache.")
     n = min(shards.n_sequences, sequences or shards.n_sequences)

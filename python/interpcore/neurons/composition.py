@@ -82,10 +82,10 @@ def composition_summary(folded: FoldedWeights, depth: int) -> CompositionSummary
             none = torch.full((len(neurons.write),), -1)
             parts = (nothing, nothing, none, none)
         else:
-            values = torch.stack(found[kind], 1)  # [d_mlp, layer, head]
-            best, at = values.flatten(1).max(1)
-            n_heads = values.shape[2]
-            parts = (best, values.flatten(1).mean(1), first[kind] + at // n_heads, at % n_heads)
+            stacked = torch.stack(found[kind], 1)  # [d_mlp, layer, head]
+            best, at = stacked.flatten(1).max(1)
+            n_heads = stacked.shape[2]
+            parts = (best, stacked.flatten(1).mean(1), first[kind] + at // n_heads, at % n_heads)
         summary.largest[kind], summary.mean[kind], summary.layer[kind], summary.head[kind] = parts
     return summary
 

@@ -190,18 +190,18 @@ def subset_figure(values: Mapping[str, ArrayLike]) -> Figure:
         values: subset -> pre-activations.
     """
     figure, (left, right) = new_figure(10, 0.25 * len(values) + 2, panels=2)
-    ends = [np.inf, -np.inf]
-    for place, x in enumerate(map(np.asarray, values.values())):
+    arrays = {name: np.asarray(x, dtype=float) for name, x in values.items()}
+    lowest, highest = min(x.min() for x in arrays.values()), max(x.max() for x in arrays.values())
+    for place, x in enumerate(arrays.values()):
         low, first, median, third, high = np.percentile(x, [1, 25, 50, 75, 99])
         left.hlines(place, low, high, color="grey", lw=1)
         left.hlines(place, first, third, color=COLORS[0], lw=6)
         left.plot([median], [place], "|", color="white")
         left.plot([x.min(), x.max()], [place, place], ".", color="grey", ms=3)
-        ends = [min(ends[0], x.min()), max(ends[1], x.max())]
     left.set_yticks(range(len(values)), list(values), fontsize=8)
     left.set(xlabel="pre-activation")
-    grid = np.linspace(*ends, 200)
-    for number, (name, x) in enumerate(values.items()):
+    grid = np.linspace(lowest, highest, 200)
+    for number, (name, x) in enumerate(arrays.items()):
         right.plot(grid, density(x, grid), color=COLORS[number % len(COLORS)], label=name, lw=1)
     right.set(xlabel="pre-activation", ylabel="density")
     right.legend(frameon=False, fontsize=7)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +25,13 @@ from interpcore.ops import product
 class Labeller(Protocol):
     """Labels of the tokens of a block of sequences."""
 
-    names: tuple[str, ...]
-    groups: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the labels."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The kind of each."""
 
     def __call__(self, tokens: Tensor, first: int) -> Tensor:
         """Labels [batch, position, label] bool of tokens [batch, position]; `first` is the number of the
@@ -78,7 +83,7 @@ class Surroundings:
 
     texts: Sequence[str]
     bos: Sequence[int] = ()
-    names = (
+    names: ClassVar[tuple[str, ...]] = (
         "sentence's first token",
         "sentence's second to fourth token",
         "inside quotation marks",
@@ -89,7 +94,7 @@ class Surroundings:
         "token before was seen before",
         "sequence's first 16 tokens",
     )
-    groups = ("context",) * len(names)
+    groups: ClassVar[tuple[str, ...]] = ("context",) * len(names)
 
     def __call__(self, tokens: Tensor, first: int) -> Tensor:
         stripped = [text.strip() for text in self.texts]
@@ -192,7 +197,7 @@ class SpacyLabels:
         out = torch.zeros(*tokens.shape, len(column), dtype=torch.bool)
         for row, ids in enumerate(tokens.tolist()):
             pieces = [self.texts[i] for i in ids]
-            owner = {}
+            owner: dict[int, Any] = {}
             doc = self.pipeline("".join(pieces))
             for word in doc:
                 owner |= dict.fromkeys(range(word.idx, word.idx + len(word)), word)
@@ -256,12 +261,16 @@ def label_sums(
     checkpointed(
         path, state, -(-n // batch), step, meaning=meaning, label="explain: blocks", progress=progress
     )
+    total, square = state["total"].flatten(2)
+    all_total, all_square = state["all_total"].flatten(1)
     return LabelSums(
         state["count"],
-        *state["total"].flatten(2).unbind(0),
+        total,
+        square,
         float(state["all_count"]),
-        *state["all_total"].flatten(1).unbind(0),
-        shift=state["shift"].flatten().double(),
+        all_total,
+        all_square,
+        state["shift"].flatten().double(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,8 +351,10 @@ def most_similar(found: Correlations) -> dict[str, Any]:
 def joined_moments(layers: Sequence[ColumnMoments]) -> ColumnMoments:
     """The moments of all layers' neurons, one layer after another."""
     names = ("count", "nonfinite", "mean", "m2", "m3", "m4", "minimum", "maximum", "above")
-    parts = [torch.cat([getattr(layer, name).cpu() for layer in layers], -1) for name in names]
-    return ColumnMoments(*parts, thresholds=layers[0].thresholds)
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(layer, name).cpu() for layer in layers], -1) for name in names
+    }
+    return replace(layers[0], **joined)
 
 
 def write_frame(run: RunFolder, name: str, frame: pd.DataFrame) -> None:

@@ -271,13 +271,16 @@ def _heads(block: Block, model: Model, centred: bool, dtype: torch.dtype) -> Hea
     attention, d = block.attention, model.spec.d_model
     identity = torch.eye(d, dtype=model.dtype, device=model.device)
     n_heads = model.spec.n_heads
-    folded = []
-    for part in attention.qkv.push(identity):  # [d_model, heads, d_head]
+
+    def by_head(part: Tensor) -> Tensor:  # [d_model, heads, d_head]
         w, _ = _reading(part.flatten(1), None, block.attn_norm)
-        by_head = w.unflatten(1, part.shape[1:]).movedim(1, 0)
-        folded.append(by_head.repeat_interleave(n_heads // len(by_head), 0).to(dtype))
+        own = w.unflatten(1, part.shape[1:]).movedim(1, 0)
+        return own.repeat_interleave(n_heads // len(own), 0).to(dtype)
+
+    query, key, value = map(by_head, attention.qkv.push(identity))
     output = _centred(_written(attention.out.weight, block.attn_post_norm), centred)
-    return HeadWeights(*folded, output.unflatten(0, (n_heads, -1)).to(dtype), attention.scale)
+    output = output.unflatten(0, (n_heads, -1)).to(dtype)
+    return HeadWeights(query, key, value, output, attention.scale)
 
 
 def _written(weight: Tensor, post_norm: Norm | None) -> Tensor:
