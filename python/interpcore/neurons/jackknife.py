@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -154,11 +153,11 @@ def exact_pairs(
         start, stop = study.sequences(block)
         sums.add(start, stop, study.group(block))
 
-    path = None if folder is None else Path(folder) / f"{label.replace(' ', '-')}.safetensors"
     what = [[p.a, p.b, p.rotated, int(p.i.sum()), int(p.j.sum()), len(p.i)] for p in pairs]
     meaning = study.meaning(
         [label, what, str(study.settings.rotation), study.settings.seed], range(study.n_blocks)
     )
+    path = None if folder is None else study.file(folder, label, meaning)
     checkpointed(path, sums.state, study.n_blocks, step, meaning=meaning, label=label, progress=progress)
     return sums
 

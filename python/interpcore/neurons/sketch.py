@@ -72,7 +72,7 @@ def correlate_by_sketch(
     *,
     buckets: int = 16384,
     threshold: float = 0.5,
-    deviations: float = 4.0,
+    deviations: float = 5.0,
     names: Sequence[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -213,16 +213,9 @@ def _run(
         start, stop = study.sequences(block)
         add(start, stop, study.group(block))
 
-    name = label.split()[0]
-    checkpointed(
-        None if path is None else path / f"{name}.safetensors",
-        state,
-        study.n_blocks,
-        step,
-        meaning=study.meaning(label, range(study.n_blocks)),
-        label=name,
-        progress=progress,
-    )
+    name, meaning = label.split()[0], study.meaning(label, range(study.n_blocks))
+    file = None if path is None else study.file(path, name, meaning)
+    checkpointed(file, state, study.n_blocks, step, meaning=meaning, label=name, progress=progress)
 
 
 def _estimate(study: Study, sketch: SketchSums) -> tuple[Reduction, float]:

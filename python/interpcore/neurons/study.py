@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from interpcore.data.tokens import TokenShards
@@ -167,6 +170,11 @@ class Study:
     def meaning(self, what: Any, blocks: range) -> str:
         """The identity with what is summed and over which blocks, for a file."""
         return canonical_json({"of": self.identity(), "what": what, "blocks": [blocks.start, blocks.stop]})
+
+    def file(self, folder: str | os.PathLike[str], label: str, meaning: str) -> Path:
+        """A file for sums: other ones have other names, so that several fit in one folder."""
+        digest = hashlib.sha256(meaning.encode()).hexdigest()[:8]
+        return Path(folder) / f"{label.replace(' ', '-')}-{digest}.safetensors"
 
     def block_range(self, sequences: tuple[int, int] | None) -> range:
         """The blocks of a range of sequences.
