@@ -11,7 +11,6 @@ from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, ro
 from interpcore.ops.column_moments import (
     RunningMoments,
     float32_thresholds,
-    launch_column_moments,
     merge_raw,
     native_arguments,
 )
@@ -104,18 +103,16 @@ def launch_activation_moments(
         post, *raw = reference.activation_moments(pre, activation, up, mask, thresholds)
         _take(totals, *raw)
         return post
-    if chosen == "cpu" and (half or activation not in _CODES):
-        post = ACTIVATIONS[activation](pre)
-        post = post if up is None else post * up
-        raw = [launch_column_moments(pre, mask, thresholds, shifts[0], chosen)]
-        raw += [launch_column_moments(post, mask, (), shifts[1], chosen)]
-        _take(totals, *raw)
-        return post
     pre = rows_contiguous(pre)
     up = None if up is None else rows_contiguous(up)
     mask = None if mask is None else mask.contiguous()
     threshold = float32_thresholds(thresholds, pre.device)
-    post = torch.empty_like(pre, memory_format=torch.contiguous_format)
+    fused = chosen == "triton" or (activation in _CODES and not half)
+    if fused:
+        post = torch.empty_like(pre, memory_format=torch.contiguous_format)
+    else:
+        post = ACTIVATIONS[activation](pre)
+        post = post if up is None else post * up
     if chosen == "triton":
         from interpcore.kernels import activation_moments as kernel
 
@@ -124,12 +121,17 @@ def launch_activation_moments(
         return post
     native = native_cpu()
     assert native is not None
-    shift, post_shift = (None if s is None else s.contiguous() for s in shifts)
-    none = threshold[:0]
+    pre_shift, post_shift = (None if s is None else s.contiguous() for s in shifts)
+    of_pre = native_arguments(pre, mask, threshold, pre_shift, *totals[:2], go_on=go_on)
+    of_post = native_arguments(post, mask, threshold[:0], post_shift, *totals[2:], go_on=go_on)
+    if not fused:
+        native.column_moments(of_pre, isa(), torch.get_num_threads())
+        native.column_moments(of_post, isa(), torch.get_num_threads())
+        return post
     args = {
         "activation": _CODES[activation],
-        "pre": native_arguments(pre, mask, threshold, shift, *totals[:2], go_on=go_on),
-        "post": native_arguments(post, mask, none, post_shift, *totals[2:], go_on=go_on),
+        "pre": of_pre,
+        "post": of_post,
         "up": 0 if up is None else up.data_ptr(),
         "up_stride": 0 if up is None else up.stride(0),
         "out": post.data_ptr(),
