@@ -8,7 +8,7 @@ from families import CONFIGS, transformers_model
 from patched_case import naive_logits, random_edges, random_pairs
 
 import interpcore
-from interpcore.circuits import Graph
+from interpcore.circuits import Graph, GraphError
 from interpcore.circuits.ablated import ablate
 from interpcore.circuits.interventions import INTERVENTIONS, Intervention
 from interpcore.circuits.patched import run_patched
@@ -57,3 +57,19 @@ def test_circuits_together_are_the_definition_one_by_one(family):
             for c in range(len(edges)):
                 expected = naive_logits(model, graph, pair, standing_in, edges[c])
                 torch.testing.assert_close(found[c, row], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_every_query_head_has_its_own_key_and_value_edges_where_asked(family):
+    model, _ = load(family)
+    graph = Graph.of(model, group_kv=False)
+    pair = random_pairs(1)
+    edges = torch.stack([graph.legal, random_edges(graph, 0.7), random_edges(graph, 0.3, 1)])
+    found = logits_of(model, graph, pair, "patching", edges)[:, 0]
+    torch.testing.assert_close(found[0], last(model, pair.clean, pair)[0], rtol=1e-10, atol=1e-10)
+    standing_in = record(model, pair.corrupted, pair.lengths).sources
+    for c in (1, 2):
+        expected = naive_logits(model, graph, pair, standing_in, edges[c])
+        torch.testing.assert_close(found[c], expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(GraphError, match="not of the graph"):
+        logits_of(model, graph, pair, "patching", ~edges)

@@ -29,6 +29,7 @@ from interpcore.model.card import run_card
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
 LEVELS = ("edge", "node", "neuron")
+CPU_TOKENS, GPU_TOKENS = 2048, 65536
 Metrics = str | Metric | Sequence[str | Metric]
 
 
@@ -42,7 +43,7 @@ def exact(
     level: str = "edge",
     intervention: str | Intervention = "patching",
     batch_size: int = 8,
-    tokens: int = 2048,
+    tokens: int | None = None,
     ledger: Ledger | None = None,
     progress: bool = False,
     split: str = "all",
@@ -60,7 +61,7 @@ def exact(
             writes).
         intervention: what a corrupted edge carries; means are taken over `pairs`.
         batch_size: pairs whose clean run is held at once.
-        tokens: tokens run together; halved when memory runs out.
+        tokens: tokens run together, halved when memory runs out; None for what a CPU's caches or a GPU like.
         ledger: keeps finished sources, so that an interrupted run goes on where it stopped.
         progress: show it.
         split: which pairs these are, for the file.
@@ -82,7 +83,7 @@ def exact(
         level,
         graph.legal if edges is None else edges & graph.legal,
         batch_size,
-        tokens,
+        tokens or (GPU_TOKENS if model.device.type == "cuda" else CPU_TOKENS),
         ledger,
     )
     study.run(progress)
