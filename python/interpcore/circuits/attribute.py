@@ -22,7 +22,7 @@ from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.live import LiveBatch, live_batches
 from interpcore.circuits.memory import in_halves
-from interpcore.circuits.metrics import Metric
+from interpcore.circuits.metrics import Metric, answers_alone
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import ROUTES, batch_size_of
 from interpcore.circuits.request import Request, check_auto, checked, points_of
@@ -164,8 +164,8 @@ def _given(
 def _run(request: Request, size: int, checkpoint: Path | None, progress: bool) -> Totals:
     """Scores of all batches, added up."""
     totals = Totals.empty(request.graph, len(request.pairs), request.segments, request.model.spec.d_model)
-    skips = request.plan.intervention.skips
-    batches = list(live_batches(request.model, request.pairs, size, skips))
+    model, pairs = answers_alone(request.model, request.pairs, [request.plan.metric])
+    batches = list(live_batches(model, pairs, size, request.plan.intervention.skips))
     file = None if checkpoint is None else Checkpoint(checkpoint, totals.nbytes())
     identity = "" if file is None else request.fingerprint(size)
     if file is not None:

@@ -110,13 +110,7 @@ class Metric:
             if clean_logits is None:
                 raise MetricError(f"The metric {self.name} needs the clean run's logits.")
             return -_DIVERGENCES[self.name](logits, clean_logits.to(logits.dtype)) * self._scale(logits)
-        vocabulary = logits.shape[-1]
-        if max(int(pairs.good.max()), int(pairs.bad.max()) if pairs.bad.numel() else -1) >= vocabulary:
-            raise MetricError(
-                f"An answer of {pairs.task} is outside the vocabulary of {vocabulary}; these pairs were made "
-                "for "
-                "another tokenizer."
-            )
+        _check_answers(pairs, logits.shape[-1])
         if self.name == "accuracy":
             return _accuracy(logits, pairs)
         values = logits if self.name == "logit_diff" else logits.softmax(-1)
@@ -152,15 +146,24 @@ def answers_alone(model: Model, pairs: Pairs, metrics: Sequence[Metric]) -> tupl
     are where a metric reads other logits too."""
     if not all(metric.answers_only for metric in metrics):
         return model, pairs
+    _check_answers(pairs, model.spec.vocab_size)
     tokens = torch.cat([pairs.good.flatten(), pairs.bad.flatten()]).unique()
     tokens = tokens[tokens >= 0]
     good, bad = (
-        torch.where(side >= 0, torch.searchsorted(tokens, side), -1) for side in (pairs.good, pairs.bad)
+        torch.where(side >= 0, torch.searchsorted(tokens, side.contiguous()), -1) for side in (pairs.good, pairs.bad)
     )
     whole, columns = model.unembedding, tokens.to(model.device)
     bias = None if whole.bias is None else whole.bias[columns]
-    narrow = Projection(whole.weight.index_select(1, columns), bias)
+    narrow = Projection(whole.weight[:, columns], bias)
     return replace(model, unembedding=narrow), replace(pairs, good=good, bad=bad)
+
+
+def _check_answers(pairs: Pairs, vocabulary: int) -> None:
+    if max(int(side.max()) if side.numel() else -1 for side in (pairs.good, pairs.bad)) >= vocabulary:
+        raise MetricError(
+            f"An answer of {pairs.task} is outside the vocabulary of {vocabulary}; these pairs were made for "
+            "another tokenizer."
+        )
 
 
 def _joined(values: Tensor, answers: Tensor, by: str) -> Tensor:
