@@ -38,6 +38,9 @@ def test_families_are_where_they_were_planted(table):
         57: "entropy",
     }
     assert fm.entropy_candidates(table, 2).index[0] == 57
+    table["frequency_alignment"] = np.where(table.index.isin([3, 61]), -0.9, 0.1)
+    late = fm.Cuts(entropy_layers=1)
+    assert fm.frequency_candidates(table, 1, late).index.tolist() == [61]
     controls = fm.entropy_controls(table, 10, fm.Cuts(entropy_layers=1), seed=1)
     assert len(controls) == 10 and set(controls.layer) == {1} and 57 not in controls.index
     assert controls.index.equals(fm.entropy_controls(table, 10, fm.Cuts(entropy_layers=1), seed=1).index)

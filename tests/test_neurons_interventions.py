@@ -12,7 +12,7 @@ from families import transformers_model
 import interpcore
 from interpcore.model import Edit, Function
 from interpcore.neurons.interventions import KINDS, Intervention, clean_run, intervene, measure_clean
-from interpcore.neurons.readout import Readout, next_tokens
+from interpcore.neurons.readout import Readout, log_unigram, next_tokens
 
 EVERY = [
     Intervention(kind, value, site)
@@ -149,6 +149,17 @@ def test_entropy_is_exact_unless_the_published_form_is_asked_for():
     # -sum p log(p + 1e-8) falls short by almost 1e-8 per token of the vocabulary.
     short = exact - measure_clean(model, clean, Readout(model, published=True)).entropy
     assert short.min() > 60e-8 and short.max() < 61e-8
+
+
+def test_the_divergence_from_token_frequencies_is_the_definition():
+    model = load("gpt2", torch.float64)
+    counts = torch.randint(0, 50, (61,), generator=torch.Generator().manual_seed(3))
+    clean = clean_run(model, some_tokens(model), [(0, 0)])
+    found = measure_clean(model, clean, Readout(model, unigram=log_unigram(counts))).unigram_kl
+    p = model.forward(clean.tokens).logits.softmax(-1)
+    q = (counts + 1) / (counts + 1).sum()
+    torch.testing.assert_close(found, (p * (p / q).log()).sum(-1), rtol=0, atol=1e-6)
+    assert measure_clean(model, clean).unigram_kl.isnan().all()
 
 
 def test_measures_do_not_depend_on_tiles_or_rows():

@@ -122,6 +122,7 @@ def cache_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
                 "entropy": found.entropy,
                 "rank": found.rank.int(),
                 "scale": found.scale,
+                "unigram_kl": found.unigram_kl,
             }
         )
     name = f"activations/{start:09d}.safetensors"
@@ -145,7 +146,8 @@ def read_cache(out: str | os.PathLike[str]) -> Cached:
     blocks = [read_tensors(path)[0] for path in files]
     whole = {key: torch.cat([b[key] for b in blocks]) for key in blocks[0]}
     names = [tuple(map(int, name.split("."))) for name in card.arguments["neurons"]]
-    measures = TokenMeasures(whole["loss"], whole["entropy"], whole["rank"].long(), whole["scale"])
+    names_of = ("loss", "entropy", "rank", "scale", "unigram_kl")
+    measures = TokenMeasures(*(whole[n].long() if n == "rank" else whole[n] for n in names_of))
     return Cached(
         tuple((layer, number) for layer, number in names),
         whole["tokens"],

@@ -86,6 +86,21 @@ def entropy_candidates(table: pd.DataFrame, count: int = 6, cuts: Cuts | None = 
     return late.loc[score.sort_values(ascending=False, kind="stable").index[:count]]
 
 
+def frequency_candidates(table: pd.DataFrame, count: int = 3, cuts: Cuts | None = None) -> pd.DataFrame:
+    """The neurons of the last layers whose logit effects lie most along the log-frequency of tokens, up or
+    down (token-frequency neurons, Stolfo et al. 2024): they move the prediction towards the unigram
+    distribution or away from it.
+
+    Args:
+        table: with layer, neuron and frequency_alignment.
+        count: how many.
+        cuts: which layers.
+    """
+    late = table[_late(table, cuts)]
+    strength = late.frequency_alignment.abs()
+    return late.loc[strength.sort_values(ascending=False, kind="stable").index[:count]]
+
+
 def entropy_controls(
     table: pd.DataFrame, count: int = 20, cuts: Cuts | None = None, seed: int = 0
 ) -> pd.DataFrame:

@@ -94,20 +94,20 @@ def entropy_figure(table: pd.DataFrame) -> Figure:
 
 
 def intervention_figure(table: pd.DataFrame, roles: pd.DataFrame) -> Figure:
-    """Every measure against the value that neurons are fixed to: each entropy neuron, and the mean of the
-    controls; dotted with the final norm's scale frozen.
+    """Every measure against the value that neurons are fixed to: each entropy and token-frequency neuron,
+    and the mean of the controls; dotted with the final norm's scale frozen.
 
     Args:
         table: what `intervention_study` gave; rows of kind "fixed" are drawn.
-        roles: layer, neuron, role ("entropy" or "control").
+        roles: layer, neuron, role ("entropy", "frequency" or "control").
     """
     figure, panels = new_figure(3 * len(MEASURES), 3.2, panels=len(MEASURES))
     fixed = table[table.kind == "fixed"].merge(roles, on=["layer", "neuron"])
     for axes, measure in zip(panels, MEASURES, strict=True):
         for norm, style in (("free", "-"), ("frozen", ":")):
             part = fixed[fixed.norm == norm]
-            named = part[part.role == "entropy"].groupby(["layer", "neuron"])
-            for number, ((layer, neuron), rows) in enumerate(named):
+            named = part[part.role != "control"].groupby(["role", "layer", "neuron"])
+            for number, ((role, layer, neuron), rows) in enumerate(named):
                 rows = rows.sort_values("value")
                 axes.errorbar(
                     rows.value,
@@ -115,7 +115,7 @@ def intervention_figure(table: pd.DataFrame, roles: pd.DataFrame) -> Figure:
                     rows[f"{measure}_change_se"],
                     fmt=style,
                     color=COLORS[number % len(COLORS)],
-                    label=f"{layer}.{neuron}" if norm == "free" else None,
+                    label=f"{layer}.{neuron} ({role})" if norm == "free" else None,
                 )
             control = part[part.role == "control"].groupby("value")[f"{measure}_change"].mean()
             label = "controls" if norm == "free" else None

@@ -23,7 +23,7 @@ from interpcore.neurons.interventions import (
     intervene,
     measure_clean,
 )
-from interpcore.neurons.readout import MEASURES, Readout, TokenMeasures
+from interpcore.neurons.readout import MEASURES, Readout, TokenMeasures, log_unigram
 from interpcore.runs import RunFolder, sweep
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def intervention_study(
     out: str | os.PathLike[str] | None,
     *,
     frozen: bool = True,
+    counts: Tensor | None = None,
     sequences: int | None = None,
     block: int = 8,
     batch: int = 8,
@@ -68,6 +69,7 @@ def intervention_study(
         interventions: what to do with every one of them, or with each its own, as many for each.
         out: the run folder, which the same call goes on with; None keeps nothing.
         frozen: also measure each with the final norm's scale frozen.
+        counts: occurrences of each token id [vocabulary], for `unigram_kl`; None leaves it NaN.
         sequences: only the first so many.
         block: sequences of one ledger row, which is also one group of the standard errors.
         batch: sequences in one forward.
@@ -89,7 +91,7 @@ def intervention_study(
         _of_each(chosen, interventions),
         frozen,
         batch,
-        Readout(model, published=protocol == "paper"),
+        Readout(model, protocol == "paper", None if counts is None else log_unigram(counts)),
     )
     grid = [{"start": start, "stop": min(n, start + block)} for start in range(0, n, block)]
     if out is None:
@@ -103,6 +105,7 @@ def intervention_study(
             neurons=[f"{layer}.{number}" for layer, number in chosen],
             interventions=[[str(i) for i in done] for done in work.interventions.values()],
             frozen=frozen,
+            counts=None if counts is None else int(counts.sum()),
             sequences=n,
             block=block,
         )

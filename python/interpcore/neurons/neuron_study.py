@@ -18,7 +18,7 @@ from interpcore.neurons.correlate import Correlations, Settings, correlate
 from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.deactivation_study import deactivation_study, score_table
 from interpcore.neurons.explanation_study import Explanations, Options, explain_neurons
-from interpcore.neurons.families import entropy_candidates, entropy_controls
+from interpcore.neurons.families import entropy_candidates, entropy_controls, frequency_candidates
 from interpcore.neurons.intervention_study import PUBLISHED_VALUES, intervention_study
 from interpcore.neurons.interventions import Intervention, Neuron
 from interpcore.neurons.jackknife import Jackknife, jackknife
@@ -248,11 +248,11 @@ class NeuronStudy:
     def interventions(
         self, neurons: Sequence[Neuron] | None = None, values: Sequence[float] = PUBLISHED_VALUES
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Fixed activations, and mean ablation, of the neurons that look most like entropy neurons and of
-        random controls (or of the neurons named).
+        """Fixed activations, and mean ablation, of the neurons that look most like entropy neurons, of the
+        most like token-frequency neurons and of random controls (or of the neurons named).
 
         Returns: the table of `intervention_study`, where mean ablation has the kind "mean"; and roles: layer,
-            neuron, role.
+            neuron, role ("entropy", "frequency" or "control").
         """
         import pandas as pd
 
@@ -261,6 +261,7 @@ class NeuronStudy:
                 part[["layer", "neuron"]].assign(role=role)
                 for role, part in (
                     ("entropy", entropy_candidates(self.weights)),
+                    ("frequency", frequency_candidates(self.weights)),
                     ("control", entropy_controls(self.weights, seed=self.seed)),
                 )
             ).drop_duplicates(["layer", "neuron"], ignore_index=True)
@@ -276,6 +277,7 @@ class NeuronStudy:
             chosen,
             done,
             self.step("intervene"),
+            counts=self.token_counts,
             sequences=self.sequences,
             protocol=self.protocol,
             progress=self.progress,

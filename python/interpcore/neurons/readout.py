@@ -19,7 +19,8 @@ from interpcore.ops import product
 CACHED = 1 << 18
 """Logits that are measured at once: what a core's cache holds."""
 
-MEASURES = ("loss", "entropy", "rank", "reciprocal_rank", "scale")
+MEASURES = ("loss", "entropy", "rank", "reciprocal_rank", "scale", "unigram_kl")
+_FIELDS = ("loss", "entropy", "rank", "scale", "unigram_kl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,15 @@ class TokenMeasures:
         entropy: of the next-token distribution, in nats.
         rank: number of tokens with a larger logit than the true next token int64; -1 where there is none.
         scale: the final norm's scale, sqrt(variance + eps).
+        unigram_kl: KL divergence of the next-token distribution from the corpus's own token frequencies, in
+            nats; NaN where these are not known.
     """
 
     loss: Tensor
     entropy: Tensor
     rank: Tensor
     scale: Tensor
+    unigram_kl: Tensor
 
     @property
     def reciprocal_rank(self) -> Tensor:
@@ -45,7 +49,7 @@ class TokenMeasures:
 
     def view(self, *shape: int) -> TokenMeasures:
         """The same in another shape."""
-        return TokenMeasures(*(x.reshape(shape) for x in (self.loss, self.entropy, self.rank, self.scale)))
+        return TokenMeasures(*(getattr(self, name).reshape(shape) for name in _FIELDS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +59,13 @@ class Readout:
     Args:
         model: the decoder.
         published: entropy as published, -sum p log(p + 1e-8).
+        unigram: log-frequency of each token in a corpus [vocabulary], for `unigram_kl`; None for none.
         tile: logits of one product.
     """
 
     model: Model
     published: bool = False
+    unigram: Tensor | None = None
     tile: int = 1 << 23
 
     def measure(self, resid: Tensor, target: Tensor, scale: Tensor | None = None) -> TokenMeasures:
@@ -98,7 +104,7 @@ class Readout:
         used = [own if scale is None else scale.to(own).expand(own.shape) for scale in scales]
         towards, constant = self._weigh(direction), self._constant()
         shape = (len(scales), *delta.shape)
-        loss, entropy = own.new_empty(shape), own.new_empty(shape)
+        loss, entropy, kl = own.new_empty(shape), own.new_empty(shape), own.new_empty(shape)
         rank = torch.empty(shape, dtype=torch.int64, device=own.device)
         vocabulary = len(towards)
         step, small = (max(1, size // vocabulary) for size in (self.tile, CACHED))
@@ -112,9 +118,9 @@ class Readout:
                     for number, scale in enumerate(used):
                         logits = self._cap(moved / scale[v, rows, None] + constant)
                         found = self._measure(logits, target[rows])
-                        for into, value in zip((loss, entropy, rank), found, strict=True):
+                        for into, value in zip((loss, entropy, rank, kl), found, strict=True):
                             into[number, v, rows] = value
-        return [TokenMeasures(loss[i], entropy[i], rank[i], own) for i in range(len(scales))]
+        return [TokenMeasures(loss[i], entropy[i], rank[i], own, kl[i]) for i in range(len(scales))]
 
     def scale(self, resid: Tensor) -> Tensor:
         """The final norm's scale of residuals [..., d_model]."""
@@ -149,28 +155,40 @@ class Readout:
         cap = self.model.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _measure(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, entropy and rank of logits [n, vocabulary]."""
+    def _measure(self, logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """Loss, entropy, rank and divergence from the unigram distribution of logits [n, vocabulary]."""
         present = target >= 0
         highest = logits.amax(-1, keepdim=True)
         weights = (logits - highest).exp_()
         weight = weights.sum(-1)
         total = highest[:, 0] + weight.log()
+        exact = total - torch.linalg.vecdot(weights, logits) / weight
+        entropy = exact
         if self.published:
             p = weights / weight[:, None]
             entropy = -torch.linalg.vecdot(p, (p + 1e-8).log())
-        else:
-            entropy = total - torch.linalg.vecdot(weights, logits) / weight
+        kl = torch.full_like(exact, torch.nan)
+        if self.unigram is not None:
+            kl = -exact - product(weights, self.unigram.to(weights)[:, None])[:, 0] / weight
         aimed = logits.gather(1, target.clamp(min=0)[:, None])
         rank = (logits > aimed).sum(-1)
         loss = total - aimed[:, 0]
-        return loss.masked_fill(~present, torch.nan), entropy, rank.masked_fill(~present, -1)
+        return loss.masked_fill(~present, torch.nan), entropy, rank.masked_fill(~present, -1), kl
 
 
 def stacked(parts: Sequence[TokenMeasures]) -> TokenMeasures:
     """Measures of several versions as one, in a new leading dimension."""
-    fields = ("loss", "entropy", "rank", "scale")
-    return TokenMeasures(*(torch.stack([getattr(part, name) for part in parts]) for name in fields))
+    return TokenMeasures(*(torch.stack([getattr(part, name) for part in parts]) for name in _FIELDS))
+
+
+def log_unigram(counts: Tensor) -> Tensor:
+    """Log-frequency of every token [vocabulary] float32, add-one smoothed.
+
+    Args:
+        counts: occurrences of each id [vocabulary].
+    """
+    smoothed = counts.double() + 1
+    return (smoothed / smoothed.sum()).log().float()
 
 
 def next_tokens(tokens: Tensor) -> Tensor:
