@@ -224,8 +224,12 @@ def random_circuit(graph: Graph, size: int, seed: int) -> Circuit:
     remain after pruning, then without the latest edges that it can lose and stay connected (it has more where
     there is none)."""
     noise = torch.rand(graph.legal.shape, generator=torch.Generator().manual_seed(seed))
-    order = greedy_order(Scores(graph, noise, "random", "none"), graph.n_edges)
-    low, high = size, graph.n_edges
+    scores, grown = Scores(graph, noise, "random", "none"), min(max(4 * size, 64), graph.n_edges)
+    order = greedy_order(scores, grown)
+    while grown < graph.n_edges and _prefix(graph, order, grown).n_edges < size:
+        grown = min(2 * grown, graph.n_edges)
+        order = greedy_order(scores, grown)
+    low, high = size, grown
     while low < high:
         middle = (low + high) // 2
         if _prefix(graph, order, middle).n_edges >= size:
