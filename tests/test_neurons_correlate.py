@@ -448,15 +448,15 @@ def test_sketch_then_verify_finds_the_same_universal_set(
     tiny_found: Correlations, tiny_text: TokenShards
 ) -> None:
     models = [interpcore.load(name) for name in TINY[:2]]
-    threshold = 0.6
+    threshold = 0.63
     sketched = correlate_by_sketch(
-        models, tiny_text, Settings(top_k=3), buckets=2048, threshold=threshold, names=TINY[:2]
+        models, tiny_text, Settings(top_k=3), buckets=2048, threshold=threshold, deviations=4, names=TINY[:2]
     )
     assert sketched.work < sketched.dense_work
     for index in range(2):
         wanted = universality(tiny_found, index, partners=[1 - index], threshold=threshold)
         got = universality(sketched.found, index, threshold=threshold)
-        assert wanted.universal.sum() > 20
+        assert wanted.universal.sum() > 5
         assert torch.equal(got.universal, wanted.universal)
         mine, theirs = sketched.found.partners[index, 1 - index], tiny_found.partners[index, 1 - index]
         exact, close = sketched.exact[index, 1 - index], sketched.exact_baseline[index, 1 - index]
