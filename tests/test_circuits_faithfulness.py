@@ -15,8 +15,8 @@ from interpcore.circuits import patched as patched_module
 from interpcore.circuits.ablated import ablate
 from interpcore.circuits.faithfulness import evaluate, faithfulness, more_faithful
 from interpcore.circuits.interventions import INTERVENTIONS, Intervention
-from interpcore.circuits.patched import run_patched
-from interpcore.circuits.sources import record
+from interpcore.circuits.patched import Watch, run_patched
+from interpcore.circuits.sources import head_output, record
 from interpcore.model.mlp import MLP
 
 WAYS = ("patching", "zero", "mean-positional")
@@ -182,3 +182,50 @@ def test_published_circuits(shared, arch):
             torch.testing.assert_close(metric(logits, pairs), difference, rtol=1e-5, atol=1e-5)
             seen[name.partition("/")[0].partition("|")[0]] += 1
     assert seen == {"edge": 84, "node": 1, "neuron": 1, "random": 6}
+
+
+class OneVector(Watch):
+    """Adds the same vector for every edge that is not kept."""
+
+    def of(self, missing: torch.Tensor, vector: torch.Tensor) -> OneVector:
+        self.missing, self.vector = missing, vector
+        return self
+
+    def reads(self, destinations, x):
+        return super().reads(
+            destinations, x + self.missing.sum(0)[destinations].view(-1, 1, 1, 1) * self.vector
+        )
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "neox"])
+def test_the_published_mean_is_one_vector_for_all_nodes(shared, arch):
+    """The peer's "mean" averages over nodes too, and reads the last position divided by the length. With that
+    vector this code gives the peer's logits; with each node's own mean they are others."""
+    folder = shared / "parity" / "circuits" / arch
+    model = interpcore.load(folder / "hf")
+    graph = Graph.of(model)
+    with np.load(folder / "inputs.npz") as inputs, np.load(folder / "circuits.npz") as circuits:
+        pairs = pairs_of(dict(inputs), "")
+        theirs = {name: torch.from_numpy(circuits[name]) for name in circuits.files}
+    sources = record(model, pairs.clean, pairs.lengths).sources
+    written = [sources.input]
+    for layer in range(graph.blocks):
+        block, z = model.block(layer), sources.z[layer]
+        written += [head_output(block, h, z[:, :, h]) for h in range(graph.heads)] + [sources.mlp[layer]]
+    rows, last = torch.arange(len(pairs)), pairs.lengths - 1
+    vector = torch.stack([x[rows, last] / pairs.lengths[:, None] for x in written]).mean((0, 1))
+    zero = ablate(model, pairs, Intervention("zero"))
+    own = ablate(model, pairs, Intervention.of("mean", model, pairs))
+    names = [name for name in theirs if name.endswith("|eval|mean|last_logits")]
+    assert len(names) == 28
+    gaps = []
+    for name in names:
+        mask = name.partition("|eval|")[0].removesuffix("|pruned") + "|pruned|edges"
+        edges = theirs[mask] & graph.legal
+        watch = OneVector().of(graph.legal & ~edges, vector)
+        with torch.no_grad():
+            found = run_patched(model, graph, zero, edges[None], watch=watch)[0]
+            right = run_patched(model, graph, own, edges[None])[0]
+        assert (found - theirs[name]).abs().max() < 1e-5 * theirs[name].abs().max()
+        gaps.append(float((right - theirs[name]).abs().max() / theirs[name].abs().max()))
+    assert max(gaps) > 0.1
