@@ -12,6 +12,7 @@ from interpcore.neurons.deactivation import (
     association,
     deactivation_scores,
     first_keys,
+    first_value_norms,
     layer_scores,
     path_ablation,
 )
@@ -120,6 +121,22 @@ def test_random_directions_are_a_baseline_with_a_seed():
     assert torch.equal(found.random, again.random)
     assert not torch.equal(found.random, layer_scores(folded, keys, 1, draws=50, seed=5).random)
     assert layer_scores(folded, keys, 3).scores.shape == (128, 0, 4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_first_values_are_compared_with_the_others(family):
+    model = load(family)
+    tokens = some_tokens(model, batch=5)
+    mask = tokens > 20
+    found = first_value_norms(model, tokens, mask)
+    out = model.forward(tokens, taps=[tap := Tap("v", 1)]).taps[tap]
+    weight = model.block(1).attention.out.weight
+    for head in range(4):
+        kv = head * out.shape[2] // 4
+        d = model.spec.d_head
+        moved = (out[:, :, kv] @ weight[head * d : (head + 1) * d]).norm(dim=-1)
+        others = torch.cat([row[1:][keep[1:]] for row, keep in zip(moved, mask, strict=True)])
+        torch.testing.assert_close(found[1, head], others.median() / moved[:, 0].median())
 
 
 def test_correlations_are_scipys_over_all_tokens():

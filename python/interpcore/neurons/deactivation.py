@@ -105,6 +105,31 @@ def layer_scores(
     return LayerScores(*found)
 
 
+def first_value_norms(model: Model, tokens: Tensor, mask: Tensor) -> Tensor:
+    """How much smaller what a head would move from the first token is than from the others: the median over
+    tokens of |v W_O|, over |v W_O| at position 0. Attention to the first token switches a head off where this
+    is large.
+
+    Args:
+        model: the decoder.
+        tokens: [batch, position] int64, beginning-of-text first.
+        mask: tokens that count [batch, position] bool; position 0 is never among the others.
+    Returns: [layer, head] float64.
+    """
+    depths = range(model.plan.n_calls)
+    taps = [Tap("v", d) for d in depths]
+    with torch.no_grad():
+        out = model.forward(tokens, taps=taps, logits_at=None)
+    others = mask.clone()
+    others[:, 0] = False
+    ratios = []
+    for depth, tap in zip(depths, taps, strict=True):
+        value = out.taps[tap].repeat_interleave(model.spec.n_heads // model.spec.n_kv_heads, 2)
+        norm = model.block(depth).attention.head_outputs(value).double().norm(dim=-1)
+        ratios.append(norm[others].median(0).values / norm[:, 0].median(0).values)
+    return torch.stack(ratios)
+
+
 @dataclass(frozen=True, eq=False)
 class PathAblation:
     """What taking a neuron's output from one layer's queries does, at the positions looked at.

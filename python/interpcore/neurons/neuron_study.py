@@ -16,6 +16,7 @@ from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.correlate import Correlations, Settings, correlate
 from interpcore.neurons.dataframe import neuron_table, write_table
+from interpcore.neurons.deactivation import first_value_norms
 from interpcore.neurons.deactivation_study import deactivation_study, score_table
 from interpcore.neurons.explanation_study import Explanations, Options, explain_neurons
 from interpcore.neurons.families import entropy_candidates, entropy_controls, frequency_candidates
@@ -299,8 +300,11 @@ class NeuronStudy:
             neurons: which to ablate; None for those with the highest scores.
             first: first position ablated; None for a quarter of the context, as published.
             count: how many neurons.
-        Returns: the table of `deactivation_study`, that of `score_table`, and the raw scores.
+        Returns: the table of `deactivation_study`, that of `score_table`, and the raw scores. Beside them
+            first_values.csv has what `first_value_norms` gives of every head.
         """
+        import pandas as pd
+
         bos = self.tokens.manifest["masks"].get("bos") or [int(self.tokens.sequences(0, 1)[0, 0])]
         scores, flat = score_table(self.folded, self.model, int(bos[0]), seed=self.seed)
         if neurons is None:
@@ -316,7 +320,18 @@ class NeuronStudy:
             progress=self.progress,
             command=self.command,
         )
+        tokens = self.tokens.sequences(0, min(16, self.tokens.n_sequences)).to(self.model.device)
+        ratio = first_value_norms(self.model, tokens, self.tokens.mask(tokens))
+        layer, head = (torch.arange(n) for n in ratio.shape)
+        values = pd.DataFrame(
+            {
+                "layer": layer.repeat_interleave(len(head)).numpy(),
+                "head": head.repeat(len(layer)).numpy(),
+                "others_over_first": ratio.flatten().numpy(),
+            }
+        )
         with RunFolder.open(self.step("deactivation"), shared=True) as run:
+            write_frame(run, "first_values", values)
             write_frame(run, "heads", table)
             write_frame(run, "scores", scores)
         return table, scores, flat

@@ -250,8 +250,9 @@ def _tables(
     best = explained.best[explained.best.place == 0]
     shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "loss_change_se", "entropy_change"]
     means = changes[changes.kind == "mean"]
+    contrasts = universal_contrasts(table, universal=study.universal)
     return {
-        "Universal neurons": [] if table.excess_corr.isna().all() else [strongest[columns]],
+        "Universal neurons": [] if table.excess_corr.isna().all() else [contrasts, strongest[columns]],
         "Weights and the vocabulary": [explained.logits.nlargest(15, "variance_reduction")],
         "What neurons respond to": [best.nlargest(20, "variance_reduction")],
         "Entropy neurons": [means.reindex(means.loss_change.abs().sort_values().index[::-1])[shown][:20]],
