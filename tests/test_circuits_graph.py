@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from families import transformers_model
+from recurrent import recurrent_model
 
 from interpcore.circuits import Graph, GraphError
+from interpcore.model.generic import GenericModel
 from interpcore.model.load import from_transformers
 
 PARITY = Path(__file__).parent / "data" / "parity_circuits.npz"
@@ -102,6 +104,14 @@ def test_graph_of_a_model() -> None:
     Graph(4, 4, 4).check_model(llama)
     with pytest.raises(GraphError, match=r"4 serial layers of 4 heads.*has"):
         Graph(4, 4, 4).check_model(neox)
+
+
+def test_models_without_blocks_of_their_own_are_refused() -> None:
+    generic = GenericModel.wrap(transformers_model("gpt2"), "some-model")
+    with pytest.raises(GraphError, match="some-model runs through transformers' own modules"):
+        Graph.of(generic)
+    with pytest.raises(GraphError, match="plans of blocks on one stream"):
+        Graph.of(recurrent_model())
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,7 @@ class Graph:
         if plan is None or not hasattr(model, "block"):
             raise GraphError(
                 f"{model.spec.name} runs through transformers' own modules, which do not show the inputs of "
-                "single "
-                "heads; edges need a model with hand-written blocks."
+                "single heads; edges need a model with hand-written blocks."
             )
         if any(call.kind != "block" for call in plan.calls) or plan.streams != {"resid"}:
             raise GraphError(f"Edges are defined for plans of blocks on one stream; this plan is {plan}.")

@@ -1,4 +1,4 @@
-"""Methods of the study by name: what each passes to `attribute` or `exact`, and its name in published tables."""
+"""Methods of the study by name: what each passes on, and its name in published tables."""
 
 from __future__ import annotations
 

@@ -90,8 +90,7 @@ class Metric:
         if self.divergence:
             return (
                 f"The {self.name} divergence from the clean run has its minimum there, so its gradient on "
-                "the clean "
-                "prompt is zero; use integrated gradients (eap-ig-inputs) or exact patching."
+                "the clean prompt is zero; use integrated gradients (eap-ig-inputs) or exact patching."
             )
         return self.gradient_refusal
 
@@ -150,7 +149,8 @@ def answers_alone(model: Model, pairs: Pairs, metrics: Sequence[Metric]) -> tupl
     tokens = torch.cat([pairs.good.flatten(), pairs.bad.flatten()]).unique()
     tokens = tokens[tokens >= 0]
     good, bad = (
-        torch.where(side >= 0, torch.searchsorted(tokens, side.contiguous()), -1) for side in (pairs.good, pairs.bad)
+        torch.where(side >= 0, torch.searchsorted(tokens, side.contiguous()), -1)
+        for side in (pairs.good, pairs.bad)
     )
     whole, columns = model.unembedding, tokens.to(model.device)
     bias = None if whole.bias is None else whole.bias[columns]

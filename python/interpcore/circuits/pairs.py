@@ -214,7 +214,6 @@ def _answer(tokenizer: Any, prompt: str, answer: int | str) -> int:
     if after[:-1] != before:
         raise PairsError(
             f"The answer {answer!r} continues {prompt!r} by {len(after) - len(before)} tokens; metrics read "
-            "the "
-            "last position alone and need answers of one token."
+            "the last position alone and need answers of one token."
         )
     return after[-1]
