@@ -159,9 +159,8 @@ def check_range(shards: TokenShards, sequences: tuple[int, int] | None, batch: i
     off = next((x for x in (start, stop) if x % batch and x != shards.n_sequences), None)
     if off is not None:
         raise ValueError(
-            f"Sequence {off} is within a batch of {batch}, and parts of a run are cut on one grid so that "
-            "they "
-            f"merge exactly; take {off // batch * batch} or {(off // batch + 1) * batch}."
+            f"Sequence {off} is within a batch of {batch}, and parts of a run are cut on one grid so "
+            f"that they merge exactly; take {off // batch * batch} or {(off // batch + 1) * batch}."
         )
     return start, stop
 

@@ -146,9 +146,8 @@ class Summary:
         parts = sorted((p for p in self.files if (p.kind, p.depth) == (kind, depth)), key=lambda p: p.start)
         if not parts or parts[-1].stop != self.sizes.widths[depth]:
             raise RunError(
-                f"{self.folder} has no {kind} sums of block call {depth}: they were not asked for, or the "
-                "run is not "
-                "finished"
+                f"{self.folder} has no {kind} sums of block call {depth}: they were not asked for, "
+                "or the run is not finished"
             )
         return [self.load(part) for part in parts]
 
@@ -179,9 +178,8 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
             raise RunError(f"{other.folder} and {first.folder} do not mean the same: {' '.join(differences)}")
         if other.files.keys() != first.files.keys():
             raise RunError(
-                f"{other.folder} and {first.folder} were run with different memory budgets, or one is not "
-                "finished; "
-                "finish both with the same one"
+                f"{other.folder} and {first.folder} were run with different memory budgets, or one is "
+                "not finished; finish both with the same one"
             )
         seen.merge(other.ranges)
     with RunFolder.create(out, first.card) as run:

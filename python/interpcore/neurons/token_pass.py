@@ -85,9 +85,8 @@ class Pass:
         if not self._seen_depths >= self._parts.keys():
             missing = min(self._parts.keys() - self._seen_depths)
             raise ValueError(
-                f"Block call {missing} of {self.model.spec.name} ran no activation that can be read; its "
-                "neurons "
-                "have no statistics."
+                f"Block call {missing} of {self.model.spec.name} ran no activation that can be read; "
+                "its neurons have no statistics."
             )
         self._seen.add(first, stop)
 
@@ -150,15 +149,13 @@ class Pass:
         mine = self._header(span)
         if header.get("range") != mine["range"]:
             raise RunError(
-                f"{checkpoint.path} is of sequences {header.get('range')}, not {mine['range']}; choose "
-                "another "
-                "folder for another range"
+                f"{checkpoint.path} is of sequences {header.get('range')}, not {mine['range']}; "
+                "choose another folder for another range"
             )
         if header.get("parts") != mine["parts"]:
             raise RunError(
                 f"{checkpoint.path} was begun with another memory budget, which cuts the passes otherwise; "
-                "give "
-                "the same one, or choose another folder"
+                "give the same one, or choose another folder"
             )
         for parts in self._parts.values():
             for part, accumulator in parts.items():
