@@ -16,15 +16,17 @@ from interpcore.circuits.sources import Sources, head_output, record
 from interpcore.model import Model
 
 
-def gradients(model: Model, graph: Graph, pairs: Pairs, metric: Metric) -> Tensor:
+def gradients(
+    model: Model, graph: Graph, pairs: Pairs, metric: Metric, clean: Tensor | None = None
+) -> Tensor:
     """Gradient of the metric at every destination on the clean prompts [n_destinations, pair, position,
-    d_model]."""
+    d_model]; divergences are from the logits `clean` [pair, vocabulary]."""
     whole = replace(ablate(model, pairs, Intervention()), first=0)
     n, width = pairs.clean.shape
     watch = Watch()
     with torch.enable_grad():
         logits = run_patched(model, graph, whole, graph.legal[None], watch=watch)
-        value = metric(logits, pairs, logits[0].detach()).sum()
+        value = metric(logits, pairs, logits[0].detach() if clean is None else clean).sum()
         found = torch.autograd.grad(value, [x for _, x in watch.read], allow_unused=True)
     out = torch.zeros(graph.n_destinations, n, width, model.spec.d_model, dtype=model.dtype)
     for (destinations, x), g in zip(watch.read, found, strict=True):
@@ -59,8 +61,9 @@ def expected_scores(
     edge is."""
     moved = differences(model, graph, pairs, intervention)
     mean = torch.zeros((), dtype=model.dtype)
+    clean = model.forward(pairs.clean, pairs.mask, logits_at="last").logits
     for point in at:
-        mean = mean + gradients(*between(model, pairs, point, graph), metric) / len(at)
+        mean = mean + gradients(*between(model, pairs, point, graph), metric, clean) / len(at)
     each = -torch.einsum("sbpd,tbpd->st", moved, mean) / len(pairs)
     return each.masked_fill(~graph.legal, torch.nan)
 

@@ -4,6 +4,7 @@ prefixes."""
 from __future__ import annotations
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -225,3 +226,11 @@ def test_fused_projections_take_their_own_room_without_a_copy():
         part.copy_(value)
     close(qkv.pull(*room), qkv.pull(*(part.clone() for part in room)))
     assert qkv.room(g, 5) is None
+
+
+def test_a_linearised_forward_is_freed_with_its_last_reference():
+    """No cycle keeps a model's worth of activations until the collector comes round."""
+    lin = linearize(build("gpt2"), TOKENS)
+    block = weakref.ref(lin.modules[0])
+    del lin
+    assert block() is None

@@ -15,6 +15,7 @@ from interpcore.circuits.metrics import Metric, MetricError
 from interpcore.circuits.pairs import Pairs, PairsError
 from interpcore.circuits.scores import SIGN, Scores
 from interpcore.circuits.tasks import TASKS, generate_pairs, load_pairs
+from interpcore.circuits.totals import Segments
 
 __all__ = [
     "SIGN",
@@ -28,6 +29,7 @@ __all__ = [
     "Pairs",
     "PairsError",
     "Scores",
+    "Segments",
     "attribute",
     "draw",
     "evaluate",
