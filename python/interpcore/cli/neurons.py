@@ -7,70 +7,35 @@ what is done already is read.
 from __future__ import annotations
 
 import re
-import shlex
-import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from interpcore.neurons.correlate import Settings
-    from interpcore.neurons.neuron_study import NeuronStudy
-
-app = typer.Typer(
-    help="Neurons: statistics, universality, explanations, interventions.", no_args_is_help=True
+from interpcore.cli import neurons_chosen
+from interpcore.cli.neurons_options import (
+    Budget,
+    Device,
+    MaybeTokens,
+    Memory,
+    ModelName,
+    Out,
+    Paper,
+    Partners,
+    Protocol,
+    Published,
+    Quiet,
+    Rotation,
+    Seed,
+    Sequences,
+    Tokens,
+    Universal,
+    open_study,
+    show,
+    study_settings,
 )
 
-
-class Protocol(StrEnum):
-    """Which choices a study makes."""
-
-    default = "default"
-    paper = "paper"
-
-
-class Rotation(StrEnum):
-    """Of partners, for the baseline of correlations."""
-
-    haar = "haar"
-    published = "published"
-
-
-Out = Annotated[Path, typer.Option(help="The study's folder; commands on the same study share it.")]
-ModelName = Annotated[
-    str, typer.Option("--model", help="A shipped model, a transformers folder or a hub id.")
-]
-Tokens = Annotated[Path, typer.Option("--tokens", help="Token shards that `neurons tokens` made.")]
-MaybeTokens = Annotated[
-    Path | None, typer.Option("--tokens", help="Token shards that `neurons tokens` made.")
-]
-Partners = Annotated[
-    list[str] | None,
-    typer.Option("--partner", help="A model trained apart from it, on the same tokens; again for more."),
-]
-Paper = Annotated[Protocol, typer.Option(help="'paper' makes the published choices.")]
-Memory = Annotated[float, typer.Option(min=0.01, help="GB for what a token pass gathers; else more passes.")]
-Budget = Annotated[float, typer.Option(min=0.01, help="GB for sums of correlations; else more passes.")]
-Sequences = Annotated[int, typer.Option(min=1, help="Sequences read by this step at most.")]
-Neurons = Annotated[
-    str | None, typer.Option(help="layer.neuron,layer.neuron,... or a CSV file with layer and neuron.")
-]
-Seed = Annotated[int, typer.Option(help="Of every draw.")]
-Device = Annotated[str, typer.Option(help="Where to run.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Universal = Annotated[
-    float, typer.Option("--universal", help="Excess correlation above which a neuron is universal.")
-]
-Published = Annotated[
-    list[Path] | None,
-    typer.Option("--from", help="A published CSV file to summarise beside ours; again for more."),
-]
+app = typer.Typer(help="Neurons: statistics, universality, explanations, effects.", no_args_is_help=True)
 
 
 @app.command()
@@ -135,7 +100,7 @@ def summarize(
 
     Example: interpcore neurons summarize --model tiny --tokens runs/tokens-tiny --out runs/neurons-tiny
     """
-    study = _study(out, model, tokens, device=device, quiet=quiet, memory=memory)
+    study = open_study(out, model, tokens, device=device, quiet=quiet, memory=memory)
     if estimate:
         from interpcore.neurons.neuron_study import STATISTICS
         from interpcore.neurons.summarize import estimate as estimate_summary
@@ -152,7 +117,7 @@ def summarize(
     typer.echo(f"{summary.n_tokens} tokens, {summary.n_layers} layers: {summary.folder}")
     if quadrants:
         table = study.quadrants.groupby(["layer", "quadrant"])[["frequency", "mean"]].mean().reset_index()
-        _show(table, f"Every neuron: {study.step('quadrants') / 'artifacts'}")
+        show(table, f"Every neuron: {study.step('quadrants') / 'artifacts'}")
     for row in summary.defects()[:20]:
         typer.echo(f"Neuron {row['layer']}.{row['neuron']} is {row['defect']} ({row['tokens']} tokens).")
 
@@ -184,7 +149,7 @@ def correlate(
 
     kind = "published" if protocol is Protocol.paper else rotation.value
     settings = Settings(rotation=kind, draws=draws, seed=seed, budget=budget * 1e9)
-    study = _study(
+    study = open_study(
         out,
         model,
         tokens,
@@ -231,7 +196,7 @@ def weights(
     """
     from interpcore.neurons.weight_study import weight_study
 
-    study = _study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
+    study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
     if full:
         table = weight_study(
             study.model,
@@ -245,7 +210,7 @@ def weights(
     else:
         table = study.weights
     columns = ["w_in_norm", "w_out_norm", "in_out_sim", "vocab_var", "vocab_skew", "vocab_kurt", "null_space"]
-    _show(table.groupby("layer")[columns].median().reset_index(), "Median of each layer.")
+    show(table.groupby("layer")[columns].median().reset_index(), "Median of each layer.")
 
 
 @app.command()
@@ -280,9 +245,9 @@ def dataframe(
         found = {path.stem: summarize_table(read_published(path)) for path in published}
         names = list(dict.fromkeys(name for column in found.values() for name in column))
         columns = {stem: [column.get(name) for name in names] for stem, column in found.items()}
-        _show(pd.DataFrame({"quantity": names} | columns))
+        show(pd.DataFrame({"quantity": names} | columns))
         return
-    study = _study(
+    study = open_study(
         out,
         model,
         tokens,
@@ -290,178 +255,15 @@ def dataframe(
         device=device,
         quiet=quiet,
         protocol=protocol,
-        settings=_settings(protocol, seed, budget),
+        settings=study_settings(protocol, seed, budget),
         memory=memory,
         seed=seed,
         published=published or (),
         universal=universal,
     )
     counts = table_counts(study.table)
-    _show(study.comparison, *(f"{value} {name}" for name, value in counts.items()))
+    show(study.comparison, *(f"{value} {name}" for name, value in counts.items()))
     typer.echo(str(study.step("dataframe") / "artifacts" / "neuron_df.csv"))
-
-
-@app.command()
-def explain(
-    out: Out,
-    tokens: Tokens,
-    model: ModelName = "tiny",
-    features: Annotated[Path | None, typer.Option(help="A feature file of your own.")] = None,
-    unigram_least: Annotated[int, typer.Option(help="Rarer words are no feature.")] = 3000,
-    spacy: Annotated[str | None, typer.Option(help="A spaCy pipeline for parts of speech.")] = None,
-    sequences: Annotated[
-        int | None, typer.Option(min=1, help="Sequences of the pass for labels in context; default: all.")
-    ] = None,
-    memory: Memory = 4.0,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
-    """Which features of the token, the one before, its place and its subset explain each neuron.
-
-    Example: interpcore neurons explain --tokens runs/tokens-tiny --unigram-least 100 --out runs/neurons-tiny
-    """
-    from interpcore.neurons.explanation_study import Options
-
-    study = _study(out, model, tokens, device=device, quiet=quiet, memory=memory)
-    options = Options(
-        features=None if features is None else str(features),
-        unigram_least=unigram_least,
-        spacy=spacy,
-        sequences=sequences,
-    )
-    found = study.explanations(options)
-    best = found.best[found.best.place == 0].nlargest(15, "variance_reduction")
-    _show(found.families)
-    _show(best, f"All tables: {study.step('explain') / 'artifacts'}")
-
-
-@app.command()
-def intervene(
-    out: Out,
-    tokens: Tokens,
-    model: ModelName = "tiny",
-    neurons: Neurons = None,
-    values: Annotated[str, typer.Option(help="Activations to fix neurons to.")] = "-0.17,0,1,2,3,4,5,6",
-    sequences: Sequences = 64,
-    protocol: Paper = Protocol.default,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
-    """Fix neurons and measure loss, entropy, rank and the final norm's scale, which can also be frozen.
-    Without --neurons: those that look most like entropy neurons, and random controls.
-
-    Example: interpcore neurons intervene --tokens runs/tokens-tiny --neurons 3.120,3.7 --out
-    runs/neurons-tiny
-    """
-    from interpcore.neurons.interventions import parse_neurons
-
-    study = _study(
-        out, model, tokens, device=device, quiet=quiet, protocol=protocol, seed=seed, sequences=sequences
-    )
-    chosen = None if neurons is None else parse_neurons(neurons, study.model)
-    try:
-        fixed = [float(value) for value in values.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--values {values!r} is no list of numbers, such as -0.17,0,1.") from error
-    table, _ = study.interventions(chosen, fixed)
-    shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "entropy_change", "rank_change"]
-    _show(table[table.kind != "none"][shown].head(40), f"All rows: {study.step('intervene') / 'artifacts'}")
-
-
-@app.command()
-def deactivation(
-    out: Out,
-    tokens: Tokens,
-    model: ModelName = "tiny",
-    neurons: Neurons = None,
-    first: Annotated[
-        int | None, typer.Option(min=1, help="First position ablated; default: a quarter of the context.")
-    ] = None,
-    sequences: Sequences = 64,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
-    """Which neurons switch attention heads off by sending them to the first token.
-
-    Example: interpcore neurons deactivation --tokens runs/tokens-tiny --out runs/neurons-tiny
-    """
-    from interpcore.neurons.interventions import parse_neurons
-
-    study = _study(out, model, tokens, device=device, quiet=quiet, seed=seed, sequences=sequences)
-    chosen = None if neurons is None else parse_neurons(neurons, study.model)
-    heads, scores, _ = study.deactivation(chosen, first)
-    _show(
-        scores.nlargest(10, "bos_score"), f"{int(scores.deactivates.sum())} neurons above random directions."
-    )
-    strongest = heads.reindex(heads.pearson.abs().sort_values(ascending=False).index)
-    _show(strongest.head(10), f"All rows: {study.step('deactivation') / 'artifacts'}")
-
-
-@app.command()
-def cache(
-    out: Out,
-    tokens: Tokens,
-    neurons: Annotated[str, typer.Option(help="layer.neuron,... or a CSV file with layer and neuron.")],
-    model: ModelName = "tiny",
-    sequences: Annotated[int | None, typer.Option(min=1, help="The first so many; default: all.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the activations on disk: float32 or float16.")] = "float32",
-    protocol: Paper = Protocol.default,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-) -> None:
-    """Save neurons' activations at every token, with its loss, entropy and rank.
-
-    Example: interpcore neurons cache --tokens runs/tokens-tiny --neurons 3.120,0.7 --out runs/neurons-cached
-    """
-    import torch
-
-    from interpcore.neurons.cache import cache as save
-    from interpcore.neurons.interventions import parse_neurons
-
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"--dtype is float32 or float16; got {dtype!r}.")
-    study = _study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
-    found = save(
-        study.model,
-        study.tokens,
-        parse_neurons(neurons, study.model),
-        out,
-        sequences=sequences,
-        dtype=getattr(torch, dtype),
-        protocol=study.protocol,
-        progress=study.progress,
-        command=study.command,
-    )
-    n, context = found.tokens.shape
-    typer.echo(f"{len(found.neurons)} neurons at {n} x {context} tokens: {out / 'artifacts' / 'activations'}")
-
-
-@app.command()
-def view(
-    model: Annotated[str, typer.Argument(help="The study's model.")],
-    layer: Annotated[int, typer.Argument(help="From 0.")],
-    neuron: Annotated[int, typer.Argument(help="From 0.")],
-    out: Out,
-    tokens: MaybeTokens = None,
-    page: Annotated[Path | None, typer.Option(help="Where to; default: OUT/view/LAYER.NEURON.html.")] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Contexts shown.")] = 12,
-    device: Device = "cpu",
-) -> None:
-    """One neuron's page: distribution, contexts, effects on the vocabulary, partners.
-
-    Example: interpcore neurons view tiny 3 120 --tokens runs/tokens-tiny --out runs/neurons-tiny
-    """
-    from interpcore.neurons.view import neuron_page
-    from interpcore.runs import write_bytes
-
-    study = _study(out, model, tokens, device=device, quiet=True)
-    html = neuron_page(out, study.model, layer, neuron, study.shards, examples=examples)
-    page = out / "view" / f"{layer}.{neuron}.html" if page is None else page
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(page, html.encode())
-    typer.echo(str(page))
 
 
 @app.command()
@@ -489,7 +291,7 @@ def report(
     from interpcore.neurons.explanation_study import Options
     from interpcore.neurons.report import write_report
 
-    study = _study(
+    study = open_study(
         out,
         model,
         tokens,
@@ -497,7 +299,7 @@ def report(
         device=device,
         quiet=quiet,
         protocol=protocol,
-        settings=_settings(protocol, seed, budget),
+        settings=study_settings(protocol, seed, budget),
         memory=memory,
         seed=seed,
         sequences=sequences,
@@ -505,66 +307,9 @@ def report(
         universal=universal,
     )
     found = write_report(study, Options(unigram_least=unigram_least))
-    _show(found.comparison, *(f"{value} {name}" for name, value in found.counts.items()))
+    show(found.comparison, *(f"{value} {name}" for name, value in found.counts.items()))
     typer.echo(f"{len(found.figures)} figures: {found.page}")
 
 
-def _settings(protocol: Protocol, seed: int, budget: float) -> Settings:
-    """Of correlations, as `correlate` takes them without options of its own."""
-    from interpcore.neurons.correlate import Settings
-
-    rotation = "published" if protocol is Protocol.paper else "haar"
-    return Settings(rotation=rotation, seed=seed, budget=budget * 1e9)
-
-
-def _study(
-    out: Path,
-    model: str,
-    tokens: Path | None,
-    partner: list[str] | None = None,
-    *,
-    device: str,
-    quiet: bool,
-    protocol: Protocol = Protocol.default,
-    memory: float = 4.0,
-    **options: object,
-) -> NeuronStudy:
-    """The study that these options say."""
-    import interpcore
-    from interpcore.data.tokens import TokenShards
-    from interpcore.neurons.neuron_study import NeuronStudy
-
-    shards = None if tokens is None else TokenShards.open(tokens)
-    names = list(dict.fromkeys(partner or ()))
-    loaded = [interpcore.load(name, device=device) for name in (model, *names)]
-    return NeuronStudy(
-        out,
-        loaded[0],  # type: ignore[arg-type]
-        shards,
-        loaded[1:],  # type: ignore[arg-type]
-        protocol=protocol.value,
-        memory=memory * 1e9,
-        progress=not quiet,
-        command=shlex.join(sys.argv),
-        **options,  # type: ignore[arg-type]
-    )
-
-
-def _show(frame: pd.DataFrame, *notes: str) -> None:
-    """Print a table and notes."""
-    # Cells must stay whole where the output is no terminal, which Rich takes to be 80 columns wide.
-    console = Console(width=max(150, Console().width))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in frame.columns:
-        table.add_column(str(name), justify="left" if frame[name].dtype == object else "right", no_wrap=True)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    console.print(table)
-    for note in notes:
-        console.print(note, highlight=False, style="dim")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.4g}"
-    return "" if value is None else str(value)
+for verb in ("explain", "intervene", "deactivation", "cache", "view"):
+    app.command()(getattr(neurons_chosen, verb))

@@ -4,15 +4,16 @@ A neuron's activation is what the down projection reads (Gurnee et al. 2024, arX
 that this family follows and extends).
 
 Tokens once, all statistics
-    `summarize` (its result is a `summary.Summary`), `moment_errors`, `correlate` with `universal`, `jackknife`,
-    `sketch`.
+    `summarize` (its result is a `summary.Summary`), `moment_errors`, `correlate` with `universal`,
+    `jackknife`, `sketch`.
 Weights
     `weights` (norms folded in, writing weights centred), `cosines`, `composition`, `weight_study`.
 What a neuron responds to
     `features` (rules on tokens in `features.json`), `labels` (in their sequence), `explain`, `positions`,
     `quadrants` (of gated neurons), `explanation_study`.
 What it does
-    `readout` and `interventions` with `intervention_study`, `deactivation` with `deactivation_study`, `cache`.
+    `readout` and `interventions` with `intervention_study`, `deactivation` with `deactivation_study`,
+    `cache`.
 Together
     `dataframe` (one row per neuron), `families`, `published` (tables), `neuron_study.NeuronStudy` (a folder
     with every step), `view` (one neuron's page), `report` (all figures).
