@@ -24,7 +24,7 @@ from interpcore.circuits.live import LiveBatch, live_batches
 from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric, answers_alone
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import ROUTES, batch_size_of
+from interpcore.circuits.parts import ROUTES, fitted
 from interpcore.circuits.request import Request, check_auto, checked, points_of
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.totals import BatchScores, Segments, Totals, score_batch
@@ -36,6 +36,8 @@ from interpcore.runs.checkpoint import Checkpoint
 AUTO_FIRST, AUTO_LAST, AUTO_GAP = 5, 640, 0.02
 # Bytes that a batch takes on a CPU; larger ones are hardly faster.
 CPU_MEMORY = 160 << 20
+# The same where the number of pairs is given: points beyond this come in several forwards.
+GIVEN_SIZE_MEMORY = 1 << 30
 
 
 def attribute(
@@ -84,7 +86,8 @@ def attribute(
         segment: "example", "position" or `Segments` for scores of each apart, in the same pass.
         split: which pairs these are, for the record.
         batch_size: pairs at once; None for what fits `memory`.
-        memory: bytes that a batch may take; None for 160 MB on a CPU, half of what is free on a GPU.
+        memory: bytes that a batch may take; points of an integral beyond it come in several forwards. None
+            for 160 MB on a CPU (1 GB where `batch_size` is given), half of what is free on a GPU.
         checkpoint: file of what has been added up, written now and then and when the run stops; a run that
             finds its own goes on from it and ends with the same bits. Removed at the end.
         progress: show it.
@@ -114,8 +117,9 @@ def attribute(
     if given is not None:
         return _given(request, given, points_of(method, count, nodes), auto, batch_size, split)
     while True:
-        request = replace(request, plan=replace(request.plan, points=points_of(method, count, nodes)))
-        size = batch_size or batch_size_of(request.plan, model, pairs, memory or _memory(model))
+        plan = replace(request.plan, points=points_of(method, count, nodes))
+        size, at_once = fitted(plan, model, pairs, memory or _memory(model, batch_size), batch_size)
+        request = replace(request, plan=replace(plan, at_once=at_once))
         file = None if checkpoint is None else Path(checkpoint)
         if file is not None and auto:
             file = file.with_stem(f"{file.stem}-{count}")
@@ -125,8 +129,10 @@ def attribute(
         count *= 2
 
 
-def _memory(model: Model) -> int:
-    return torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else CPU_MEMORY
+def _memory(model: Model, batch_size: int | None) -> int:
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[0] // 2
+    return CPU_MEMORY if batch_size is None else GIVEN_SIZE_MEMORY
 
 
 def _given(
@@ -172,9 +178,8 @@ def _run(request: Request, size: int, checkpoint: Path | None, progress: bool) -
         totals.resume(file, identity)
     left = [batch for batch in batches if not bool(totals.done[batch.index].all())]
     try:
-        with Progress(
-            request.plan.method, len(batches), done=len(batches) - len(left), shown=progress
-        ) as bar:
+        label = f"{request.plan.method} of {request.pairs.task}"
+        with Progress(label, len(batches), done=len(batches) - len(left), shown=progress) as bar:
             for batch in left:
                 _add(request, batch, totals)
                 if file is not None and file.due:

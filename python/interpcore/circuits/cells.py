@@ -22,6 +22,7 @@ from interpcore.runs import Ledger, cell_seed, sweep, write_tensors
 
 ENOUGH = 0.85
 """Faithfulness that the paper calls enough."""
+FEW = 2
 
 
 def attribute_cell(study: Study, task: str, method: str) -> dict[str, Any]:
@@ -58,6 +59,8 @@ def _attributed(study: Study, task: str, method: Method) -> Scores:
         intervention="patching" if patched else study.intervention(task),
         split="all" if paper else "discovery",
         batch_size=study.batch_size,
+        checkpoint=study.folder.artifact(f"checkpoints/{task}-{method.name}-{study.batch_size}.safetensors"),
+        progress=study.progress,
         **options,
     )
 
@@ -67,16 +70,18 @@ def _exact(study: Study, task: str) -> dict[str, Scores]:
     discovery, _ = study.pairs(task)
     metrics = [study.metric(task), study.metric(task, "kl")]
     with_kl = metrics if metrics[0] != metrics[1] else metrics[:1]
-    found = exact(
-        study.model,
-        discovery,
-        with_kl,
-        graph=study.graph,
-        intervention=study.intervention(task),
-        batch_size=study.eval_batch_size,
-        ledger=Ledger(study.folder.artifact(f"exact/{task}.sqlite")),
-        split="all" if study.options.protocol == "paper" else "discovery",
-    )
+    with Ledger(study.folder.artifact(f"exact/{task}.sqlite")) as ledger:
+        found = exact(
+            study.model,
+            discovery,
+            with_kl,
+            graph=study.graph,
+            intervention=study.intervention(task),
+            batch_size=study.eval_batch_size,
+            ledger=ledger,
+            progress=study.progress,
+            split="all" if study.options.protocol == "paper" else "discovery",
+        )
     return {"exact": found[metrics[0].name], "exact-kl": found[metrics[1].name]}
 
 
@@ -163,7 +168,30 @@ def run_scores(
     for task in tasks:
         task_info(task)
     names = list(dict.fromkeys(_whole(name) for name in methods))
-    return _run(attribute_cell, study, [{"task": t, "method": m} for t in tasks for m in names], progress)
+    grids = [
+        [
+            {"task": task, "method": name}
+            for task in tasks
+            for name in names
+            if method_of(name).exact is exact_ones
+        ]
+        for exact_ones in (False, True)
+    ]
+    # Few cells, or long ones, each show how far they are.
+    shown = [len(grids[0]) <= FEW, True]
+    rows = [
+        row for grid, own in zip(grids, shown, strict=True) for row in _scored(study, grid, progress, own)
+    ]
+    return sorted(rows, key=lambda row: (list(tasks).index(row["task"]), names.index(row["method"])))
+
+
+def _scored(study: Study, grid: list[dict[str, Any]], progress: bool, own: bool) -> list[dict[str, Any]]:
+    """Score cells, with the progress of the sweep or of each cell of its own."""
+    before, study.progress = study.progress, progress and own
+    try:
+        return _run(attribute_cell, study, grid, progress and not own)
+    finally:
+        study.progress = before
 
 
 def _whole(method: str) -> str:

@@ -148,7 +148,8 @@ class _Study:
                 stages[stage] = [s for s in sources if not self._finished(start, stage, s)]
                 done += len(sources) - len(stages[stage])
             todo.append((start, stages))
-        with Progress("exact patching", total, done=done, shown=progress) as shown, torch.no_grad():
+        label = f"exact patching of {self.pairs.task}"
+        with Progress(label, total, done=done, shown=progress) as shown, torch.no_grad():
             for start, stages in todo:
                 if any(stages.values()):
                     self._batch(start, stages, shown)

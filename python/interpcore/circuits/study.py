@@ -121,6 +121,7 @@ class Study:
         folder: where results go.
         batch_size: pairs per pass of attribution; None for what fits memory.
         eval_batch_size: pairs per pass of exact patching and evaluation.
+        progress: whether each cell shows its own.
     """
 
     model: Model
@@ -128,6 +129,7 @@ class Study:
     folder: RunFolder
     batch_size: int | None = None
     eval_batch_size: int = 16
+    progress: bool = False
     _pairs: dict[str, tuple[Pairs, Pairs]] = field(default_factory=dict)
     _scores: dict[tuple[str, str], Scores] = field(default_factory=dict)
     _interventions: dict[str, Intervention] = field(default_factory=dict)
