@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def test_scores_do_not_depend_on_the_batch(method):
         close(other.values, one.values)
         close(other.squares, one.squares)
         close(torch.tensor(other.notes["completeness_gaps"]), torch.tensor(one.notes["completeness_gaps"]))
+
+
+@pytest.mark.parametrize("method", ["eap-ig-inputs", "eap-ig-activations", "clean-corrupted"])
+def test_scores_do_not_depend_on_the_memory(method):
+    model, pairs = load("gpt2"), random_pairs(3, same=1)
+    options = {"method": method, "steps": 3, "nodes": "left", "segment": "position"}
+    whole, *others = (attribute(model, pairs, "kl", **options, memory=m) for m in (1 << 30, 200_000, 1))
+    for other in others:
+        close(other.values, whole.values)
+        close(other.squares, whole.squares)
+        close(other.segments, whole.segments)
+        assert other.notes["completeness_gap"] == pytest.approx(whole.notes["completeness_gap"], abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2"])
@@ -501,9 +514,14 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     seen.clear()
     with pytest.raises(GraphError, match="holds the sums of another run"):
         attribute(model, pairs, **(options | {"steps": 3}), checkpoint=path)
+    shutil.copy(path, tmp_path / "copy.safetensors")
     resumed = attribute(model, pairs, **options, checkpoint=path)
     assert len(seen) == 2
     assert torch.equal(resumed.values.nan_to_num(), whole.values.nan_to_num())
     assert torch.equal(resumed.segments, whole.segments)
     assert resumed.notes == whole.notes
     assert not path.exists()
+    seen.clear()
+    options["batch_size"] = 6
+    close(attribute(model, pairs, **options, checkpoint=tmp_path / "copy.safetensors").values, whole.values)
+    assert sum(map(len, seen)) == 2

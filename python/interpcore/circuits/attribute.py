@@ -89,7 +89,8 @@ def attribute(
         memory: bytes that a batch may take; points of an integral beyond it come in several forwards. None
             for 160 MB on a CPU (1 GB where `batch_size` is given), half of what is free on a GPU.
         checkpoint: file of what has been added up, written now and then and when the run stops; a run that
-            finds its own goes on from it and ends with the same bits. Removed at the end.
+            finds its own goes on from it, and with the same `batch_size` and `memory` ends with the same
+            bits. Removed at the end.
         progress: show it.
     Returns: `Scores`; integrals report their completeness gap in `notes`, (scores leaving `input`) / (total
         change) - 1 in sum and per example.
@@ -173,10 +174,11 @@ def _run(request: Request, size: int, checkpoint: Path | None, progress: bool) -
     model, pairs = answers_alone(request.model, request.pairs, [request.plan.metric])
     batches = list(live_batches(model, pairs, size, request.plan.intervention.skips))
     file = None if checkpoint is None else Checkpoint(checkpoint, totals.nbytes())
-    identity = "" if file is None else request.fingerprint(size)
+    identity = "" if file is None else request.fingerprint()
     if file is not None:
         totals.resume(file, identity)
-    left = [batch for batch in batches if not bool(totals.done[batch.index].all())]
+    open_rows = [(~totals.done[batch.index]).nonzero().flatten().tolist() for batch in batches]
+    left = [batch.rows(rows) for batch, rows in zip(batches, open_rows, strict=True) if rows]
     try:
         label = f"{request.plan.method} of {request.pairs.task}"
         with Progress(label, len(batches), done=len(batches) - len(left), shown=progress) as bar:

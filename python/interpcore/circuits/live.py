@@ -81,7 +81,7 @@ class LiveBatch:
         """Some of its pairs."""
         if len(rows) == len(self.index):
             return self
-        at = torch.tensor(list(rows))
+        at = torch.tensor(list(rows), dtype=torch.int64)
         return LiveBatch(self.model, self.index[at], self.pairs.rows(at), self.start)
 
 

@@ -31,6 +31,7 @@ class Plan:
         points: on the path from corrupted (0) to clean (1), and their weights.
         intervention: what corrupted sources write.
         rules: local rules of the walk.
+        at_once: points in one forward at most.
     """
 
     method: str
@@ -38,6 +39,15 @@ class Plan:
     points: tuple[Sequence[float], Sequence[float]]
     intervention: Intervention
     rules: Rules
+    at_once: int = 1 << 20
+
+    def chunks(self) -> Iterator[tuple[list[float], list[float]]]:
+        """Points and weights of one forward after another, of about equal number."""
+        points, weights = self.points
+        count = -(-len(points) // self.at_once)
+        for i in range(count):
+            some = slice(i * len(points) // count, (i + 1) * len(points) // count)
+            yield list(points[some]), list(weights[some])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,33 +72,45 @@ def parts(batch: LiveBatch, plan: Plan) -> Iterator[Part]:
     if plan.method in ("eap-ig-activations", "path-ig"):
         yield from _along_activations(batch, plan)
     else:
-        yield _along_inputs(batch, plan)
+        yield from _along_inputs(batch, plan)
 
 
-def _along_inputs(batch: LiveBatch, plan: Plan) -> Part:
-    """Gradients between the two prompts' embeddings; an end that is one of the points is not run twice."""
-    at, weights = plan.points
+def _along_inputs(batch: LiveBatch, plan: Plan) -> Iterator[Part]:
+    """Gradients between the two prompts' embeddings; an end among the first forward's points is not run
+    twice."""
     n, patches = len(batch.pairs), plan.intervention.skips
+    (at, weights), *others = plan.chunks()
     rows = {end: range(at.index(end) * n, (at.index(end) + 1) * n) for end in (1.0, 0.0) if end in at}
     ends = {}
     for end, tokens in ((1.0, batch.clean), (0.0, batch.corrupted)):
         if end not in rows and (end == 1.0 or patches):
             ends[end] = batch.run(tokens)
-    clean_logits = ends[1.0][1] if 1.0 in ends else at.index(1.0)
-    edits = [] if list(at) == [1.0] else [_embeddings(batch, at)]
-    points, recorded = linearised(
-        batch, batch.clean, edits, weights, plan.metric, plan.rules, clean_logits, list(rows.values())
-    )
+    reference = ends[1.0][1] if 1.0 in ends else at.index(1.0)
+    points, recorded = _between(batch, plan, at, weights, reference, list(rows.values()))
     for end, sources in zip(rows, recorded, strict=True):
         ends[end] = sources, points.logits[at.index(end)]
     clean, logits = ends[1.0]
-    if not patches:
-        return Part(
-            points, written(batch.model, plan.intervention.constants(clean) - clean), slice(None), None
-        )
-    corrupted, corrupted_logits = ends[0.0]
-    change = _change(batch, plan.metric, logits, corrupted_logits)
-    return Part(points, written(batch.model, corrupted - clean), slice(None), change)
+    corrupted, change = plan.intervention.constants(clean) if not patches else ends[0.0][0], None
+    if patches:
+        change = _change(batch, plan.metric, logits, ends[0.0][1])
+    difference = written(batch.model, corrupted - clean)
+    yield Part(points, difference, slice(None), change)
+    del points
+    for at, weights in others:
+        yield Part(_between(batch, plan, at, weights, logits)[0], difference, slice(None), change)
+
+
+def _between(
+    batch: LiveBatch,
+    plan: Plan,
+    at: Sequence[float],
+    weights: Sequence[float],
+    clean: Tensor | int,
+    sources_of: Sequence[range] = (),
+) -> tuple[Points, list[Sources]]:
+    """The batch linearised at some points; arguments as in `linearised`."""
+    edits = [] if list(at) == [1.0] else [_embeddings(batch, at)]
+    return linearised(batch, batch.clean, edits, weights, plan.metric, plan.rules, clean, sources_of)
 
 
 def _embeddings(batch: LiveBatch, at: Sequence[float]) -> Edit:
@@ -123,14 +145,14 @@ def _along_activations(batch: LiveBatch, plan: Plan) -> Iterator[Part]:
     difference = written(model, corrupted - clean)
     own = plan.method == "path-ig"
     groups = list(_groups(model, clean, own))
-    at, weights = plan.points
     for sources, site, depth, value in groups:
         moved = difference[sources].sum(0) / (model.spec.embed_scale if site == "embed" else 1.0)
-        values = torch.cat([value + (1 - point) * moved for point in at])
-        edit = Edit(site, depth, batch.positions, Replace(values))
-        scaled = list(weights) if own else [w / len(groups) for w in weights]
-        points, _ = linearised(batch, batch.clean, [edit], scaled, plan.metric, plan.rules, logits)
-        yield Part(points, difference, sources if own else slice(None), change)
+        for at, weights in plan.chunks():
+            values = torch.cat([value + (1 - point) * moved for point in at])
+            edit = Edit(site, depth, batch.positions, Replace(values))
+            scaled = weights if own else [w / len(groups) for w in weights]
+            points, _ = linearised(batch, batch.clean, [edit], scaled, plan.metric, plan.rules, logits)
+            yield Part(points, difference, sources if own else slice(None), change)
 
 
 def _groups(model: Model, clean: Sources, single: bool) -> Iterator[tuple[slice, str, int | None, Tensor]]:
@@ -146,13 +168,23 @@ def _groups(model: Model, clean: Sources, single: bool) -> Iterator[tuple[slice,
         yield slice(first + heads, first + heads + 1), "mlp_out", layer, mlp
 
 
-def batch_size_of(plan: Plan, model: Model, pairs: Pairs, memory: int) -> int:
-    """Pairs at once for which a batch takes about `memory` bytes, at least 1."""
+def fitted(
+    plan: Plan, model: Model, pairs: Pairs, memory: int, batch_size: int | None = None
+) -> tuple[int, int]:
+    """Pairs and points of one forward that take about `memory` bytes, at least 1 of each.
+
+    Args:
+        plan: how many points there are.
+        model, pairs: sizes.
+        memory: bytes.
+        batch_size: pairs, where that is settled.
+    """
     spec, itemsize = model.spec, model.embedding.element_size()
-    layers, length = model.plan.n_calls, int(pairs.lengths.max())
+    layers, length, points = model.plan.n_calls, int(pairs.lengths.max()), len(plan.points[0])
     kept = 3 * spec.d_model + 2 * spec.n_heads * spec.d_head + (2 if spec.gated else 1) * spec.d_mlp
     kept += spec.n_heads * length
     sources, inputs = 1 + layers * (spec.n_heads + 1), 4 * (spec.n_heads + 2 * spec.n_kv_heads + 1)
-    per_token = len(plan.points[0]) * (layers * kept + 4 * spec.d_mlp) + (sources + inputs) * spec.d_model
-    logits = 4 * len(plan.points[0]) * spec.vocab_size
-    return max(1, memory // (itemsize * (length * per_token + logits)))
+    fixed = itemsize * length * (sources + inputs) * spec.d_model
+    each = itemsize * (length * (layers * kept + 4 * spec.d_mlp) + 4 * spec.vocab_size)
+    size = batch_size or max(1, memory // (fixed + points * each))
+    return size, max(1, min(points, (memory // size - fixed) // each))

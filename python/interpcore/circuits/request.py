@@ -57,8 +57,8 @@ class Request:
             said["rules"] = str(self.plan.rules)
         return said | ({"qk_fix": True} if self.qk_fix else {})
 
-    def fingerprint(self, batch_size: int) -> str:
-        """A hash of everything that the sums of a run depend on."""
+    def fingerprint(self) -> str:
+        """A hash of everything that the sums of a run depend on, but for the last bits."""
         means = self.plan.intervention.means
         tensors = {
             "clean": self.pairs.clean,
@@ -82,7 +82,6 @@ class Request:
             self.level,
             self.drops,
             self.qk_fix,
-            batch_size,
         )
         return f"{tensors_hash(tensors)} {said}"
 
