@@ -79,8 +79,8 @@ def cases() -> Iterator[Case]:
     for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
         yield Case("column_moments", "triton", dtype, matrix)
         yield Case("activation_moments", "triton", dtype, matrix)
-    for dtype, sizes in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
-        yield Case("comoments", "triton", dtype, sizes)
+    for dtype, sides in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
+        yield Case("comoments", "triton", dtype, sides)
     # S, D, B, P, d: odd, a layer of GPT-2 small, a layer of GPT-2 XL
     edges = ((33, 70, 3, 5, 123), (145, 37, 8, 16, 768), (1249, 76, 2, 16, 1600))
     for dtype, sizes in itertools.product(DTYPES, edges):
