@@ -174,7 +174,7 @@ def _keep_extreme(best: Tensor, index: Tensor, r: Tensor, rows: slice, number: T
     if keys.shape[1] > 4 * k:
         # Everything that reaches the k-th value of its row, ties included, in order of number.
         least = keys.topk(k, dim=1).values[:, -1:]
-        reached = keys >= least
+        reached = (keys >= least) & (keys > -torch.inf)
         width = int(reached.sum(1).max())
         chosen = torch.where(reached, number - number[0], len(number)).topk(
             width, dim=1, largest=False, sorted=True
