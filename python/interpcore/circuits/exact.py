@@ -303,10 +303,12 @@ class _Part:
             logits = self.rows.suffix.logits(waiting[0].layer, streams, waiting[0].first)
             source = torch.cat([change.source for change in waiting])
             column = torch.cat([change.column for change in waiting])
-            for i, metric in enumerate(study.metrics):
-                effect = (self.before[i] - metric(logits, self.pairs, self.logits)).double().cpu()
-                sums[i, 0, source, column] = effect.sum(1)
-                sums[i, 1, source, column] = effect.square().sum(1)
+            for part in torch.arange(len(logits)).split(_in_cache(logits)):
+                for i, metric in enumerate(study.metrics):
+                    found = metric(logits[part[0] : part[-1] + 1], self.pairs, self.logits)
+                    effect = (self.before[i] - found).double().cpu()
+                    sums[i, 0, source[part], column[part]] = effect.sum(1)
+                    sums[i, 1, source[part], column[part]] = effect.square().sum(1)
             waiting.clear()
 
         for change in self._changes(stage, sources, room):
@@ -334,3 +336,9 @@ class _Part:
             nodes = self.study.level == "node"
             for change in self.rows.nodes(source) if nodes else self.rows.neurons(source, room):
                 yield change._replace(source=torch.full_like(change.source, i))
+
+
+def _in_cache(logits: Tensor) -> int:
+    """How many copies of logits [copies, batch, vocabulary] stay in a CPU's caches from one metric to the
+    next; all of them on a GPU."""
+    return len(logits) if logits.is_cuda else max(1, 2**21 // logits[0].numel())
