@@ -200,7 +200,7 @@ def test_refusals_are_one_sentence(words, sentence, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_tiny_seeds_end_to_end(tmp_path):
-    """About 4 minutes: three seeds, 120 thousand tokens. Universal neurons fire seldom, with heavy tails and
+    """About 5 minutes: three seeds, 120 thousand tokens. Universal neurons fire seldom, with heavy tails and
     negative biases, as published."""
     assert neurons("tokens", "tiny", "--context", 128, "--out", tmp_path / "tokens", "--quiet").exit_code == 0
     done = neurons(

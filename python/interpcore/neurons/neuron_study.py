@@ -162,9 +162,15 @@ class NeuronStudy:
         if not self.partners:
             return None
         models = [self.model, *self.partners]
-        with RunFolder.open_or_create(self.step("correlation"), self.card("correlation", models)) as run:
+        settings = self.settings or Settings()
+        taken = {
+            name: str(getattr(settings, name))
+            for name in ("similarity", "rotation", "draws", "seed", "groups")
+        }
+        card = self.card("correlation", models, **taken)
+        with RunFolder.open_or_create(self.step("correlation"), card) as run:
             found = correlate(
-                models, self.tokens, self.settings, folder=run.artifact("sums"), progress=self.progress
+                models, self.tokens, settings, folder=run.artifact("sums"), progress=self.progress
             )
             assert found is not None
             for (a, b), partners in found.partners.items():
