@@ -10,6 +10,8 @@ from torch import Tensor
 
 from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
 
+# Columns added at once: copies of them stay in the cache.
+_COLUMNS = 512
 GROUPINGS = ("position", "token", "previous")
 
 
@@ -79,17 +81,22 @@ class GroupSums:
         if self.grouping == "previous":
             values, group = values[group >= 0], group[group >= 0]
         self._count += torch.bincount(group, minlength=len(self._count))
-        off = values.double() - self.shift
-        if not all_finite(values):
-            row, column = (~values.isfinite()).nonzero(as_tuple=True)
+        finite = None if all_finite(values) else values.isfinite()
+        if finite is not None:
+            row, column = (~finite).nonzero(as_tuple=True)
             place = group[row] * len(self.shift) + column
             self._add_missing(torch.stack((place, torch.ones_like(place))))
-            off[row, column] = 0
-            values = values.index_put((row, column), values.new_zeros(()))
-        if self._active is not None:
-            _add_rows(self._active, group, (values > 0).int())
-        _add_rows(self._total, group, off)
-        _add_rows(self._square, group, off.square_())
+        for start in range(0, len(self.shift), _COLUMNS):
+            some = slice(start, start + _COLUMNS)
+            x = values[:, some]
+            off, positive = x.double().sub_(self.shift[some]), x > 0
+            if finite is not None:
+                off[~finite[:, some]] = 0
+                positive &= finite[:, some]
+            if self._active is not None:
+                _add_rows(self._active[:, some], group, positive)
+            _add_rows(self._total[:, some], group, off)
+            _add_rows(self._square[:, some], group, off.square_())
 
     def _add_missing(self, listed: Tensor) -> None:
         place, at = torch.cat((self._missing[0], listed[0])).unique(return_inverse=True)
