@@ -18,7 +18,7 @@ from families import CONFIGS, transformers_model
 from patched_case import random_pairs
 
 import interpcore
-from interpcore.circuits import Graph, GraphError, Metric, Pairs
+from interpcore.circuits import Graph, GraphError, Metric, Pairs, load_scores, save_scores
 from interpcore.circuits.ablated import ablate
 from interpcore.circuits.attribute import attribute
 from interpcore.circuits.interventions import Intervention
@@ -126,7 +126,8 @@ def test_scores_do_not_depend_on_the_batch(method):
     for other in others:
         close(other.values, one.values)
         close(other.squares, one.squares)
-        close(torch.tensor(other.notes["completeness_gaps"]), torch.tensor(one.notes["completeness_gaps"]))
+        for gap, first in zip(other.notes["completeness_gaps"], one.notes["completeness_gaps"], strict=True):
+            assert gap == pytest.approx(first, rel=1e-5) if first is not None else gap is None
 
 
 @pytest.mark.parametrize("method", ["eap-ig-inputs", "eap-ig-activations", "clean-corrupted"])
@@ -159,6 +160,19 @@ def test_scores_leaving_the_input_add_up_to_the_whole_change(family):
     # The midpoint rule's error falls with the square of the number of steps.
     assert gaps[64, "midpoint"] < gaps[16, "midpoint"] / 8
     assert gaps[64, "gauss"] < 1e-4
+
+
+def test_pairs_of_equal_prompts_score_nothing(tmp_path):
+    model, pairs = load("gpt2"), random_pairs(3, same=2)
+    alike = replace(pairs, corrupted=torch.cat([pairs.corrupted[:2], pairs.clean[2:]]))
+    found = attribute(model, alike, segment="example")
+    assert float(found.segments[2].abs().max()) < 1e-12 < float(found.segments[0].abs().max())
+    assert found.notes["completeness_gaps"][2] is None
+    nothing = attribute(model, replace(pairs, corrupted=pairs.clean), "logit_diff", "eap-ig-inputs")
+    assert float(nothing.values.nan_to_num().abs().max()) < 1e-12
+    assert nothing.notes["completeness_gap"] is None
+    save_scores(nothing, tmp_path / "none.safetensors")
+    assert load_scores(tmp_path / "none.safetensors")[0].notes == nothing.notes
 
 
 def test_steps_double_until_the_gap_is_small():

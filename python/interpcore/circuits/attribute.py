@@ -10,9 +10,11 @@ with G_b the metric's gradient at destination b's input: on the clean prompt (EA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -215,12 +217,22 @@ def _add(request: Request, batch: LiveBatch, totals: Totals) -> None:
         totals.add(batch.rows(rows), found)
 
 
+def _gaps(totals: Totals, pairs: Pairs) -> dict[str, Any]:
+    """Completeness gaps in sum and of each pair, None where nothing changes."""
+    differ = pairs.first_difference < pairs.lengths
+    each = [
+        gap if there and math.isfinite(gap) else None
+        for gap, there in zip(totals.gaps.tolist(), differ.tolist(), strict=True)
+    ]
+    whole = totals.gap if bool(differ.any()) and math.isfinite(totals.gap) else None
+    return {"completeness_gap": whole, "completeness_gaps": each}
+
+
 def _scores(request: Request, totals: Totals, split: str) -> Scores:
     plan, n = request.plan, len(request.pairs)
     notes = request.notes()
     if plan.intervention.skips and not request.drops:
-        notes["completeness_gap"] = totals.gap
-        notes["completeness_gaps"] = totals.gaps.tolist()
+        notes |= _gaps(totals, request.pairs)
     edges = request.level == "edge"
     unscored = torch.full(tuple(request.graph.legal.shape), torch.nan)
     segments = totals.segments
