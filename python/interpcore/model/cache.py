@@ -120,7 +120,10 @@ class Cache:
         if self.edits:
             raise ValueError("A cache that was filled under edits cannot be repeated; fill one per copy.")
         last = self.segments[-1]
-        buffer = Buffer(*({s: x.repeat(times, 1, 1, 1) for s, x in part.items()} for part in last.kept()))
+        keys, values = (
+            {slot: x.repeat(times, 1, 1, 1) for slot, x in part.items()} for part in last.kept()
+        )
+        buffer = Buffer(keys, values)
         segment = Segment(buffer, last.tokens.repeat(times, 1), last.lengths.repeat(times), last.first)
         buffer.owner = segment
         return Cache((*self.segments[:-1], segment), self.plan, self.edits, self.model)
