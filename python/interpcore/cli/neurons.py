@@ -31,9 +31,9 @@ from interpcore.cli.neurons_options import (
     Tokens,
     Universal,
     open_study,
-    show,
     study_settings,
 )
+from interpcore.cli.tables import show
 
 app = typer.Typer(help="Neurons: statistics, universality, explanations, effects.", no_args_is_help=True)
 

@@ -21,8 +21,8 @@ from interpcore.cli.neurons_options import (
     Sequences,
     Tokens,
     open_study,
-    show,
 )
+from interpcore.cli.tables import show
 
 
 def explain(

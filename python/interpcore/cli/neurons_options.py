@@ -1,4 +1,4 @@
-"""What the commands of `interpcore neurons` share: their options, the study that these say, and tables."""
+"""What the commands of `interpcore neurons` share: their options and the study that these say."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from interpcore.neurons.correlate import Settings
     from interpcore.neurons.neuron_study import NeuronStudy
 
@@ -103,23 +99,3 @@ def open_study(
         command=shlex.join(sys.argv),
         **options,  # type: ignore[arg-type]
     )
-
-
-def show(frame: pd.DataFrame, *notes: str) -> None:
-    """Print a table and notes."""
-    # Cells must stay whole where the output is no terminal, which Rich takes to be 80 columns wide.
-    console = Console(width=max(150, Console().width))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in frame.columns:
-        table.add_column(str(name), justify="left" if frame[name].dtype == object else "right", no_wrap=True)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    console.print(table)
-    for note in notes:
-        console.print(note, highlight=False, style="dim")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.4g}"
-    return "" if value is None else str(value)
