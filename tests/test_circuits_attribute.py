@@ -188,6 +188,17 @@ def test_steps_double_until_the_gap_is_small():
     assert abs(before.notes["completeness_gap"]) >= 0.02
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_narrower_models_score_the_same(family, dtype, tolerance):
+    narrow = interpcore.load(transformers_model(family, dtype=dtype))
+    for options in ({"method": "eap-ig-inputs", "steps": 3}, {"method": "eap", "qk_fix": True}):
+        exact, found = (
+            attribute(m, random_pairs(3, same=2), **options).values for m in (load(family), narrow)
+        )
+        assert float((found - exact).nan_to_num().norm()) <= tolerance * float(exact.nan_to_num().norm())
+
+
 def test_both_ends_are_eap_there_and_back():
     model, pairs = load("llama"), random_pairs(3, same=1)
     both = attribute(model, pairs, "logit_diff", "clean-corrupted").values
