@@ -1,0 +1,342 @@
+"""The problems that bench/gpu_check.py runs: for each op its inputs, ours, the definition and plain torch."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from interpcore import ops
+from interpcore.ops import reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Results = Tensor | tuple[Tensor, ...]
+
+
+class Case(NamedTuple):
+    """One kernel on one problem."""
+
+    op: str
+    backend: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.backend} {str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+class Problem(NamedTuple):
+    """A case's inputs, ready to run: ours, the exact result, plain torch, bytes moved and operations."""
+
+    run: Callable[[], Results]
+    exact: Callable[[], Results]
+    plain: Callable[[], Results]
+    bytes: int
+    flops: int
+
+
+def cases() -> Iterator[Case]:
+    """Every case: odd shapes for correctness, large ones for speed."""
+    rows = ((2, 3, 5, 123), (1, 1, 1, 12000), (4, 64, 128, 768), (1, 256, 128, 4096))
+    for backend, dtype, shape in itertools.product(("triton", "cuda"), DTYPES, rows):
+        yield Case("norm_vjp", backend, dtype, shape)
+    for dtype, shape in itertools.product(DTYPES, rows):
+        yield Case("norm_jvp", "triton", dtype, shape)
+    for op, dtype in itertools.product(("gate", "gate both", "gate sum"), DTYPES):
+        for shape in ((2, 3, 5, 123), (1, 256, 16, 11008), (8, 16, 64, 3072)):
+            yield Case(op, "triton", dtype, shape)
+    # B, C, P, H, G, e, T, live: odd, one Jacobian after a cached prefix, one of grouped heads, a long context
+    attention = (
+        (2, 3, 5, 4, 2, 24, 70, 7),
+        (1, 768, 7, 12, 12, 64, 71, 7),
+        (1, 256, 7, 32, 8, 128, 71, 7),
+        (8, 1, 512, 12, 12, 64, 512, 512),
+    )
+    for op, dtype, problem in itertools.product(("attn_vjp", "attn_jvp"), DTYPES, attention):
+        yield Case(op, "triton", dtype, problem)
+    for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
+        yield Case("column_moments", "triton", dtype, matrix)
+        yield Case("activation_moments", "triton", dtype, matrix)
+    for dtype, sides in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
+        yield Case("comoments", "triton", dtype, sides)
+    # S, D, B, P, d: odd, a layer of GPT-2 small, a layer of GPT-2 XL
+    edges = ((33, 70, 3, 5, 123), (145, 37, 8, 16, 768), (1249, 76, 2, 16, 1600))
+    for dtype, sizes in itertools.product(DTYPES, edges):
+        yield Case("edge_scores", "triton", dtype, sizes)
+    for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
+        yield Case("product", "cuda", dtype, size)
+
+
+def norm_vjp_problem(case: Case) -> Problem:
+    """g [B, C, P, d] with a weight and a residual."""
+    b, c, p, d = case.shape
+    make = torch.Generator(device="cuda").manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=make, device="cuda").to(case.dtype)
+
+    g, normed, weight, residual = random(b, c, p, d), random(b, p, d), random(d), random(b, c, p, d)
+    rstd = torch.rand(b, p, generator=make, device="cuda") + 0.5
+    args = (g, normed, rstd, weight, residual)
+
+    def plain() -> Tensor:
+        n, s = normed[:, None], g * weight
+        inner = s - s.mean(-1, keepdim=True) - n * (s * n).mean(-1, keepdim=True)
+        return inner * rstd.to(g.dtype)[:, None, :, None] + residual
+
+    out = torch.full_like(g, float("nan"))
+    return Problem(
+        run=lambda: ops.norm_vjp(*args, backend=case.backend, out=out),
+        exact=lambda: reference.norm_vjp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (*args, out)),
+        flops=10 * g.numel(),
+    )
+
+
+def norm_jvp_problem(case: Case) -> Problem:
+    """t [B, C, P, d] with a weight."""
+    b, c, p, d = case.shape
+    random = generator(case)
+    t, normed, weight = random(b, c, p, d), random(b, p, d), random(d)
+    rstd = random(b, p).float().abs() + 0.5
+    args = (t, normed, rstd, weight)
+
+    def plain() -> Tensor:
+        n = normed[:, None]
+        inner = t - t.mean(-1, keepdim=True) - n * (t * n).mean(-1, keepdim=True)
+        return inner * rstd.to(t.dtype)[:, None, :, None] * weight
+
+    out = torch.full_like(t, float("nan"))
+    return Problem(
+        run=lambda: ops.norm_jvp(*args, backend=case.backend, out=out),
+        exact=lambda: reference.norm_jvp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (*args, out)),
+        flops=9 * t.numel(),
+    )
+
+
+def gate_problem(case: Case) -> Problem:
+    """x [B, C, P, m] with one factor, with two, or with a second input."""
+    b, c, p, m = case.shape
+    random = generator(case)
+    x, x2, f, f2 = random(b, c, p, m), random(b, c, p, m), random(b, p, m), random(b, p, m)
+    kind = case.op.removeprefix("gate").strip()
+    arguments: dict[str, Any] = {"x": x, "factor": f}
+    if kind:
+        arguments |= {"x2": x2 if kind == "sum" else None, "factor2": f2}
+
+    def plain() -> Results:
+        first = x * f[:, None]
+        if kind == "both":
+            return first, x * f2[:, None]
+        return first + x2 * f2[:, None] if kind == "sum" else first
+
+    moved = 2 if kind == "" else 3
+    return Problem(
+        run=lambda: ops.gate(**arguments, backend=case.backend),
+        exact=lambda: reference.gate(**arguments),
+        plain=plain,
+        bytes=moved * x.nbytes + (moved - 1) * f.nbytes,
+        flops=(moved - 1) * x.numel(),
+    )
+
+
+def attention(case: Case) -> dict[str, Tensor]:
+    """q, k, v, a causal pattern and the key-value covariance of B, C, P, H, G, e, T, live."""
+    b, _, p, h, g, e, t, _ = case.shape
+    random = generator(case)
+    visible = torch.arange(t, device="cuda") <= torch.arange(p, device="cuda")[:, None] + t - p
+    scores = random(b, p, h, t).float().masked_fill(~visible[:, None], float("-inf"))
+    at = {"q": random(b, p, h, e), "k": random(b, t, g, e), "v": random(b, t, g, e)}
+    at["pattern"] = scores.softmax(-1).to(case.dtype)
+    return at
+
+
+def attn_vjp_problem(case: Case) -> Problem:
+    """g [B, C, P, H, e]; plain torch goes through the keys, [C, P, H, T] at a time."""
+    b, c, p, h, g, e, t, live = case.shape
+    at, scale = attention(case), e**-0.5
+    cotangent = generator(case)(b, c, p, h, e)
+    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    args = (cotangent, *at.values(), live, scale)
+
+    def plain() -> tuple[Tensor, ...]:
+        k, v = (at[n].repeat_interleave(h // g, 2) for n in ("k", "v"))
+        a = at["pattern"][:, None]
+        dp = torch.einsum("bcphe,bthe->bcpht", cotangent, v)
+        ds = a * (dp - (a * dp).sum(-1, keepdim=True)) * scale
+        dk = torch.einsum("bcpht,bphe->bcthe", ds[..., t - live :], at["q"])
+        dv = torch.einsum("bpht,bcphe->bcthe", at["pattern"][..., t - live :], cotangent)
+        dk, dv = (x.unflatten(3, (g, -1)).sum(4) for x in (dk, dv))
+        return torch.einsum("bcpht,bthe->bcphe", ds, k), dk, dv
+
+    keys = cotangent.new_full((2, b, c, live, g, e), float("nan"))
+    out = (torch.full_like(cotangent, float("nan")), keys[0], keys[1])
+    return Problem(
+        run=lambda: ops.attn_vjp(*args, key_value=kept, backend=case.backend, out=out),
+        exact=lambda: reference.attn_vjp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (cotangent, *at.values(), kept, *out)),
+        flops=b * c * p * h * e * (2 * e + 6 * live),
+    )
+
+
+def attn_jvp_problem(case: Case) -> Problem:
+    """Tangents tq [B, C, P, H, e], tk and tv [B, C, live, G, e]."""
+    b, c, p, h, g, e, t, live = case.shape
+    at, scale, random = attention(case), e**-0.5, generator(case)
+    tq, tk, tv = random(b, c, p, h, e), random(b, c, live, g, e), random(b, c, live, g, e)
+    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    args = (tq, tk, tv, *at.values(), scale)
+
+    def plain() -> Tensor:
+        k, v = (at[n].repeat_interleave(h // g, 2) for n in ("k", "v"))
+        a = at["pattern"][:, None]
+        ts = torch.einsum("bcphe,bthe->bcpht", tq, k)
+        ts[..., t - live :] += torch.einsum("bphe,bcthe->bcpht", at["q"], tk.repeat_interleave(h // g, 3))
+        ta = a * (ts - (a * ts).sum(-1, keepdim=True)) * scale
+        own = torch.einsum(
+            "bpht,bcthe->bcphe", at["pattern"][..., t - live :], tv.repeat_interleave(h // g, 3)
+        )
+        return torch.einsum("bcpht,bthe->bcphe", ta, v) + own
+
+    out = torch.full_like(tq, float("nan"))
+    return Problem(
+        run=lambda: ops.attn_jvp(*args, key_value=kept, backend=case.backend, out=out),
+        exact=lambda: reference.attn_jvp(*args),
+        plain=plain,
+        bytes=sum(x.nbytes for x in (tq, tk, tv, *at.values(), kept, out)),
+        flops=b * c * p * h * e * (2 * e + 6 * live),
+    )
+
+
+def column_moments_problem(case: Case) -> Problem:
+    """x [T, N] with a threshold; the results compared are mean, variance, kurtosis and frequency."""
+    x = generator(case)(*case.shape)
+
+    def parts(backend: str) -> Results:
+        m = ops.column_moments(x, thresholds=(0.0,), backend=backend)
+        return m.mean, m.variance, m.kurtosis, m.frequency
+
+    def plain() -> Results:
+        mean = x.mean(0)
+        d = x - mean
+        variance = d.square().mean(0)
+        kurtosis = d.pow(4).mean(0) / variance.square()
+        return mean, variance, kurtosis, (x > 0).to(x.dtype).mean(0)[None]
+
+    return Problem(
+        run=lambda: parts(case.backend),
+        exact=lambda: parts("reference"),
+        plain=plain,
+        bytes=x.nbytes,
+        flops=9 * x.numel(),
+    )
+
+
+def comoments_problem(case: Case) -> Problem:
+    """x [T, N] and y [T, N']; the result compared is the correlation."""
+    rows, n, m = case.shape
+    make = generator(case)
+    x, y = make(rows, n), make(rows, m)
+    pilot_x, pilot_y = ops.Pilot.of(x[:512]), ops.Pilot.of(y[:512])
+
+    def ours() -> Results:
+        found = ops.comoments(x, y, pilot_x=pilot_x, pilot_y=pilot_y, backend=case.backend)
+        return found.correlation
+
+    def plain() -> Results:
+        a, b = x - x.mean(0), y - y.mean(0)
+        return (a.t() @ b) / (a.norm(dim=0)[:, None] * b.norm(dim=0))
+
+    return Problem(
+        run=ours,
+        exact=lambda: ops.comoments(x, y, backend="reference").correlation,
+        plain=plain,
+        bytes=x.nbytes + y.nbytes,
+        flops=2 * rows * n * m,
+    )
+
+
+def activation_moments_problem(case: Case) -> Problem:
+    """x [T, N] through a GELU; compared are the activation and both sides' mean and variance."""
+    x = generator(case)(*case.shape)
+
+    def parts(backend: str) -> Results:
+        sides = [ops.RunningMoments(case.shape[1], device="cuda") for _ in range(2)]
+        post = ops.activation_moments(x, "gelu_tanh", sides[0], sides[1], backend=backend)
+        found = [side.result() for side in sides]
+        return post, *(y for m in found for y in (m.mean, m.variance))
+
+    def plain() -> Results:
+        post = torch.nn.functional.gelu(x, approximate="tanh")
+        return post, x.mean(0), x.var(0, correction=0), post.mean(0), post.var(0, correction=0)
+
+    return Problem(
+        run=lambda: parts(case.backend),
+        exact=lambda: parts("reference"),
+        plain=plain,
+        bytes=2 * x.nbytes,
+        flops=30 * x.numel(),
+    )
+
+
+def edge_scores_problem(case: Case) -> Problem:
+    """differences [S, B, P, d] and gradients [D, B, P, d] of a serial model's growing prefixes."""
+    s, t, b, p, d = case.shape
+    make = generator(case)
+    difference, grad = make(s, b, p, d), make(t, b, p, d)
+    prefix = [1 + (s - 1) * i // t for i in range(t)]
+    legal = torch.arange(s, device="cuda")[:, None] < torch.tensor(prefix, device="cuda")
+
+    def plain() -> Results:
+        return (difference.flatten(1) @ grad.flatten(1).T) * legal
+
+    return Problem(
+        run=lambda: ops.edge_scores(difference, grad, prefix, backend=case.backend)[0][0],
+        exact=lambda: reference.edge_scores(difference, grad, prefix)[0][0],
+        plain=plain,
+        bytes=difference.nbytes + grad.nbytes,
+        flops=2 * sum(prefix) * b * p * d,
+    )
+
+
+def generator(case: Case) -> Callable[..., Tensor]:
+    """Random tensors of the case's dtype, the same ones in every run."""
+    make = torch.Generator(device="cuda").manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=make, device="cuda").to(case.dtype)
+
+
+def product_problem(case: Case) -> Problem:
+    """x [rows, k] @ weight [k, n], the weight stored out-by-in."""
+    rows, k, n = case.shape
+    make = torch.Generator(device="cuda").manual_seed(0)
+    x = torch.randn(rows, k, generator=make, device="cuda").to(case.dtype)
+    weight = torch.randn(n, k, generator=make, device="cuda").to(case.dtype).t()
+    return Problem(
+        run=lambda: ops.product(x, weight, out_dtype=torch.float32),
+        exact=lambda: reference.product(x, weight),
+        plain=lambda: x @ weight,
+        bytes=x.nbytes + weight.nbytes + 4 * rows * n,
+        flops=2 * rows * k * n,
+    )
+
+
+PROBLEMS = {
+    "edge_scores": edge_scores_problem,
+    "norm_vjp": norm_vjp_problem,
+    "norm_jvp": norm_jvp_problem,
+    "gate": gate_problem,
+    "gate both": gate_problem,
+    "gate sum": gate_problem,
+    "attn_vjp": attn_vjp_problem,
+    "attn_jvp": attn_jvp_problem,
+    "column_moments": column_moments_problem,
+    "activation_moments": activation_moments_problem,
+    "comoments": comoments_problem,
+    "product": product_problem,
+}
