@@ -72,7 +72,7 @@ def correlate_by_sketch(
     *,
     buckets: int = 16384,
     threshold: float = 0.5,
-    deviations: float = 5.0,
+    deviations: float = 4.0,
     names: Sequence[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
