@@ -3,11 +3,14 @@ an input of its own."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
+from families import transformers_model
 from torch import Tensor
 
+import interpcore
 from interpcore.circuits import Graph, Metric, Pairs
 from interpcore.circuits.ablated import ablate
 from interpcore.circuits.interventions import Intervention
@@ -80,3 +83,16 @@ def between(model: Model, pairs: Pairs, point: float, graph: Graph) -> tuple[Mod
     )
     tokens = len(table) + torch.arange(pairs.clean.numel()).view_as(pairs.clean)
     return larger, graph, replace(pairs, clean=tokens * pairs.mask)
+
+
+@functools.cache
+def load(family: str) -> Model:
+    """A random model of the family, in float64."""
+    return interpcore.load(transformers_model(family, dtype=torch.float64))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Equal within float32, in which scores are kept."""
+    assert torch.equal(found.isnan(), expected.isnan())
+    scale = expected.nan_to_num().abs().max()
+    assert float((found.nan_to_num() - expected.nan_to_num()).abs().max()) <= tolerance * float(scale)
