@@ -7,8 +7,7 @@
 Random GPT-2 weights, frozen; a 64-token prefix and 7 live tokens. P is the time that the sweep's dense
 products take at the best float32 rate any routine of this torch reaches on their shapes in this process.
 Peers differentiate transformers' own model over a correctly copied cache, one depth at a time, over the same
-depths as the published
-code: the token embedding and every block output but the last.
+depths as the published code: the token embedding and every block output but the last.
 """
 
 import argparse

@@ -134,8 +134,7 @@ def test_pairs_of_unequal_length_are_named_and_counted() -> None:
     assert len(skipped) == 2 and skipped.lengths.tolist() == [4, 3]
     assert skipped.left_out == (
         "1 of 3 pairs of t have prompts of different token length, the first one 'b c d' (4 and 2 tokens). "
-        "They "
-        "are left out.",
+        "They are left out.",
     )
     assert skipped.clean.tolist() == [[0, 2, 3, 4], [0, 2, 3, 0]] and skipped.good.tolist() == [[6], [3]]
     aligned = read("align")

@@ -23,8 +23,7 @@ VERBS = (
 )
 FIGURES = (
     "excess layers contrasts percentiles skewness mysteries next_class composition families alphabet "
-    "positions "
-    "entropy interventions deactivation deactivation_heads deactivation_path explained_unigram "
+    "positions entropy interventions deactivation deactivation_heads deactivation_path explained_unigram "
     "explained_symbol explained_subset"
 ).split()
 

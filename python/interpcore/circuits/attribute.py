@@ -76,8 +76,8 @@ def attribute(
             "information-flow-routes" (no gradient: shares of what each destination reads on the clean
             prompt; metric and intervention play no part).
         graph: of the model; None for `Graph.of(model)`.
-        steps: gradients of an integral, or "auto": doubled from 5 until the completeness gap is under 2%, to 640
-            at most, with a warning where that leaves more.
+        steps: gradients of an integral, or "auto": doubled from 5 until the completeness gap is under 2%,
+            or they are 640, with a warning.
         nodes: "midpoint", "left" (the published package), "right" (the paper) or "gauss".
         intervention: what stands in on corrupted edges; the integrals over inputs take "patching" alone.
         level: "edge", "node" (each source's whole output) or "neuron" (each of its d_model entries).
@@ -133,8 +133,8 @@ def attribute(
             return _scores(request, totals, split)
         if 2 * count > AUTO_LAST:
             warnings.warn(
-                f"The integral over {count} steps of {method} leaves a completeness gap of {totals.gap:.1%} on "
-                f"{pairs.task}; its scores are returned all the same.",
+                f"The integral over {count} steps of {method} leaves a completeness gap of {totals.gap:.1%} "
+                f"on {pairs.task}; its scores are returned all the same.",
                 stacklevel=2,
             )
             return _scores(request, totals, split)

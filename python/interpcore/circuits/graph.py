@@ -2,10 +2,9 @@
 
 Sources write to the stream: `input` (the token embedding alone; position embeddings and attention output
 biases belong to no node), the heads `a0.h0`, ... of each layer and its MLP `m0`. Destinations read from it,
-before their
-norm: the q, k and v inputs of each head, each MLP, and `logits` (what the final norm reads). Names, order and
-indices are those of Hanna et al. 2024 (arXiv 2403.17806): per layer q of all heads, then k, then v, then the
-MLP.
+before their norm: the q, k and v inputs of each head, each MLP, and `logits` (what the final norm reads).
+Names, order and indices are those of Hanna et al. 2024 (arXiv 2403.17806): per layer q of all heads, then k,
+then v, then the MLP.
 """
 
 from __future__ import annotations
@@ -53,8 +52,7 @@ class Graph:
         if min(self.blocks, self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:
             raise GraphError(
                 "A graph needs at least one layer and heads that divide into key/value groups; got "
-                f"{self.blocks} "
-                f"layers, {self.heads} heads, {self.kv_heads} groups."
+                f"{self.blocks} layers, {self.heads} heads, {self.kv_heads} groups."
             )
 
     @classmethod

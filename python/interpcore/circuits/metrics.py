@@ -1,8 +1,7 @@
 """Metrics of a task at the last token: differences of answers and divergences from the clean run.
 
 Every metric is larger where the model does better, so that score = metric(clean) - metric(corrupted) is
-positive
-for what helps: divergences are their own negative, and `natural` gives them back as usual.
+positive for what helps: divergences are their own negative, and `natural` gives them back as usual.
 """
 
 from __future__ import annotations

@@ -120,8 +120,7 @@ def check_blocks(model: Model) -> None:
         if block.attn_post_norm is not None and block.attention.out.bias is not None:
             raise GraphError(
                 f"Block {d} has a norm after attention and a bias before it, which no head's output "
-                "contains; "
-                "edges of such blocks are not defined."
+                "contains; edges of such blocks are not defined."
             )
 
 

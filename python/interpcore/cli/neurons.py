@@ -173,8 +173,8 @@ def correlate(
     n = len(found.excess)
     typer.echo(
         f"{count} of {n} neurons ({count / n:.2%}) are universal: excess correlation above "
-        f"{found.threshold:g} "
-        f"(95% interval of each neuron: {low} surely, {high} possibly). {study.step('correlation')}"
+        f"{found.threshold:g} (95% interval of each neuron: {low} surely, {high} possibly). "
+        f"{study.step('correlation')}"
     )
 
 

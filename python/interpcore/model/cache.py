@@ -120,9 +120,7 @@ class Cache:
         if self.edits:
             raise ValueError("A cache that was filled under edits cannot be repeated; fill one per copy.")
         last = self.segments[-1]
-        keys, values = (
-            {slot: x.repeat(times, 1, 1, 1) for slot, x in part.items()} for part in last.kept()
-        )
+        keys, values = ({slot: x.repeat(times, 1, 1, 1) for slot, x in part.items()} for part in last.kept())
         buffer = Buffer(keys, values)
         segment = Segment(buffer, last.tokens.repeat(times, 1), last.lengths.repeat(times), last.first)
         buffer.owner = segment
@@ -156,8 +154,8 @@ class Cache:
         if not same_edits(self._edits_for(len(start)), edits, start):
             raise ValueError(
                 "The cache was filled under other edits at its positions than this forward's. Fill a new "
-                "one, or pass the same "
-                "edits with absolute positions (a negative position moves as tokens are added)."
+                "one, or pass the same edits with absolute positions (a negative position moves as tokens "
+                "are added)."
             )
 
     def check_prefix(self, tokens: Tensor, lengths: Tensor) -> None:

@@ -31,8 +31,7 @@ class Selection(NamedTuple):
         if operand.dim() != features + 2:
             raise ValueError(
                 f"An edit's value is [*feature] or [rows, positions, *feature] with {features} feature "
-                "dimension(s); "
-                f"got shape {tuple(operand.shape)}."
+                f"dimension(s); got shape {tuple(operand.shape)}."
             )
         rows, positions = operand.shape[:2]
         for size, index, what in ((rows, self.row, "rows"), (positions, self.position, "positions")):

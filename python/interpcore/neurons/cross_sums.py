@@ -97,8 +97,7 @@ def pack_tiles(sets: Sequence[NeuronSet], tiles: Sequence[Tile], budget: float) 
         if size > budget:
             raise ValueError(
                 f"A budget of {budget / 1e9:.3g} GB does not hold the {size / 1e9:.3g} GB of one block's "
-                "products; "
-                "raise it."
+                "products; raise it."
             )
         if size > left:
             passes.append([])

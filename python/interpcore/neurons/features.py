@@ -121,8 +121,7 @@ def _entries(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
         if not rule or ("words" in entry) == ("pattern" in entry) or entry.get("on", "lower") not in VIEWS:
             raise ValueError(
                 f"{where}: {entry!r} is no feature; it needs 'name', 'group', either 'words' or 'pattern', "
-                "and "
-                f"'on' as one of {', '.join(VIEWS)}."
+                f"and 'on' as one of {', '.join(VIEWS)}."
             )
     return content["features"]
 

@@ -97,8 +97,7 @@ class Estimate:
         return (
             f"{self.tokens} tokens, {self.passes} {'pass' if self.passes == 1 else 'passes'} at "
             f"{self.tokens_per_second:.0f} tokens/s: {self.hours:.2g} h; {self.memory / 1e9:.3g} GB of "
-            "memory for "
-            f"sums, {self.disk / 1e9:.3g} GB of disk"
+            f"memory for sums, {self.disk / 1e9:.3g} GB of disk"
         )
 
 

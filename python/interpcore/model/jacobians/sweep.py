@@ -100,8 +100,7 @@ class Budget:
         if memory < per_row + per_example:
             raise ValueError(
                 f"memory={memory} bytes is too small for one row of a prompt with {live} live tokens; give "
-                "at "
-                f"least {per_row + per_example}."
+                f"at least {per_row + per_example}."
             )
         examples = max(1, memory // 2 // (per_row + per_example))
         return cls(examples, (memory - examples * per_example) // per_row * live)
