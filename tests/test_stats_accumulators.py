@@ -113,6 +113,15 @@ def test_masked_batches_change_nothing(kind: str) -> None:
     expect_equal(nothing.finalize(), whole(kind).finalize(), exact=kind not in ("moments",))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "moments"])
+def test_values_are_left_as_they_are(kind: str, dtype: torch.dtype) -> None:
+    given = VALUES.to(dtype)
+    before = given.clone()
+    MAKERS[kind]().update(given, TokenBlock.of_sequences(TOKENS, 0))
+    torch.testing.assert_close(given, before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_moments() -> None:
     expected = ops.column_moments(VALUES, MASK, (0.0,), backend="reference")
     got = whole("moments").finalize()

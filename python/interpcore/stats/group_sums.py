@@ -89,7 +89,7 @@ class GroupSums:
         for start in range(0, len(self.shift), _COLUMNS):
             some = slice(start, start + _COLUMNS)
             x = values[:, some]
-            off, positive = x.double().sub_(self.shift[some]), x > 0
+            off, positive = x - self.shift[some].double(), x > 0
             if finite is not None:
                 off[~finite[:, some]] = 0
                 positive &= finite[:, some]
