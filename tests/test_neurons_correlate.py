@@ -213,7 +213,9 @@ def test_resume_gives_the_same_bits(
     with pytest.raises(RunError, match=r"holds 1 of \d passes; run correlate again"):
         load_correlations(tmp_path)
     n_passes = estimate(models, shards, settings, names=NAMES).passes
-    (tmp_path / ".sums-1.0123.partial.safetensors").write_bytes(b"what a kill leaves")
+    left = tmp_path / ".sums-1.safetensors.0123.partial"  # by a kill
+    left.mkdir()
+    (left / "sums-1.safetensors").write_bytes(b"half")
     reads.clear()
     monkeypatch.setattr(
         TokenShards, "sequences", lambda self, *range: reads.append(range) or whole(self, *range)

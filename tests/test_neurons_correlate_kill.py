@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, errors.decode()[-3000:]
 
 
+def wait_for_save(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Waits until a running process saves anew; whether it did."""
+
+    def saved() -> dict[Path, int]:
+        found = {}
+        for path in folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # renamed in the meantime
+                found[path] = path.stat().st_mtime_ns
+        return found
+
+    before = saved()
+    while process.poll() is None:
+        if saved() not in ({}, before):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def distance(x: Correlations, y: Correlations) -> float:
     """The largest difference of anything in two results."""
     return max(
@@ -67,23 +86,24 @@ def distance(x: Correlations, y: Correlations) -> float:
 
 @pytest.mark.slow  # 2 minutes
 def test_killed_at_any_time_and_merged_from_two_processes(tmp_path: Path) -> None:
-    finish(start(tmp_path / "whole", "all"))
+    whole_run = start(tmp_path / "whole", "all")
+    wait_for_save(whole_run, tmp_path / "whole")
+    begun = time.monotonic()
+    finish(whole_run)
+    seconds = time.monotonic() - begun
     whole = load_correlations(tmp_path / "whole")
 
     kills, rng = 0, random.Random(0)
-    for _ in range(40):
+    while kills < 4:
         process = start(tmp_path / "killed", "all")
-        # From the moment it saves: what comes before is not worth a kill.
-        while process.poll() is None and not list((tmp_path / "killed").glob("*.safetensors")):
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 6))
-        if process.poll() is not None:
-            break
+        if wait_for_save(process, tmp_path / "killed"):
+            time.sleep(rng.uniform(0, seconds / 6))
+        ended = process.poll() is not None
         process.kill()
         process.communicate()
-        kills += 1
-        if kills == 4:
+        if ended:
             break
+        kills += 1
     finish(start(tmp_path / "killed", "all"))
     assert kills >= 2
     assert distance(load_correlations(tmp_path / "killed"), whole) == 0

@@ -21,6 +21,7 @@ from interpcore.runs import (
     write_json,
     write_tensors,
 )
+from interpcore.runs.artifacts import remove_partials
 
 
 def names(folder):
@@ -121,3 +122,15 @@ def test_readers_say_what_is_wrong(tmp_path):
             read_tensors(tensors)
     with pytest.raises(RunError, match="does not exist; make it first"):
         write_json(tmp_path / "absent" / "x.json", 1)
+
+
+def test_what_a_library_leaves_beside_its_file_goes_too(tmp_path):
+    with atomic_path(tmp_path / "x.bin") as partial:
+        partial.with_name(".tmp1").touch()
+        partial.write_bytes(b"whole")
+    assert names(tmp_path) == ["x.bin"]
+    left = tmp_path / "below" / ".x.bin.0123.partial"
+    left.mkdir(parents=True)
+    (left / ".tmp2").touch()
+    remove_partials(tmp_path)
+    assert names(tmp_path) == ["below", "x.bin"] and names(tmp_path / "below") == []

@@ -23,7 +23,7 @@ from interpcore.neurons.reduction import Reduction, load_correlations
 from interpcore.neurons.study import Correlations, Pair, Settings, Study
 from interpcore.ops import add_products
 from interpcore.runs import RunError, read_tensors, write_tensors
-from interpcore.runs.artifacts import PARTIAL_PATTERN
+from interpcore.runs.artifacts import remove_partials
 from interpcore.runs.progress import duration
 
 __all__ = [
@@ -78,8 +78,7 @@ def correlate(
     path = None if folder is None else Path(folder)
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
-        for partial in path.glob(PARTIAL_PATTERN):  # of a killed call
-            partial.unlink()
+        remove_partials(path)
         _check_disk(path, study)
     blocks = study.block_range(sequences)
     study.reader.measure_pilots()

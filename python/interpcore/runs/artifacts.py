@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,16 +15,16 @@ from interpcore.runs.errors import RunError
 if TYPE_CHECKING:
     import torch
 
-PARTIAL_PATTERN = ".*.partial*"
-"""Glob of what a killed writer leaves behind."""
+_PARTIAL = ".partial"
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary name to write to; on success the file takes its real name in one step.
 
-    The temporary file lies in the same folder (a rename across file systems is a copy) and keeps the suffix
-    (NumPy and Matplotlib read the format from it). Leaving the block by an exception removes it.
+    The temporary file has the same name (NumPy and Matplotlib read the format from it) in a hidden folder beside
+    it (a rename across file systems is a copy), which also takes what a library puts beside the file that it
+    writes. Leaving the block by an exception removes it; `remove_partials` removes what a killed process left.
 
     Args:
         path: the file's real name; an existing file is replaced.
@@ -37,7 +38,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.partial{path.suffix}")
+    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+    folder.mkdir()
+    partial = folder / path.name
     try:
         yield partial
         if not partial.is_file():
@@ -48,7 +51,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.replace(path)
         _sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed writers left in a folder and those below it. Not while others write there."""
+    for left in list(folder.rglob(f".*{_PARTIAL}")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from interpcore.runs.artifacts import PARTIAL_PATTERN, read_json, write_json
+from interpcore.runs.artifacts import read_json, remove_partials, write_json
 from interpcore.runs.card import RunCard, compare
 from interpcore.runs.errors import RunError
 from interpcore.runs.ledger import Ledger
@@ -38,8 +38,7 @@ class RunFolder:
                 self.card = _agree(path, card, may_create=may_create, allow_difference=allow_difference)
             (path / _ARTIFACTS).mkdir(exist_ok=True)
             if not shared:
-                for partial in path.rglob(PARTIAL_PATTERN):
-                    partial.unlink()
+                remove_partials(path)
             self.ledger = Ledger(path / _LEDGER)
         except BaseException:
             self._unlock()
