@@ -27,13 +27,13 @@ from interpcore.neurons.correlate import (
     load_correlations,
     merge_sums,
 )
+from interpcore.neurons.correlation_study import Study
 from interpcore.neurons.cross_sums import Tile, columns_of
 from interpcore.neurons.jackknife import jackknife
 from interpcore.neurons.null_baselines import null_baseline
 from interpcore.neurons.partners import Partners
 from interpcore.neurons.similarity import Block, rotation_matrix, similarities
 from interpcore.neurons.sketch import SketchSums
-from interpcore.neurons.study import Study
 from interpcore.neurons.universal import universality
 from interpcore.runs import RunError
 

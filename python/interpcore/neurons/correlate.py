@@ -17,10 +17,10 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.neurons.correlation_study import Correlations, Pair, Settings, Study
 from interpcore.neurons.cross_sums import CrossSums, tile_bytes
 from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import Reduction, load_correlations
-from interpcore.neurons.study import Correlations, Pair, Settings, Study
 from interpcore.ops import add_products
 from interpcore.runs import RunError, read_tensors, write_tensors
 from interpcore.runs.artifacts import remove_partials

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.neurons.correlation_study import Correlations, Pair, Study
 from interpcore.neurons.cross_sums import Columns
 from interpcore.neurons.pair_sums import PairList, PairSums
 from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import study_rotation
 from interpcore.neurons.similarity import Block, rotation_in_units
-from interpcore.neurons.study import Correlations, Pair, Study
 
 
 class Sums(NamedTuple):

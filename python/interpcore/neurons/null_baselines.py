@@ -11,10 +11,10 @@ from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.model.mlp import ACTIVATIONS
 from interpcore.neurons.activations import ColumnSums, NeuronSet, Reader
+from interpcore.neurons.correlation_study import Pair, Settings, Study
 from interpcore.neurons.cross_sums import CrossSums, Tile, columns_of, pack_tiles
 from interpcore.neurons.partners import Partners
 from interpcore.neurons.similarity import Block, similarities
-from interpcore.neurons.study import Pair, Settings, Study
 from interpcore.ops import Pilot, column_moments
 from interpcore.runs import cell_seed
 

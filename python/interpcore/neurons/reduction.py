@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from interpcore.neurons.activations import NeuronSet
+from interpcore.neurons.correlation_study import Correlations, Settings, Study
 from interpcore.neurons.cross_sums import Columns, Tile, columns_of
 from interpcore.neurons.partners import Partners
 from interpcore.neurons.similarity import (
@@ -22,7 +23,6 @@ from interpcore.neurons.similarity import (
     rotation_matrix,
     similarities,
 )
-from interpcore.neurons.study import Correlations, Settings, Study
 from interpcore.runs import RunError, read_tensors, write_tensors
 
 FILE = "correlations.safetensors"

@@ -20,6 +20,7 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons.activations import Reader
+from interpcore.neurons.correlation_study import Correlations, Pair, Settings, Study
 from interpcore.neurons.cross_sums import Tile, add_columns, empty_columns
 from interpcore.neurons.jackknife import exact_pairs, replicates
 from interpcore.neurons.pair_sums import PairList
@@ -27,7 +28,6 @@ from interpcore.neurons.partners import Partners
 from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import Reduction
 from interpcore.neurons.similarity import Block, rotated_similarities, similarities
-from interpcore.neurons.study import Correlations, Pair, Settings, Study
 from interpcore.neurons.universal import universality
 from interpcore.ops import add_products, product
 from interpcore.runs import cell_seed

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.neurons.correlation_study import Correlations
 from interpcore.neurons.jackknife import Jackknife, jackknife_error
-from interpcore.neurons.study import Correlations
 
 PROTOCOLS = ("default", "paper")
 

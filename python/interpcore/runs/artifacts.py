@@ -22,9 +22,10 @@ _PARTIAL = ".partial"
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary name to write to; on success the file takes its real name in one step.
 
-    The temporary file has the same name (NumPy and Matplotlib read the format from it) in a hidden folder beside
-    it (a rename across file systems is a copy), which also takes what a library puts beside the file that it
-    writes. Leaving the block by an exception removes it; `remove_partials` removes what a killed process left.
+    The temporary file has the same name (NumPy and Matplotlib read the format from it) in a hidden folder
+    beside it (a rename across file systems is a copy), which also takes what a library puts beside the file
+    that it writes. Leaving the block by an exception removes the folder, `remove_partials` what a killed
+    process left.
 
     Args:
         path: the file's real name; an existing file is replaced.
