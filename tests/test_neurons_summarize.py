@@ -1,21 +1,15 @@
 """summarize: against all activations at once; resumed, merged, in several passes, and on bad input."""
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as tf
 from families import SMALL, transformers_model
 from recurrent import recurrent_model
+from summary_case import expect_same_bits, states
 from torch import Tensor
 
 import interpcore
@@ -64,21 +58,6 @@ def run(model: Model, folder: Path, statistics: Statistics = EVERYTHING, **optio
     options = {"batch": BATCH, "progress": False} | options
     tokens = options.pop("shards", None) or shards()
     return summarize(model, tokens, folder, statistics, **options)
-
-
-def states(summary: Summary) -> dict[str, Tensor]:
-    """Every tensor of a run."""
-    found = {}
-    for part in summary.files:
-        found |= {f"{part.name}/{k}": x for k, x in summary.load(part).state_dict().items()}
-    return found
-
-
-def expect_same_bits(one: Summary, two: Summary) -> None:
-    mine, other = states(one), states(two)
-    assert mine.keys() == other.keys()
-    for name, x in mine.items():
-        assert torch.equal(x.nan_to_num(), other[name].nan_to_num()), name
 
 
 def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path: Path) -> None:
@@ -215,107 +194,6 @@ def test_goes_on_from_a_checkpoint_with_the_same_bits(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "artifacts").iterdir()}
     expect_same_bits(run(gpt2, tmp_path / "run"), whole)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "artifacts").iterdir()}
-
-
-def test_survives_kill_9(tmp_path: Path) -> None:
-    child = start_child(tmp_path, sequences=12_000, checkpoint_every=0.02)
-    wait_for_checkpoint(child, tmp_path / "run", random.Random(0).uniform(0.0, 0.05))
-    kill(child)
-    begun = Summary.open(tmp_path / "run")
-    assert 0 < len(begun.ranges) < 12_000
-    tokens, statistics = TokenShards.open(tmp_path / "shards"), Statistics(top=5)
-    options = {"shards": tokens, "statistics": statistics, "batch": 32}
-    expect_same_bits(
-        run(one_block(), tmp_path / "run", **options), run(one_block(), tmp_path / "whole", **options)
-    )
-
-
-@pytest.mark.slow
-def test_twenty_million_tokens_killed_twice_in_flat_memory(tmp_path: Path) -> None:
-    """About 8 minutes on one idle core."""
-    sequences, random_times = 156_250, random.Random()
-    child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
-    samples = wait(child)
-    assert len(samples) > 20
-    early, late = samples[len(samples) // 5], max(samples[len(samples) // 5 :])
-    assert late <= 1.05 * early, samples
-    (tmp_path / "run").rename(tmp_path / "whole")
-    for _ in range(2):
-        child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
-        wait_for_checkpoint(child, tmp_path / "run", random_times.uniform(0, 40))
-        kill(child)
-        seen = len(Summary.open(tmp_path / "run").ranges)
-        assert 0 < seen < sequences
-    child = start_child(tmp_path, sequences=sequences, context=128, checkpoint_every=2.0)
-    wait(child)
-    got, whole = Summary.open(tmp_path / "run"), Summary.open(tmp_path / "whole")
-    assert got.n_tokens == 20_000_000
-    expect_same_bits(got, whole)
-
-
-def one_block() -> Model:
-    """A random GPT-2 of one block, d = 32."""
-    config = tf.GPT2Config(**SMALL | {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 128})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return interpcore.load(tf.GPT2LMHeadModel(config).eval().requires_grad_(False))
-
-
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from interpcore.data.tokens import TokenShards
-from interpcore.neurons.parts import Statistics
-from interpcore.neurons.summarize import summarize
-from test_neurons_summarize import one_block
-folder = Path(sys.argv[2])
-summarize(one_block(), TokenShards.open(folder / "shards"), folder / "run", Statistics(top=5),
-          batch=32, checkpoint_every=float(sys.argv[3]), progress=False)
-"""
-
-
-def start_child(
-    folder: Path, *, sequences: int, checkpoint_every: float, context: int = 16
-) -> subprocess.Popen[bytes]:
-    """A process that summarises random tokens in folder/shards into folder/run."""
-    if not (folder / "shards").exists():
-        make = np.random.Generator(np.random.PCG64(0))
-        tokens = make.integers(61, size=(sequences, context), dtype=np.uint16)
-        write_shards(folder / "shards", tokens, 61, masks={"bos": [1]})
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", CHILD, here, str(folder), str(checkpoint_every)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def wait_for_checkpoint(child: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
-    """Waits until a checkpoint is written anew, and some time more."""
-    path = folder / "artifacts" / "pass-0.safetensors"
-    before = path.stat().st_mtime_ns if path.exists() else 0
-    while not path.exists() or path.stat().st_mtime_ns == before:
-        assert child.poll() is None, "it ended before it wrote a checkpoint"
-        time.sleep(0.005)
-    time.sleep(seconds)
-    assert child.poll() is None, "it ended before it was killed"
-
-
-def kill(child: subprocess.Popen[bytes]) -> None:
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-
-
-def wait(child: subprocess.Popen[bytes]) -> list[int]:
-    """Waits for its end; returns its own memory in kB, sampled."""
-    samples = []
-    while child.poll() is None:
-        try:
-            status = Path(f"/proc/{child.pid}/status").read_text()
-        except OSError:
-            break
-        samples += [int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")]
-        time.sleep(1.0)
-    assert child.wait() == 0
-    return samples
 
 
 def test_another_run_in_the_same_folder_is_refused(gpt2: Model, tmp_path: Path) -> None:
