@@ -125,7 +125,7 @@ def _metric_gradient(
 
 
 def check_finite(values: Tensor, metric: Metric, batch: LiveBatch) -> None:
-    """Refuse a metric that is not a number.
+    """Refuse a metric [..., pair] that is not a number.
 
     Raises: GraphError that names the metric, the pair and its prompt.
     """

@@ -21,7 +21,7 @@ def bare_context(model: Model) -> Context:
 
 
 def apply(norm: Norm | None, x: Tensor) -> Tensor:
-    """x after a norm, where there is one."""
+    """x [..., d_model] after a norm, where there is one."""
     return x if norm is None else norm(x)
 
 

@@ -68,7 +68,7 @@ class Pairs:
         return torch.where(differs.any(1), at, self.lengths)
 
     def rows(self, index: Sequence[int] | Tensor | slice) -> Pairs:
-        """Some of the pairs, in the order asked for, cut to their longest prompt."""
+        """Some of the pairs, at index [n] in the order asked for, cut to their longest prompt."""
         at = torch.arange(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index)
         lengths = self.lengths[at]
         width = int(lengths.max()) if len(at) else 0

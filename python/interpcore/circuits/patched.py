@@ -43,7 +43,7 @@ class Watch:
     written: dict[int, Tensor] = field(default_factory=dict)
 
     def reads(self, destinations: Tensor, x: Tensor) -> Tensor:
-        """Take in an input; returns what the run goes on with."""
+        """Take in what destinations [n] read, x [n, batch, position, d_model]; returns what to go on with."""
         if torch.is_grad_enabled() and not x.requires_grad:
             x.requires_grad_()
         self.read.append((destinations, x))
@@ -116,7 +116,7 @@ class _Written:
         return self._parts[0]
 
     def narrow(self, cut: Callable[[Tensor], Tensor]) -> None:
-        """Keep what `cut` takes of every difference, with room for as many as before."""
+        """Keep what `cut` takes of the differences [n, batch * position * d_model], with room for as many."""
         kept = cut(self.stacked())
         self._parts = [kept]
         if self._room is not None:
@@ -154,6 +154,7 @@ class _Run:
         self.written = [_Written(int(n), like) for n in self.used.sum(1)]
 
     def logits(self) -> Tensor:
+        """At the last tokens [circuit, batch, vocabulary]."""
         entering = self._live(self.ablated.clean_input) - self._live(self.ablated.sources.input)
         for c in self.used[:, 0].nonzero().flatten().tolist():
             self._write(c, 0, entering)

@@ -153,7 +153,7 @@ def constant_output(block: Block) -> Tensor | float:
 
 
 def after_post_norm(block: Block, written: Tensor) -> Tensor:
-    """The linear part of the norm after attention, without its scale."""
+    """The linear part of the norm after attention, of what heads write [..., d_model], without its scale."""
     norm = block.attn_post_norm
     if norm is None:
         return written

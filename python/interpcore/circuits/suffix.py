@@ -66,7 +66,7 @@ class Suffix:
         return middle + self.mlp(layer, entering if block.parallel else middle)
 
     def mlp(self, layer: int, x: Tensor) -> Tensor:
-        """What a layer's MLP writes when it reads x."""
+        """What a layer's MLP writes when it reads x [..., position, d_model]."""
         block = self.model.block(layer)
         return apply(block.mlp_post_norm, block.mlp(apply(block.mlp_norm, x), self.ctx, layer))
 

@@ -1,6 +1,7 @@
 """`sweep`: one function over a grid, one ledger row per finished cell, resumable."""
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -21,6 +22,9 @@ from interpcore.runs.progress import Progress
 _POLL_SECONDS = 0.2
 
 
+_PLACE = re.compile(r" \(in \S+, line \d+ of [^()]*\)$")
+
+
 class CellError(RunError):
     """A cell failed in a sweep with `on_error="raise"`.
 
@@ -29,7 +33,8 @@ class CellError(RunError):
     """
 
     def __init__(self, row: Row) -> None:
-        super().__init__(f"cell {row.key} failed: {row.error}")
+        said = _PLACE.sub("", row.error or "")  # the traceback below says where
+        super().__init__(f"cell {row.key} failed: {said}")
         self.row = row
         if row.trace:
             self.add_note(row.trace)
