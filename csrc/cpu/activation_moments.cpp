@@ -4,7 +4,7 @@
 #include "interpcore/activation_moments.h"
 
 #include "activations.h"
-#include "column_sums.h"
+#include "column_totals.h"
 
 namespace interpcore {
 namespace INTERPCORE_ISA {
@@ -39,7 +39,6 @@ void tile_moments(const ActivationMoments& p, int64_t first, int64_t most) {
   const int64_t width = p.pre.columns - first < most ? p.pre.columns - first : most;
   const Tile<float> pre{p.pre, first, width}, post{p.post, first, width};
   int64_t live[kBlock], next = 0, active = 0;
-  alignas(64) float copy[kVisit][kTile];
   Totals pre_totals, post_totals;
   begin(pre, pre_totals);
   begin(post, post_totals);
@@ -59,8 +58,8 @@ void tile_moments(const ActivationMoments& p, int64_t first, int64_t most) {
         activate<F>(p, first, width, active, end);
         active = end;
       }
-      sum_visit(pre, live + i, rows, copy, pre_totals.s);
-      sum_visit(post, live + i, rows, copy, post_totals.s);
+      sum_visit(pre, live + i, n - i, pre_totals.s);
+      sum_visit(post, live + i, n - i, post_totals.s);
     }
     add_block(pre, live, n, pre_totals);
     add_block(post, live, n, post_totals);

@@ -1,7 +1,8 @@
 // Activations of a vector of floats. Polynomials: least squares towards minimax, by us.
 #pragma once
 
-#include "column_sums.h"
+#include "lanes.h"
+
 namespace interpcore {
 namespace INTERPCORE_ISA {
 namespace {

@@ -1,8 +1,8 @@
 // Compiled once per instruction set; INTERPCORE_ISA names the namespace.
 //
-// A tile of columns is walked in blocks of rows. Tiles are wide because the processor fetches long runs ahead by
-// itself, faster than prefetch instructions do.
-#include "column_sums.h"
+// A tile of columns is walked in blocks of rows, a few rows at a time; meanwhile those that come next are fetched into
+// the second cache, where a tile's rows and sums fit.
+#include "column_totals.h"
 
 namespace interpcore {
 namespace INTERPCORE_ISA {

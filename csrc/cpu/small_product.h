@@ -2,24 +2,14 @@
 // sources that are compiled once per instruction set; no standard-library templates, as in those.
 #pragma once
 
-#include <cstdint>
+#include "lanes.h"
 
 namespace interpcore {
 namespace INTERPCORE_ISA {
 namespace {
 
 // A tile of 6 rows by `kVectors` vectors of sums, with the operands, fills the vector registers.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kVectors = 2;
-#else
-constexpr int kLanes = 4, kVectors = 2;
-#endif
-constexpr int kRows = 6;
-
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+constexpr int kRows = 6, kVectors = kLanes == 16 ? 4 : 2;
 
 struct In {
   const float* at;
@@ -35,19 +25,19 @@ struct Out {
 // One tile: out[r, n] = sum over k of a[r, k] b[k, n]; the columns of b are contiguous.
 template <int rows, int vectors>
 inline void tile(const In& a, const float* b, int64_t b_row, const Out& out, int64_t depth) {
-  Vector sum[rows][vectors];
+  Vec sum[rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      sum[r][v] = Vector{};
-      if (out.add) sum[r][v] = *reinterpret_cast<const UnalignedVector*>(out.at + r * out.row + v * kLanes);
+      sum[r][v] = Vec{};
+      if (out.add) sum[r][v] = vec(out.at + r * out.row + v * kLanes);
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vector value[vectors];
+    Vec value[vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) value[v] = *reinterpret_cast<const UnalignedVector*>(b + k * b_row + v * kLanes);
+    for (int v = 0; v < vectors; ++v) value[v] = vec(b + k * b_row + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const float weight = a.at[r * a.row + k * a.column];
@@ -59,7 +49,7 @@ inline void tile(const In& a, const float* b, int64_t b_row, const Out& out, int
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      *reinterpret_cast<UnalignedVector*>(out.at + r * out.row + v * kLanes) = sum[r][v];
+      vec(out.at + r * out.row + v * kLanes) = sum[r][v];
     }
   }
 }
