@@ -126,6 +126,9 @@ def test_cpu_widens_half_precision_exactly(
     for name in ("count", "nonfinite", "mean", "m2", "m3", "m4", "minimum", "maximum", "above"):
         assert torch.equal(getattr(got, name), getattr(wide, name))
     expect_close(got, ops.column_moments(every, thresholds=THRESHOLDS, backend="reference"))
+    some, mask = normal((300, 4133)).to(dtype), torch.arange(300) % 5 > 0
+    got, wide = (ops.column_moments(x, mask, THRESHOLDS, backend="cpu") for x in (some, some.float()))
+    assert torch.equal(got.m4, wide.m4) and torch.equal(got.above, wide.above)
 
 
 @pytest.mark.parametrize("isa", supported_isas())
@@ -139,7 +142,7 @@ def test_hard_distributions(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("isa", supported_isas())
-@pytest.mark.parametrize("rows", [512, 4096])
+@pytest.mark.parametrize("rows", [64, 256, 4096])
 def test_columns_that_are_mostly_zero(rows: int, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERPCORE_ISA", isa)
     make = torch.Generator().manual_seed(4)

@@ -71,23 +71,23 @@ inline void add_exactly(Vec x, Vec& sum, Vec& excess) {
 }
 
 // Adds one vector of each of some rows, the first column `at` places into the line. The rows are summed by themselves
-// first: every addition to a block's sum costs it half a last bit.
+// first, those of even and of odd number: every addition costs a sum half a last bit.
 template <int rows, typename T>
 inline void add_vectors(const T* const* row, int64_t column, Sums::Line& line, int64_t at) {
   const Vec shift = vec(line.shift + at);
-  Vec a1 = {}, a2 = {}, a3 = {}, a4 = {}, low = vec(line.low + at), high = vec(line.high + at);
+  Vec a1[2] = {}, a2[2] = {}, a3[2] = {}, a4[2] = {}, low = vec(line.low + at), high = vec(line.high + at);
   for (int r = 0; r < rows; ++r) {
     const Vec x = widened(row[r] + column), d = x - shift, d2 = d * d;
-    a1 += d;
-    a2 += d2;
-    a3 += d2 * d;
-    a4 += d2 * d2;
+    a1[r % 2] += d;
+    a2[r % 2] += d2;
+    a3[r % 2] += d2 * d;
+    a4[r % 2] += d2 * d2;
     low = x < low ? x : low;
     high = x > high ? x : high;
   }
-  vec(line.a1 + at) += a1, vec(line.a3 + at) += a3;
-  add_exactly(a2, vec(line.a2 + at), vec(line.excess2 + at));
-  add_exactly(a4, vec(line.a4 + at), vec(line.excess4 + at));
+  vec(line.a1 + at) += a1[0] + a1[1], vec(line.a3 + at) += a3[0] + a3[1];
+  add_exactly(a2[0] + a2[1], vec(line.a2 + at), vec(line.excess2 + at));
+  add_exactly(a4[0] + a4[1], vec(line.a4 + at), vec(line.excess4 + at));
   vec(line.low + at) = low, vec(line.high + at) = high;
 }
 
