@@ -274,22 +274,30 @@ def test_heads_inputs_add_up_to_the_branch(family, rules):
             torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_leaving_out_layers_averages_magnitudes():
+@pytest.mark.parametrize("level", ["edge", "node"])
+def test_leaving_out_layers_averages_magnitudes(level):
+    """Over the walks that leave the scored edge's destination, or the scored node, in the model."""
     model, pairs = load("gpt2"), random_pairs(3, same=1)
-    walks = [
-        attribute(
-            model,
-            pairs,
-            "logit_diff",
-            "eap",
-            segment="example",
-            rules=Rules(dropped=frozenset({("attention", d), ("mlp", d)})),
-        ).segments
-        for d in range(4)
-    ]
-    each = torch.stack(walks)
-    expected = (each.abs().sum(0) / 3 * each.sum(0).sign()).mean(0)
-    close(attribute(model, pairs, "logit_diff", "eap", rules="graddrop").values.nan_to_num(), expected)
+    graph = Graph.of(model)
+
+    def scores(pair, rules):
+        found = attribute(model, pairs.rows([pair]), rules=rules, level=level)
+        return found.values.nan_to_num() if level == "edge" else found.nodes
+
+    own = graph.destination_layers if level == "edge" else graph.source_layers
+    each = []
+    for pair in range(3):
+        walks = [scores(pair, Rules(dropped=frozenset({("attention", d), ("mlp", d)}))) for d in range(4)]
+        kept = [walk.masked_fill(own == d, torch.nan) for d, walk in enumerate(walks)]
+        each.append(torch.stack(kept).abs().nanmean(0) * torch.stack(kept).nansum(0).sign())
+    found = attribute(model, pairs, rules="graddrop", level=level)
+    close(found.values.nan_to_num() if level == "edge" else found.nodes, torch.stack(each).mean(0))
+    plain = attribute(model, pairs.rows([0]), level=level)
+    alone = attribute(model, pairs.rows([0]), rules="graddrop", level=level)
+    if level == "edge":  # no layer lies behind these
+        close(alone.values[:, graph.logits], plain.values[:, graph.logits])
+    else:
+        close(alone.nodes[graph.mlp_source(3)], plain.nodes[graph.mlp_source(3)])
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])

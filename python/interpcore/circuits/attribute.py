@@ -30,7 +30,7 @@ from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import ROUTES, fitted
 from interpcore.circuits.request import Request, check_auto, checked, points_of
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.totals import BatchScores, Segments, Totals, score_batch
+from interpcore.circuits.totals import BatchScores, Segments, Totals, columns_of, score_batch
 from interpcore.model import Model
 from interpcore.model.linearize import Rules
 from interpcore.runs import Progress
@@ -181,7 +181,8 @@ def _given(
 
 def _run(request: Request, size: int, checkpoint: Path | None, progress: bool) -> Totals:
     """Scores of all batches, added up."""
-    totals = Totals.empty(request.graph, len(request.pairs), request.segments, request.model.spec.d_model)
+    width = columns_of(request.model, request.level)
+    totals = Totals.empty(request.graph, len(request.pairs), request.segments, width)
     model, pairs = answers_alone(request.model, request.pairs, [request.plan.metric])
     batches = list(live_batches(model, pairs, size, request.plan.intervention.skips))
     file = None if checkpoint is None else Checkpoint(checkpoint, totals.nbytes())

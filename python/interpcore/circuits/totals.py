@@ -14,6 +14,7 @@ from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import ROUTES, Part, Plan, parts
 from interpcore.circuits.qk_fix import qk_scores
 from interpcore.circuits.routes import route_scores
+from interpcore.model import Model
 from interpcore.ops import edge_scores
 from interpcore.runs.checkpoint import Checkpoint
 
@@ -67,7 +68,7 @@ class BatchScores:
     Args:
         edges: [batch, segment, n_sources, n_destinations], the last segment holding what belongs to none; or
             None.
-        neurons: [batch, n_sources, d_model], or None.
+        neurons: [batch, n_sources, d_model], of nodes [batch, n_sources, 1], or None.
         leaving: sum of the scores that leave `input` [batch].
         change: metric(clean) - metric(corrupted) [batch], or None.
     """
@@ -103,7 +104,8 @@ def score_batch(
         return BatchScores(route_scores(batch, graph)[:, None], None, torch.zeros(n), None)
     groups = 1 if segments is None or segments.by_example else len(segments.names) + 1
     wide = torch.promote_types(batch.model.dtype, torch.float32)
-    shape = (groups, *graph.legal.shape) if level == "edge" else (graph.n_sources, batch.model.spec.d_model)
+    columns = columns_of(batch.model, level)
+    shape = (groups, *graph.legal.shape) if level == "edge" else (graph.n_sources, columns)
     walks = graph.blocks if drops else 1
     scores = torch.zeros(walks, n, *shape, dtype=wide, device=device)
     change = None
@@ -119,10 +121,15 @@ def score_batch(
                         scores[walk, :, 0, : found.shape[1], at] = found
                 else:
                     _add_nodes(graph, part, points, scores[walk])
-        result = scores[0] if not drops else _dropped_mean(scores)
+        result = scores[0] if not drops else _dropped_mean(scores, _own_layers(graph, level))
     if level == "edge":
         return BatchScores(result, None, result[:, :, 0].sum((1, 2)), change)
     return BatchScores(None, result, result[:, 0].sum(1), change)
+
+
+def columns_of(model: Model, level: str) -> int:
+    """Scores of each source at a level: one per entry of its output ("neuron"), else one."""
+    return model.spec.d_model if level == "neuron" else 1
 
 
 def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -> Tensor:
@@ -145,19 +152,27 @@ def _add_edges(graph: Graph, part: Part, points: Points, numbers: Tensor, scores
 
 
 def _add_nodes(graph: Graph, part: Part, points: Points, scores: Tensor) -> None:
-    """Add one walk's scores to `scores` [batch, n_sources, d_model]."""
+    """Add one walk's scores to `scores` [batch, n_sources, d_model], of nodes [batch, n_sources, 1]."""
     first, last, _ = part.sources.indices(graph.n_sources)
     for gradient in node_gradients(graph, points):
         at = slice(max(gradient.at.start, first), min(gradient.at.stop, last))
         if at.start < at.stop:
-            found = (part.difference[at] * gradient.values).sum(2)  # [source, batch, d_model]
-            scores[:, at] -= found.transpose(0, 1)
+            found = (part.difference[at] * gradient.values).sum(2).transpose(0, 1)  # [batch, source, d_model]
+            scores[:, at] -= found.sum(-1, keepdim=True) if scores.shape[-1] == 1 else found
 
 
-def _dropped_mean(scores: Tensor) -> Tensor:
-    """Mean magnitude over walks [walk, batch, ...], each example's with the sign of its sum. A node lies in
-    one of the layers left out, so that it is scored by one walk less."""
-    return scores.abs().sum(0) / (len(scores) - 1) * scores.sum(0).sign()
+def _own_layers(graph: Graph, level: str) -> Tensor:
+    """The layer whose walk without it says nothing of a score: that of an edge's destination
+    [n_destinations], of a node or neuron's source [n_sources, 1]; `input` and `logits` lie in none."""
+    return graph.destination_layers if level == "edge" else graph.source_layers[:, None]
+
+
+def _dropped_mean(scores: Tensor, own: Tensor) -> Tensor:
+    """Mean magnitude over walks that each leave out one layer [walk, batch, ...], but for the walk without
+    the own layer of what is scored, broadcasting to [...]; each example's with the sign of its sum."""
+    walks = torch.arange(len(scores)).view(-1, *[1] * (scores.dim() - 1))
+    counts = (walks != own).to(scores)
+    return (scores.abs() * counts).sum(0) / counts.sum(0) * (scores * counts).sum(0).sign()
 
 
 @dataclass(eq=False)
@@ -168,7 +183,7 @@ class Totals:
         edges: sum over examples [n_sources, n_destinations].
         squares: sum of squares over examples, of the same shape.
         segments, segment_squares: the same per segment [segments, ...], or None.
-        neurons: sum over examples [n_sources, d_model].
+        neurons: sum over examples [n_sources, d_model], of nodes [n_sources, 1].
         leaving: each example's sum of the scores that leave `input` [pair].
         change: metric(clean) - metric(corrupted) [pair], NaN where there is no corrupted prompt.
         kinds: the segments.
@@ -188,8 +203,11 @@ class Totals:
     whole: bool = True
 
     @classmethod
-    def empty(cls, graph: Graph, pairs: int, kinds: Segments | None, d_model: int) -> Totals:
-        """Nothing added yet."""
+    def empty(cls, graph: Graph, pairs: int, kinds: Segments | None, width: int) -> Totals:
+        """Nothing added yet.
+
+        Args: graph, pairs, kinds: of the run; width: columns of `neurons`.
+        """
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
@@ -204,7 +222,7 @@ class Totals:
             zeros(*shape),
             segments,
             squares,
-            zeros(graph.n_sources, d_model),
+            zeros(graph.n_sources, width),
             zeros(pairs),
             change,
             kinds,
