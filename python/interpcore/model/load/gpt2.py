@@ -21,13 +21,15 @@ def gpt2(hf: Any) -> Parts:
     blocks = [
         Block(
             Attention(
-                FusedQKV(conv1d(b.attn.c_attn), d_head, per_head=False), conv1d(b.attn.c_proj), b.attn.scaling
+                FusedQKV(conv1d(b.attn.c_attn), d_head, per_head=False),
+                conv1d(b.attn.c_proj),
+                scale=_gpt2_scale(config, d_head, i),
             ),
             MLP(conv1d(b.mlp.c_fc), conv1d(b.mlp.c_proj), config.activation_function),
             layer_norm(b.ln_1),
             layer_norm(b.ln_2),
         )
-        for b in body.h
+        for i, b in enumerate(body.h)
     ]
     names = {
         "embed": ("output", "transformer.wte"),
@@ -53,6 +55,12 @@ def gpt2(hf: Any) -> Parts:
         max_positions=config.n_positions,
         module_names=names,
     )
+
+
+def _gpt2_scale(config: Any, d_head: int, layer: int) -> float:
+    """Factor on q.k of a GPT-2 block, by the two switches of its config."""
+    scale = d_head**-0.5 if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
 
 def gpt_neo(hf: Any) -> Parts:

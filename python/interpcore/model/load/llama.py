@@ -91,6 +91,8 @@ def gemma(hf: Any) -> Parts:
         pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
         post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
         offset=1.0,
+        # Where the embedding module does not scale its rows, the model does so after it.
+        embed_scale=float(getattr(body.embed_tokens, "embed_scale", config.hidden_size**0.5)),
     )
 
 
@@ -139,6 +141,7 @@ def _parts(
     pre_norms: tuple[str, str] | None = None,
     post_norms: tuple[str, str] | None = None,
     offset: float = 0.0,
+    embed_scale: float = 1.0,
 ) -> Parts:
     config, body = hf.config, hf.model
     attention = blocks[0].attention
@@ -189,7 +192,7 @@ def _parts(
         d_head=attention.qkv.d_head,
         n_kv_heads=config.num_key_value_heads,
         max_positions=config.max_position_embeddings,
-        embed_scale=float(getattr(body.embed_tokens, "embed_scale", 1.0)),
+        embed_scale=embed_scale,
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         module_names=names,
     )
