@@ -80,6 +80,28 @@ def test_published_files_have_the_columns(task):
     assert set(prompt_pairs.COLUMNS[task]) <= set(columns)
 
 
+@pytest.mark.parametrize("task", ["ioi", "gender-bias", "fact-retrieval-comma", "hypernymy-comma"])
+def test_answers_of_another_tokenizer_are_refused(task, tokenizer, tmp_path):
+    """Their ids are tokens here too, but other ones."""
+    made = prompt_pairs.generate(task, tokenizer, 12, seed=2)
+    columns = prompt_pairs.COLUMNS[task]
+    answer = {"gender-bias": "clean_answer_idx", "fact-retrieval-comma": "country_idx"}.get(
+        task, "correct_idx" if task == "ioi" else "answers_idx"
+    )
+    shift = tokenizer("ing", add_special_tokens=False)["input_ids"][-1]
+    rows = [row | {answer: [shift] if isinstance(row[answer], list) else shift} for row in made.rows]
+    assert set(columns) == set(rows[0])
+    prompt_pairs.PromptPairs(task, tuple(rows)).write_csv(tmp_path / "rows.csv")
+    with pytest.raises(PairsError, match="made for another tokenizer: the answer .* 12 of 24"):
+        load_pairs(task, tmp_path / "rows.csv", tokenizer)
+
+
+def test_published_answers_need_the_published_tokenizer(shared, tokenizer):
+    """GPT-2's ` she` and ` he` are the ends of words here."""
+    with pytest.raises(PairsError, match="reads 'aptain' here"):
+        load_pairs("gender-bias", shared / "data" / "circuits" / "gender-bias" / "gpt2.csv", tokenizer)
+
+
 def test_what_a_file_cannot_be(tmp_path, tokenizer):
     path = tmp_path / "rows.csv"
     path.write_text("clean,corrupted\na,b\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ _TASKS = {
         Task("fact-retrieval-comma", "Country-Capital", "logit_diff", "sum"),
         Task("hypernymy-comma", "Hypernymy", "prob_diff", "sum"),
     )
+}
+
+# Columns with the ids of good and of bad answers, and what such an answer is to a clean prompt.
+_ID_COLUMNS = {
+    "ioi": ("correct_idx", "incorrect_idx"),
+    "gender-bias": ("clean_answer_idx", "corrupted_answer_idx"),
+    "fact-retrieval-comma": ("country_idx", "corrupted_country_idx"),
+    "hypernymy-comma": ("answers_idx", "corrupted_answers_idx"),
+}
+_FITS: dict[str, Callable[[str, str], bool]] = {
+    "ioi": lambda clean, word: word in clean,
+    "gender-bias": lambda clean, word: word in ("he", "she"),
 }
 
 
@@ -95,7 +107,8 @@ def load_pairs(
         head: use the first rows only.
         unequal: pairs of different token length: "skip", "align" or "refuse" (see `Pairs.from_texts`).
         verbs: (singular, plural) verbs of sva; `interpcore.data.verbs.read_verbs` reads the published list.
-    Raises: PairsError for missing columns, a cell that cannot be read, or an empty file.
+    Raises: PairsError for missing columns, a cell that cannot be read, answers that are another tokenizer's, or
+        an empty file.
     """
     with Path(path).open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
@@ -106,6 +119,7 @@ def load_pairs(
     if not rows:
         raise PairsError(f"{path} has no rows.")
     try:
+        _check_answers(task, path, rows, tokenizer)
         return pairs_of_rows(task, rows, tokenizer, unequal=unequal, verbs=verbs)
     except (ValueError, SyntaxError, KeyError) as error:
         raise (
@@ -152,13 +166,35 @@ def _answers(
         singular, plural = prompt_pairs.verb_ids(tokenizer, verbs)
         singular, plural = sorted(set(singular)), sorted(set(plural))
         return [(plural, singular) if int(row["plural"]) else (singular, plural) for row in rows]
-    good, bad = {
-        "ioi": ("correct_idx", "incorrect_idx"),
-        "gender-bias": ("clean_answer_idx", "corrupted_answer_idx"),
-        "fact-retrieval-comma": ("country_idx", "corrupted_country_idx"),
-        "hypernymy-comma": ("answers_idx", "corrupted_answers_idx"),
-    }[task]
+    good, bad = _ID_COLUMNS[task]
     return [(_ids(row[good]), _ids(row[bad])) for row in rows]
+
+
+def _check_answers(task: str, path: str | Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> None:
+    """Refuse a file whose answer ids are another tokenizer's: more than one in ten do not begin a word, or
+    not one that the task can have.
+
+    Raises: PairsError with the first such answer as this tokenizer reads it.
+    """
+    answers = [(row, i) for row in rows for column in _ID_COLUMNS.get(task, ()) for i in _ids(row[column])]
+    reads = {i: _word(tokenizer, i) for _, i in answers}
+    fits = _FITS.get(task, lambda clean, word: True)
+    odd = [(row, i) for row, i in answers if not reads[i] or not fits(row["clean"], reads[i])]
+    if 10 * len(odd) > len(answers):
+        row, i = odd[0]
+        raise PairsError(
+            f"{path} was made for another tokenizer: the answer {i} to {row['clean']!r} reads "
+            f"{tokenizer.decode([i])!r} here, and {len(odd)} of {len(answers)} answers make no sense; use "
+            "the model's own table, or generated pairs."
+        )
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    """The word, or beginning of one, that a token is where it follows other text; "" for other tokens."""
+    if not 0 <= token < len(tokenizer):
+        return ""
+    word = tokenizer.decode([token]).strip()
+    return word if prompt_pairs.continuation_id(tokenizer, "x", f" {word}") == token else ""
 
 
 def _ids(cell: Any) -> list[int]:
