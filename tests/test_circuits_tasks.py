@@ -92,7 +92,7 @@ def test_answers_of_another_tokenizer_are_refused(task, tokenizer, tmp_path):
     rows = [row | {answer: [shift] if isinstance(row[answer], list) else shift} for row in made.rows]
     assert set(columns) == set(rows[0])
     prompt_pairs.PromptPairs(task, tuple(rows)).write_csv(tmp_path / "rows.csv")
-    with pytest.raises(PairsError, match="made for another tokenizer: the answer .* 12 of 24"):
+    with pytest.raises(PairsError, match=r"made for another tokenizer: the answer .* 12 of 24"):
         load_pairs(task, tmp_path / "rows.csv", tokenizer)
 
 
