@@ -107,8 +107,8 @@ def load_pairs(
         head: use the first rows only.
         unequal: pairs of different token length: "skip", "align" or "refuse" (see `Pairs.from_texts`).
         verbs: (singular, plural) verbs of sva; `interpcore.data.verbs.read_verbs` reads the published list.
-    Raises: PairsError for missing columns, a cell that cannot be read, answers that are another tokenizer's, or
-        an empty file.
+    Raises: PairsError for missing columns, a cell that cannot be read, answers that are another tokenizer's,
+        or an empty file.
     """
     with Path(path).open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
