@@ -11,7 +11,6 @@ import interpcore
 from interpcore.circuits import Graph, GraphError, Metric
 from interpcore.circuits.ablated import ablate
 from interpcore.circuits.attribute import attribute
-from interpcore.circuits.given import attribute_given
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.patched import Watch, run_patched
 
@@ -27,12 +26,16 @@ def test_with_no_given_edge_they_are_the_plain_scores(family):
     pairs = random_pairs(3, ragged=True)
     for intervention in ("patching", "zero"):
         plain = attribute(model, pairs, "logit_diff", "eap", intervention=intervention).values
-        found = attribute_given(model, pairs, "logit_diff", [], intervention=intervention).values
+        found = attribute(model, pairs, "logit_diff", "eap", given=[], intervention=intervention).values
         torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-9, equal_nan=True)
-    path = attribute(model, pairs, "kl", "eap-ig-inputs", steps=2).values
-    halves = {"points": [0.25, 0.75], "weights": [0.5, 0.5]}
-    found = attribute_given(model, pairs, "kl", [], batch_size=2, **halves).values
-    torch.testing.assert_close(found, path, rtol=1e-6, atol=1e-9, equal_nan=True)
+    for method in ("eap-ig-inputs", "clean-corrupted"):
+        path = attribute(model, pairs, "kl", method, steps=2)
+        found = attribute(model, pairs, "kl", method, steps=2, given=[], batch_size=2)
+        torch.testing.assert_close(found.values, path.values, rtol=1e-6, atol=1e-9, equal_nan=True)
+        assert found.method == method and found.notes["given"] == []
+        assert [found.notes.get(name) for name in ("steps", "nodes")] == [
+            path.notes.get(name) for name in ("steps", "nodes")
+        ]
 
 
 class Nudged(Watch):
@@ -53,7 +56,7 @@ def test_given_scores_are_derivatives_of_the_patched_run(family):
     model, graph = load(family)
     pairs = random_pairs(2, 5)
     given = random_edges(graph, 0.3)
-    scores = attribute_given(model, pairs, "logit_diff", given)
+    scores = attribute(model, pairs, given=given)
     assert scores.values[given].isnan().all()
     assert scores.notes["given"][0] in [graph.edge_name(*e) for e in given.nonzero().tolist()]
     ablated, metric = ablate(model, pairs, Intervention()), Metric("logit_diff")
@@ -76,17 +79,25 @@ def test_given_scores_are_derivatives_of_the_patched_run(family):
 def test_given_edges_change_the_scores_behind_them():
     model, graph = load("gpt2")
     pairs = random_pairs(2, 5)
-    alone = attribute_given(model, pairs, "logit_diff", []).values
-    after = attribute_given(model, pairs, "logit_diff", ["m1->logits"]).values
+    alone = attribute(model, pairs, given=[]).values
+    after = attribute(model, pairs, given=["m1->logits"]).values
     changed = (alone != after) & graph.legal & ~graph.mask(["m1->logits"])
     assert changed[:, graph.mlp_destination(1)].any()
     # What reaches the logits directly does so through the final norm, whose scale the given edge moved.
     assert changed[:, graph.logits].any()
 
 
-def test_metrics_without_a_gradient_there_are_refused():
-    model, _ = load("gpt2")
+def test_what_they_cannot_be_is_refused(tmp_path):
+    model, graph = load("gpt2")
+    pairs = random_pairs(2, 5)
     with pytest.raises(GraphError, match="minimum"):
-        attribute_given(model, random_pairs(2, 5), "kl", [])
+        attribute(model, pairs, "kl", given=[])
     with pytest.raises(GraphError, match="step function"):
-        attribute_given(model, random_pairs(2, 5), "accuracy", [], points=[0.5], weights=[1.0])
+        attribute(model, pairs, "accuracy", "eap-ig-inputs", given=[])
+    for more in ({"steps": "auto"}, {"checkpoint": tmp_path / "x"}):
+        with pytest.raises(GraphError, match="a number of steps, and no checkpoint"):
+            attribute(model, pairs, method="eap-ig-inputs", given=["input->m0"], **more)
+    with pytest.raises(GraphError, match="is no edge of this graph"):
+        attribute(model, pairs, given=~graph.legal)
+    with pytest.raises(GraphError, match="its graph needs"):
+        attribute(model, pairs, given=graph.legal[1:])

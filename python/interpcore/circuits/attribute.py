@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,20 @@ def attribute(
         qk_fix=qk_fix,
         segment=segment,
     )
-    auto = steps == "auto"
-    if not auto and not isinstance(steps, int):
-        raise GraphError(f"steps is a number or 'auto'; got {steps!r}.")
-    if auto:
-        check_auto(request)
-    count = AUTO_FIRST if auto else int(steps)
+    count = _first_steps(request, steps)
+    request = request.with_points(points_of(method, count, nodes))
     if given is not None:
-        return _given(request, given, points_of(method, count, nodes), auto, batch_size, split)
+        if steps == "auto" or checkpoint is not None:
+            raise GraphError("Scores given corrupted edges take a number of steps, and no checkpoint.")
+        return attribute_given(request, given, batch_size=batch_size or 8, split=split, progress=progress)
+    file = None if checkpoint is None else Path(checkpoint)
+    run = partial(_run, batch_size=batch_size, memory=memory, progress=progress)
+    if steps != "auto":
+        return _scores(request, run(request, checkpoint=file), split)
     while True:
-        plan = replace(request.plan, points=points_of(method, count, nodes))
-        size, at_once = fitted(plan, model, pairs, memory or _memory(model, batch_size), batch_size)
-        request = replace(request, plan=replace(plan, at_once=at_once))
-        file = None if checkpoint is None else Path(checkpoint)
-        if file is not None and auto:
-            file = file.with_stem(f"{file.stem}-{count}")
-        totals = _run(request, size, file, progress)
-        if not auto or abs(totals.gap) < AUTO_GAP:
+        own = None if file is None else file.with_stem(f"{file.stem}-{count}")
+        totals = run(request, checkpoint=own)
+        if abs(totals.gap) < AUTO_GAP:
             return _scores(request, totals, split)
         if 2 * count > AUTO_LAST:
             warnings.warn(
@@ -139,6 +137,20 @@ def attribute(
             )
             return _scores(request, totals, split)
         count *= 2
+        request = request.with_points(points_of(method, count, nodes))
+
+
+def _first_steps(request: Request, steps: int | str) -> int:
+    """Steps to begin with.
+
+    Raises: GraphError for what is no number of steps, or "auto" where no number closes the gap.
+    """
+    if steps == "auto":
+        check_auto(request)
+        return AUTO_FIRST
+    if not isinstance(steps, int):
+        raise GraphError(f"steps is a number or 'auto'; got {steps!r}.")
+    return steps
 
 
 def _memory(model: Model, batch_size: int | None) -> int:
@@ -147,40 +159,18 @@ def _memory(model: Model, batch_size: int | None) -> int:
     return CPU_MEMORY if batch_size is None else GIVEN_SIZE_MEMORY
 
 
-def _given(
+def _run(
     request: Request,
-    given: Sequence[str | tuple[int, int]] | Tensor,
-    points: tuple[list[float], list[float]],
-    auto: bool,
+    *,
     batch_size: int | None,
-    split: str,
-) -> Scores:
-    """Scores with some edges corrupted already, from the gradient of that run."""
-    plan = request.plan
-    plain = request.level == "edge" and request.segments is None and not request.drops and not request.qk_fix
-    if plan.method not in ("eap", "eap-ig-inputs", "clean-corrupted") or not plain or not plan.rules.exact:
-        raise GraphError(
-            "Scores given corrupted edges are those of eap, eap-ig-inputs and clean-corrupted on edges, with "
-            "exact rules and without segments."
-        )
-    if auto:
-        raise GraphError("Scores given corrupted edges take a number of steps, not 'auto'.")
-    return attribute_given(
-        request.model,
-        request.pairs,
-        plan.metric,
-        given,
-        graph=request.graph,
-        points=points[0],
-        weights=points[1],
-        intervention=plan.intervention,
-        batch_size=batch_size or 8,
-        split=split,
-    )
-
-
-def _run(request: Request, size: int, checkpoint: Path | None, progress: bool) -> Totals:
+    memory: int | None,
+    checkpoint: Path | None,
+    progress: bool,
+) -> Totals:
     """Scores of all batches, added up."""
+    allowed = memory or _memory(request.model, batch_size)
+    size, at_once = fitted(request.plan, request.model, request.pairs, allowed, batch_size)
+    request = replace(request, plan=replace(request.plan, at_once=at_once))
     width = columns_of(request.model, request.level)
     totals = Totals.empty(request.graph, len(request.pairs), request.segments, width)
     model, pairs = answers_alone(request.model, request.pairs, [request.plan.metric])

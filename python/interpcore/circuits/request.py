@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interpcore.circuits.graph import Graph, GraphError
@@ -45,6 +45,10 @@ class Request:
     drops: bool
     qk_fix: bool
     nodes: str
+
+    def with_points(self, points: tuple[list[float], list[float]]) -> Request:
+        """With other points of the path and their weights."""
+        return replace(self, plan=replace(self.plan, points=points))
 
     def notes(self) -> dict[str, Any]:
         """What a file of scores says of it."""
