@@ -309,63 +309,6 @@ def test_routes_are_shares_of_what_is_read(family):
     close(attribute(model, pairs, method="information-flow-routes", batch_size=1).values, found.values)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen3", "mistral"])
-def test_qk_fix_takes_the_attention_that_an_edge_gives(family):
-    """What the edge makes its head write, exactly, times the gradient there."""
-    model, pairs = load(family), random_pairs(2, same=1)
-    graph, metric = Graph.of(model), Metric("logit_diff")
-    ablated = ablate(model, pairs, Intervention())
-    clean = Watch()
-    with torch.enable_grad():
-        logits = run_patched(model, graph, ablated, graph.legal[None], watch=clean)[0]
-        written = {u: x for u, x in clean.written.items() if x.requires_grad}
-        slopes = torch.autograd.grad(metric(logits, pairs).sum(), list(written.values()))
-    slope = dict(zip(written, slopes, strict=True))
-    plain = attribute(model, pairs, metric).values
-    fixed = attribute(model, pairs, metric, qk_fix=True).values
-    per_group = graph.heads // graph.kv_heads
-    for layer, letter, column in ((0, "q", 1), (1, "k", 0), (2, "q", 3), (3, "k", graph.kv_heads - 1)):
-        b = graph.head_destinations(layer, letter).start + column
-        own = (
-            range(column, column + 1)
-            if letter == "q"
-            else range(column * per_group, (column + 1) * per_group)
-        )
-        for source in range(0, graph.attention_prefix(layer), 3):
-            kept = graph.legal.clone()
-            kept[source, b] = False
-            patched = Watch()
-            run_patched(model, graph, ablated, kept[None], watch=patched)
-            expected = 0.0
-            for head in own:
-                u = graph.head_sources(layer).start + head
-                moved = (patched.written[u] - clean.written[u]).detach()
-                expected -= float((moved * slope[u]).sum()) / len(pairs)
-            assert float(fixed[source, b]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
-    into_attention = torch.zeros_like(graph.legal)
-    for layer in range(graph.blocks):
-        for letter in "qk":
-            into_attention[:, graph.head_destinations(layer, letter)] = True
-    close(fixed.masked_fill(into_attention, 0), plain.masked_fill(into_attention, 0))
-
-
-def test_the_qk_fix_of_a_small_change_is_the_gradient():
-    model = load("gpt2")
-    pairs = random_pairs(2, same=1)
-    near = model.embedding.clone()
-    # Each corrupted token's embedding lies a thousandth of the way from the clean one's.
-    near = torch.cat([near, torch.lerp(near[pairs.clean], near[pairs.corrupted], 1e-3).flatten(0, 1)])
-    larger = replace(model, embedding=near, spec=replace(model.spec, vocab_size=len(near)))
-    tokens = len(model.embedding) + torch.arange(pairs.clean.numel()).view_as(pairs.clean)
-    close_pairs = replace(pairs, corrupted=torch.where(pairs.clean == pairs.corrupted, pairs.clean, tokens))
-    plain, fixed = (attribute(larger, close_pairs, qk_fix=fix).values for fix in (False, True))
-    assert float((fixed - plain).nan_to_num().abs().max()) < 5e-3 * float(plain.nan_to_num().abs().max())
-    both = attribute(model, pairs, qk_fix=True, rules="graddrop").values
-    assert not torch.allclose(
-        both.nan_to_num(), attribute(model, pairs, rules="graddrop").values.nan_to_num()
-    )
-
-
 def test_given_edges_are_corrupted_already():
     model, pairs = load("gpt2"), random_pairs(3, same=1)
     graph = Graph.of(model)

@@ -85,7 +85,7 @@ def attribute(
         rules: local rules of the backward walk, "relp" for `Rules.relp()`, or "graddrop": magnitudes averaged
             over walks that each leave one layer out (AtP*, Kramar et al. 2024), with the sign of their sum.
         qk_fix: score edges into queries and keys through the attention probabilities that they give (AtP*),
-            under "eap".
+            on the clean prompt, or at every point between the prompts that gradients are taken at.
         given: edges corrupted already, by name, (source, destination) or mask; scores are then those of one
             more. Score given e minus score is the pairwise effect with e.
         segment: "example", "position" or `Segments` for scores of each apart, in the same pass.
@@ -127,7 +127,7 @@ def attribute(
     while True:
         own = None if file is None else file.with_stem(f"{file.stem}-{count}")
         totals = run(request, checkpoint=own)
-        if abs(totals.gap) < AUTO_GAP:
+        if abs(totals.gap) < AUTO_GAP or not math.isfinite(totals.gap):  # nothing changes
             return _scores(request, totals, split)
         if 2 * count > AUTO_LAST:
             warnings.warn(

@@ -1,6 +1,6 @@
 """QK fix: edges into queries and keys scored through the attention probabilities that they give.
 
-A softmax that is saturated on the clean prompt has next to no gradient, however much a corrupted query or key
+A softmax that is saturated has next to no gradient, however much a corrupted query or key
 would move it. So the head's attention is computed again with what the edge puts in, and only what follows it
 is linear (Kramar et al. 2024, AtP*, arXiv 2403.00745):
 
@@ -40,11 +40,11 @@ def check_separate(model: Model) -> None:
 
 
 def qk_scores(graph: Graph, points: Points, difference: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Scores of all edges into queries and keys.
+    """Scores of all edges into queries and keys, with what an edge puts in added at every point.
 
     Args:
         graph: whose edges.
-        points: the clean prompts, linearised.
+        points: the prompts, linearised.
         difference: what each source writes, corrupted - clean [n_sources, batch, live position, d_model].
     Yields: destinations, and scores [batch, n_sources before them, destination].
     """
@@ -53,16 +53,17 @@ def qk_scores(graph: Graph, points: Points, difference: Tensor) -> Iterator[tupl
             continue
         assert step.depth is not None
         head = _Heads(graph, points, block, step.sites["z"][:, 0])
-        rows = difference[: graph.attention_prefix(step.depth)]
+        rows = difference[: graph.attention_prefix(step.depth)].repeat(1, points.copies, 1, 1)
         size = max(1, CHUNK // (rows[0].numel() * rows.element_size()))
         for letter in "qk":
             found = torch.cat([head.scores(letter, some) for some in rows.split(size)])
-            yield graph.head_destinations(step.depth, letter), found.transpose(0, 1)
+            summed = found.unflatten(1, (points.copies, -1)).sum(1)
+            yield graph.head_destinations(step.depth, letter), summed.transpose(0, 1)
 
 
 class _Heads:
-    """A layer's attention on the clean prompts, and the gradient g at its mixed values [batch, last
-    positions, head, d_head]."""
+    """A layer's attention at all points of a batch (rows, points outermost), and the gradient g at its mixed
+    values [batch, last positions, head, d_head]."""
 
     def __init__(self, graph: Graph, points: Points, block: LinearBlock, g: Tensor):
         self.graph, self.block, self.g = graph, block, g

@@ -181,10 +181,11 @@ def _check_choices(method: str, level: str, rules: Rules | str | None) -> None:
 def _check_qk_fix(model: Model, plan: Plan, level: str, segments: Segments | None) -> None:
     check_separate(model)
     whole = segments is None or segments.by_example
-    if plan.method != "eap" or level != "edge" or not whole or not plan.rules.exact:
+    along_inputs = plan.method in ("eap", "eap-ig-inputs", "clean-corrupted")
+    if not along_inputs or level != "edge" or not whole or not plan.rules.exact:
         raise GraphError(
-            "The QK fix replaces the gradient through attention probabilities on the clean prompt by the "
-            "probabilities that an edge gives: it goes with method='eap', level='edge', no segments of "
+            "The QK fix replaces the gradient through attention probabilities by the probabilities that an "
+            "edge gives: it goes with eap, eap-ig-inputs and clean-corrupted, level='edge', no segments of "
             "prompts and exact rules (or graddrop)."
         )
 

@@ -116,9 +116,7 @@ def score_batch(
             for walk in range(walks):
                 points = part.points.without(walk) if drops else part.points
                 if level == "edge":
-                    _add_edges(graph, part, points, numbers, scores[walk].flatten(0, 1))
-                    for at, found in qk_scores(graph, points, part.difference) if qk_fix else ():
-                        scores[walk, :, 0, : found.shape[1], at] = found
+                    _add_edges(graph, part, points, numbers, qk_fix, scores[walk])
                 else:
                     _add_nodes(graph, part, points, scores[walk])
         result = scores[0] if not drops else _dropped_mean(scores, _own_layers(graph, level))
@@ -141,14 +139,22 @@ def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -
     return (rows + torch.where(numbers < 0, groups - 1, numbers)).to(batch.model.device)
 
 
-def _add_edges(graph: Graph, part: Part, points: Points, numbers: Tensor, scores: Tensor) -> None:
-    """Add one walk's scores to `scores` [batch * segment, n_sources, n_destinations]."""
+def _add_edges(
+    graph: Graph, part: Part, points: Points, numbers: Tensor, qk_fix: bool, scores: Tensor
+) -> None:
+    """Add one walk's scores to `scores` [batch, segment, n_sources, n_destinations]."""
+    found = torch.zeros_like(scores) if qk_fix else scores
+    flat = found.flatten(0, 1)
     first, last, _ = part.sources.indices(graph.n_sources)
     difference = part.difference[first:last]
     for gradient in destination_gradients(graph, points):
         reach = (graph.prefix[gradient.at] - first).clamp(0, last - first).tolist()
-        found, _ = edge_scores(difference, gradient.values, reach, numbers, len(scores))
-        scores[:, first:last, gradient.at] -= found
+        sums, _ = edge_scores(difference, gradient.values, reach, numbers, len(flat))
+        flat[:, first:last, gradient.at] -= sums
+    if qk_fix:
+        for at, fixed in qk_scores(graph, points, part.difference):
+            found[:, 0, : fixed.shape[1], at] = fixed
+        scores += found
 
 
 def _add_nodes(graph: Graph, part: Part, points: Points, scores: Tensor) -> None:
