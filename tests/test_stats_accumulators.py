@@ -198,8 +198,11 @@ def test_top_examples_are_the_sorted_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", ["position", "token", "previous"])
-def test_group_sums_are_those_of_each_group(kind: str) -> None:
-    got = whole(kind).finalize()
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_group_sums_are_those_of_each_group(kind: str, dtype: torch.dtype, near: float) -> None:
+    sums = MAKERS[kind]()
+    sums.update(VALUES.to(dtype), TokenBlock.of_sequences(TOKENS, 0), MASK)
+    got = sums.finalize()
     previous = torch.cat((torch.full((SEQUENCES, 1), -1), TOKENS[:, :-1]), 1).flatten()
     group = {"token": TOKENS.flatten(), "previous": previous, "position": torch.arange(len(MASK)) % CONTEXT}[
         kind
@@ -210,11 +213,21 @@ def test_group_sums_are_those_of_each_group(kind: str) -> None:
         finite = x.isfinite()
         assert torch.equal(got.values[g], finite.sum(0))
         n, total = finite.sum(0), x.masked_fill(~finite, 0).sum(0)
-        torch.testing.assert_close(got.mean[g], total / n, rtol=1e-12, atol=1e-12, equal_nan=True)
+        torch.testing.assert_close(got.mean[g], total / n, rtol=near, atol=near, equal_nan=True)
         spread = ((x - total / n).masked_fill(~finite, 0)).square().sum(0) / n
-        torch.testing.assert_close(got.variance[g], spread, rtol=1e-10, atol=1e-10, equal_nan=True)
+        torch.testing.assert_close(got.variance[g], spread, rtol=10 * near, atol=10 * near, equal_nan=True)
         if got.active is not None:
             assert torch.equal(got.active[g].long(), ((x > 0) & finite).sum(0))
+
+
+def test_group_sums_of_squares_beyond_float32() -> None:
+    x = torch.tensor([[1e25, 1.0], [-1e25, 3.0]])
+    sums = GroupSums("position", 1, torch.zeros(2), active=True)
+    sums.update(x, TokenBlock.of_sequences(torch.zeros(2, 1, dtype=torch.int64), 0))
+    got = sums.finalize()
+    expected = torch.tensor([[float(x[0, 0].double() ** 2), 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(got.variance, expected)
+    assert got.mean.tolist() == [[0.0, 2.0]] and got.active.tolist() == [[1, 2]]
 
 
 def test_unlike_accumulators_do_not_merge() -> None:

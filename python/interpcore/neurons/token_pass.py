@@ -122,7 +122,8 @@ class Pass:
         sides = {"pre": rows, "post": post}
         if mask is not None:
             wanted = {SIDE[part.kind] for part in parts if part.kind in SIDE}
-            sides = {side: sides[side][mask] for side in wanted}
+            kept = mask.nonzero()[:, 0]
+            sides = {side: sides[side].index_select(0, kept) for side in wanted}
         for part, accumulator in parts.items():
             if not isinstance(accumulator, BothSides):
                 accumulator.update(sides[SIDE[part.kind]][:, part.start : part.stop], block)

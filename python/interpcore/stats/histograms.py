@@ -81,9 +81,10 @@ class LinearBins:
         """As `torch.bucketize(values, edges)`, which takes several times as long."""
         x = values.float()
         place = (x - self.first).mul_((self.count - 1) / (self.last - self.first))
-        found = place.ceil().nan_to_num_().clamp_(0, self.count).int()
+        edge = place.ceil()
         # Rounding can put a value near an edge one bin off.
-        near = (place - place.round()).abs_() < 1e-3
+        near = ((place.sub_(edge) + 0.5).abs_() > 0.499).nonzero(as_tuple=True)
+        found = edge.nan_to_num_().clamp_(0, self.count).int()
         found[near] = torch.bucketize(x[near], self.edges.float().to(x.device), out_int32=True)
         return found
 
