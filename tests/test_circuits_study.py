@@ -232,7 +232,7 @@ def test_every_command_has_help_with_an_example(command) -> None:
         (("attribute", "--method", "odd"), "no method 'odd'; methods are eap"),
         (("attribute", "--metric", "odd"), "no metric 'odd'; metrics are logit_diff"),
         (("attribute", "--metric", "kl", "--method", "eap"), "gradient on the clean prompt is zero"),
-        (("attribute", "--data", "nowhere"), "has no file ioi/gpt2.csv"),
+        (("attribute", "--data", "nowhere"), "no folder nowhere"),
         (("pareto", "--size", "many"), "A size is a count"),
         (("evaluate", "nothing.json"), "There is no file nothing.json"),
         (("figures",), "--paper"),

@@ -111,7 +111,13 @@ def test_what_a_file_cannot_be(tmp_path, tokenizer):
     with pytest.raises(PairsError, match="has no rows"):
         load_pairs("ioi", path, tokenizer)
     path.write_text("clean,corrupted,correct_idx,incorrect_idx\nThe dog,The cat,dog,3\n")
-    with pytest.raises(PairsError, match="cannot be read"):
+    with pytest.raises(PairsError, match="'dog' is neither a token id nor a list"):
+        load_pairs("ioi", path, tokenizer)
+    path.write_text("clean,corrupted,correct_idx,incorrect_idx\na,b,2,3\nThe dog,The cat\n")
+    with pytest.raises(PairsError, match=r"Row 2 of .*rows\.csv has no correct_idx, incorrect_idx"):
+        load_pairs("ioi", path, tokenizer)
+    path.write_bytes(b"\x80\x04pickled")
+    with pytest.raises(PairsError, match=r"rows\.csv is no CSV file"):
         load_pairs("ioi", path, tokenizer)
     with pytest.raises(PairsError, match="no task 'odd'; tasks are ioi"):
         generate_pairs("odd", tokenizer)

@@ -1,5 +1,7 @@
 """Relation files: schema, prompts, splits."""
 
+import json
+
 import pytest
 
 from interpcore.data.relations import (
@@ -67,8 +69,20 @@ def test_broken_json_and_an_empty_folder_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(RelationError, match="not valid JSON"):
         load_relation(tmp_path / "x.json")
-    with pytest.raises(RelationError, match="no relation files"):
+    with pytest.raises(RelationError, match="There is no folder"):
+        load_relations(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RelationError, match="holds no relation files"):
+        load_relations(tmp_path / "empty")
+
+
+def test_files_may_lie_in_kind_folders_or_in_the_folder_itself(content, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(content | {"name": 5}))
+    with pytest.raises(RelationError, match=r"a\.json: name is 5, not text"):
         load_relations(tmp_path)
+    (tmp_path / "bias").mkdir()
+    (tmp_path / "bias" / "b.json").write_text(json.dumps(content | {"name": "kind"}))
+    assert [relation.name for relation in load_relations(tmp_path)] == ["kind"]
 
 
 def test_a_prompt_shows_its_examples_and_marks_its_own_subject():

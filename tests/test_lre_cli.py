@@ -164,7 +164,7 @@ def test_bad_relations_are_named_and_the_rest_is_kept(model, relation, tmp_path)
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda folder: None, "no relation files"),
+        (lambda folder: None, "There is no folder"),
         (lambda folder: (folder / "bias").mkdir(parents=True), "no relation files"),
         (lambda folder: put(folder, "{"), "x.json: not valid JSON"),
         (lambda folder: put(folder, "[]"), "holds one JSON object"),

@@ -127,6 +127,16 @@ def test_estimates_come_before_the_work(base, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_study_holds_one_model_and_nothing_else(base, reported):
+    for words, said in (
+        (["tiny-s1", 3, 120, "--out", base / "study"], "whose weights are not those of tiny-s1"),
+        (["tiny", 3, 120, "--out", base / "tokens"], "holds token shards"),
+        (["tiny", 3, 120, "--out", base / "study" / "summary"], "holds a single run"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            neurons("view", *words)
+
+
 def test_view_shows_one_neuron(base, reported):
     shown = neurons(
         "view", "tiny", 2, 80, "--tokens", base / "tokens", "--out", base / "study", "--examples", 3

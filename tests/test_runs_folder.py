@@ -42,7 +42,24 @@ def test_opening_with_another_card_says_what_differs(tmp_path):
             assert run.card == CARD
 
 
+def test_a_run_without_results_may_be_removed_for_another(tmp_path):
+    other, empty = replace(CARD, dtype="bfloat16"), "or remove that one, where nothing is finished"
+    with RunFolder.create(tmp_path / "run", CARD) as run:
+        run.ledger.record(Row(key="{}", status="failed", error="no"))
+    with pytest.raises(RunError, match=empty):
+        RunFolder.open(tmp_path / "run", other)
+    with RunFolder.open(tmp_path / "run") as run:
+        run.ledger.record(Row(key="{}", status="done", result=1))
+    with pytest.raises(RunError, match="choose another folder") as caught:
+        RunFolder.open(tmp_path / "run", other)
+    assert empty not in str(caught.value)
+
+
 def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file is a file, and a run needs a folder"):
+        RunFolder.open_or_create(tmp_path / "file", CARD)
+    (tmp_path / "file").unlink()
     with pytest.raises(RunError, match=r"is not a run folder: it has no card\.json"):
         RunFolder.open(tmp_path / "absent", CARD)
     (tmp_path / "data.csv").touch()

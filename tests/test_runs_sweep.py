@@ -153,7 +153,7 @@ def test_a_failure_is_recorded_raised_or_tried_again(cells, tmp_path, workers):
     assert " (in break_until, line " in row.error
     assert "\n" not in row.error
     assert "Traceback" in row.trace
-    with pytest.raises(CellError, match=r'cell \{"good":3,.*KeyError') as caught:
+    with pytest.raises(CellError, match=r'cell \{"good": 3,.*KeyError') as caught:
         run("a", 3, out=tmp_path / "run", on_error="raise")
     assert " line " not in str(caught.value)  # the note says where
     assert caught.value.row.key == row.key

@@ -135,6 +135,15 @@ def test_an_interrupt_finishes_the_step_and_keeps_the_state(tmp_path, monkeypatc
     assert training.train(SMOKE, tmp_path / "model", report=lines.append)
 
 
+@pytest.mark.parametrize("name", ["model", "model-step-3"])
+def test_training_leaves_what_is_there(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("dear to me")
+    with pytest.raises(training.TrainingError, match=f"{name} is there already"):
+        training.train(SMOKE, tmp_path / "model", keep=(3,))
+    assert (tmp_path / name / "mine.txt").read_text() == "dear to me"
+
+
 def test_a_state_of_another_recipe_is_not_resumed(tmp_path):
     assert not training.train(SMOKE, tmp_path / "model", limit_seconds=0, report=lambda _: None)
     with pytest.raises(training.TrainingError, match="holds a run of another recipe"):

@@ -216,7 +216,7 @@ def run_file(
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Faithfulness of what a file of scores holds; returns one row per size, or one for its own circuit."""
-    cell = _file_cell(task, file, direction) | {"sizes": list(sizes)}
+    cell = _file_cell(study, task, file, direction) | {"sizes": list(sizes)}
     rows: list[dict[str, Any]] = _run(file_cell, study, [cell], progress)[0]
     return rows
 
@@ -225,14 +225,17 @@ def run_mib(
     study: Study, task: str, file: str | Path, direction: str = "helps", progress: bool = True
 ) -> dict[str, Any]:
     """MIB's CPR and CMD of a file of scores, see `mib_cell`."""
-    found: dict[str, Any] = _run(mib_cell, study, [_file_cell(task, file, direction)], progress)[0]
+    found: dict[str, Any] = _run(mib_cell, study, [_file_cell(study, task, file, direction)], progress)[0]
     return found
 
 
-def _file_cell(task: str, file: str | Path, direction: str) -> dict[str, Any]:
+def _file_cell(study: Study, task: str, file: str | Path, direction: str) -> dict[str, Any]:
+    """A cell on a file of scores, which must be one of this model's graph."""
+    task_info(task)
     path = Path(file).resolve()
     if not path.is_file():
         raise ValueError(f"There is no file {file}.")
+    load_scores(file, direction)[0].graph.check_model(study.model)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"task": task, "file": str(path), "sha256": sha256, "direction": direction}
 

@@ -71,7 +71,7 @@ def load_scores(
         raise GraphError(f"Scores are read from .safetensors, {', '.join(readers)}; got {path.name}.")
     try:
         graph, tensors, facts = readers[path.suffix](path)
-    except (KeyError, TypeError, json.JSONDecodeError, RuntimeError, RunError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RuntimeError, RunError) as error:
         raise GraphError(f"{path} is no file of scores: {type(error).__name__} {error}.") from error
     edges, neurons = tensors.pop("edges"), tensors.pop("neurons_in", None)
     own = facts or {"method": method, "metric": metric}

@@ -20,9 +20,9 @@ from interpcore.circuits.circuit import Circuit, nested, sizes_of
 from interpcore.circuits.faithfulness import evaluate, faithfulness
 from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.interventions import Intervention
+from interpcore.circuits.interventions import INTERVENTIONS, Intervention
 from interpcore.circuits.metrics import Metric
-from interpcore.circuits.pairs import Pairs
+from interpcore.circuits.pairs import UNEQUAL, Pairs
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
 from interpcore.data.verbs import VERBS, read_verbs
@@ -95,6 +95,16 @@ class Options:
             raise ValueError(f"The protocol is None or 'paper'; got {self.protocol!r}.")
         if not 0 < self.share < 1 or self.head < 2:
             raise ValueError("A study needs a share of the pairs between 0 and 1, and 2 pairs or more.")
+        if self.metric is not None:
+            Metric(self.metric)
+        for name, given, known in (
+            ("intervention", self.intervention, INTERVENTIONS),
+            ("unequal", self.unequal, UNEQUAL),
+        ):
+            if given not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}; got {given!r}.")
+        if self.data is not None and not Path(self.data).is_dir():
+            raise ValueError(f"There is no folder {self.data} of pairs.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,14 +111,21 @@ def load_pairs(
     Raises: PairsError for missing columns, a cell that cannot be read, answers that are another tokenizer's,
         or an empty file.
     """
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in _needed(task) if name not in (reader.fieldnames or ())]
-        if missing:
-            raise PairsError(f"{path} is no file of {task}: it has no column {', '.join(missing)}.")
-        rows = [row for _, row in zip(range(head), reader, strict=False)] if head else list(reader)
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in _needed(task) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise PairsError(f"{path} is no file of {task}: it has no column {', '.join(missing)}.")
+            rows = list(itertools.islice(reader, head or None))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PairsError(f"{path} is no CSV file: {error}.") from error
     if not rows:
         raise PairsError(f"{path} has no rows.")
+    for number, row in enumerate(rows, 1):
+        empty = [name for name in _needed(task) if not row[name]]
+        if empty:
+            raise PairsError(f"Row {number} of {path} has no {', '.join(empty)}.")
     try:
         _check_answers(task, path, rows, tokenizer)
         return pairs_of_rows(task, rows, tokenizer, unequal=unequal, verbs=verbs)
@@ -199,5 +207,8 @@ def _word(tokenizer: Any, token: int) -> str:
 
 def _ids(cell: Any) -> list[int]:
     """Token ids of a cell: a number, a list, or a list written as text."""
-    value = ast.literal_eval(cell) if isinstance(cell, str) else cell
+    try:
+        value = ast.literal_eval(cell) if isinstance(cell, str) else cell
+    except (ValueError, SyntaxError):
+        raise PairsError(f"The answer {cell!r} is neither a token id nor a list of them.") from None
     return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]

@@ -1,7 +1,5 @@
 """Command line: one file per command or group, joined into one Typer application here."""
 
-import sys
-
 import typer
 
 from interpcore.cli.circuits import app as circuits
@@ -9,7 +7,7 @@ from interpcore.cli.demo import demo
 from interpcore.cli.info import info
 from interpcore.cli.lre import app as lre
 from interpcore.cli.neurons import app as neurons
-from interpcore.runs import RunError
+from interpcore.runs.errors import told_in_a_sentence
 
 app = typer.Typer(
     name="interpcore",
@@ -27,11 +25,8 @@ app.add_typer(neurons, name="neurons")
 
 def main() -> None:
     """Run the `interpcore` command; an expected failure prints its sentence and exits with 1."""
-    try:
+    with told_in_a_sentence("interpcore"):
         app()
-    except (ValueError, RuntimeError, OSError, RunError) as error:
-        typer.echo(f"interpcore: {error}", err=True)
-        sys.exit(1)
 
 
 __all__ = ["app", "main"]

@@ -63,7 +63,7 @@ def exact(
     if top is None:
         rows = run_scores(study, _tasks(task), ["exact"])
     else:
-        rows = run_verified(study, _tasks(task), verify, study.sizes([top])[0])
+        rows = run_verified(study, _tasks(task), verify, _edges(study, "--top", top))
     show(_frame(rows), "Scores are in " + str(study.folder.path / "artifacts" / "scores"))
 
 
@@ -84,10 +84,16 @@ def evaluate(
 ) -> None:
     """Faithfulness of the circuits that a file of scores chooses, or of its own circuit, on held-out pairs.
 
-    Example: interpcore circuits evaluate scores.json --model gpt2 --task ioi --size 5% --out runs/c-gpt2
+    Example: interpcore circuits evaluate runs/c-tiny/artifacts/scores/ioi/eap.safetensors
+    --size 5% --out runs/c-tiny
     """
+    from interpcore.circuits import load_scores
     from interpcore.circuits.cells import run_file, run_mib
 
+    if scores.is_file():
+        made_for, own = load_scores(scores, direction.value)[0].model, study.model.spec.name
+        if made_for and Path(made_for).name != Path(own).name:
+            Console().print(f"Note: these are scores of {made_for}, measured on {own}.", highlight=False)
     if mib:
         show(_frame([run_mib(study, task, scores, direction.value)]))
         return
@@ -132,7 +138,7 @@ def overlap(
     """
     from interpcore.circuits import report
 
-    tasks, edges = _tasks(task), study.sizes([size])[0]
+    tasks, edges = _tasks(task), _edges(study, "--size", size)
     found = report.overlap(study, tasks, method, dict.fromkeys(tasks, edges))
     show(_labelled(found.table, "edge IoU"), *map(str, found.files))
 
@@ -151,7 +157,7 @@ def cross_task(
     """
     from interpcore.circuits import report
 
-    tasks, edges = _tasks(task), study.sizes([size])[0]
+    tasks, edges = _tasks(task), _edges(study, "--size", size)
     found = report.cross_task(study, tasks, method, dict.fromkeys(tasks, edges))
     show(_labelled(found.table, "measured on"), *map(str, found.files))
 
@@ -277,6 +283,13 @@ def _tasks(tasks: Sequence[str] | None) -> list[str]:
     from interpcore.circuits.tasks import MAIN_TASKS
 
     return list(tasks or MAIN_TASKS)
+
+
+def _edges(study: Any, option: str, size: str) -> int:
+    edges: int = study.sizes([size])[0]
+    if edges < 1:
+        raise ValueError(f"{option} {size} asks for no edge; give a larger one.")
+    return edges
 
 
 def _compare_files(files: Sequence[Path]) -> None:

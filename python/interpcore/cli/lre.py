@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interpcore.lre.report import Report
 
 WIDTH = 130
+FEW = 3
 
 app = typer.Typer(help="Linear relational embeddings.", no_args_is_help=True)
 
@@ -127,6 +128,7 @@ def show(report: Report) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     console.print(
+        "obj: distinct objects; known: test facts that the model itself answers, of all.\n"
         "faithful: the operator's top token is the model's, on held-out known subjects; causal: the edited "
         "model says the target.\nall: over all test facts; control: the best of majority, b alone, other "
         "operator, shuffled (edits: none, random, other);\n* the interval lies above it. depth: of the "
@@ -148,7 +150,9 @@ def finish(report: Report, model: str) -> None:
     if report.speedup is None and not report.refused:
         raise ValueError(f"{model} knows no such facts: no relation has enough known test facts to measure.")
     if report.refused:
-        raise ValueError("; ".join(text.rstrip(".") for text in report.refused) + ". The rest is kept.")
+        told = "; ".join(text.rstrip(".") for text in report.refused[:FEW])
+        more = f"; and {len(report.refused) - FEW} more" if len(report.refused) > FEW else ""
+        raise ValueError(f"{told}{more}. The rest is kept.")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def explain(
     tokens: Tokens,
     model: ModelName = "tiny",
     features: Annotated[Path | None, typer.Option(help="A feature file of your own.")] = None,
-    unigram_least: Annotated[int, typer.Option(help="Rarer words are no feature.")] = 3000,
+    unigram_least: Annotated[int, typer.Option(min=1, help="Rarer words are no feature.")] = 3000,
     spacy: Annotated[str | None, typer.Option(help="A spaCy pipeline for parts of speech.")] = None,
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Sequences of the pass for labels in context; default: all.")
@@ -84,6 +85,8 @@ def intervene(
     chosen = None if neurons is None else parse_neurons(neurons, study.model)
     try:
         fixed = [float(value) for value in values.split(",")]
+        if not all(map(math.isfinite, fixed)):
+            raise ValueError(values)
     except ValueError as error:
         raise ValueError(f"--values {values!r} is no list of numbers, such as -0.17,0,1.") from error
     table, _ = study.interventions(chosen, fixed)
@@ -142,7 +145,7 @@ def cache(
 
     if dtype not in ("float32", "float16"):
         raise ValueError(f"--dtype is float32 or float16; got {dtype!r}.")
-    study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
+    study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol, steps=False)
     found = save(
         study.model,
         study.tokens,

@@ -78,16 +78,20 @@ def open_study(
     quiet: bool,
     protocol: Protocol = Protocol.default,
     memory: float = 4.0,
+    steps: bool = True,
     **options: object,
 ) -> NeuronStudy:
-    """The study that these options say."""
+    """The study that these options say; its folder holds a run per step, or is itself one (`steps` False)."""
     import interpcore
     from interpcore.data.tokens import TokenShards
     from interpcore.neurons.neuron_study import NeuronStudy
+    from interpcore.neurons.study_folder import check_study_folder
 
     shards = None if tokens is None else TokenShards.open(tokens)
     names = list(dict.fromkeys(partner or ()))
     loaded = [interpcore.load(name, device=device) for name in (model, *names)]
+    if steps:
+        check_study_folder(out, loaded[0])  # type: ignore[arg-type]
     return NeuronStudy(
         out,
         loaded[0],  # type: ignore[arg-type]

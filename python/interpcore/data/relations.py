@@ -107,6 +107,8 @@ def parse_relation(content: Any, source: str = "relation") -> Relation:
             f"{source}: relation_type is {properties['relation_type']!r}, not one of "
             f"{', '.join(RELATION_TYPES)}."
         )
+    if not isinstance(content["name"], str) or not content["name"]:
+        raise RelationError(f"{source}: name is {content['name']!r}, not text.")
     for name in ("prompt_templates", "prompt_templates_zs", "samples"):
         if not isinstance(content[name], list):
             raise RelationError(f"{source}: {name} is not a list.")
@@ -136,18 +138,24 @@ def load_relation(path: str | Path) -> Relation:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RelationError(f"{path.name}: not valid JSON ({error}).") from error
-    return parse_relation(content, path.name)
+        raise RelationError(f"{path}: not valid JSON ({error}).") from error
+    return parse_relation(content, str(path))
 
 
 def load_relations(folder: str | Path) -> list[Relation]:
-    """Read every relation file in the kind folders (`factual/`, `commonsense/`, ...) of `folder`, by name.
+    """Read every relation file in the kind folders (`factual/`, `commonsense/`, ...) of `folder`, by name;
+    where there are none, those in the folder itself.
 
     Raises: RelationError where a file breaks the schema or the folder holds none.
     """
-    paths = [path for kind in RELATION_TYPES for path in sorted(Path(folder).glob(f"{kind}/*.json"))]
+    if not Path(folder).is_dir():
+        raise RelationError(f"There is no folder {folder} of relation files.")
+    paths = [path for kind in RELATION_TYPES for path in sorted(Path(folder, kind).glob("*.json"))]
+    paths = paths or sorted(Path(folder).glob("*.json"))
     if not paths:
-        raise RelationError(f"{folder}: no relation files in its folders {', '.join(RELATION_TYPES)}.")
+        raise RelationError(
+            f"{folder} holds no relation files (.json), neither itself nor in {', '.join(RELATION_TYPES)}."
+        )
     return [load_relation(path) for path in paths]
 
 

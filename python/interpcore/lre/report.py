@@ -60,7 +60,8 @@ def write_report(out: str | os.PathLike[str]) -> Report:
         results = sorted((row.result for row in rows if row.status == "done"), key=lambda r: r["trial"])
         broken = [f"{row.key} broke off: {row.error}" for row in rows if row.status == "failed"]
         if not results:
-            raise RunError(f"{out} holds no finished LRE trial; run the study first")
+            why = f"all {len(broken)} failed, the first: {broken[0]}" if broken else "run the study first"
+            raise RunError(f"{out} holds no finished LRE trial; {why}")
         table, files = tables.relation_table(results), []
         refused = dict.fromkeys(r["reason"] for r in results if r["status"] == "refused")
         done = tables.measured(results)

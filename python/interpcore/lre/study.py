@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,10 +54,12 @@ class Options:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}; got {self.protocol!r}.")
-        if min(self.trials, self.examples) < 1 or self.ranks < 2 or not self.betas or self.damping < 0:
+        if min(self.trials, self.examples) < 1 or self.ranks < 2 or not self.betas or not self.damping >= 0:
             raise ValueError(
                 "A study needs at least 1 trial, 1 example, 2 ranks and 1 beta, and damping of 0 or more."
             )
+        if not all(0 <= beta < math.inf for beta in self.betas):
+            raise ValueError(f"betas are 0 or more and finite; got {self.betas[0]} to {self.betas[-1]}.")
 
     @property
     def least_known(self) -> int:

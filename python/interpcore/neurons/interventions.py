@@ -210,10 +210,15 @@ def parse_neurons(text: str | os.PathLike[str], model: Model) -> tuple[Neuron, .
     if Path(text).suffix == ".csv":
         import pandas as pd
 
-        frame = pd.read_csv(text)
-        if not {"layer", "neuron"} <= set(frame.columns):
-            raise ValueError(f"{text} has no columns layer and neuron; it has {', '.join(frame.columns)}.")
-        pairs = list(zip(frame.layer.astype(int), frame.neuron.astype(int), strict=True))
+        if not Path(text).is_file():
+            raise ValueError(f"There is no file {text}.")
+        try:
+            frame = pd.read_csv(text)
+            if not {"layer", "neuron"} <= set(frame.columns):
+                raise ValueError(f"it has no columns layer and neuron, but {', '.join(frame.columns)}")
+            pairs = list(zip(frame.layer.astype(int), frame.neuron.astype(int), strict=True))
+        except ValueError as error:
+            raise ValueError(f"{text} names no neurons: {error}.") from error
     else:
         try:
             pairs = [(int(a), int(b)) for a, b in (part.split(".") for part in str(text).split(","))]

@@ -120,6 +120,8 @@ class RunFolder:
             RunError: as in `open`, or the folder holds something that is not a run.
         """
         path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file, and a run needs a folder; choose another name")
         path.mkdir(parents=True, exist_ok=True)
         foreign = _foreign(path)
         if foreign and not is_run(path):
@@ -202,8 +204,18 @@ def _agree(path: Path, card: RunCard | None, *, may_create: bool, allow_differen
     stored = read_card(path)
     differences = [] if card is None or allow_difference else compare(stored, card)
     if differences:
+        empty = not any(file.is_file() for file in (path / _ARTIFACTS).rglob("*")) and not _finished(path)
+        away = ", or remove that one, where nothing is finished" if empty else ""
         raise RunError(
-            f"the run in {path} does not mean the same as this one; choose another folder, or allow the "
-            f"difference: {' '.join(differences)}"
+            f"the run in {path} does not mean the same as this one; choose another folder{away} (in Python, "
+            f"also allow_difference=True): {' '.join(differences)}"
         )
     return stored
+
+
+def _finished(path: Path) -> bool:
+    """Whether a folder's ledger holds a finished cell."""
+    if not (path / _LEDGER).is_file():
+        return False
+    with Ledger(path / _LEDGER) as ledger:
+        return any(row.status == "done" for row in ledger)

@@ -1,5 +1,6 @@
 """`sweep`: one function over a grid, one ledger row per finished cell, resumable."""
 
+import json
 import os
 import re
 import time
@@ -20,9 +21,8 @@ from interpcore.runs.processes import LocalProcesses
 from interpcore.runs.progress import Progress
 
 _POLL_SECONDS = 0.2
-
-
 _PLACE = re.compile(r" \(in \S+, line \d+ of [^()]*\)$")
+_SHORT = 60
 
 
 class CellError(RunError):
@@ -34,7 +34,8 @@ class CellError(RunError):
 
     def __init__(self, row: Row) -> None:
         said = _PLACE.sub("", row.error or "")  # the traceback below says where
-        super().__init__(f"cell {row.key} failed: {said}")
+        shown = {name: value for name, value in row.parameters.items() if len(json.dumps(value)) <= _SHORT}
+        super().__init__(f"cell {json.dumps(shown)} failed: {said}")
         self.row = row
         if row.trace:
             self.add_note(row.trace)

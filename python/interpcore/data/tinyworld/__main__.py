@@ -15,6 +15,7 @@ from interpcore.data.tinyworld import exam as exams
 from interpcore.data.tinyworld import heldout, training, world
 from interpcore.data.tinyworld.corpus import documents
 from interpcore.data.tinyworld.models import ARCHITECTURES
+from interpcore.runs.errors import told_in_a_sentence
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, examine and print the tiny world.")
 
@@ -26,12 +27,14 @@ def train(
     ] = 0,
     arch: Annotated[str, typer.Option(help="gpt2 or llama.")] = "gpt2",
     out: Annotated[
-        Path | None, typer.Option(help="Model folder to write; without it runs/tiny-ARCH-sSEED.")
+        Path | None, typer.Option(help="Model folder to write; default: runs/tiny-ARCH-sSEED.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = training.Recipe.steps,
-    seconds: Annotated[float | None, typer.Option(help="Stop after this long; run again to go on.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this long; run again to go on.")
+    ] = None,
     keep: Annotated[
-        list[int] | None, typer.Option(help="Also write the model after this step (repeatable).")
+        list[int] | None, typer.Option(min=1, help="Also write the model after this step; again for more.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
@@ -62,6 +65,8 @@ def exam(
     output: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
 ) -> None:
     """Examine a model: facts, tasks, sums, questions, loss. Exits with 1 where it misses the bar."""
+    if output is not None and not output.parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {output.parent}; make it first.", param_hint="--output")
     try:
         result = exams.examine(model, seed)
     except FileNotFoundError as error:
@@ -127,5 +132,11 @@ def _show(result: exams.Exam, console: Console) -> None:
     )
 
 
+def main() -> None:
+    """Run a command; an expected failure prints its sentence and exits with 1."""
+    with told_in_a_sentence("tinyworld"):
+        app()
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -90,14 +90,18 @@ def train(
     Args: recipe: what to train; out: the model folder to write; limit_seconds: stop after this long, leaving
         the state; keep: steps after which to also write a folder `<out>-step-<step>`; report: called with
         each line.
-    Returns: True when the last step was done. Raises: TrainingError where a state of another recipe is in the
-        way.
+    Returns: True when the last step was done. Raises: TrainingError where a state of another recipe, or
+        anything of the name of a folder to write, is in the way.
     """
     tokenizer = build_tokenizer()
     model = models.new_model(recipe.architecture, len(tokenizer), tokenizer.eos_token_id, recipe.seed)
     optimizers = _optimizers(model, recipe)
     state = out.with_name(out.name + ".state.safetensors")
     done, seconds = _load_state(state, recipe, model, optimizers)
+    kept = [out.with_name(f"{out.name}-step-{step}") for step in keep]
+    for folder in (out, *([] if done else kept)):
+        if folder.exists():
+            raise TrainingError(f"{folder} is there already; remove it, or choose another folder.")
     if done:
         report(f"resuming at step {done} of {recipe.steps}")
     begun, cpu_begun = time.monotonic(), time.process_time() - seconds

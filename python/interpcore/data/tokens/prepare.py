@@ -14,6 +14,7 @@ import numpy as np
 from interpcore.data.tokens.documents import Document, document_files, read_documents
 from interpcore.data.tokens.shards import MASKS, TokenShardError, TokenShards, id_dtype
 from interpcore.data.tokens.writing import check_empty, scratch_folder, write_shards
+from interpcore.model.load.source import TOKENIZER_FILES
 from interpcore.runs import Progress, tokenizer_hash
 
 _BATCH = 256  # documents given to the tokenizer at once
@@ -65,6 +66,9 @@ def prepare_tokens(
         TokenShardError: nothing to read, a damaged file, too little text, a folder in use, or a full disk.
     """
     source, folder = Path(source), Path(folder)
+    unknown = sorted(set(masked) - set(MASKS))
+    if unknown:
+        raise TokenShardError(f"There is no mask {unknown[0]!r}; masks are {', '.join(MASKS)}.")
     name, tokenizer = _tokenizer(tokenizer, revision)
     ids = special_ids(tokenizer, newline_ids)
     first = ids["bos"] if bos else []
@@ -178,6 +182,9 @@ def _tokenizer(tokenizer: Any, revision: str | None) -> tuple[str, Any]:
         return Path(tokenizer.name_or_path).name, tokenizer
     from transformers import AutoTokenizer
 
+    # transformers makes an empty tokenizer of a folder without one, and that would drop every character.
+    if Path(tokenizer).is_dir() and not any((Path(tokenizer) / file).is_file() for file in TOKENIZER_FILES):
+        raise TokenShardError(f"{tokenizer} holds no tokenizer, such as a tokenizer.json.")
     try:
         return Path(tokenizer).name, AutoTokenizer.from_pretrained(tokenizer, revision=revision)
     except (OSError, ValueError) as error:

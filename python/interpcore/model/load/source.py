@@ -52,10 +52,12 @@ def read_checkpoint(
     try:
         config = AutoConfig.from_pretrained(str(path if local else place), **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{source} has no readable config that transformers knows: {_first_line(error)}"
-        ) from error
-    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
+        said = f"{source} has no readable config that transformers knows"
+        if not local:
+            said = f"There is no folder {source}, and no model of that hub id could be read"
+        raise ValueError(f"{said}: {_first_line(error)}") from error
+    place_of_weights = check_device(device)
+    wanted = dtype or (torch.float32 if place_of_weights.type == "cpu" else "auto")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path if local else place),
@@ -76,7 +78,21 @@ def read_checkpoint(
             f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is "
             "incomplete."
         )
-    return hf.to(device), _tokenizer(str(path if local else place), options)
+    return hf.to(place_of_weights), _tokenizer(str(path if local else place), options)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises: ValueError for one that this torch or this machine does not have.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = _first_line(error).rstrip(".")
+        raise ValueError(f"The device {str(device)!r} cannot be used here: {reason}.") from error
+    return found
 
 
 def check_folder(path: Path) -> None:
