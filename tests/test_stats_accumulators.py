@@ -197,6 +197,18 @@ def test_top_examples_are_the_sorted_ones() -> None:
         )
 
 
+def test_top_examples_that_few_columns_find() -> None:
+    x = torch.randn(2 * len(MASK), 60, generator=torch.Generator().manual_seed(3))
+    x[len(MASK) :] -= 10
+    x[len(MASK) + 7, 5], x[len(MASK) + 9, 40], x[len(MASK) + 8, 40] = 9.0, 9.0, torch.nan
+    top = TopExamples(60, 3)
+    for first in (0, SEQUENCES):
+        rows = slice(first * CONTEXT, (first + SEQUENCES) * CONTEXT)
+        top.update(x[rows], TokenBlock.of_sequences(TOKENS, first))
+    order = x.nan_to_num(nan=-torch.inf).sort(0, descending=True, stable=True).indices[:3]
+    assert torch.equal(top.finalize().index, order)
+
+
 @pytest.mark.parametrize("kind", ["position", "token", "previous"])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
 def test_group_sums_are_those_of_each_group(kind: str, dtype: torch.dtype, near: float) -> None:

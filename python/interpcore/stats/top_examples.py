@@ -43,8 +43,16 @@ class TopExamples:
         Tokens must come in increasing order, so that on a tie the one that is there came first.
         """
         values, tokens = kept(values, tokens, mask)
-        values = values.float()
-        row, column = (values > self._value[-1]).nonzero(as_tuple=True)
+        if not len(values):
+            return
+        values, least = values.float(), self._value[-1]
+        # After many tokens few columns have a larger value in a block. A NaN hides its column's maximum.
+        touched = (~(values.amax(0) <= least)).nonzero()[:, 0]
+        if 8 * len(touched) > len(least):
+            row, column = (values > least).nonzero(as_tuple=True)
+        else:
+            row, at = (values[:, touched] > least[touched]).nonzero(as_tuple=True)
+            column = touched[at]
         if len(row) > 4 * self._value.numel() and len(values) > len(self._value):
             half = torch.arange(len(values), device=values.device) < len(values) // 2
             self.update(values, tokens, half)
