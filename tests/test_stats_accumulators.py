@@ -205,7 +205,7 @@ def test_top_examples_that_few_columns_find() -> None:
     for first in (0, SEQUENCES):
         rows = slice(first * CONTEXT, (first + SEQUENCES) * CONTEXT)
         top.update(x[rows], TokenBlock.of_sequences(TOKENS, first))
-    order = x.nan_to_num(nan=-torch.inf).sort(0, descending=True, stable=True).indices[:3]
+    order = x.nan_to_num(nan=-torch.inf).sort(dim=0, descending=True, stable=True).indices[:3]
     assert torch.equal(top.finalize().index, order)
 
 
