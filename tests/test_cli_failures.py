@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from interpcore.cli import main
+from interpcore.cli import extras, main
 from interpcore.model.load.source import check_device
 from interpcore.runs import RunError
 from interpcore.runs.errors import told_in_a_sentence
@@ -25,6 +25,13 @@ def test_expected_errors_are_sentences(error, said, capsys):
         raise error
     shown = capsys.readouterr().err
     assert end.value.code == 1 and said in shown and shown.count("\n") == 1
+
+
+def test_missing_libraries_are_said_before_the_work(monkeypatch):
+    extras.require("lre")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"lre needs pandas, pyarrow, matplotlib.*'interpcore\[lre\]'"):
+        extras.require("lre")
 
 
 def test_defects_keep_their_traceback():

@@ -103,7 +103,9 @@ def opened_study(
     """A study opened as these options say."""
     import interpcore
     from interpcore.circuits.study import Options, open_study
+    from interpcore.cli.extras import require
 
+    require("circuits")
     options = Options(
         data=None if data is None else str(data),
         table=table,

@@ -99,9 +99,11 @@ def compare(
 def study(model: str, relations: str, out: Path, options: Any, device: str = "cpu") -> Report:
     """Load, run and report; what the command and the demo share."""
     import interpcore
+    from interpcore.cli.extras import require
     from interpcore.lre.report import write_report
     from interpcore.lre.study import run_study
 
+    require("lre")
     facts = read_relations(relations)
     loaded = interpcore.load(model, device=device)
     run_study(loaded, facts, out, options, command=shlex.join(sys.argv))  # type: ignore[arg-type]

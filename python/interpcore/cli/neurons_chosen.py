@@ -45,7 +45,9 @@ def explain(
     Example: interpcore neurons explain --tokens runs/tokens-tiny --unigram-least 100 --out runs/neurons-tiny
     """
     from interpcore.neurons.explanation_study import Options
+    from interpcore.neurons.features import rule_features
 
+    rule_features((), features)  # a bad file is refused before the folder is this run's
     study = open_study(out, model, tokens, device=device, quiet=quiet, memory=memory)
     options = Options(
         features=None if features is None else str(features),

@@ -83,10 +83,12 @@ def open_study(
 ) -> NeuronStudy:
     """The study that these options say; its folder holds a run per step, or is itself one (`steps` False)."""
     import interpcore
+    from interpcore.cli.extras import require
     from interpcore.data.tokens import TokenShards
     from interpcore.neurons.neuron_study import NeuronStudy
     from interpcore.neurons.study_folder import check_study_folder
 
+    require("neurons")
     shards = None if tokens is None else TokenShards.open(tokens)
     names = list(dict.fromkeys(partner or ()))
     loaded = [interpcore.load(name, device=device) for name in (model, *names)]

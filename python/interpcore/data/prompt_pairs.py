@@ -91,8 +91,16 @@ def generate(task: str, tokenizer: Any, count: int = 200, seed: int = 0, part: s
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text without special tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    """The ids of a text without special tokens.
+
+    Raises: PromptPairError where the tokenizer lacks a character.
+    """
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # the tokenizers library raises no other class
+        if type(error) is not Exception:
+            raise
+        raise PromptPairError(f"This tokenizer cannot write {text!r}: {error}.") from error
     return ids
 
 

@@ -29,7 +29,7 @@ def told_in_a_sentence(program: str) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str:
     """What an expected error says, with what to do where Python's own words leave that open."""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and error.name:
         return f"this needs {error.name}, which is not installed; pip install {error.name}."
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; check the name, and that it may be read or written."
