@@ -10,6 +10,7 @@ from torch import Tensor
 from interpcore import ops
 from interpcore.ops import reference
 
+DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Results = Tensor | tuple[Tensor, ...]
@@ -54,8 +55,10 @@ def cases() -> Iterator[Case]:
         (1, 256, 7, 32, 8, 128, 71, 7),
         (8, 1, 512, 12, 12, 64, 512, 512),
     )
-    for op, dtype, problem in itertools.product(("attn_vjp", "attn_jvp"), DTYPES, attention):
+    for op, dtype, problem in itertools.product(("attn_vjp", "attn_jvp"), DTYPES, attention[:3]):
         yield Case(op, "triton", dtype, problem)
+    for dtype, problem in itertools.product(DTYPES, (attention[0], attention[3])):
+        yield Case("attn_vjp keys", "triton", dtype, problem)
     for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
         yield Case("column_moments", "triton", dtype, matrix)
         yield Case("activation_moments", "triton", dtype, matrix)
@@ -72,13 +75,13 @@ def cases() -> Iterator[Case]:
 def norm_vjp_problem(case: Case) -> Problem:
     """g [B, C, P, d] with a weight and a residual."""
     b, c, p, d = case.shape
-    make = torch.Generator(device="cuda").manual_seed(0)
+    make = torch.Generator(device=DEVICE).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=make, device="cuda").to(case.dtype)
+        return torch.randn(shape, generator=make, device=DEVICE).to(case.dtype)
 
     g, normed, weight, residual = random(b, c, p, d), random(b, p, d), random(d), random(b, c, p, d)
-    rstd = torch.rand(b, p, generator=make, device="cuda") + 0.5
+    rstd = torch.rand(b, p, generator=make, device=DEVICE) + 0.5
     args = (g, normed, rstd, weight, residual)
 
     def plain() -> Tensor:
@@ -149,7 +152,7 @@ def attention(case: Case) -> dict[str, Tensor]:
     """q, k, v, a causal pattern and the key-value covariance of B, C, P, H, G, e, T, live."""
     b, _, p, h, g, e, t, _ = case.shape
     random = generator(case)
-    visible = torch.arange(t, device="cuda") <= torch.arange(p, device="cuda")[:, None] + t - p
+    visible = torch.arange(t, device=DEVICE) <= torch.arange(p, device=DEVICE)[:, None] + t - p
     scores = random(b, p, h, t).float().masked_fill(~visible[:, None], float("-inf"))
     at = {"q": random(b, p, h, e), "k": random(b, t, g, e), "v": random(b, t, g, e)}
     at["pattern"] = scores.softmax(-1).to(case.dtype)
@@ -157,18 +160,22 @@ def attention(case: Case) -> dict[str, Tensor]:
 
 
 def attn_vjp_problem(case: Case) -> Problem:
-    """g [B, C, P, H, e]; plain torch goes through the keys, [C, P, H, T] at a time."""
+    """g [B, C, P, H, e], through the covariance, or through the keys and with a factor per score; plain torch
+    goes through the keys, [C, P, H, T] at a time."""
     b, c, p, h, g, e, t, live = case.shape
-    at, scale = attention(case), e**-0.5
+    at = attention(case)
     cotangent = generator(case)(b, c, p, h, e)
-    kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    by_keys = case.op.endswith("keys")
+    scale = generator(case)(b, p, h, t) if by_keys else e**-0.5
+    kept = None if by_keys else ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
     args = (cotangent, *at.values(), live, scale)
 
     def plain() -> tuple[Tensor, ...]:
         k, v = (at[n].repeat_interleave(h // g, 2) for n in ("k", "v"))
         a = at["pattern"][:, None]
         dp = torch.einsum("bcphe,bthe->bcpht", cotangent, v)
-        ds = a * (dp - (a * dp).sum(-1, keepdim=True)) * scale
+        factor = scale[:, None] if isinstance(scale, Tensor) else scale
+        ds = a * (dp - (a * dp).sum(-1, keepdim=True)) * factor
         dk = torch.einsum("bcpht,bphe->bcthe", ds[..., t - live :], at["q"])
         dv = torch.einsum("bpht,bcphe->bcthe", at["pattern"][..., t - live :], cotangent)
         dk, dv = (x.unflatten(3, (g, -1)).sum(4) for x in (dk, dv))
@@ -180,8 +187,8 @@ def attn_vjp_problem(case: Case) -> Problem:
         run=lambda: ops.attn_vjp(*args, key_value=kept, backend=case.backend, out=out),
         exact=lambda: reference.attn_vjp(*args),
         plain=plain,
-        bytes=sum(x.nbytes for x in (cotangent, *at.values(), kept, *out)),
-        flops=b * c * p * h * e * (2 * e + 6 * live),
+        bytes=sum(x.nbytes for x in (cotangent, *at.values(), scale if by_keys else kept, *out)),
+        flops=b * c * p * h * e * ((4 * t if by_keys else 2 * e) + 6 * live),
     )
 
 
@@ -251,7 +258,7 @@ def comoments_problem(case: Case) -> Problem:
 
     def plain() -> Results:
         a, b = x - x.mean(0), y - y.mean(0)
-        return (a.t() @ b) / (a.norm(dim=0)[:, None] * b.norm(dim=0))
+        return (a.t() @ b) / (a.norm(dim=0).float()[:, None] * b.norm(dim=0).float())
 
     return Problem(
         run=ours,
@@ -267,7 +274,7 @@ def activation_moments_problem(case: Case) -> Problem:
     x = generator(case)(*case.shape)
 
     def parts(backend: str) -> Results:
-        sides = [ops.RunningMoments(case.shape[1], device="cuda") for _ in range(2)]
+        sides = [ops.RunningMoments(case.shape[1], device=DEVICE) for _ in range(2)]
         post = ops.activation_moments(x, "gelu_tanh", sides[0], sides[1], backend=backend)
         found = [side.result() for side in sides]
         return post, *(y for m in found for y in (m.mean, m.variance))
@@ -291,7 +298,7 @@ def edge_scores_problem(case: Case) -> Problem:
     make = generator(case)
     difference, grad = make(s, b, p, d), make(t, b, p, d)
     prefix = [1 + (s - 1) * i // t for i in range(t)]
-    legal = torch.arange(s, device="cuda")[:, None] < torch.tensor(prefix, device="cuda")
+    legal = torch.arange(s, device=DEVICE)[:, None] < torch.tensor(prefix, device=DEVICE)
 
     def plain() -> Results:
         return (difference.flatten(1) @ grad.flatten(1).T) * legal
@@ -307,16 +314,16 @@ def edge_scores_problem(case: Case) -> Problem:
 
 def generator(case: Case) -> Callable[..., Tensor]:
     """Random tensors of the case's dtype, the same ones in every run."""
-    make = torch.Generator(device="cuda").manual_seed(0)
-    return lambda *shape: torch.randn(shape, generator=make, device="cuda").to(case.dtype)
+    make = torch.Generator(device=DEVICE).manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=make, device=DEVICE).to(case.dtype)
 
 
 def product_problem(case: Case) -> Problem:
     """x [rows, k] @ weight [k, n], the weight stored out-by-in."""
     rows, k, n = case.shape
-    make = torch.Generator(device="cuda").manual_seed(0)
-    x = torch.randn(rows, k, generator=make, device="cuda").to(case.dtype)
-    weight = torch.randn(n, k, generator=make, device="cuda").to(case.dtype).t()
+    make = torch.Generator(device=DEVICE).manual_seed(0)
+    x = torch.randn(rows, k, generator=make, device=DEVICE).to(case.dtype)
+    weight = torch.randn(n, k, generator=make, device=DEVICE).to(case.dtype).t()
     return Problem(
         run=lambda: ops.product(x, weight, out_dtype=torch.float32),
         exact=lambda: reference.product(x, weight),
@@ -334,6 +341,7 @@ PROBLEMS = {
     "gate both": gate_problem,
     "gate sum": gate_problem,
     "attn_vjp": attn_vjp_problem,
+    "attn_vjp keys": attn_vjp_problem,
     "attn_jvp": attn_jvp_problem,
     "column_moments": column_moments_problem,
     "activation_moments": activation_moments_problem,

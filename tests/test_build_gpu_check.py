@@ -1,9 +1,12 @@
 """bench/gpu_check.py without a GPU: it lists its cases, and refuses to run."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -57,3 +60,52 @@ def test_without_a_gpu_it_says_so_and_fails() -> None:
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "gpu_check: torch sees no GPU; run it where there is one, or add --dry-run."
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_check
+
+    return gpu_check
+
+
+@pytest.mark.parametrize(
+    "op", ["norm_jvp", "attn_vjp", "attn_vjp keys", "comoments", "edge_scores", "product"]
+)
+def test_a_problem_agrees_with_its_definition_in_the_interpreter(
+    op: str, gpu_check: ModuleType, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["gpu_kernels"], "DEVICE", triton_device)
+    monkeypatch.setattr(gpu_check, "milliseconds", lambda run, calls=30: 1.0)
+    case = next(case for case in gpu_check.cases() if case.op == op)
+    row = gpu_check.check(case, {"copy GB/s": 1.0, "torch.float32 TFLOP/s": 1.0})
+    assert row["ok"] and 0 < row["error"] < 1e-6 and row["times torch"] == 1.0
+
+
+def test_a_failing_case_does_not_hide_the_next(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(limits: dict[str, float]) -> dict:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    cases = [("one", fails), ("two", lambda limits: {"case": "two", "ok": limits == {"peak": 1.0}})]
+    monkeypatch.setattr(gpu_check, "parts", lambda: {"op": cases})
+    monkeypatch.setattr(gpu_check, "ceilings", lambda: {"peak": 1.0})
+    limits, one, two = gpu_check.run_part("op")
+    assert limits == {"ceilings": {"peak": 1.0}}
+    assert not one["ok"] and one["failure"] == "RuntimeError: an illegal memory access was encountered"
+    assert two["ok"]
+
+
+def test_a_process_that_dies_costs_its_part_alone(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gpu_check.sys, "executable", shutil.which("false"))
+    assert gpu_check.run_all("A GPU") == 1
+    (file,) = (tmp_path / "results").glob("A-GPU-*.json")
+    rows = json.loads(file.read_text())["cases"]
+    assert len(rows) == len(gpu_check.parts())
+    assert all(not row["ok"] and "ended with code 1" in row["failure"] for row in rows)
