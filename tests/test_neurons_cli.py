@@ -100,6 +100,7 @@ def test_single_verbs_share_the_study_and_do_nothing_twice(base, reported):
     correlated = neurons("correlate", "--partner", "tiny-s1", "--universal", 0.3, *study)
     assert correlated.exit_code == 0 and "of 2048 neurons" in correlated.output
     assert neurons("weights", *study).exit_code == 0
+    assert neurons("weights", *study[2:]).exit_code == 0  # the same folder without --tokens
     assert len(read_weights(base / "study" / "weights")) == 2048
     assert neurons("explain", "--unigram-least", 20, *study).exit_code == 0
     framed = neurons("dataframe", "--partner", "tiny-s1", "--universal", 0.3, *study)
@@ -114,6 +115,11 @@ def test_parts_of_a_summary_are_merged(base, tmp_path):
         assert done.exit_code == 0, done.output
         assert "tokens, 4 layers" in done.output
     assert (tmp_path / "parts" / "summary-1-of-1").is_dir()
+    half = [*study[:2], "--out", tmp_path / "half", "--quiet"]
+    assert neurons("summarize", "--part", "1/2", *half).exit_code == 0
+    with pytest.raises(ValueError, match=r"summary-1-of-2 hold .* of .* sequences"):
+        neurons("summarize", "--merge", *half)
+    assert not (tmp_path / "half" / "summary").exists()
     for part, sentence in (("3/2", "Part 3/2 is none"), ("half", "no part such as 1/2")):
         with pytest.raises(ValueError, match=sentence):
             neurons("summarize", "--part", part, *study)

@@ -11,7 +11,7 @@ from families import transformers_model
 
 import interpcore
 from interpcore.neurons import explain as ex
-from interpcore.neurons.features import FeatureTable, rule_features, token_texts, unigram_features
+from interpcore.neurons.features import FeatureTable, rule_features, token_texts, unigram_features, word_texts
 from interpcore.neurons.weights import fold
 
 pd = pytest.importorskip("pandas")
@@ -192,3 +192,8 @@ def test_token_texts_of_the_tiny_world():
     assert len(texts) == model.spec.vocab_size
     table = rule_features(texts)
     assert len(table) > 150 and table.has.any(1).all()
+    special, words = model.tokenizer.all_special_ids, word_texts(model.tokenizer, model.spec.vocab_size)
+    assert rule_features(texts).has[:, special].any() and not rule_features(words).has[:, special].any()
+    assert [w for i, w in enumerate(words) if i not in special] == [
+        t for i, t in enumerate(texts) if i not in special
+    ]

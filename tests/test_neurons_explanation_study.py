@@ -55,17 +55,18 @@ def test_sums_per_id_explain_what_a_pass_over_labels_does(shards, grouping, back
 
 
 def test_a_neuron_with_values_that_overflowed_is_left_out(shards):
-    model = interpcore.load(transformers_model("gpt2"), check=False)
-    found = groups(model, shards, "token")
-    sums = GroupSums("token", 61, torch.zeros(128))
+    sums = [GroupSums(kind, 61, torch.zeros(128), active=True) for kind in ("token", "position")]
     block = TokenBlock.of_sequences(shards.sequences(0, 2), 0)
     values = torch.randn(20, 128, generator=torch.Generator().manual_seed(1))
     values[3, 5] = torch.inf
-    sums.update(values, block)
-    explained = explain(es.group_label_sums(torch.rand(4, 61) < 0.5, [sums.finalize()]))
+    for one in sums:
+        one.update(values, block)
+    by_token, by_position = (one.finalize() for one in sums)
+    explained = explain(es.group_label_sums(torch.rand(4, 61) < 0.5, [by_token]))
     assert explained.variance_reduction[:, 5].isnan().all()
     assert explained.variance_reduction[:, :5].isfinite().all()
-    assert len(found) == 4
+    table = es.position_table([by_position]).drop(columns=["layer", "neuron"])
+    assert table.iloc[5].isna().all() and table.drop(index=5).notna().all(axis=None)
 
 
 def test_explanations_of_the_tiny_world(tmp_path):

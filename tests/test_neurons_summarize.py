@@ -119,6 +119,11 @@ def test_several_passes_are_one(gpt2: Model, tmp_path: Path) -> None:
             assert torch.equal(mine.total, other.total)
             assert torch.equal(mine.values, other.values)
     assert sum(part.kind == "token" for parts in passes for part in parts) == 8
+    places = Statistics(histogram=False, published=False, top=0)
+    cut = run(gpt2, tmp_path / "cut", places, memory=30_000)
+    assert sum((part.kind, part.depth) == ("position", 2) for part in cut.files) == 2
+    mine, other = cut.groups("position", 2), one.groups("position", 2)
+    assert torch.equal(mine.active, other.active) and torch.equal(mine.total, other.total)
     with pytest.raises(ValueError, match=r"do not hold moments sums of .* GB, which cannot be cut"):
         run(gpt2, tmp_path / "none", memory=10_000)
 

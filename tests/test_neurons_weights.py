@@ -291,7 +291,7 @@ def test_a_neuron_that_writes_along_the_unigram_direction_is_aligned(gpt2):
     log = (counts.double() + 1).log()
     towards = torch.linalg.lstsq(folded.unembedding.mT, (log - log.mean())[:, None]).solution.mT
     write = torch.cat((towards, -2 * towards, folded.neurons(0).write[:3]))
-    found = frequency_alignment(folded, write, counts)
+    found = frequency_alignment(folded, counts)(write)
     effects = write @ folded.unembedding
     expected = np.corrcoef(torch.cat((effects, log[None])).numpy())[-1, :-1]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)

@@ -194,21 +194,8 @@ def weights(
 
     Example: interpcore neurons weights --model tiny --out runs/neurons-tiny
     """
-    from interpcore.neurons.weight_study import weight_study
-
     study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
-    if full:
-        table = weight_study(
-            study.model,
-            study.step("weights-full"),
-            counts=study.token_counts,
-            full=True,
-            protocol=study.protocol,
-            progress=study.progress,
-            command=study.command,
-        )
-    else:
-        table = study.weights
+    table = study.weight_table("weights-full", full=True) if full else study.weights
     columns = ["w_in_norm", "w_out_norm", "in_out_sim", "vocab_var", "vocab_skew", "vocab_kurt", "null_space"]
     show(table.groupby("layer")[columns].median().reset_index(), "Median of each layer.")
 

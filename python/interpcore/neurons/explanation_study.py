@@ -21,7 +21,7 @@ from interpcore.neurons.explain import (
     letter_neurons,
     token_sums,
 )
-from interpcore.neurons.features import FeatureTable, rule_features, token_texts, unigram_features
+from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
 from interpcore.neurons.labels import Labeller, SpacyLabels, Subsets, Surroundings, TokenLabels, label_sums
 from interpcore.neurons.positions import (
     position_information,
@@ -111,7 +111,7 @@ def explain_neurons(
     options = Options() if options is None else options
     if model.tokenizer is None:
         raise ValueError(f"{model.spec.name} has no tokenizer, and features are rules on its tokens' texts.")
-    texts = token_texts(model.tokenizer, model.embedding.shape[0])
+    texts = word_texts(model.tokenizer, model.embedding.shape[0])
     counts = by_token[0].count
     rules = rule_features(texts, options.features)
     words = unigram_features(texts, counts, least=options.unigram_least, most=options.unigram_most)
@@ -196,7 +196,8 @@ def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
 
 
 def position_table(layers: Sequence[GroupTotals]) -> pd.DataFrame:
-    """What position says about every neuron, from sums of pre-activations.
+    """What position says about every neuron, from sums of pre-activations; a neuron with values that were not
+    finite gets NaN.
 
     Returns: layer, neuron, information (nats), spread_between, spread_within, variance_reduction.
     """
@@ -214,6 +215,8 @@ def position_table(layers: Sequence[GroupTotals]) -> pd.DataFrame:
             "spread_within": within,
             "variance_reduction": position_variance_reduction(count, groups.total, groups.square),
         }
+        broken = groups.missing.to_dense().sum(0) > 0
+        columns = {name: value.masked_fill(broken, torch.nan) for name, value in columns.items()}
         frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
@@ -229,7 +232,8 @@ def _labellers(shards: TokenShards, texts: Sequence[str], options: Options) -> l
     if len(shards.subset_names) > 1:
         found.append(Subsets(shards))
     if options.spacy is not None:
-        found.append(SpacyLabels(options.spacy, texts))
+        # What a token without text stands for ends a text.
+        found.append(SpacyLabels(options.spacy, [text or "\n" for text in texts]))
     return found
 
 

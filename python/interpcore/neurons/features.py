@@ -64,6 +64,12 @@ def token_texts(tokenizer: Any, vocab_size: int) -> list[str]:
     return [*texts, *[""] * (vocab_size - known)]
 
 
+def word_texts(tokenizer: Any, vocab_size: int) -> list[str]:
+    """As `token_texts`, but "" for special tokens: what they are called is no text for a rule."""
+    special = set(tokenizer.all_special_ids)
+    return ["" if i in special else text for i, text in enumerate(token_texts(tokenizer, vocab_size))]
+
+
 def rule_features(texts: Sequence[str], path: str | os.PathLike[str] | None = None) -> FeatureTable:
     """The features of a data file; those that no token has are left out.
 

@@ -31,7 +31,7 @@ from interpcore.neurons.summarize import MEMORY, part_range, summarize
 from interpcore.neurons.summary import Summary, merge_summaries
 from interpcore.neurons.universal import universality
 from interpcore.neurons.weight_study import weight_study
-from interpcore.neurons.weights import FoldedWeights, fold
+from interpcore.neurons.weights import FoldedWeights, fold, frequency_alignment
 from interpcore.ops import ColumnMoments
 from interpcore.runs import RunCard, RunFolder, atomic_path, write_tensors
 
@@ -100,26 +100,35 @@ class NeuronStudy:
 
     @cached_property
     def token_counts(self) -> Tensor | None:
-        """Occurrences of each token id in the corpus [vocabulary] int64; None without one."""
+        """How often each token id is the next token in the corpus [vocabulary] int64; None without one."""
         if self.shards is None:
             return None
         counts = torch.zeros(self.model.embedding.shape[0], dtype=torch.int64)
         for start in range(0, self.shards.n_sequences, 4096):
             found = self.shards.sequences(start, min(start + 4096, self.shards.n_sequences))
-            counts += torch.bincount(found.flatten(), minlength=len(counts))
+            counts += torch.bincount(found[:, 1:].flatten(), minlength=len(counts))
         return counts
 
     @cached_property
     def weights(self) -> pd.DataFrame:
-        """Weight statistics."""
-        return weight_study(
+        """Weight statistics; with a corpus also frequency_alignment."""
+        return self.weight_table("weights")
+
+    def weight_table(self, step: str, *, full: bool = False) -> pd.DataFrame:
+        """As `weights`, in the run folder of a step."""
+        table = weight_study(
             self.model,
-            self.step("weights"),
-            counts=self.token_counts,
+            self.step(step),
+            full=full,
             protocol=self.protocol,
             progress=self.progress,
             command=self.command,
         )
+        if self.token_counts is None:
+            return table
+        aligned = frequency_alignment(self.folded, self.token_counts)
+        layers = [aligned(self.folded.neurons(layer).write) for layer in range(self.folded.n_layers)]
+        return table.assign(frequency_alignment=torch.cat(layers).cpu().numpy())
 
     @cached_property
     def summary(self) -> Summary:
@@ -134,13 +143,19 @@ class NeuronStudy:
         """The summary out of the parts that are there.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or they are not all the tokens.
             RunError, MergeError: they do not fit together.
         """
         folders = sorted(Path(self.folder).glob("summary-*-of-*"))
         if not folders:
             raise ValueError(
                 f"{self.folder} has no parts of a summary; make them with --part 1/2 and --part 2/2."
+            )
+        read = sum(len(Summary.open(folder).ranges) for folder in folders)
+        if read < self.tokens.n_sequences:
+            raise ValueError(
+                f"{', '.join(folder.name for folder in folders)} hold {read} of {self.tokens.n_sequences} "
+                "sequences; make or finish the other parts first."
             )
         return merge_summaries(folders, self.step("summary"))
 

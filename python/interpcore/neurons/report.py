@@ -20,7 +20,7 @@ from interpcore.neurons.families import (
     percentiles_within_layer,
     universal_contrasts,
 )
-from interpcore.neurons.features import FeatureTable, rule_features, token_texts
+from interpcore.neurons.features import FeatureTable, rule_features, word_texts
 from interpcore.neurons.neuron_study import NeuronStudy, short_name
 from interpcore.neurons.published import UNIVERSAL
 from interpcore.neurons.weight_study import weight_study
@@ -198,7 +198,7 @@ def partner_weights(study: NeuronStudy) -> dict[str, pd.DataFrame]:
 
 def study_features(study: NeuronStudy) -> FeatureTable:
     """The rules of the shipped feature file on the model's tokens."""
-    return rule_features(token_texts(study.model.tokenizer, study.model.embedding.shape[0]))
+    return rule_features(word_texts(study.model.tokenizer, study.model.embedding.shape[0]))
 
 
 def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> Figure:

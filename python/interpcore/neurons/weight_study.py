@@ -25,7 +25,6 @@ from interpcore.neurons.cosines import (
 from interpcore.neurons.weights import (
     FoldedWeights,
     fold,
-    frequency_alignment,
     neuron_columns,
     null_space_fraction,
 )
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 class _Work:
     folded: FoldedWeights
     folder: RunFolder
-    counts: Tensor | None
     full: bool
     diagonal: str
     rho: Any
@@ -49,7 +47,6 @@ def weight_study(
     model: Model,
     out: str | os.PathLike[str],
     *,
-    counts: Tensor | None = None,
     full: bool = False,
     protocol: str = "default",
     progress: bool = True,
@@ -60,22 +57,20 @@ def weight_study(
     Args:
         model: the decoder.
         out: the run folder.
-        counts: occurrences of each token id [vocabulary], for `frequency_alignment`; None leaves it out.
         full: also keep, per layer, summaries of all cosines with neurons and tokens (moments, histogram,
             extremes) and all compositions with heads.
         protocol: "paper" counts a neuron's cosine with itself as 0 in those summaries.
         progress: show it.
         command: what was typed, for the card.
     Returns: one row per neuron: layer, neuron; the columns of `neuron_columns` and `nearest_neurons`;
-        vocab_mean, vocab_var, vocab_skew, vocab_kurt; null_space (rho); frequency_alignment; and per kind of
+        vocab_mean, vocab_var, vocab_skew, vocab_kurt; null_space (rho); and per kind of
         composition its largest value with the head, such as q_composition, q_layer, q_head.
     """
     folded = fold(model)
-    arguments = {"full": full, "counts": None if counts is None else int(counts.sum())}
-    card = run_card(model, protocol=protocol, arguments=arguments, command=command)
+    card = run_card(model, protocol=protocol, arguments={"full": full}, command=command)
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         diagonal = "zero" if protocol == "paper" else "left out"
-        work = _Work(folded, folder, counts, full, diagonal, null_space_fraction(folded))
+        work = _Work(folded, folder, full, diagonal, null_space_fraction(folded))
         grid = [{"layer": layer} for layer in range(folded.n_layers)]
         sweep(weight_layer, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise")
     return read_weights(out)
@@ -91,8 +86,6 @@ def weight_layer(work: _Work, layer: int) -> dict[str, Any]:
     for ours, name in (("mean", "mean"), ("variance", "var"), ("skewness", "skew"), ("kurtosis", "kurt")):
         columns[f"vocab_{name}"] = getattr(moments, ours)
     columns["null_space"] = work.rho(neurons.write)
-    if work.counts is not None:
-        columns["frequency_alignment"] = frequency_alignment(work.folded, neurons.write, work.counts)
     reach = composition_summary(work.folded, layer)
     for kind in KINDS:
         columns[f"{kind}_composition"] = reach.largest[kind]

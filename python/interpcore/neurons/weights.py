@@ -195,23 +195,27 @@ def unigram_direction(folded: FoldedWeights, counts: Tensor) -> Tensor:
     return log - log.mean()
 
 
-def frequency_alignment(folded: FoldedWeights, write: Tensor, counts: Tensor) -> Tensor:
-    """Correlation over the vocabulary of each neuron's logit effect W_U^T w_out with the log-unigram
-    direction.
+def frequency_alignment(folded: FoldedWeights, counts: Tensor) -> Callable[[Tensor], Tensor]:
+    """Correlation over the vocabulary of a neuron's logit effect W_U^T w_out with the log-unigram direction.
 
     Args:
-        write: writing vectors [n, d_model].
+        folded: folded weights.
         counts: occurrences of each token id [vocabulary].
-    Returns: [n] float64 in [-1, 1].
+    Returns: a function of writing vectors w [n, d_model] giving [n] float64 in [-1, 1].
     """
-    direction = unigram_direction(folded, counts).to(write.device)
     unembedding = folded.unembedding.double()
     centred = unembedding - unembedding.mean(1, keepdim=True)
-    w = write.double()
-    along = product(w, product(centred, direction[:, None]))[:, 0]
+    direction = unigram_direction(folded, counts).to(centred.device)
+    towards = product(centred, direction[:, None])
     # |W_U^T w|^2 = w^T (W_U W_U^T) w needs no [n, vocabulary].
-    size = (product(w, product(centred, centred.mT)) * w).sum(1).clamp(min=0).sqrt()
-    return along / (size * direction.norm())
+    gram = product(centred, centred.mT)
+
+    def alignment(w: Tensor) -> Tensor:
+        w = w.double()
+        size = (product(w, gram) * w).sum(1).clamp(min=0).sqrt()
+        return product(w, towards)[:, 0] / (size * direction.norm())
+
+    return alignment
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
