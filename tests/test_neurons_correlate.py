@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +30,6 @@ from interpcore.neurons.correlation_study import Study
 from interpcore.neurons.cross_sums import Tile, columns_of
 from interpcore.neurons.jackknife import jackknife
 from interpcore.neurons.null_baselines import null_baseline
-from interpcore.neurons.partners import Partners
 from interpcore.neurons.similarity import Block, rotation_matrix, similarities
 from interpcore.neurons.sketch import SketchSums
 from interpcore.neurons.universal import universality
@@ -409,19 +407,3 @@ def test_sketch_is_unbiased_and_its_error_is_as_said(models: list[Model], shards
     error = torch.stack(errors)
     assert abs(float(error.square().mean().sqrt()) * 256**0.5 - 1) < 0.15
     assert error.mean(0).square().mean().sqrt() < 1.3 * error.square().mean().sqrt() / 12**0.5
-
-
-def test_extremes_among_equals_and_gaps() -> None:
-    """Top and bottom partners in order, the smaller number first among equals, whatever the tiles."""
-    make = torch.Generator().manual_seed(0)
-    r = (torch.randn(40, 200, generator=make, dtype=torch.float64).clamp(-1, 1) * 8).round() / 8
-    r[3], r[5, :197], r[:, 7] = torch.nan, torch.nan, torch.nan
-    summary = Partners.empty(40, 6, 0)
-    for start, stop in ((0, 100), (100, 110), (110, 200)):
-        summary.add(r[:, start:stop], 0, start)
-    for row, (values, sign) in itertools.product(range(40), ((summary.top, -1), (summary.bottom, 1))):
-        known = [(sign * float(v), j) for j, v in enumerate(r[row]) if not v.isnan()]
-        index = summary.top_index if sign < 0 else summary.bottom_index
-        pairs = zip(values[row].tolist(), index[row].tolist(), strict=True)
-        assert [(sign * v, j) for v, j in pairs if j >= 0] == sorted(known)[:6]
-    assert (summary.top_index[3] == -1).all() and (summary.top_index[5, 3:] == -1).all()

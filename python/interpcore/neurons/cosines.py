@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.neurons.row_summary import EDGES, add_counts, keep_extremes
 from interpcore.neurons.weights import FoldedWeights, NeuronWeights
 from interpcore.ops import column_moments, product
 from interpcore.ops.column_moments import ColumnMoments
-
-EDGES = torch.linspace(-1, 1, 100)
-"""Inner edges of the published 101-bin histogram of a cosine; bin = number of edges below the value."""
 
 NEURON_KINDS = ("in_in", "in_out", "out_in", "out_out")
 VOCABULARY_KINDS = ("E_in", "U_in", "E_out", "U_out")
@@ -27,8 +25,9 @@ class CosineSummary:
     Args:
         moments: count, mean, variance, skewness, kurtosis, minimum and maximum of each row.
         histogram: counts per bin of `EDGES` [n, 101] int32.
-        top, bottom: largest and smallest cosines, in order [n, k].
-        top_index, bottom_index: which columns those are [n, k] int64.
+        top, bottom: largest and smallest cosines, in order [n, k]; NaN where there are fewer.
+        top_index, bottom_index: which columns those are [n, k] int64; the smaller among equals; -1 where
+            there are fewer.
     """
 
     moments: ColumnMoments
@@ -66,9 +65,10 @@ def summarize_cosines(
     """
     n = len(rows)
     step = max(1, tile // max(1, n))
-    state: list[Tensor | None] = [None] * 4
     moments: ColumnMoments | None = None
     histogram = torch.zeros(n, len(EDGES) + 1, dtype=torch.int32, device=rows.device)
+    top, bottom = (rows.new_full((n, k), torch.nan) for _ in range(2))
+    top_index, bottom_index = (torch.full((n, k), -1, device=rows.device) for _ in range(2))
     start = 0
     for piece in (part for whole in columns for part in whole.split(step)):
         values = product(piece, rows.mT.contiguous())  # [m, n]
@@ -77,14 +77,14 @@ def summarize_cosines(
         found = column_moments(values)
         moments = found if moments is None else moments.merge(found)
         by_row = values.mT.contiguous()
-        _count(histogram, by_row)
-        state[:2] = _extreme(by_row, start, k, state[0], state[1], largest=True)
-        state[2:] = _extreme(by_row, start, k, state[2], state[3], largest=False)
+        add_counts(histogram, by_row)
+        keep_extremes(top, top_index, by_row, start, largest=True)
+        keep_extremes(bottom, bottom_index, by_row, start, largest=False)
         start += len(piece)
     if moments is None:
         raise ValueError("There are no columns to take cosines with.")
-    top, top_index, bottom, bottom_index = (part for part in state if part is not None)
-    return CosineSummary(moments, histogram, top, top_index, bottom, bottom_index)
+    kept = (x[:, :start] for x in (top, top_index, bottom, bottom_index))
+    return CosineSummary(moments, histogram, *kept)
 
 
 def neuron_cosines(
@@ -171,33 +171,3 @@ def _blank_own(values: Tensor, first: int, value: float) -> None:
     at = torch.arange(values.shape[1], device=values.device)
     inside = (at + first >= 0) & (at + first < values.shape[0])
     values[at[inside] + first, at[inside]] = value
-
-
-def _count(histogram: Tensor, values: Tensor) -> None:
-    """Add values [n, m] to their rows' histograms [n, bins]; NaN is in no bin."""
-    bins = torch.bucketize(values, EDGES.to(values), right=False)
-    finite = values == values
-    row = torch.arange(len(values), device=values.device)[:, None].expand_as(bins)
-    flat = (row * histogram.shape[1] + bins)[finite]
-    histogram += torch.bincount(flat, minlength=histogram.numel()).view_as(histogram).to(histogram.dtype)
-
-
-def _extreme(
-    values: Tensor, start: int, k: int, best: Tensor | None, index: Tensor | None, *, largest: bool
-) -> tuple[Tensor, Tensor]:
-    """The k extreme ones of what was kept and values [n, m], whose columns start at number `start`; among
-    equals the smaller column."""
-    sign = 1 if largest else -1
-    keys = (sign * values).nan_to_num(nan=-torch.inf)
-    keep, at = keys.topk(min(k, keys.shape[1]), dim=1)
-    new, where = sign * keep, at + start
-    if best is None or index is None:
-        return _ordered(new, where, k, sign)
-    return _ordered(torch.cat((best, new), 1), torch.cat((index, where), 1), k, sign)
-
-
-def _ordered(values: Tensor, index: Tensor, k: int, sign: int) -> tuple[Tensor, Tensor]:
-    by_index = index.argsort(1)
-    values, index = values.gather(1, by_index), index.gather(1, by_index)
-    order = (sign * values).argsort(dim=1, descending=True, stable=True)[:, :k]
-    return values.gather(1, order), index.gather(1, order)

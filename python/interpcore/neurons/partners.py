@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-EDGES = torch.linspace(-1, 1, 100)
-"""Inner edges of the published 101-bin histogram; bin = number of edges below the value."""
+from interpcore.neurons.row_summary import EDGES, add_counts, keep_extremes
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,19 +118,14 @@ class Partners:
         """
         r = r.contiguous()
         rows = slice(first_row, first_row + len(r))
-        there = ~r.isnan()
         known = r.nan_to_num()
         for power, total in enumerate(self.powers, 1):
             total[rows] += known.pow(power).sum(1)
-        self.count[rows] += there.sum(1)
-        bins = torch.bucketize(known, EDGES.to(r), right=False)
+        self.count[rows] += (~r.isnan()).sum(1)
+        add_counts(self.histogram[rows], r)
+        keep_extremes(self.top[rows], self.top_index[rows], r, first_column, largest=True)
+        keep_extremes(self.bottom[rows], self.bottom_index[rows], r, first_column, largest=False)
         order = torch.arange(len(r), device=r.device)
-        flat = order[:, None] * self.histogram.shape[1] + bins
-        counts = torch.bincount(flat[there], minlength=len(r) * self.histogram.shape[1])
-        self.histogram[rows] += counts.view(len(r), -1)
-        number = first_column + torch.arange(r.shape[1], device=r.device)
-        _keep_extreme(self.top, self.top_index, r, rows, number, sign=1)
-        _keep_extreme(self.bottom, self.bottom_index, r, rows, number, sign=-1)
         for kept, step in ((self.same, 0), (self.following, 1)):
             own = (order + first_row if numbers is None else numbers.to(order)) + step - first_column
             inside = ((own >= 0) & (own < r.shape[1])).nonzero()[:, 0]
@@ -164,32 +158,3 @@ class Partners:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Partners:
         """What `tensors` gave."""
         return cls(**{field.name: tensors[field.name] for field in fields(cls)})
-
-
-def _keep_extreme(best: Tensor, index: Tensor, r: Tensor, rows: slice, number: Tensor, *, sign: int) -> None:
-    """Keep in best and index [n, k] the k extreme ones of what is there and of a tile; among equals the
-    smaller number first."""
-    k = best.shape[1]
-    keys = (sign * r).nan_to_num(nan=-torch.inf)
-    if keys.shape[1] > 4 * k:
-        # Everything that reaches the k-th value of its row, ties included, in order of number.
-        least = keys.topk(k, dim=1).values[:, -1:]
-        reached = (keys >= least) & (keys > -torch.inf)
-        width = int(reached.sum(1).max())
-        chosen = torch.where(reached, number - number[0], len(number)).topk(
-            width, dim=1, largest=False, sorted=True
-        )
-        at = chosen.values.clamp(max=len(number) - 1)
-        new = keys.gather(1, at).masked_fill(chosen.values == len(number), -torch.inf)
-        numbers = number[at]
-    else:
-        new, numbers = keys, number.expand(len(r), -1)
-    old = (sign * best[rows]).nan_to_num(nan=-torch.inf)
-    values, numbers = torch.cat((old, new), 1), torch.cat((index[rows], numbers), 1)
-    order = numbers.argsort(dim=1, stable=True)
-    values, numbers = values.gather(1, order), numbers.gather(1, order)
-    order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-    values, numbers = values.gather(1, order), numbers.gather(1, order)
-    nothing = values == -torch.inf
-    best[rows] = (sign * values).masked_fill(nothing, torch.nan)
-    index[rows] = numbers.masked_fill(nothing, -1)

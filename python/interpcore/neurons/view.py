@@ -191,8 +191,9 @@ def _effects(one: _Neuron) -> str:
         ("raised", found.top, found.top_index),
         ("lowered", found.bottom, found.bottom_index),
     ):
-        names = [repr(one.texts[i]) for i in index[0].tolist()]
-        parts.append(table(pd.DataFrame({head: names, "cos(W_U, w_out)": values[0].tolist()})))
+        there = index[0] >= 0
+        names = [repr(one.texts[i]) for i in index[0][there].tolist()]
+        parts.append(table(pd.DataFrame({head: names, "cos(W_U, w_out)": values[0][there].tolist()})))
     return side_by_side(parts)
 
 
@@ -231,11 +232,11 @@ def _neighbours(one: _Neuron) -> str:
         row = unit_rows(pick(weights)[one.number : one.number + 1])
         columns = (unit_rows(pick(one.folded.neurons(d))) for d in range(one.folded.n_layers))
         found = summarize_cosines(row, columns, k=5, own=own)
-        values = torch.cat((found.top[0], found.bottom[0].flip(0))).tolist()
-        index = torch.cat((found.top_index[0], found.bottom_index[0].flip(0))).tolist()
-        width = one.model.spec.d_mlp
-        names = [f"{i // width}.{i % width}" for i in index]
-        parts.append(table(pd.DataFrame({head: names, "cosine": values})))
+        values = torch.cat((found.top[0], found.bottom[0].flip(0)))
+        index = torch.cat((found.top_index[0], found.bottom_index[0].flip(0)))
+        width, there = one.model.spec.d_mlp, index >= 0
+        names = [f"{i // width}.{i % width}" for i in index[there].tolist()]
+        parts.append(table(pd.DataFrame({head: names, "cosine": values[there].tolist()})))
     return side_by_side(parts)
 
 
