@@ -5,9 +5,11 @@ CPU benchmarks run on one thread and count CPU seconds, so that other work on th
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 Run = Callable[[], object]
 
@@ -55,6 +57,21 @@ def product_peak(one_thread: None) -> float:
     if torch.backends.mkldnn.is_available():
         routines.append(lambda: torch.nn.functional.linear(x.to_mkldnn(), weight.to_mkldnn()))
     return 2e-9 * n**3 / min(fastest(routine, 1.0) for routine in routines)
+
+
+@pytest.fixture
+def benchmark(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch) -> BenchmarkFixture:
+    """pytest-benchmark's own; under --benchmark-disable, where there are no times, the rest of a benchmark
+    after its one call is skipped."""
+    if benchmark.disabled:
+        run = benchmark.pedantic
+
+        def once(*args: Any, **options: Any) -> None:
+            run(*args, **options)
+            pytest.skip("ran once, untimed (--benchmark-disable)")
+
+        monkeypatch.setattr(benchmark, "pedantic", once)
+    return benchmark
 
 
 @pytest.fixture
