@@ -137,10 +137,10 @@ def test_a_failing_task_keeps_the_others(model, tmp_path, monkeypatch) -> None:
 
     real = module._attributed
 
-    def sometimes(study, task, method):
+    def sometimes(study, task, *more):
         if task == "sva":
             raise ValueError("made to fail")
-        return real(study, task, method)
+        return real(study, task, *more)
 
     monkeypatch.setattr(module, "_attributed", sometimes)
     study = open_study(model, tmp_path / "run", Options(head=8))
@@ -203,6 +203,31 @@ def test_evaluate_compare_and_draw_take_files(used, tmp_path) -> None:
     every = load_scores(scores / "exact.safetensors")[0]
     assert int(top.scored.sum()) == 24
     torch.testing.assert_close(top.values[top.scored], every.values[top.scored], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["node", "neuron"])
+def test_nodes_and_neurons_on_the_command_line(level, used, model, tmp_path) -> None:
+    scores = used / "artifacts" / "scores" / "ioi"
+    study = ("--task", "ioi", "--head", 24, "--out", used)
+    assert f"eap-{level}" in invoke("attribute", "--method", "eap", "--level", level, *study)
+    assert f"exact-{level}" in invoke("exact", "--level", level, *study)
+    found = [load_scores(scores / f"{name}-{level}.safetensors")[0] for name in ("eap", "exact", "exact-kl")]
+    edges = load_scores(scores / "eap.safetensors")[0].values.nansum(1)
+    worth = found[0].scores if level == "node" else found[0].scores.sum(1)
+    torch.testing.assert_close(worth, edges, rtol=1e-4, atol=1e-5)
+    assert [one.level for one in found] == [level] * 3 and found[2].metric == "kl"
+    whole = invoke("evaluate", scores / f"eap-{level}.safetensors", "--size", found[0].size, *study)
+    share = invoke("evaluate", scores / f"eap-{level}.safetensors", "--size", "100%", *study)
+    rows = [said.strip().splitlines()[-1].split() for said in (whole, share)]
+    assert rows[0] == rows[1] and rows[0][:3] == [str(found[0].size), "479", "21"]
+    said = invoke("compare", scores / f"eap-{level}.safetensors", scores / f"exact-{level}.safetensors")
+    assert f" {found[0].size} " in f" {' '.join(said.split())} "
+    invoke("draw", scores / f"exact-{level}.safetensors", tmp_path / "ioi.svg", "--size", "60%")
+    for bad in (
+        ("compare", scores / f"eap-{level}.safetensors", scores / "eap.safetensors"),
+        ("exact", "--top", "5", "--level", level, *study),
+    ):
+        assert CliRunner().invoke(app, ["circuits", *map(str, bad)]).exit_code == 1
 
 
 @pytest.mark.parametrize(

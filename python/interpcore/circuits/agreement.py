@@ -20,7 +20,8 @@ UNION_TOP = 400
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of two sets of scores over the edges that both have, all of |score| but the difference.
+    """Agreement of two sets of scores over the edges (or nodes, or neurons) that both have, all of |score|
+    but the difference.
 
     Args:
         edges: how many were compared.
@@ -42,7 +43,7 @@ class Agreement:
 def agreement(scores: Scores, exact: Scores) -> Agreement:
     """Agreement of scores with exact ones.
 
-    Raises: GraphError for scores of different graphs or fewer than two common edges.
+    Raises: GraphError for scores of different graphs or levels, or fewer than two common edges.
     """
     from scipy.stats import kendalltau, pearsonr
 
@@ -100,10 +101,13 @@ def _area(x: Sequence[float], y: Sequence[float]) -> float:
 def _common(scores: Scores, exact: Scores) -> tuple[Tensor, Tensor]:
     if scores.graph != exact.graph:
         raise GraphError(f"Scores of different graphs cannot be compared: {scores.graph} and {exact.graph}.")
-    both = scores.scored & exact.scored
+    if scores.level != exact.level:
+        raise GraphError(f"Scores of {scores.level}s and of {exact.level}s cannot be compared.")
+    a, b = scores.scores.double(), exact.scores.double()
+    both = ~(a.isnan() | b.isnan())
     if int(both.sum()) < 2:
-        raise GraphError("The two have fewer than two scored edges in common.")
-    return scores.values[both].double(), exact.values[both].double()
+        raise GraphError(f"The two have fewer than two scored {scores.level}s in common.")
+    return a[both], b[both]
 
 
 def _order(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from interpcore.circuits.agreement import MIB_POINTS, cmd, cpr
 from interpcore.circuits.attribute import attribute
-from interpcore.circuits.circuit import nested, random_circuit, sizes_of
+from interpcore.circuits.circuit import nested, random_circuit, select, sizes_of
 from interpcore.circuits.exact import exact, verify
 from interpcore.circuits.files import load_scores
 from interpcore.circuits.methods import Method, method_of
@@ -25,17 +25,17 @@ ENOUGH = 0.85
 FEW = 2
 
 
-def attribute_cell(study: Study, task: str, method: str) -> dict[str, Any]:
-    """Score a task's edges by one method and keep them; returns what to list."""
+def attribute_cell(study: Study, task: str, method: str, level: str = "edge") -> dict[str, Any]:
+    """Score a task's edges, nodes or neurons by one method and keep them; returns what to list."""
     chosen, began = method_of(method), time.process_time()
-    found = _exact(study, task) if chosen.exact else {method: _attributed(study, task, chosen)}
+    found = _exact(study, task, level) if chosen.exact else {method: _attributed(study, task, chosen, level)}
     for name, scores in found.items():
-        study.keep(scores, task, name)
+        study.keep(scores, task, at_level(name, level))
     scores = found[method]
     notes = {key: scores.notes.get(key) for key in ("steps", "completeness_gap")}
     return {
         "task": task,
-        "method": method,
+        "method": at_level(method, level),
         "metric": scores.metric,
         "pairs": scores.examples,
         "cpu_seconds": time.process_time() - began,
@@ -43,7 +43,12 @@ def attribute_cell(study: Study, task: str, method: str) -> dict[str, Any]:
     }
 
 
-def _attributed(study: Study, task: str, method: Method) -> Scores:
+def at_level(method: str, level: str) -> str:
+    """Name of a method's scores of edges ("eap"), nodes ("eap-node") or neurons ("eap-neuron")."""
+    return method if level == "edge" else f"{method}-{level}"
+
+
+def _attributed(study: Study, task: str, method: Method, level: str) -> Scores:
     discovery, _ = study.pairs(task)
     paper = study.options.protocol == "paper"
     options = dict(method.options)
@@ -58,14 +63,17 @@ def _attributed(study: Study, task: str, method: Method) -> Scores:
         graph=study.graph,
         intervention="patching" if patched else study.intervention(task),
         split="all" if paper else "discovery",
+        level=level,
         batch_size=study.batch_size,
-        checkpoint=study.folder.artifact(f"checkpoints/{task}-{method.name}-{study.batch_size}.safetensors"),
+        checkpoint=study.folder.artifact(
+            f"checkpoints/{task}-{at_level(method.name, level)}-{study.batch_size}.safetensors"
+        ),
         progress=study.progress,
         **options,
     )
 
 
-def _exact(study: Study, task: str) -> dict[str, Scores]:
+def _exact(study: Study, task: str, level: str) -> dict[str, Scores]:
     """Exact scores under the task's metric and under KL, in one run."""
     discovery, _ = study.pairs(task)
     metrics = [study.metric(task), study.metric(task, "kl")]
@@ -76,6 +84,7 @@ def _exact(study: Study, task: str) -> dict[str, Scores]:
             discovery,
             with_kl,
             graph=study.graph,
+            level=level,
             intervention=study.intervention(task),
             batch_size=study.eval_batch_size,
             ledger=ledger,
@@ -117,12 +126,17 @@ def verify_cell(study: Study, task: str, method: str, top: int) -> dict[str, Any
 def file_cell(
     study: Study, task: str, file: str, sha256: str, direction: str, sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Faithfulness of circuits chosen from a file of scores, or of the file's own circuit where no sizes are
-    given."""
+    """Faithfulness of circuits chosen from a file of scores (of edges, or of as many nodes or neurons), or of
+    the file's own circuit where no sizes are given."""
     scores, circuit = load_scores(file, direction)
     scores.graph.check_model(study.model)
-    options = study.options
-    chosen = nested(scores, sizes, options.selection, absolute=options.absolute) if sizes else [circuit]
+    options, level = study.options, scores.level
+    if not sizes:
+        chosen = [circuit]
+    elif level == "edge":
+        chosen = nested(scores, sizes, options.selection, absolute=options.absolute)
+    else:
+        chosen = [select(scores, size, absolute=options.absolute, level=level) for size in sizes]
     rows = study.measure(task, chosen).rows
     return [{"task": task, "on": task, "method": Path(file).name} | row for row in rows]
 
@@ -159,18 +173,24 @@ def random_cell(study: Study, task: str, size: int, draws: int) -> list[dict[str
 
 
 def run_scores(
-    study: Study, tasks: Sequence[str], methods: Sequence[str], progress: bool = True
+    study: Study,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    progress: bool = True,
+    level: str = "edge",
 ) -> list[dict[str, Any]]:
-    """Score all tasks by all methods, those that the folder lacks; returns one row per task and method.
+    """Score all tasks' edges (or nodes, or neurons) by all methods, those that the folder lacks; returns one
+    row per task and method.
 
     Raises: CellError at the first that fails; what is finished is kept.
     """
     for task in tasks:
         task_info(task)
     names = list(dict.fromkeys(_whole(name) for name in methods))
+    what = {} if level == "edge" else {"level": level}
     grids = [
         [
-            {"task": task, "method": name}
+            {"task": task, "method": name} | what
             for task in tasks
             for name in names
             if method_of(name).exact is exact_ones
@@ -182,7 +202,8 @@ def run_scores(
     rows = [
         row for grid, own in zip(grids, shown, strict=True) for row in _scored(study, grid, progress, own)
     ]
-    return sorted(rows, key=lambda row: (list(tasks).index(row["task"]), names.index(row["method"])))
+    order = [at_level(name, level) for name in names]
+    return sorted(rows, key=lambda row: (list(tasks).index(row["task"]), order.index(row["method"])))
 
 
 def _scored(study: Study, grid: list[dict[str, Any]], progress: bool, own: bool) -> list[dict[str, Any]]:

@@ -263,27 +263,33 @@ def _prefix(graph: Graph, order: Tensor, size: int) -> Circuit:
     return Circuit(graph, edges, None, size).pruned()
 
 
-def sizes_of(graph: Graph, sizes: Sequence[int | float | str]) -> list[int]:
+def sizes_of(
+    graph: Graph, sizes: Sequence[int | float | str], total: int | None = None, what: str = "edge"
+) -> list[int]:
     """Numbers of edges from counts (200), shares of the graph's edges (0.05) or percentages ("5%").
 
+    Args:
+        graph: whose edges.
+        sizes: what to read.
+        total, what: of how many other things, and their name; None for the graph's edges.
     Raises: GraphError for anything else.
     """
-    found = []
+    found, total = [], graph.n_edges if total is None else total
     for size in sizes:
         try:
             text = str(size).strip()
             if text.endswith("%"):
-                number = float(text[:-1]) / 100 * graph.n_edges
+                number = float(text[:-1]) / 100 * total
             else:
-                number = float(text) if text.isdigit() else float(text) * graph.n_edges
+                number = float(text) if text.isdigit() else float(text) * total
                 if not text.isdigit() and float(text) > 1:
                     raise ValueError
         except ValueError:
             raise GraphError(
                 f"A size is a count (200), a share (0.05) or a percentage (5%); got {size!r}."
             ) from None
-        if not 0 <= number <= graph.n_edges:
-            raise GraphError(f"The size {size} is outside the graph of {graph.n_edges:,} edges.")
+        if not 0 <= number <= total:
+            raise GraphError(f"The size {size} is outside the graph of {total:,} {what}s.")
         found.append(round(number))
     return found
 

@@ -73,6 +73,26 @@ class Scores:
         return ~self.values.isnan()
 
     @property
+    def level(self) -> str:
+        """What is scored: "edge", "node" or "neuron"."""
+        if (self.neurons is None and self.nodes is None) or bool(self.scored.any()):
+            return "edge"
+        return "node" if self.neurons is None else "neuron"
+
+    @property
+    def scores(self) -> Tensor:
+        """The scores at that level: of edges [n_sources, n_destinations], nodes [n_sources] or neurons
+        [n_sources, d_model]."""
+        found = {"edge": self.values, "node": self.nodes, "neuron": self.neurons}[self.level]
+        assert found is not None
+        return found
+
+    @property
+    def size(self) -> int:
+        """Number of edges, nodes or neurons, as `level` says."""
+        return self.graph.n_edges if self.level == "edge" else self.scores.numel()
+
+    @property
     def standard_errors(self) -> Tensor | None:
         """Standard error of each edge's mean over examples [n_sources, n_destinations] float32; None where
         the run kept no squares or had one example."""

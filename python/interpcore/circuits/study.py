@@ -222,12 +222,14 @@ class Study:
         options = self.options
         return nested(self.scores(task, method), sizes, options.selection, absolute=options.absolute)
 
-    def sizes(self, sizes: Sequence[int | float | str] = ()) -> list[int]:
-        """Sizes asked for, as counts; none asked for: the paper's, or 17 shares for graphs too small for
-        them."""
+    def sizes(self, sizes: Sequence[int | float | str] = (), of: Scores | None = None) -> list[int]:
+        """Sizes asked for, as counts of edges, or of what some scores are of; none asked for: the paper's, or
+        17 shares for graphs too small for them (and for nodes and neurons)."""
+        total, what = (self.graph.n_edges, "edge") if of is None else (of.size, of.level)
         if not sizes:
-            sizes = PAPER_SIZES if self.graph.n_edges > 10 * PAPER_SIZES[-1] else SMALL_SHARES
-        return sorted(set(sizes_of(self.graph, sizes)))
+            large = what == "edge" and total > 10 * PAPER_SIZES[-1]
+            sizes = PAPER_SIZES if large else SMALL_SHARES
+        return sorted(set(sizes_of(self.graph, sizes, total, what)))
 
     def measure(self, task: str, circuits: Sequence[Circuit]) -> Measured:
         """What circuits do on a task's held-out pairs."""

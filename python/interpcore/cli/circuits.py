@@ -13,7 +13,9 @@ from interpcore.cli.circuits_options import (
     Also,
     Choose,
     Direction,
+    Level,
     Methods,
+    ScoreLevel,
     Selection,
     Sizes,
     Tasks,
@@ -33,6 +35,7 @@ def attribute(
     study: Any,
     task: Tasks = None,
     method: Methods = None,
+    level: Level = ScoreLevel.edge,
 ) -> None:
     """Score every edge by gradients (EAP, EAP-IG, ...), with each integral's completeness gap.
 
@@ -40,7 +43,7 @@ def attribute(
     """
     from interpcore.circuits.cells import run_scores
 
-    rows = run_scores(study, _tasks(task), method or ["eap", "eap-ig"])
+    rows = run_scores(study, _tasks(task), method or ["eap", "eap-ig"], level=level.value)
     show(_frame(rows), "Scores are in " + str(study.folder.path / "artifacts" / "scores"))
 
 
@@ -53,6 +56,7 @@ def exact(
         str | None, typer.Option(help="Only this many best edges of --verify: 200, 0.05 or 5%.")
     ] = None,
     verify: Annotated[str, typer.Option(help="The method whose best edges --top takes.")] = "eap",
+    level: Level = ScoreLevel.edge,
 ) -> None:
     """Score edges by patching each one, under the task's metric and KL at once; all edges, or the best few.
 
@@ -61,7 +65,9 @@ def exact(
     from interpcore.circuits.cells import run_scores, run_verified
 
     if top is None:
-        rows = run_scores(study, _tasks(task), ["exact"])
+        rows = run_scores(study, _tasks(task), ["exact"], level=level.value)
+    elif level is not ScoreLevel.edge:
+        raise ValueError("--top verifies edges; leave it out, or --level.")
     else:
         rows = run_verified(study, _tasks(task), verify, _edges(study, "--top", top))
     show(_frame(rows), "Scores are in " + str(study.folder.path / "artifacts" / "scores"))
@@ -90,14 +96,15 @@ def evaluate(
     from interpcore.circuits import load_scores
     from interpcore.circuits.cells import run_file, run_mib
 
-    if scores.is_file():
-        made_for, own = load_scores(scores, direction.value)[0].model, study.model.spec.name
+    loaded = load_scores(scores, direction.value)[0] if scores.is_file() else None
+    if loaded is not None:
+        made_for, own = loaded.model, study.model.spec.name
         if made_for and Path(made_for).name != Path(own).name:
             Console().print(f"Note: these are scores of {made_for}, measured on {own}.", highlight=False)
     if mib:
         show(_frame([run_mib(study, task, scores, direction.value)]))
         return
-    sizes = [] if whole else study.sizes(size or ())
+    sizes = [] if whole else study.sizes(size or (), loaded)
     rows = run_file(study, task, scores, sizes, direction.value)
     show(_frame(rows)[list(SHOWN)])
 
@@ -232,7 +239,8 @@ def draw(
 
     loaded, circuit = load_scores(scores, direction.value)
     if size is not None:
-        circuit = select(loaded, sizes_of(loaded.graph, [size])[0], selection.value)
+        count = sizes_of(loaded.graph, [size], loaded.size, loaded.level)[0]
+        circuit = select(loaded, count, selection.value, level=loaded.level)
     name = title or " ".join(part for part in (loaded.model, loaded.task, loaded.method) if part)
     drawn = draw_circuit(circuit, picture, loaded, title=name, most=most)
     Console().print(f"{len(drawn)} of {circuit.n_edges} edges: {picture}", highlight=False, soft_wrap=True)
@@ -276,7 +284,19 @@ def figures(
     Console().print("\n".join(map(str, made)), highlight=False, soft_wrap=True)
 
 
-SHOWN = ("requested", "kept", "metric", "value", "clean", "ablated", "faithfulness", "low", "high", "refused")
+SHOWN = (
+    "requested",
+    "kept",
+    "nodes",
+    "metric",
+    "value",
+    "clean",
+    "ablated",
+    "faithfulness",
+    "low",
+    "high",
+    "refused",
+)
 
 
 def _tasks(tasks: Sequence[str] | None) -> list[str]:

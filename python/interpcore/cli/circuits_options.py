@@ -37,6 +37,14 @@ class Direction(StrEnum):
     hurts = "hurts"
 
 
+class ScoreLevel(StrEnum):
+    """What is scored."""
+
+    edge = "edge"
+    node = "node"
+    neuron = "neuron"
+
+
 Out = Annotated[
     Path, typer.Option(help="The run folder; commands on the same study share it and go on in it.")
 ]
@@ -68,6 +76,10 @@ Sizes = Annotated[
 Methods = Annotated[
     list[str] | None,
     typer.Option("--method", help="eap, eap-ig, eap-ig-auto, eap-ig-kl, exact, ...; again for more."),
+]
+Level = Annotated[
+    ScoreLevel,
+    typer.Option(help="Score edges, nodes (a source's whole output) or neurons (its single entries)."),
 ]
 Unequal = Annotated[
     str, typer.Option("--unequal", help="Pairs of different token length: skip, align or refuse.")
