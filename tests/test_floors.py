@@ -1,0 +1,71 @@
+"""The floors of the package: who may import whom, and which libraries load with the package itself."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "python" / "interpcore"
+FAMILIES = ("lre", "circuits", "neurons")
+FLOORS = (("kernels",), ("ops",), ("runs",), ("stats",), ("model",), ("data",), FAMILIES, ("cli",))
+LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
+# tokenizers comes with transformers.
+ALWAYS = {"torch", "numpy", "transformers", "tokenizers", "safetensors", "typer", "rich", "interpcore"}
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def floor_of(path: Path) -> str:
+    """The folder below the package that a file lies in; "" for the package's own file."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imported(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Full names of the modules that the import statements below a node name."""
+    package = ["interpcore", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def at_load(tree: ast.Module) -> ast.Module:
+    """A module without what runs only when called, or only for type checkers."""
+    kept = []
+    for node in tree.body:
+        later = isinstance(node, ast.FunctionDef | ast.ClassDef)
+        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not later and not typing:
+            kept.append(node)
+    return ast.Module(kept, [])
+
+
+def test_every_folder_has_a_floor() -> None:
+    assert {floor_of(path) for path in files()} <= {"", *LEVEL}
+
+
+@pytest.mark.parametrize("floor", LEVEL)
+def test_a_floor_imports_only_from_below(floor: str) -> None:
+    for path in files():
+        if floor_of(path) != floor:
+            continue
+        for name in imported(path, ast.parse(path.read_text())):
+            parts = name.split(".")
+            if parts[0] == "interpcore" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != floor:
+                assert LEVEL[parts[1]] < LEVEL[floor], f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_modules_load_only_the_libraries_that_every_installation_has() -> None:
+    allowed = ALWAYS | set(sys.stdlib_module_names)
+    for path in files():
+        for name in imported(path, at_load(ast.parse(path.read_text()))):
+            assert name.split(".")[0] in allowed, f"{path.relative_to(PACKAGE)} imports {name} as it loads"
