@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import transformers_model
 from recurrent import recurrent_model
+from transformers import AutoModelForCausalLM
 
 import interpcore
 from interpcore.model import Add, Cache, Edit, Plan, Replace, Tap
@@ -199,3 +200,24 @@ def test_a_model_that_disagrees_with_transformers_is_refused(monkeypatch):
     monkeypatch.setattr(decoder.Model, "unembed", lambda self, x: 1.01 * self.unembedding(x))
     with pytest.raises(ValueError, match="differ from transformers'"):
         interpcore.load(hf)
+
+
+def test_loading_shows_no_bar_of_its_own_and_leaves_transformers_as_it_was(folder, capfd):
+    from transformers.utils import logging
+
+    made = []
+
+    def hook(make, arguments, options):
+        made.append(options.get("desc"))
+        return make(*arguments, **options)
+
+    if not hasattr(logging, "set_tqdm_hook"):
+        pytest.skip("this transformers has no hook for its bars")
+    before = logging.set_tqdm_hook(hook)
+    try:
+        interpcore.load(folder)
+        assert not made and "Loading weights" not in capfd.readouterr().err
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert "Loading weights" in made and "Loading weights" in capfd.readouterr().err
+    finally:
+        logging.set_tqdm_hook(before)

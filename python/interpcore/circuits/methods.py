@@ -45,6 +45,7 @@ _METHODS = {
         Method("eap-ig-activations", "EAP-IG-activations", options={"method": "eap-ig-activations"}),
         Method("path-ig", "path-IG", options={"method": "path-ig"}),
         Method("relp", "RelP", options={"method": "eap", "rules": "relp"}),
+        Method("qk-fix", "QK-fix", options={"method": "eap", "qk_fix": True}),
         Method("graddrop", "GradDrop", options={"method": "eap", "rules": "graddrop"}),
         Method("information-flow-routes", "IFR", options={"method": "information-flow-routes"}),
         Method("exact", "real", exact=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,15 @@ def read_checkpoint(
     place_of_weights = check_device(device)
     wanted = dtype or (torch.float32 if place_of_weights.type == "cpu" else "auto")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path if local else place),
-            config=config,
-            dtype=wanted,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with without_progress_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path if local else place),
+                config=config,
+                dtype=wanted,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{source} could not be loaded as a causal language model: {_first_line(error)}"
@@ -79,6 +82,23 @@ def read_checkpoint(
             "incomplete."
         )
     return hf.to(place_of_weights), _tokenizer(str(path if local else place), options)
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Transformers' own progress bars not shown (the hub's are, while it downloads); versions without this
+    hook show them."""
+    from transformers.utils import logging
+
+    set_hook = getattr(logging, "set_tqdm_hook", None)
+    if set_hook is None:
+        yield
+        return
+    before = set_hook(lambda make, arguments, options: make(*arguments, **(options | {"disable": True})))
+    try:
+        yield
+    finally:
+        set_hook(before)
 
 
 def check_device(device: str | torch.device) -> torch.device:
