@@ -217,6 +217,9 @@ def test_one_walk_serves_every_source_depth():
     ).values
     for depths in (range(5), [3, 0, -1]):
         close(op.at_depths(x, depths), torch.stack([x @ dense[d].mT for d in depths]))
+    close(op.at_depths(x.float(), [3, 1, 3])[2], x.float().double() @ dense[3].mT)
+    below = JacobianOperator.of(model, TOKENS, source_position=0, source_depth=0, target_depth=1)
+    assert not below.at_depths(x, [3, 2]).any()  # depths past the target, which none of them reaches
 
 
 def test_bfloat16_products_say_how_wrong_they_are():
@@ -296,7 +299,7 @@ def test_masked_sources_large_results_and_broken_states_are_refused(monkeypatch,
         interpcore.jacobians(model, TOKENS, MASK, source_position=7)
     from interpcore.model import jacobians as module
 
-    monkeypatch.setattr(module, "free_memory", lambda: 1000)
+    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     with pytest.raises(ValueError, match="reduce='mean'"):
         interpcore.jacobians(model, TOKENS, source_position=1)
     monkeypatch.undo()

@@ -43,8 +43,9 @@ def score_table(
     for depth in range(folded.n_layers - 1):
         found = layer_scores(folded, keys, depth, draws=draws, seed=seed + depth)
         heads = found.scores.shape[2]
-        best, at = found.scores.flatten(1).abs().nan_to_num(nan=-1).max(1)
-        signed = found.scores.flatten(1).gather(1, at[:, None])[:, 0]
+        scores = found.scores.flatten(1).cpu()
+        best, at = scores.abs().nan_to_num(nan=-1).max(1)
+        signed = scores.gather(1, at[:, None])[:, 0]
         level = float(found.random.flatten(1).abs().amax(1).quantile(0.999))
         frames.append(
             pd.DataFrame(
@@ -59,8 +60,8 @@ def score_table(
                 }
             )
         )
-        flat.append(found.scores.flatten())
-        noise.append(found.random.flatten())
+        flat.append(scores.flatten())
+        noise.append(found.random.flatten().cpu())
     if not frames:
         raise ValueError("A model of one layer has no later heads to deactivate.")
     return pd.concat(frames, ignore_index=True), {"scores": torch.cat(flat), "random": torch.cat(noise)}

@@ -139,7 +139,7 @@ def explain_logits(folded: FoldedWeights, write: Tensor, has: Tensor, tile: int 
         has: [feature, vocabulary] bool.
         tile: logit effects held at once.
     """
-    weights = has.double()
+    weights = has.to(write.device, torch.float64)
     n1 = weights.sum(1)[:, None]
     step = max(1, tile // has.shape[1])
     parts = []

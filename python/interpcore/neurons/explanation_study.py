@@ -186,11 +186,11 @@ def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
         columns = {"variance_reduction": reduction, "welch_t": found.explained.welch_t.gather(0, at[None])[0]}
         for name in ("skew_reduction", "kurtosis_reduction"):
             columns[name] = getattr(found, name).gather(0, at[None])[0]
-        frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
+        frame = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(write)))
-        frame.insert(2, "feature", [features.names[i] for i in at])
-        frame.insert(3, "group", [features.groups[i] for i in at])
+        frame.insert(2, "feature", [features.names[i] for i in at.tolist()])
+        frame.insert(3, "group", [features.groups[i] for i in at.tolist()])
         frames.append(frame[frame.variance_reduction > -torch.inf])
     return pd.concat(frames, ignore_index=True)
 

@@ -100,6 +100,7 @@ class Readout:
         Returns: measures [versions, n], of each of the scales.
         """
         x, direction, delta = self._centre(_wide(resid)), self._centre(_wide(w)), _wide(delta)
+        target = target.to(resid.device)
         own = self._scales(x, direction, delta)
         used = [own if scale is None else scale.to(own).expand(own.shape) for scale in scales]
         towards, constant = self._weigh(direction), self._constant()

@@ -115,7 +115,7 @@ def jacobians(
     )
     shape = Shape(len(work.span.tokens), len(work.depths), len(work.basis), model.spec.d_model)
     kept, products = reducer(reduce), Dot()
-    _check_size(kept, shape, model.dtype)
+    _check_size(kept, shape, model)
     for each in (kept, products):
         each.start(shape, model.dtype, model.device)
     h = work.basis.new_empty(shape.examples, shape.depths, shape.columns)
@@ -172,14 +172,15 @@ def _read_rows(rows: Sequence[int] | Tensor | None, model: Model | GenericModel)
     return eye[index]
 
 
-def _check_size(kept: Reducer, shape: Shape, dtype: torch.dtype) -> None:
-    needed, free = kept.nbytes(shape, dtype.itemsize), free_memory()
+def _check_size(kept: Reducer, shape: Shape, model: Model | GenericModel) -> None:
+    itemsize = model.dtype.itemsize
+    needed, free = kept.nbytes(shape, itemsize), free_memory(model.device)
     log.info(
         "Jacobians of %d examples at %d depths, reducer %s: %.3f GB, %.1f GB free",
         *(shape.examples, shape.depths, type(kept).__name__, needed / 1e9, free / 1e9),
     )
     if needed > free:
-        mean = Mean().nbytes(shape, dtype.itemsize)
+        mean = Mean().nbytes(shape, itemsize)
         raise ValueError(
             f"The Jacobians of {shape.examples} examples at {shape.depths} depths take {needed / 1e9:.1f} GB "
             "under the reducer "
@@ -188,8 +189,12 @@ def _check_size(kept: Reducer, shape: Shape, dtype: torch.dtype) -> None:
         )
 
 
-def free_memory() -> int:
-    """Bytes of physical memory free for new allocations."""
+def free_memory(device: torch.device) -> int:
+    """Bytes free for new tensors on a device: physical memory of the host, or the GPU's and what torch holds
+    of it unused."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     meminfo = "/proc/meminfo"
     if os.path.exists(meminfo):
         with open(meminfo) as file:

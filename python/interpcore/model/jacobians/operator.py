@@ -103,10 +103,11 @@ class JacobianOperator:
             depths: residual depths of the source.
         Returns: [depth, vector, d_model].
         """
+        x = x.to(self.model.device, self.model.dtype)
         order = [self.model.plan.depth(depth) for depth in depths]
-        entries = sorted(d for d in order if d <= self.target_depth)
+        entries = sorted({d for d in order if d <= self.target_depth})
         out = x.new_zeros(len(order), *x.shape)
-        for group in self.groups:
+        for group in self.groups if entries else ():
             n, live = len(group.rows), group.linear.ctx.layout.n_new
             tangent = x.new_zeros(n, len(x), live, x.shape[1])
             tangent[:, :, 0] = x
