@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.neurons.cache import read_cache
+from interpcore.neurons.neuron_study import up_columns
 from interpcore.neurons.published import COLUMNS
+from interpcore.neurons.summary import Summary
 from interpcore.neurons.weight_study import read_weights
 
 pd = pytest.importorskip("pandas")
@@ -187,6 +189,8 @@ def test_gated_neurons_have_quadrants(base, tmp_path):
     assert done.exit_code == 0 and "gate- up+" in done.output
     table = pd.read_parquet(tmp_path / "llama" / "quadrants" / "artifacts" / "quadrants.parquet")
     assert table.groupby(["layer", "neuron"]).frequency.sum().between(1 - 1e-9, 1 + 1e-9).all()
+    columns = up_columns(Summary.open(tmp_path / "llama" / "summary").up_moments(0))
+    assert set(columns) == {"up_mean", "up_var", "up_skew", "up_kurt"} and (columns["up_var"] > 0).all()
 
 
 def test_published_tables_are_summarised_without_a_model(tmp_path):

@@ -103,6 +103,23 @@ def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path:
     assert (quantiles[1:] >= quantiles[:-1]).all()
 
 
+def test_the_factor_beside_the_gate(gpt2: Model, tmp_path: Path) -> None:
+    gated = interpcore.load(transformers_model("llama"), check=False)
+    tokens = shards().sequences(0, SEQUENCES)
+    mask, tap = shards().mask(tokens).flatten(), Tap("mlp_up", 2)
+    exact = gated.forward(tokens, taps=[tap], logits_at=None).taps[tap].flatten(0, 1)[mask].double()
+    up = Statistics(up=True)
+    got = run(gated, tmp_path / "run", up).up_moments(2)
+    assert (got.count == int(mask.sum())).all()
+    torch.testing.assert_close(got.mean, exact.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got.variance, exact.var(0, correction=0), rtol=1e-5, atol=0)
+    halves = [run(gated, tmp_path / f"{a}", up, sequences=(a, a + 20 - a // 5)) for a in (0, 20)]
+    merged = merge_summaries([half.folder for half in halves], tmp_path / "both").up_moments(2)
+    torch.testing.assert_close(merged.m4, got.m4, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="MLPs without a gate, so there is no factor"):
+        run(gpt2, tmp_path / "none", up)
+
+
 def test_several_passes_are_one(gpt2: Model, tmp_path: Path) -> None:
     one = run(gpt2, tmp_path / "one")
     memory = 100_000
@@ -224,11 +241,7 @@ def test_defects_are_counted_and_named(tmp_path: Path) -> None:
     mlp.c_fc.weight.data[:, 7], mlp.c_fc.bias.data[7] = 1e38, 0.0
     mlp.c_proj.weight.data[7] = 0.0
     clean = transformers_model("gpt2")
-    broken = (
-        interpcore.load(hf, check=False)
-        if "check" in interpcore.load.__annotations__
-        else interpcore.load(hf)
-    )
+    broken = interpcore.load(hf, check=False)
     got = run(broken, tmp_path / "broken")
     good = run(interpcore.load(clean), tmp_path / "good")
     rows = got.defects()

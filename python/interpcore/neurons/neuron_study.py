@@ -164,7 +164,7 @@ class NeuronStudy:
             self.model,
             self.tokens,
             self.step(step),
-            STATISTICS,
+            replace(STATISTICS, up=self.model.spec.gated),
             sequences=sequences,
             memory=self.memory,
             progress=self.progress,
@@ -233,6 +233,8 @@ class NeuronStudy:
             errors=self.moment_errors,
             protocol=self.protocol,
         )
+        if self.summary.statistics.up:
+            table = table.assign(**up_columns(joined_moments([self.summary.up_moments(d) for d in layers])))
         if found is not None:
             table = table.assign(**most_similar(found))
         partners = [short_name(model) for model in self.partners]
@@ -348,7 +350,7 @@ class NeuronStudy:
             {
                 "layer": layer.repeat_interleave(len(head)).numpy(),
                 "head": head.repeat(len(layer)).numpy(),
-                "others_over_first": ratio.flatten().numpy(),
+                "others_over_first": ratio.flatten().cpu().numpy(),
             }
         )
         with RunFolder.open(self.step("deactivation"), shared=True) as run:
@@ -384,6 +386,12 @@ def most_similar(found: Correlations) -> dict[str, Any]:
     pairs = zip(partner.tolist(), index.tolist(), strict=True)
     names = [found.sets[1 + p].name if i >= 0 else "" for p, i in pairs]
     return {"max_sim_model": names, "max_sim_layer": layer.numpy(), "max_sim_neuron": neuron.numpy()}
+
+
+def up_columns(up: ColumnMoments) -> dict[str, Any]:
+    """Moments of gated neurons' other factor, each [n]: up_mean, up_var, up_skew, up_kurt."""
+    columns = {"mean": up.mean, "var": up.variance, "skew": up.skewness, "kurt": up.kurtosis}
+    return {f"up_{name}": value.numpy() for name, value in columns.items()}
 
 
 def joined_moments(layers: Sequence[ColumnMoments]) -> ColumnMoments:

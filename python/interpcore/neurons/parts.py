@@ -25,8 +25,9 @@ from interpcore.stats.histograms import Bins
 
 BINS: dict[str, Bins] = {"histogram": OctaveBins(), "published": LinearBins()}
 BY_TOKEN = ("token", "previous")
-# Which side of the activation a kind reads; moments read both.
+# What a kind reads: before or after the activation, or the factor beside a gate; moments read pre and post.
 SIDE = {
+    "up": "up",
     "histogram": "pre",
     "published": "pre",
     "position": "pre",
@@ -45,6 +46,7 @@ class Statistics:
         histogram: log-spaced histogram of pre, for quantiles.
         published: the published histogram of pre, 256 edges from -10 to 15.
         top: examples with the largest post; 0 for none.
+        up: moments of the factor beside the gate, of gated neurons.
         position: sums of pre by position, and how often it is above 0.
         by_token: sums of post by token id ("token") and by the id before it ("previous").
         depths: block calls for `by_token`; None for all.
@@ -55,6 +57,7 @@ class Statistics:
     published: bool = True
     top: int = 50
     position: bool = True
+    up: bool = False
     by_token: tuple[str, ...] = ()
     depths: tuple[int, ...] | None = None
 
@@ -78,6 +81,7 @@ class Statistics:
         """Kinds of parts, those of all block calls; `by_token` apart."""
         wanted = {
             "moments": True,
+            "up": self.up,
             "histogram": self.histogram,
             "published": self.published,
             "top": self.top > 0,
@@ -123,6 +127,8 @@ class Sizes:
         """Bytes of a kind's state for one neuron."""
         if kind == "moments":
             return 8 * (2 * (2 + 6) + len(statistics.thresholds)) + 8
+        if kind == "up":
+            return 8 * (2 + 6) + 4
         if kind in BINS:
             return 8 * (len(BINS[kind].edges) + 2)
         if kind == "top":
@@ -172,7 +178,7 @@ def plan_passes(statistics: Statistics, sizes: Sizes, memory: float) -> list[lis
     left = memory
     for kind, depth in wanted:
         each, width = sizes.bytes_per_neuron(kind, statistics), sizes.widths[depth]
-        most = width if kind == "moments" else min(int(memory // each), width)
+        most = width if kind in ("moments", "up") else min(int(memory // each), width)
         if most == 0 or most * each > memory:
             raise ValueError(
                 f"{memory / 1e9:.3g} GB of memory do not hold {kind} sums of {each * max(most, 1) / 1e9:.3g} "
@@ -226,21 +232,22 @@ class BothSides:
 
 
 def make_accumulator(
-    part: Part, statistics: Statistics, sizes: Sizes, shifts: tuple[Tensor, Tensor]
+    part: Part, statistics: Statistics, sizes: Sizes, shifts: Mapping[str, Tensor]
 ) -> Accumulator | BothSides:
     """A new accumulator for a part.
 
     Args:
-        shifts: of pre and post, for the part's neurons [N] float32.
+        shifts: of "pre", "post" and, where gated, "up", for the part's neurons [N] float32.
     """
-    pre, post = shifts
     if part.kind == "moments":
-        return BothSides(pre, post, statistics.thresholds)
+        return BothSides(shifts["pre"], shifts["post"], statistics.thresholds)
+    shift = shifts[SIDE[part.kind]]
+    if part.kind == "up":
+        return Moments(shift)
     if part.kind in BINS:
-        return Histogram(len(pre), BINS[part.kind], pre.device)
+        return Histogram(len(shift), BINS[part.kind], shift.device)
     if part.kind == "top":
-        return TopExamples(len(pre), statistics.top, pre.device)
-    shift = pre if SIDE[part.kind] == "pre" else post
+        return TopExamples(len(shift), statistics.top, shift.device)
     return GroupSums(part.kind, sizes.groups(part.kind), shift, active=part.kind == "position")
 
 
@@ -249,10 +256,9 @@ def load_accumulator(
 ) -> Accumulator | BothSides:
     """A part's accumulator from its state, which brings its own shifts."""
     if part.kind == "moments":
-        shifts = state["pre/shift"], state["post/shift"]
+        shifts = {side: state[f"{side}/shift"] for side in ("pre", "post")}
     else:
-        shift = state.get("shift", torch.zeros(part.stop - part.start))
-        shifts = shift, shift
+        shifts = {SIDE[part.kind]: state.get("shift", torch.zeros(part.stop - part.start))}
     accumulator = make_accumulator(part, statistics, sizes, shifts)
     accumulator.load_state_dict(state)
     return accumulator

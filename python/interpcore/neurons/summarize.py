@@ -55,7 +55,7 @@ def summarize(
         RunError: the folder is another run's, or the disk is too small or full.
     """
     statistics = statistics or Statistics()
-    sizes = _sizes(model, shards)
+    sizes = _sizes(model, shards, statistics)
     batch = default_batch(shards) if batch is None else batch
     span = check_range(shards, sequences, batch)
     passes = plan_passes(statistics, sizes, memory)
@@ -118,7 +118,7 @@ def estimate(
         seconds: how long to read, after a first batch that is not timed unless it is the only one.
     """
     statistics = statistics or Statistics()
-    sizes = _sizes(model, shards)
+    sizes = _sizes(model, shards, statistics)
     batch = default_batch(shards) if batch is None else batch
     start, stop = check_range(shards, sequences, batch)
     passes = plan_passes(statistics, sizes, memory)
@@ -185,8 +185,10 @@ def part_range(shards: TokenShards, number: int, of: int, batch: int | None = No
     return start, min(stop, shards.n_sequences)
 
 
-def _sizes(model: Model, shards: TokenShards) -> Sizes:
+def _sizes(model: Model, shards: TokenShards, statistics: Statistics) -> Sizes:
     widths = mlp_widths(model)
+    if statistics.up and not model.spec.gated:
+        raise ValueError(f"{model.spec.name} has MLPs without a gate, so there is no factor beside it.")
     shards.check_model(model)
     return Sizes(widths, shards.context, shards.vocab_size)
 
@@ -196,10 +198,9 @@ def _pilot(model: Model, shards: TokenShards, batch: int, run: RunFolder) -> Shi
     path = run.artifact(PILOT)
     if not path.is_file():
         measured = measure_pilot(model, shards, batch)
-        sides = {"pre": 0, "post": 1}
-        write_tensors(
-            path, {f"{name}/{d}": pair[k] for d, pair in measured.items() for name, k in sides.items()}
-        )
-    kept, _ = read_tensors(path)
-    kept = {name: shift.to(model.device) for name, shift in kept.items()}
-    return {d: (kept[f"pre/{d}"], kept[f"post/{d}"]) for d in range(len(kept) // 2)}
+        write_tensors(path, {f"{side}/{d}": x for d, sides in measured.items() for side, x in sides.items()})
+    found: Shifts = {}
+    for name, shift in read_tensors(path)[0].items():
+        side, depth = name.split("/")
+        found.setdefault(int(depth), {})[side] = shift.to(model.device)
+    return found

@@ -88,6 +88,10 @@ class Summary:
         """Moments of a block call's neurons before and after the activation."""
         return self._one("moments", depth)
 
+    def up_moments(self, depth: int) -> ColumnMoments:
+        """Moments of the factor beside the gate of a block call's neurons."""
+        return self._one("up", depth)
+
     def histogram(self, depth: int, *, published: bool = False) -> HistogramCounts:
         """Histogram of a block call's neurons before the activation; log-spaced, or in the published bins."""
         return self._one("published" if published else "histogram", depth)

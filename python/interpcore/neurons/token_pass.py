@@ -21,8 +21,8 @@ _FUSED = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"} | dic
     ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"
 )
 Function = Callable[[Tensor], Tensor]
-Shifts = dict[int, tuple[Tensor, Tensor]]
-"""Shifts of pre and post of each block call [N] float32."""
+Shifts = dict[int, dict[str, Tensor]]
+"""Shifts of "pre", "post" and, where gated, "up" of each block call [N] float32."""
 
 
 class Pass:
@@ -32,7 +32,7 @@ class Pass:
         model, shards: what is read.
         parts: what is accumulated.
         statistics, sizes: of the run.
-        pilot: shifts of pre and post of each block call.
+        pilot: shifts of each block call.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Pass:
         self._parts: dict[int, dict[Part, Accumulator | BothSides]] = {}
         for part in parts:
             columns = slice(part.start, part.stop)
-            pre, post = (shift[columns].clone() for shift in pilot[part.depth])
-            made = make_accumulator(part, statistics, sizes, (pre, post))
+            shifts = {side: shift[columns].clone() for side, shift in pilot[part.depth].items()}
+            made = make_accumulator(part, statistics, sizes, shifts)
             self._parts.setdefault(part.depth, {})[part] = made
         self._seen = Ranges()
         self._seen_depths: set[int] = set()
@@ -119,7 +119,7 @@ class Pass:
             if both is not None:
                 both.pre.update(rows, mask=mask)
                 both.post.update(post, mask=mask)
-        sides = {"pre": rows, "post": post}
+        sides = {"pre": rows, "post": post} | ({} if factor is None else {"up": factor})
         if mask is not None:
             wanted = {SIDE[part.kind] for part in parts if part.kind in SIDE}
             kept = mask.nonzero()[:, 0]
@@ -170,7 +170,7 @@ class Pass:
 
 @torch.no_grad()
 def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
-    """Mean of the first tokens that count, for pre and post of every block call: shifts for the sums.
+    """Mean of the first tokens that count, of every block call: shifts for the sums.
 
     Args:
         batch: sequences of a forward.
@@ -178,7 +178,7 @@ def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
     Raises:
         ValueError: no token counts.
     """
-    found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    found: dict[int, dict[str, list[Tensor]]] = {}
     count = 0
     for first in range(0, shards.n_sequences, batch):
         tokens = shards.sequences(first, min(first + batch, shards.n_sequences)).to(model.device)
@@ -192,16 +192,18 @@ def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
         raise ValueError(
             f"The masks ({', '.join(shards.masked)}) leave none of the {shards.n_tokens} tokens; apply fewer."
         )
-    return {depth: (_finite_mean(pre), _finite_mean(post)) for depth, (pre, post) in found.items()}
+    return {depth: {side: _finite_mean(x) for side, x in sides.items()} for depth, sides in found.items()}
 
 
-def _keeper(rows: Tensor, found: dict[int, tuple[list[Tensor], list[Tensor]]]) -> Callable[..., Tensor]:
-    """A hook that keeps some rows of pre and post."""
+def _keeper(rows: Tensor, found: dict[int, dict[str, list[Tensor]]]) -> Callable[..., Tensor]:
+    """A hook that keeps some rows of every side."""
 
     def hook(function: Function, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:
         post = function(pre) if up is None else function(pre) * up
-        for kept, side in zip(found.setdefault(depth, ([], [])), (pre, post), strict=True):
-            kept.append(side.flatten(0, 1)[rows])
+        kept = found.setdefault(depth, {})
+        for side, x in {"pre": pre, "post": post, "up": up}.items():
+            if x is not None:
+                kept.setdefault(side, []).append(x.flatten(0, 1)[rows])
         return post
 
     return hook
