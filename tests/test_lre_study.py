@@ -19,7 +19,7 @@ from interpcore.data.relations import Relation, RelationError, Sample
 from interpcore.lre.answers import Answers
 from interpcore.lre.known import dataset_filter
 from interpcore.lre.operator import Operator
-from interpcore.lre.study import Study, run_study, study_card
+from interpcore.lre.study import Study, load_study, run_study, study_card
 from interpcore.lre.trial import draw_targets, run_trial
 from interpcore.runs import Ledger, RunError, compare
 
@@ -147,6 +147,21 @@ def test_cards_tell_relations_options_and_weights_apart(case):
     assert "facts of object superclass" in compare(card, study_card(model, [fewer], OPTIONS))[0]
     moved = replace(model, embedding=model.embedding + 1)
     assert "weights" in compare(card, study_card(moved, [relation], OPTIONS))[0]
+
+
+def test_workers_share_the_trials(case, tmp_path):
+    model, relation = case
+    small = replace(OPTIONS, trials=1)
+    alone = run_study(model, halves(relation), tmp_path / "alone", small, progress=False)
+    shared_out = run_study(model, halves(relation), tmp_path / "two", small, workers=2, progress=False)
+    assert [row.status for row in shared_out] == ["done"] * 2
+    for one, other in zip(alone, shared_out, strict=True):
+        assert untimed(one.result) == untimed(other.result)
+    operators = [sorted((tmp_path / run).rglob("operators/*/*.safetensors")) for run in ("alone", "two")]
+    assert [p.parent.name for p in operators[0]] == [p.parent.name for p in operators[1]] == ["even", "odd"]
+    origin = {"source": model.spec.name}
+    with pytest.raises(ValueError, match="holds other weights than this study's model"):
+        load_study(origin, model.plan, "another hash", halves(relation), small, tmp_path / "two")
 
 
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(shared, case, tmp_path):

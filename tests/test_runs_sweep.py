@@ -1,6 +1,7 @@
 """Sweeps: grid order, seeds, resuming, failures, dead workers, and backends as values."""
 
 import contextlib
+import functools
 import importlib
 import itertools
 import multiprocessing
@@ -73,6 +74,12 @@ def load():
 def use(shared, x):
     shared["used"] = shared.get("used", 0) + 1
     return [shared["model"], os.getpid(), shared["used"]]
+
+def load_with(model):
+    return {"model": model}
+
+def shared(made, x):
+    return made["model"]
 
 def cannot_load():
     raise OSError("no weights")
@@ -206,6 +213,15 @@ def test_workers_killed_at_random_times_lose_nothing(cells, tmp_path):
     assert results(rows) == list(range(20))
     assert len(set(log.read_text().split())) > 2
     assert multiprocessing.active_children() == []
+
+
+def test_workers_take_a_partial_of_what_initializes_them(cells):
+    grid = {"x": [1, 2]}
+    made = functools.partial(cells.load_with, "given")
+    rows = results(sweep(cells.shared, grid, initialize=made, workers=2, progress=False))
+    assert rows == ["given", "given"]
+    with pytest.raises(TypeError, match="cannot be imported by its name"):
+        sweep(cells.use, grid, initialize=functools.partial(lambda: None), workers=2, progress=False)
 
 
 def test_what_initialize_makes_is_made_once_per_worker(cells):

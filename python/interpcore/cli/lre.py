@@ -51,6 +51,7 @@ def run(
     max_test: Annotated[int, typer.Option(min=4, help="Test facts per trial at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the trials.")] = 1,
 ) -> None:
     """Measure faithfulness and causality of every relation, with controls and intervals.
 
@@ -70,7 +71,7 @@ def run(
         max_test=max_test,
         seed=seed,
     )
-    report = study(model, relations, out, options, device=device)
+    report = study(model, relations, out, options, device=device, workers=workers)
     show(report)
     finish(report, model)
 
@@ -96,7 +97,9 @@ def compare(
         console.print(f"Note: {difference}", highlight=False)
 
 
-def study(model: str, relations: str, out: Path, options: Any, device: str = "cpu") -> Report:
+def study(
+    model: str, relations: str, out: Path, options: Any, device: str = "cpu", workers: int = 1
+) -> Report:
     """Load, run and report; what the command and the demo share."""
     import interpcore
     from interpcore.cli.extras import require
@@ -106,7 +109,8 @@ def study(model: str, relations: str, out: Path, options: Any, device: str = "cp
     require("lre")
     facts = read_relations(relations)
     loaded = interpcore.load(model, device=device)
-    run_study(loaded, facts, out, options, command=shlex.join(sys.argv))  # type: ignore[arg-type]
+    command = shlex.join(sys.argv)
+    run_study(loaded, facts, out, options, workers=workers, command=command)  # type: ignore[arg-type]
     return write_report(out)
 
 

@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from interpcore.data.relations import Relation, RelationError, split
@@ -16,8 +18,9 @@ from interpcore.lre.operator import Operator, estimate
 from interpcore.lre.prompts import PROTOCOLS
 from interpcore.lre.states import Depth, published_depths
 from interpcore.lre.trial import run_trial
-from interpcore.model import Model
+from interpcore.model import Model, Plan
 from interpcore.model.card import run_card
+from interpcore.model.load import load
 from interpcore.runs import Row, RunCard, RunFolder, canonical_json, cell_seed, sweep
 
 
@@ -170,6 +173,7 @@ def run_study(
     out: str | os.PathLike[str],
     options: Options | None = None,
     *,
+    workers: int = 1,
     progress: bool = True,
     command: str | None = None,
 ) -> list[Row]:
@@ -181,6 +185,8 @@ def run_study(
         relations: what to study.
         out: the run folder.
         options: what to do; None takes the defaults.
+        workers: 1 runs the trials in this process, more in that many others, which load the model anew from
+            where it was loaded.
         progress: show it on standard error.
         command: what was typed, for the card.
     Returns: one ledger row per trial, results as `run_trial` gives them.
@@ -196,7 +202,47 @@ def run_study(
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         study.folder = folder
         grid = [{"relation": name, "trial": trial} for trial in range(options.trials) for name in names]
-        return sweep(run_trial, grid, out=folder, initialize=lambda: study, progress=progress)
+        again = partial(load_study, _origin(model), model.plan, card.weights, relations, options, folder.path)
+        return sweep(
+            run_trial,
+            grid,
+            out=folder,
+            workers=workers,
+            initialize=(lambda: study) if workers == 1 else again,
+            progress=progress,
+        )
+
+
+def _origin(model: Model) -> dict[str, Any]:
+    """What loads a model again."""
+    return {"source": model.spec.name, "dtype": model.dtype, "device": model.device}
+
+
+def load_study(
+    origin: dict[str, Any],
+    plan: Plan,
+    weights: str | None,
+    relations: Sequence[Relation],
+    options: Options,
+    out: Path,
+) -> Study:
+    """A worker's own copy of a study, with the model loaded again.
+
+    Args:
+        origin: what `load` takes.
+        plan, weights: of the study's model, the weights' hash.
+        relations, options: of the study.
+        out: the run folder.
+    Raises: ValueError where the same place now holds another model.
+    """
+    model = load(**origin)
+    if not isinstance(model, Model) or run_card(model).weights != weights:
+        raise ValueError(
+            f"{origin['source']} holds other weights than this study's model, which workers load from "
+            "there; use one worker"
+        )
+    named = {relation.name: relation for relation in relations}
+    return Study(model.with_plan(plan), named, options, RunFolder.open(out, shared=True))
 
 
 def study_card(

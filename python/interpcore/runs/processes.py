@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -42,12 +43,14 @@ class LocalProcesses:
         """See `Backend.run`.
 
         Raises:
-            TypeError: the function or `initialize` cannot be imported by its name.
+            TypeError: the function or `initialize` (or what it is a partial of) cannot be imported by its
+                name.
             RunError: workers cannot import the function, `initialize` fails, or workers die before any cell.
         """
-        for given in (function, initialize):
-            if given is not None:
-                require_importable(given, "a sweep over several processes")
+        require_importable(function, "a sweep over several processes")
+        if initialize is not None:
+            named = initialize.func if isinstance(initialize, partial) else initialize
+            require_importable(named, "a sweep over several processes")
         staff = _Staff(pickle.dumps((function, initialize)), self.workers)
         source = iter(cells)
         try:

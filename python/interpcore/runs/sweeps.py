@@ -72,7 +72,8 @@ def sweep(
         on_error: "record" a failed cell and go on, or "raise" CellError at the first one.
         progress: show progress on standard error.
         initialize: called once per worker, to make what cells share (a loaded model); its return value is
-            then the function's first argument.
+            then the function's first argument. With several workers it must be importable too, or a
+            `functools.partial` of what is, with arguments that can be pickled.
         backend: what runs the cells instead of `workers` local processes.
 
     Returns:
