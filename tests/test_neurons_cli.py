@@ -169,6 +169,19 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     assert done.exit_code == 0
     table = pd.read_csv(tmp_path / "own" / "intervene" / "artifacts" / "interventions.csv")
     assert sorted(table.kind.value_counts().items()) == [("fixed", 8), ("mean", 4), ("none", 1)]
+    silent = neurons("intervene", "--neurons", "3.5", "--kind", "zero", "--site", "pre", *study)
+    assert silent.exit_code == 0
+    other = pd.read_csv(tmp_path / "own" / "intervene-zero-pre" / "artifacts" / "interventions.csv")
+    assert other.kind.tolist() == ["none", "zero", "mean", "zero", "mean"]
+    # gelu(0) = 0.
+    for kind, same in (
+        ("zero", (table.kind == "fixed") & (table.value == 0)),
+        ("mean", table.kind == "mean"),
+    ):
+        expected = table[same & (table.layer == 3)].loss.tolist()
+        assert other[other.kind == kind].loss.tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="An intervention is one of zero, threshold"):
+        neurons("intervene", "--neurons", "3.5", "--kind", "negate", *study)
     done = neurons("deactivation", "--neurons", "0.470,1.7", "--first", 16, *study)
     assert done.exit_code == 0 and "random directions" in done.output
     heads = pd.read_csv(tmp_path / "own" / "deactivation" / "artifacts" / "heads.csv")

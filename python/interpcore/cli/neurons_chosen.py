@@ -66,20 +66,25 @@ def intervene(
     tokens: Tokens,
     model: ModelName = "tiny",
     neurons: Neurons = None,
-    values: Annotated[str, typer.Option(help="Activations to fix neurons to.")] = "-0.17,0,1,2,3,4,5,6",
+    kind: Annotated[
+        str, typer.Option(help="zero, threshold (from above), relu (from below), fixed or multiply.")
+    ] = "fixed",
+    site: Annotated[str, typer.Option(help="Of what: pre or post, before or after the activation.")] = "post",
+    values: Annotated[str, typer.Option(help="Of threshold, fixed and multiply.")] = "-0.17,0,1,2,3,4,5,6",
     sequences: Sequences = 64,
     protocol: Paper = Protocol.default,
     seed: Seed = 0,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Fix neurons and measure loss, entropy, rank and the final norm's scale, which can also be frozen.
+    """Change neurons and measure loss, entropy, rank and the final norm's scale, which can also be frozen.
     Without --neurons: those that look most like entropy neurons, and random controls.
 
     Example: interpcore neurons intervene --tokens runs/tokens-tiny --neurons 3.120,3.7 --out
     runs/neurons-tiny
     """
     from interpcore.neurons.interventions import parse_neurons
+    from interpcore.neurons.neuron_study import intervention_step
 
     study = open_study(
         out, model, tokens, device=device, quiet=quiet, protocol=protocol, seed=seed, sequences=sequences
@@ -91,9 +96,10 @@ def intervene(
             raise ValueError(values)
     except ValueError as error:
         raise ValueError(f"--values {values!r} is no list of numbers, such as -0.17,0,1.") from error
-    table, _ = study.interventions(chosen, fixed)
+    table, _ = study.interventions(chosen, fixed, kind, site)
     shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "entropy_change", "rank_change"]
-    show(table[table.kind != "none"][shown].head(40), f"All rows: {study.step('intervene') / 'artifacts'}")
+    folder = study.step(intervention_step(kind, site))
+    show(table[table.kind != "none"][shown].head(40), f"All rows: {folder / 'artifacts'}")
 
 
 def deactivation(

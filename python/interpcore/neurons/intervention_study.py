@@ -95,31 +95,24 @@ def intervention_study(
     )
     grid = [{"start": start, "stop": min(n, start + block)} for start in range(0, n, block)]
     if out is None:
-        found = [intervention_block(work, **cell) for cell in grid]
-    else:
-        card = corpus_card(
-            model,
-            shards,
-            protocol,
-            command,
-            neurons=[f"{layer}.{number}" for layer, number in chosen],
-            interventions=[[str(i) for i in done] for done in work.interventions.values()],
-            frozen=frozen,
-            counts=None if counts is None else int(counts.sum()),
-            sequences=n,
-            block=block,
+        return _table(work, [intervention_block(work, **cell) for cell in grid])
+    card = corpus_card(
+        model,
+        shards,
+        protocol,
+        command,
+        neurons=[f"{layer}.{number}" for layer, number in chosen],
+        interventions=[[str(i) for i in done] for done in work.interventions.values()],
+        frozen=frozen,
+        counts=None if counts is None else int(counts.sum()),
+        sequences=n,
+        block=block,
+    )
+    with RunFolder.open_or_create(out, card, shared=True) as folder:
+        rows = sweep(
+            intervention_block, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise"
         )
-        with RunFolder.open_or_create(out, card, shared=True) as folder:
-            rows = sweep(
-                intervention_block,
-                grid,
-                out=folder,
-                initialize=lambda: work,
-                progress=progress,
-                on_error="raise",
-            )
-        found = [row.result for row in rows]
-    return _table(work, [f for f in found if f["tokens"]])
+    return _table(work, [row.result for row in rows])
 
 
 def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
@@ -203,6 +196,7 @@ def _sums(measured: TokenMeasures, valid: Tensor) -> Tensor:
 def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
+    blocks = [block for block in blocks if block["tokens"]]
     if not blocks:
         raise ValueError("No token counts: the masks leave nothing of these sequences.")
     counts = np.array([b["tokens"] for b in blocks], dtype=np.float64)

@@ -20,6 +20,7 @@ from interpcore.model.mlp import ACTIVATIONS
 from interpcore.neurons.readout import Readout, TokenMeasures, next_tokens, stacked
 
 KINDS = ("zero", "threshold", "relu", "fixed", "multiply")
+WITH_VALUE = ("threshold", "fixed", "multiply")
 SITES = ("pre", "post")
 NORMS = ("free", "frozen")
 
@@ -50,7 +51,7 @@ class Intervention:
             )
 
     def __str__(self) -> str:
-        amount = f" {self.value:g}" if self.kind in ("threshold", "fixed", "multiply") else ""
+        amount = f" {self.value:g}" if self.kind in WITH_VALUE else ""
         return f"{self.kind}{amount} at {self.site}"
 
     def apply(self, x: Tensor) -> Tensor:

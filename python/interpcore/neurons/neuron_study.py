@@ -21,7 +21,7 @@ from interpcore.neurons.deactivation_study import deactivation_study, score_tabl
 from interpcore.neurons.explanation_study import Explanations, Options, explain_neurons
 from interpcore.neurons.families import entropy_candidates, entropy_controls, frequency_candidates
 from interpcore.neurons.intervention_study import PUBLISHED_VALUES, intervention_study
-from interpcore.neurons.interventions import Intervention, Neuron
+from interpcore.neurons.interventions import WITH_VALUE, Intervention, Neuron
 from interpcore.neurons.jackknife import Jackknife, jackknife
 from interpcore.neurons.moment_errors import moment_errors
 from interpcore.neurons.parts import Statistics
@@ -270,16 +270,25 @@ class NeuronStudy:
         return found
 
     def interventions(
-        self, neurons: Sequence[Neuron] | None = None, values: Sequence[float] = PUBLISHED_VALUES
+        self,
+        neurons: Sequence[Neuron] | None = None,
+        values: Sequence[float] = PUBLISHED_VALUES,
+        kind: str = "fixed",
+        site: str = "post",
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Fixed activations, and mean ablation, of the neurons that look most like entropy neurons, of the
-        most like token-frequency neurons and of random controls (or of the neurons named).
+        """Interventions, and mean ablation, on the neurons that look most like entropy neurons, on the most
+        like token-frequency neurons and on random controls (or on the neurons named).
 
+        Args:
+            neurons: which; None for those.
+            values: of the kinds that have one.
+            kind, site: as in `Intervention`.
         Returns: the table of `intervention_study`, where mean ablation has the kind "mean"; and roles: layer,
-            neuron, role ("entropy", "frequency" or "control").
+            neuron, role ("entropy", "frequency" or "control", or "named").
         """
         import pandas as pd
 
+        same = [Intervention(kind, value, site) for value in (values if kind in WITH_VALUE else (0.0,))]
         if neurons is None:
             roles = pd.concat(
                 part[["layer", "neuron"]].assign(role=role)
@@ -290,26 +299,26 @@ class NeuronStudy:
                 )
             ).drop_duplicates(["layer", "neuron"], ignore_index=True)
         else:
-            roles = pd.DataFrame(neurons, columns=["layer", "neuron"]).assign(role="entropy")
+            roles = pd.DataFrame(neurons, columns=["layer", "neuron"]).assign(role="named")
         chosen = list(zip(roles.layer.tolist(), roles.neuron.tolist(), strict=True))
         means = {d: self.summary.moments(d)[1].mean for d in {layer for layer, _ in chosen}}
-        fixed = [Intervention("fixed", value) for value in values]
-        done = {(d, n): [*fixed, Intervention("fixed", float(means[d][n]))] for d, n in chosen}
+        done = {(d, n): [*same, Intervention("fixed", float(means[d][n]))] for d, n in chosen}
+        step = self.step(intervention_step(kind, site))
         table = intervention_study(
             self.model,
             self.tokens,
             chosen,
             done,
-            self.step("intervene"),
+            step,
             counts=self.token_counts,
             sequences=self.sequences,
             protocol=self.protocol,
             progress=self.progress,
             command=self.command,
         )
-        last = table.index[table.kind == "fixed"][len(fixed) :: len(fixed) + 1]
-        table.loc[last, "kind"] = "mean"
-        with RunFolder.open(self.step("intervene"), shared=True) as run:
+        # Row 0 is the clean forward.
+        table.loc[table.index[len(same) + 1 :: len(same) + 1], "kind"] = "mean"
+        with RunFolder.open(step, shared=True) as run:
             write_frame(run, "interventions", table)
             write_frame(run, "roles", roles)
         return table, roles
@@ -365,6 +374,11 @@ class NeuronStudy:
         return corpus_card(
             self.model, self.tokens, self.protocol, self.command, step=step, models=names, **arguments
         )
+
+
+def intervention_step(kind: str, site: str) -> str:
+    """Name of the step with interventions of a kind at a site."""
+    return "intervene" if (kind, site) == ("fixed", "post") else f"intervene-{kind}-{site}"
 
 
 def short_name(model: Model) -> str:
