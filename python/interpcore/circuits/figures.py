@@ -100,6 +100,9 @@ def heatmap_figure(tables: dict[str, pd.DataFrame]) -> Figure:
             said = "-" if np.isnan(value) else f"{value:.2f}"
             panel.text(j, i, said, ha="center", va="center", fontsize=SMALL - 1.5, color=color)
         panel.set_title(title, fontsize=NORMAL)
+        if "faithfulness" in title:
+            panel.set_xlabel("circuit", fontsize=SMALL)
+            panel.set_ylabel("measured on", fontsize=SMALL)
     return figure
 
 
