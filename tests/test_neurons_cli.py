@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.neurons.cache import read_cache
-from interpcore.neurons.neuron_study import up_columns
 from interpcore.neurons.published import COLUMNS
+from interpcore.neurons.study_tables import up_columns
 from interpcore.neurons.summary import Summary
 from interpcore.neurons.weight_study import read_weights
 

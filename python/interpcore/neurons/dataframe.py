@@ -67,12 +67,7 @@ def neuron_table(
         raise ValueError(
             f"The weights are of {n} neurons, the activations of {len(pre.count)}: they are not of one model."
         )
-    exact = {
-        "mean": pre.mean,
-        "var": pre.variance,
-        "skew": pre.skewness,
-        "kurt": pre.kurtosis,
-    }
+    exact = {"mean": pre.mean, "var": pre.variance, "skew": pre.skewness, "kurt": pre.kurtosis}
     binned = binned_moments(counts)
     first, second, suffix = (exact, binned, "binned") if protocol == "default" else (binned, exact, "exact")
     nothing = torch.full((n,), torch.nan, dtype=torch.float64)

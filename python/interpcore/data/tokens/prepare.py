@@ -77,17 +77,14 @@ def prepare_tokens(
     if pad_last and not ids["padding"]:
         raise TokenShardError(f"The tokenizer {name} has no padding token; set pad_last=False.")
     check_empty(folder)
-    files = document_files(source)
+    fields = {"text": text, "subset": subset, "sample_by": sample_by}
+    found = _documents(document_files(source), source, fields, progress)
+    long_enough = (document for document in found if len(document.text) >= min_characters)
     with scratch_folder(folder, "staging") as staging:
         with (staging / "sequences.bin").open("wb") as raw:
             packing = Packing(raw, len(tokenizer), context, first)
-            with Progress("files tokenised", len(files), shown=progress) as shown:
-                for path in files:
-                    found = read_documents(path, source, text=text, subset=subset, sample_by=sample_by)
-                    long_enough = (document for document in found if len(document.text) >= min_characters)
-                    for label, tokens in _tokenised(long_enough, tokenizer):
-                        packing.add(label, tokens)
-                    shown.advance()
+            for label, tokens in _tokenised(long_enough, tokenizer):
+                packing.add(label, tokens)
             packing.finish(ids["padding"][0] if pad_last else None)
         if not packing.labels:
             raise TokenShardError(
@@ -107,13 +104,7 @@ def prepare_tokens(
             count=None if max_tokens is None else math.ceil(max_tokens / context),
             described={
                 "tokenizer": {"hash": tokenizer_hash(tokenizer), "name": name, "revision": revision},
-                "source": {
-                    "name": source.name,
-                    "text": text,
-                    "subset": subset,
-                    "sample_by": sample_by,
-                    "min_characters": min_characters,
-                },
+                "source": {"name": source.name, **fields, "min_characters": min_characters},
             },
         )
 
@@ -189,6 +180,16 @@ def _tokenizer(tokenizer: Any, revision: str | None) -> tuple[str, Any]:
         return Path(tokenizer).name, AutoTokenizer.from_pretrained(tokenizer, revision=revision)
     except (OSError, ValueError) as error:
         raise TokenShardError(f"No tokenizer could be loaded from {tokenizer}: {error}") from error
+
+
+def _documents(
+    files: Sequence[Path], source: Path, fields: dict[str, Any], progress: bool
+) -> Iterator[Document]:
+    """The documents of all files of a source, where `fields` says."""
+    with Progress("files tokenised", len(files), shown=progress) as shown:
+        for path in files:
+            yield from read_documents(path, source, **fields)
+            shown.advance()
 
 
 def _tokenised(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:

@@ -70,19 +70,10 @@ def write_shards(
     order = order[:count]
     if not len(order):
         raise TokenShardError(f"There is no sequence of {context} tokens to write to {folder}.")
-    dtype = np.dtype(id_dtype(vocab_size))
     labels = labels[order]
     rows = max(shard_tokens // context, 1)
-    with new_folder(folder, len(order) * context * dtype.itemsize) as partial:
-        shards, largest = [], 0
-        for number, start in enumerate(range(0, len(order), rows)):
-            part = np.asarray(sequences[order[start : start + rows]])
-            check_ids(part, vocab_size, "the tokens")
-            largest = max(largest, int(part.max()))
-            part = part.astype(dtype)
-            name = f"shard-{number:05d}.npy"
-            np.save(partial / name, part)
-            shards.append({"file": name, "sequences": len(part), "sha256": array_hash(part)})
+    with new_folder(folder, len(order) * context * np.dtype(id_dtype(vocab_size)).itemsize) as partial:
+        shards, largest = _write_parts(partial, sequences, order, rows, vocab_size)
         np.save(partial / SUBSETS, labels)
         counts = [int((labels == k).sum()) for k in range(len(subsets))]
         manifest = {
@@ -100,6 +91,22 @@ def write_shards(
         }
         write_json(partial / MANIFEST, manifest | dict(described or {}))
     return TokenShards.open(folder)
+
+
+def _write_parts(
+    folder: Path, sequences: NDArray[Any], order: NDArray[Any], rows: int, vocab_size: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Writes the sequences in this order; the files' entries in the manifest, and the largest id."""
+    shards, largest = [], 0
+    for number, start in enumerate(range(0, len(order), rows)):
+        part = np.asarray(sequences[order[start : start + rows]])
+        check_ids(part, vocab_size, "the tokens")
+        largest = max(largest, int(part.max()))
+        part = part.astype(id_dtype(vocab_size))
+        name = f"shard-{number:05d}.npy"
+        np.save(folder / name, part)
+        shards.append({"file": name, "sequences": len(part), "sha256": array_hash(part)})
+    return shards, largest
 
 
 @contextmanager
