@@ -218,7 +218,9 @@ def test_nodes_and_neurons_on_the_command_line(level, used, model, tmp_path) -> 
     assert [one.level for one in found] == [level] * 3 and found[2].metric == "kl"
     whole = invoke("evaluate", scores / f"eap-{level}.safetensors", "--size", found[0].size, *study)
     share = invoke("evaluate", scores / f"eap-{level}.safetensors", "--size", "100%", *study)
-    rows = [said.strip().splitlines()[-1].split() for said in (whole, share)]
+    rows = [
+        next(line.split() for line in said.splitlines() if " logit_diff " in line) for said in (whole, share)
+    ]
     assert rows[0] == rows[1] and rows[0][:3] == [str(found[0].size), "479", "21"]
     said = invoke("compare", scores / f"eap-{level}.safetensors", scores / f"exact-{level}.safetensors")
     assert f" {found[0].size} " in f" {' '.join(said.split())} "

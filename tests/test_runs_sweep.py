@@ -282,9 +282,9 @@ def test_progress_tells_what_was_there_before(cells, tmp_path, capsys):
     sweep(cells.odd, {"x": [2]}, out=tmp_path / "run")
     sweep(cells.odd, {"x": [2, 4, 1]}, out=tmp_path / "run")
     assert capsys.readouterr().err.splitlines() == [
-        "sweep_cells.odd: 1 of 1 finished in 0 s",
-        "sweep_cells.odd: 1 of 3 were finished before",
-        "sweep_cells.odd: 3 of 3 finished, 1 failed in 0 s",
+        "odd: 1 of 1 finished in 0 s",
+        "odd: 1 of 3 were finished before",
+        "odd: 3 of 3 finished, 1 failed in 0 s",
     ]
 
 

@@ -51,7 +51,11 @@ Out = Annotated[
 ModelName = Annotated[str, typer.Option(help="A shipped model, a transformers folder or a hub id.")]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", help="A published task id; again for more. Default: the six main ones."),
+    typer.Option(
+        "--task",
+        help="ioi, greater-than, sva, gender-bias, fact-retrieval-comma, hypernymy-comma; again for more. "
+        "Default: these six. Also greater-than-price and greater-than-sequence.",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -59,13 +63,24 @@ Data = Annotated[
 ]
 DataTable = Annotated[str, typer.Option("--table", help="Name of those files: gpt2, pythia.")]
 Head = Annotated[int, typer.Option(min=2, help="Pairs per task at most.")]
-MetricName = Annotated[str | None, typer.Option("--metric", help="Of all tasks; default: each task's own.")]
-Intervene = Annotated[str, typer.Option("--intervention", help="patching, zero, mean or mean-positional.")]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="For all tasks: logit_diff, prob_diff, kl, js or accuracy; default: each task's own.",
+    ),
+]
+Intervene = Annotated[
+    str, typer.Option("--intervention", help="Corrupted edges: patching, zero, mean or mean-positional.")
+]
 Choose = Annotated[Selection, typer.Option("--selection", help="How circuits are chosen from scores.")]
 Paper = Annotated[Protocol, typer.Option(help="'paper' makes the published choices.")]
-Seed = Annotated[int, typer.Option(help="Of every draw.")]
-Device = Annotated[str, typer.Option(help="Where to run.")]
-Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Pairs per pass of attribution.")]
+Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+Device = Annotated[str, typer.Option(help="The torch device: cpu, cuda.")]
+Batch = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Pairs per pass of attribution; default: what fits memory."),
+]
 EvalBatch = Annotated[int, typer.Option("--eval-batch-size", min=1, help="Pairs per pass of patched runs.")]
 Sizes = Annotated[
     list[str] | None,
@@ -75,7 +90,11 @@ Sizes = Annotated[
 ]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", help="eap, eap-ig, eap-ig-auto, eap-ig-kl, exact, ...; again for more."),
+    typer.Option(
+        "--method",
+        help="eap, eap-ig, eap-ig-<steps>, eap-ig-auto, eap-ig-kl, relp, exact, ...; again for more. "
+        "Default: eap and eap-ig (pareto: eap-ig-kl too).",
+    ),
 ]
 Level = Annotated[
     ScoreLevel,

@@ -34,7 +34,7 @@ def run(
     out: Annotated[Path, typer.Option(help="The run folder; the same call goes on where it stopped.")],
     model: Annotated[str, typer.Option(help="A shipped model, a transformers folder or a hub id.")] = "tiny",
     relations: Annotated[
-        str, typer.Option(help="A folder of relation files, or 'tiny' for the tiny world's.")
+        str, typer.Option(help="A folder of relation files (.json), or 'tiny' for the tiny world's.")
     ] = "tiny",
     trials: Annotated[int, typer.Option(min=1, help="Random splits per relation.")] = 3,
     examples: Annotated[int, typer.Option(min=1, help="Facts that make an operator.")] = 8,
@@ -49,8 +49,8 @@ def run(
         bool, typer.Option(help="Keep only facts known under three draws of examples.")
     ] = False,
     max_test: Annotated[int, typer.Option(min=4, help="Test facts per trial at most.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    device: Annotated[str, typer.Option(help="The torch device: cpu, cuda.")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the trials.")] = 1,
 ) -> None:
     """Measure faithfulness and causality of every relation, with controls and intervals.

@@ -48,8 +48,8 @@ Sequences = Annotated[int, typer.Option(min=1, help="Sequences read by this step
 Neurons = Annotated[
     str | None, typer.Option(help="layer.neuron,layer.neuron,... or a CSV file with layer and neuron.")
 ]
-Seed = Annotated[int, typer.Option(help="Of every draw.")]
-Device = Annotated[str, typer.Option(help="Where to run.")]
+Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+Device = Annotated[str, typer.Option(help="The torch device: cpu, cuda.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Universal = Annotated[
     float, typer.Option("--universal", help="Excess correlation above which a neuron is universal.")

@@ -92,7 +92,8 @@ def sweep(
     with _opened(out) as (ledger, claims):
         open_cells = _open_cells(cells, ledger)
         total = len({cell.key for cell in cells})
-        shown = Progress(function_name(function), total, done=total - len(open_cells), shown=progress)
+        name = function_name(function).rpartition(".")[2]
+        shown = Progress(name, total, done=total - len(open_cells), shown=progress)
         finished = _finish(
             open_cells, ledger, claims, retries, lambda todo: engine.run(function, todo, initialize)
         )
