@@ -292,8 +292,8 @@ SCORED = (
     "metric(clean) - metric(corrupted), minus 1."
 )
 FAITHFUL = (
-    "requested, kept: size asked for, and edges once dangling ones are cut; faithfulness: (value - ablated) / (clean "
-    "- ablated) of the metric on held-out pairs, low to high its 95% interval."
+    "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
+    "(clean - ablated) of the metric on held-out pairs, low to high its 95% interval."
 )
 BESIDE = (
     "One row per task: its smallest circuit that keeps 85%, share: of all edges; gap_<method>: completeness "
