@@ -102,10 +102,9 @@ def summarize(
     """
     study = open_study(out, model, tokens, device=device, quiet=quiet, memory=memory)
     if estimate:
-        from interpcore.neurons.neuron_study import STATISTICS
         from interpcore.neurons.summarize import estimate as estimate_summary
 
-        typer.echo(str(estimate_summary(study.model, study.tokens, STATISTICS, memory=study.memory)))
+        typer.echo(str(estimate_summary(study.model, study.tokens, study.statistics, memory=study.memory)))
         return
     if part is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", part)

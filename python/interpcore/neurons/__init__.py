@@ -5,7 +5,7 @@ that this family follows and extends).
 
 Tokens once, all statistics
     `summarize` (its result is a `summary.Summary`), `moment_errors`, `correlate` with `universal`,
-    `jackknife`, `sketch`.
+    `jackknife`, `sketch`; `row_summary` is what is kept of similarities, and of cosines.
 Weights
     `weights` (norms folded in, writing weights centred), `cosines`, `composition`, `weight_study`.
 What a neuron responds to
@@ -16,5 +16,5 @@ What it does
     `cache`.
 Together
     `dataframe` (one row per neuron), `families`, `published` (tables), `neuron_study.NeuronStudy` (a folder
-    with every step), `view` (one neuron's page), `report` (all figures).
+    with every step; `study_tables`), `view` (one neuron's page), `report` (all figures).
 """

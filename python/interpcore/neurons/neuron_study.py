@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,6 @@ from interpcore.runs import RunCard, RunFolder, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
-
-STATISTICS = Statistics(by_token=("token", "previous"))
-"""What one token pass gathers for all steps."""
 
 
 @dataclass(eq=False)
@@ -85,6 +82,11 @@ class NeuronStudy:
     def name(self) -> str:
         """The model's name without its folder."""
         return short_name(self.model)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What one token pass gathers for all steps."""
+        return Statistics(by_token=("token", "previous"), up=self.model.spec.gated)
 
     @property
     def tokens(self) -> TokenShards:
@@ -164,7 +166,7 @@ class NeuronStudy:
             self.model,
             self.tokens,
             self.step(step),
-            replace(STATISTICS, up=self.model.spec.gated),
+            self.statistics,
             sequences=sequences,
             memory=self.memory,
             progress=self.progress,
