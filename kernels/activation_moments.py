@@ -55,7 +55,7 @@ def activation_moments_kernel(
     BR: tl.constexpr,
     BN: tl.constexpr,
 ):
-    column = tl.max_contiguous(tl.program_id(0) * BN + tl.arange(0, BN), 4)
+    column = tl.max_contiguous(tl.program_id(0) * BN + tl.arange(0, BN), 2)
     inside = column < N
     chunk = tl.program_id(1).to(tl.int64)
     none = tl.zeros([BN], tl.float64)
@@ -93,8 +93,8 @@ def activation_moments_kernel(
     )  # fmt: skip
 
 
-# Fewer rows than column_moments' block, which has one set of sums: with more the registers spill.
-BLOCK_ROWS, WARPS = 16, 8
+# Fewer rows in a lane than in column_moments, which has one set of sums: with more the registers spill.
+BLOCK_ROWS, WARPS = 32, 8
 
 
 def launch(

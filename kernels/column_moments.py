@@ -118,8 +118,9 @@ def column_moments_kernel(
     BR: tl.constexpr,
     BN: tl.constexpr,
 ):
-    # At most 4 columns in a lane, in half precision too: their float64 sums fill its registers.
-    column = tl.max_contiguous(tl.program_id(0) * BN + tl.arange(0, BN), 4)
+    # Two columns in a lane: their float64 sums fill its registers, and every lane that holds rows of a column
+    # merges a copy of them.
+    column = tl.max_contiguous(tl.program_id(0) * BN + tl.arange(0, BN), 2)
     inside = column < N
     chunk = tl.program_id(1).to(tl.int64)
     none = tl.zeros([BN], tl.float64)

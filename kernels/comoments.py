@@ -20,9 +20,9 @@ def centered_kernel(
     BR: tl.constexpr,
     BN: tl.constexpr,
 ):
-    column = tl.program_id(0) * BN + tl.arange(0, BN)
+    column = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = column < N
-    row = tl.program_id(1).to(tl.int64) * BR + tl.arange(0, BR)
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     live = row < T
     if MASKED:
         live = live & (tl.load(mask + row, mask=live, other=0) != 0)
@@ -43,7 +43,7 @@ BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 8, 512, 4
 def launch(x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, out: Tensor) -> None:
     """Fill `out` `[T, N]`. x `[T, N]`; both with contiguous last axes, no checks here."""
     T, N = x.shape
-    centered_kernel[triton.cdiv(N, BLOCK_COLUMNS), triton.cdiv(T, BLOCK_ROWS)](
+    centered_kernel[triton.cdiv(T, BLOCK_ROWS), triton.cdiv(N, BLOCK_COLUMNS)](
         x,
         x if mask is None else mask.byte(),
         shift,

@@ -5,6 +5,7 @@ on tensor-core tiles and skips tiles of sources that no destination of the tile 
 of a segment in order, example by example, so that nothing depends on the order in which programs run.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -33,11 +34,15 @@ def edge_products_kernel(
     BD: tl.constexpr,
     BK: tl.constexpr,
 ):
-    unit = tl.program_id(2).to(tl.int64)
-    source = tl.program_id(0) * BS + tl.arange(0, BS)
-    column = tl.program_id(1) * BD + tl.arange(0, BD)
+    # One axis of programs for all three: only the first may be long.
+    tiles = tl.cdiv(S, BS)
+    program = tl.program_id(0)
+    top = program % tiles * BS
+    unit = (program // tiles // tl.cdiv(D, BD)).to(tl.int64)
+    source = top + tl.arange(0, BS)
+    column = program // tiles % tl.cdiv(D, BD) * BD + tl.arange(0, BD)
     reach = tl.load(prefix + column, mask=column < D, other=0)
-    if tl.program_id(0) * BS < tl.max(reach, axis=0):
+    if top < tl.max(reach, axis=0):
         first = tl.load(unit_first + unit).to(tl.int64)
         count = tl.load(unit_count + unit)
         total = tl.zeros([BS, BD], tl.float32)
@@ -71,8 +76,8 @@ def edge_sums_kernel(
     MOMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    segment = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    segment = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < S * D
     legal = inside & (at // D < tl.load(prefix + at % D, mask=inside, other=0))
     sums = tl.zeros([BLOCK], tl.float32)
@@ -110,7 +115,8 @@ def units_of(segment: Tensor | None, batch: int, positions: int, segments: int) 
                 start = p
     found.sort()
     ends = [int(i + 1 == len(found) or found[i + 1][:2] != unit[:2]) for i, unit in enumerate(found)]
-    first = [sum(unit[0] < g for unit in found) for g in range(segments + 1)]
+    numbers_found = [unit[0] for unit in found]
+    first = [bisect_left(numbers_found, number) for number in range(segments + 1)]
     return [u[2] for u in found], [u[3] for u in found], ends, first
 
 
@@ -132,13 +138,13 @@ def launch(
     D, segments = len(grad), len(total)
 
     def indices(values: Sequence[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int32, device=grad.device)
+        return torch.tensor(list(values), dtype=torch.int32).to(grad.device, non_blocking=True)
 
     first, count, ends, starts = (indices(x) for x in units_of(segment, B, P, segments))
     units, reach = len(first), indices(prefix)
     partial = total.new_empty((units, S, D))
     if units:
-        edge_products_kernel[triton.cdiv(S, SOURCES), triton.cdiv(D, DESTINATIONS), units](
+        edge_products_kernel[triton.cdiv(S, SOURCES) * triton.cdiv(D, DESTINATIONS) * units,](
             difference,
             grad,
             reach,
@@ -154,7 +160,7 @@ def launch(
             BK=INNER,
             num_warps=WARPS,
         )
-    edge_sums_kernel[triton.cdiv(S * D, BLOCK), segments](
+    edge_sums_kernel[segments, triton.cdiv(S * D, BLOCK)](
         partial,
         reach,
         starts,

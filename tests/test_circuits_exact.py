@@ -233,6 +233,9 @@ def test_published_exact_scores(shared, arch):
     """All of the peer's exact scores; those of its one loop over a parallel model are wrong, and how."""
     folder = shared / "parity" / "circuits" / arch
     model = interpcore.load(folder / "hf")
+    rotary = model.block(0).attention.rotary
+    if rotary is not None and len(rotary.frequencies) != 2:
+        pytest.skip("this transformers does not read the checkpoint's partial_rotary_factor")
     graph = Graph.of(model)
     with np.load(folder / "inputs.npz") as inputs, np.load(folder / "scores.npz") as scores:
         pairs = pairs_of(dict(inputs), "")

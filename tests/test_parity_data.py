@@ -94,7 +94,9 @@ def z_after(model, module, tokens, position, change):
     seen = []
 
     def add(module, inputs, output):
-        output[0, position] += change
+        # Blocks return their stream alone, or in transformers before 5.1 first of a tuple.
+        stream = output[0] if isinstance(output, tuple) else output
+        stream[0, position] += change
         return output
 
     hooks = [

@@ -86,7 +86,7 @@ def launch_attn_jvp(
         return
     if key_value is None:
         key_value = key_value_covariance(k, v, pattern, score_factor)
-    z = mixed_values(v.float(), pattern.float())
+    z = rows_contiguous(mixed_values(v.float(), pattern.float()))
     tq, tk, tv, v, pattern = (rows_contiguous(x) for x in (tq, tk, tv, v, pattern))
     factor = None if factor is None else rows_contiguous(factor)
     dead = k.shape[1] - tk.shape[2]  # earlier keys enter through the covariance alone

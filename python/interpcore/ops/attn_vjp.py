@@ -110,7 +110,7 @@ def launch_attn_vjp(
         key_value = key_value_covariance(k, v, pattern, score_factor)
     g, q, k, v, pattern = (rows_contiguous(x) for x in (g, q, k, v, pattern))
     factor = None if factor is None else rows_contiguous(factor)
-    z = mixed_values(v.float(), pattern.float())
+    z = rows_contiguous(mixed_values(v.float(), pattern.float()))
     if chosen == "triton":
         from interpcore.kernels import attn_vjp as kernel
 

@@ -271,7 +271,7 @@ def _result(counts: Tensor, moments: Tensor, thresholds: tuple[float, ...]) -> C
 def float32_thresholds(thresholds: Sequence[float], device: torch.device) -> Tensor:
     """`[K]` float32: a float32 value exceeds one of them where it exceeds the threshold."""
     limits = [_rounded_down(t) for t in thresholds]
-    return torch.tensor(limits, dtype=torch.float32, device=device)
+    return torch.tensor(limits, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def check_thresholds(op: str, thresholds: Sequence[float]) -> tuple[float, ...]:

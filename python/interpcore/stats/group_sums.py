@@ -159,13 +159,15 @@ class GroupSums:
         size = self._total.shape
         place, count = self._missing.cpu()
         where = torch.stack((place // size[1], place % size[1]))
+        with torch.sparse.check_sparse_tensor_invariants():
+            missing = torch.sparse_coo_tensor(where, count, size)
         return GroupTotals(
             self._count.cpu().clone(),
             self._total.cpu().clone(),
             self._square.cpu().clone(),
             None if self._active is None else self._active.cpu().clone(),
             self.shift.double().cpu(),
-            torch.sparse_coo_tensor(where, count, size, check_invariants=True),
+            missing,
         )
 
 

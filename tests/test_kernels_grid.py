@@ -1,0 +1,50 @@
+"""Launches of many rows stay within a GPU's grid: 65535 programs on every axis but the first."""
+
+import pytest
+import torch
+
+LONGEST_SIDE_AXIS = 65535
+
+
+class Recorder:
+    """Stands in for a kernel; keeps the grids that it was launched with."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        self.grids.append(grid)
+        return lambda *arguments, **options: None
+
+
+def expect_fits(recorder: Recorder, programs: int) -> None:
+    """There was one launch, of at least so many programs, and a GPU takes it."""
+    (grid,) = recorder.grids
+    assert torch.tensor(grid).prod() >= programs
+    assert max((*grid[1:], 1)) <= LONGEST_SIDE_AXIS and grid[0] < 2**31
+
+
+def test_a_million_rows_of_comoments(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import comoments
+
+    kernel = Recorder()
+    monkeypatch.setattr(comoments, "centered_kernel", kernel)
+    x = torch.empty(1, 3).expand(1_000_000, 3)
+    comoments.launch(x, None, torch.zeros(3), torch.ones(3), x)
+    expect_fits(kernel, 1_000_000 // comoments.BLOCK_ROWS)
+
+
+def test_a_segment_per_position_of_edge_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import edge_scores
+
+    products, sums = Recorder(), Recorder()
+    monkeypatch.setattr(edge_scores, "edge_products_kernel", products)
+    monkeypatch.setattr(edge_scores, "edge_sums_kernel", sums)
+    segments = 70_000
+    values = torch.empty(2, 1, segments, 1)
+    total = torch.empty(segments, 2, 2)
+    edge_scores.launch(values, values, [1, 2], torch.arange(segments)[None], total, total[:0])
+    expect_fits(products, segments)
+    expect_fits(sums, segments)
