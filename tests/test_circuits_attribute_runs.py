@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from attribution_case import close, load
+from families import transformers_model
 from patched_case import random_pairs
 
+import interpcore
 from interpcore.circuits import Graph, GraphError
 from interpcore.circuits.attribute import attribute
 
@@ -87,8 +89,15 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         attribute(model, pairs, **options, checkpoint=path)
     assert path.is_file()
     seen.clear()
-    with pytest.raises(GraphError, match="holds the sums of another run"):
-        attribute(model, pairs, **(options | {"steps": 3}), checkpoint=path)
+    ends = {"embedding": model.embedding, "unembedding": model.unembedding}
+    other = replace(interpcore.load(transformers_model("gpt2", seed=1, dtype=torch.float64)), **ends)
+    for asked, of, more in (
+        (model, pairs, {"steps": 3}),
+        (other, pairs, {}),
+        (model, replace(pairs, logits_by="mean"), {}),
+    ):
+        with pytest.raises(GraphError, match="holds the sums of another run"):
+            attribute(asked, of, **(options | more), checkpoint=path)
     shutil.copy(path, tmp_path / "copy.safetensors")
     resumed = attribute(model, pairs, **options, checkpoint=path)
     assert len(seen) == 2

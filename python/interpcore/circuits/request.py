@@ -16,6 +16,7 @@ from interpcore.circuits.quadrature import path_points
 from interpcore.circuits.sources import check_blocks, notes
 from interpcore.circuits.totals import Segments
 from interpcore.model import Model
+from interpcore.model.card import run_card
 from interpcore.model.linearize import EXACT, Rules
 from interpcore.runs.hashes import tensors_hash
 
@@ -63,25 +64,19 @@ class Request:
 
     def fingerprint(self) -> str:
         """A hash of everything that the sums of a run depend on, but for the last bits."""
-        means = self.plan.intervention.means
-        tensors = {
-            "clean": self.pairs.clean,
-            "corrupted": self.pairs.corrupted,
-            "lengths": self.pairs.lengths,
-            "good": self.pairs.good,
-            "bad": self.pairs.bad,
-            "embedding": self.model.embedding,
-            "unembedding": self.model.unembedding.weight,
-        }
-        tensors |= {} if means is None else {"means": means.input, "mean of the last MLP": means.mlp[-1]}
+        plan, pairs, means = self.plan, self.pairs, self.plan.intervention.means
+        tensors = {name: getattr(pairs, name) for name in ("clean", "corrupted", "lengths", "good", "bad")}
+        tensors |= {} if means is None else {f"mean {name}": x for name, x in means.named().items()}
         tensors |= {} if self.segments is None else {"segments": self.segments.numbers}
-        plan = self.plan
         said = (
+            run_card(self.model).weights,
+            str(self.model.plan),
             plan.method,
             plan.metric,
             plan.points,
             plan.intervention.name,
             plan.rules,
+            pairs.logits_by,
             self.graph,
             self.level,
             self.drops,
