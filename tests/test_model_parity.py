@@ -63,6 +63,7 @@ def test_sites_equal_the_transformers_modules_they_name(pair):
     tokens = torch.arange(3, 12)[None]
     seen: dict[str, torch.Tensor] = {}
     names = {site: (side, path.format(d=2)) for site, (side, path) in model.spec.module_names.items()}
+    assert {"resid", "z", "mlp_act"} <= set(names)
     handles = []
     for site, (side, path) in names.items():
 
