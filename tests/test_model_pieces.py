@@ -317,3 +317,11 @@ def test_bfloat16_is_at_most_twice_as_wrong_as_torch(family):
     theirs = float((hf(tokens).logits.double() - exact).norm())
     ours = float((interpcore.load(hf).forward(tokens).logits.double() - exact).norm())
     assert ours <= 2 * theirs
+
+
+def test_models_and_caches_print_in_a_line():
+    model = interpcore.load(transformers_model("gpt2"), check=False)
+    cache = model.forward(torch.arange(6)[None], cache=Cache()).cache
+    assert "4 blocks, d_model 32, 4 heads" in repr(model) and "block 0-3 (D=4)" in repr(model)
+    assert repr(cache) == "Cache(rows x tokens: 1 x 6)" and repr(Cache()) == "Cache(rows x tokens: none)"
+    assert len(repr(model)) < 300

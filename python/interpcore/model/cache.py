@@ -79,6 +79,10 @@ class Cache:
     edits: tuple[Selected, ...] = ()
     model: int | None = None
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{one.batch} x {one.width}" for one in self.segments)
+        return f"Cache(rows x tokens: {parts or 'none'})"
+
     @property
     def batch(self) -> int:
         """Rows it was filled for; 1 while every segment is shared (it then continues any number of rows)."""

@@ -122,6 +122,14 @@ class Model:
 
         return moved(self, device, dtype)
 
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"Model({spec.name}, {spec.family}: {spec.n_blocks} blocks, d_model {spec.d_model}, "
+            f"{spec.n_heads} heads, d_mlp {spec.d_mlp}, vocabulary {spec.vocab_size}; {self.plan}; "
+            f"{self.dtype} on {self.device})"
+        )
+
     def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of texts, right-padded.
 
