@@ -175,9 +175,10 @@ def _tokens(one: _Neuron) -> str:
     if one.summary is None or "token" not in one.summary.statistics.by_token:
         return ""
     groups = one.summary.groups("token", one.layer)
-    mean = groups.mean[:, one.number].where(groups.count >= 5, -torch.inf)
-    top, which = mean.topk(min(15, int((groups.count >= 5).sum())))
-    names, counts = [repr(one.texts[i]) for i in which.tolist()], groups.count[which].tolist()
+    seen = groups.values[:, one.number]
+    mean = groups.mean[:, one.number].where(seen >= 5, -torch.inf)
+    top, which = mean.topk(min(15, int((seen >= 5).sum())))
+    names, counts = [repr(one.texts[i]) for i in which.tolist()], seen[which].tolist()
     return table(pd.DataFrame({"token": names, "mean activation": top.tolist(), "seen": counts}))
 
 
