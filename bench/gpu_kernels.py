@@ -166,9 +166,13 @@ def attn_vjp_problem(case: Case) -> Problem:
     at = attention(case)
     cotangent = generator(case)(b, c, p, h, e)
     by_keys = case.op.endswith("keys")
-    scale = generator(case)(b, p, h, t) if by_keys else e**-0.5
-    kept = None if by_keys else ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
-    args = (cotangent, *at.values(), live, scale)
+    kept: Tensor | None = None
+    scale: Tensor | float = e**-0.5
+    if by_keys:
+        read = scale = generator(case)(b, p, h, t)
+    else:
+        read = kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    args: tuple[Any, ...] = (cotangent, *at.values(), live, scale)
 
     def plain() -> tuple[Tensor, ...]:
         k, v = (at[n].repeat_interleave(h // g, 2) for n in ("k", "v"))
@@ -187,7 +191,7 @@ def attn_vjp_problem(case: Case) -> Problem:
         run=lambda: ops.attn_vjp(*args, key_value=kept, backend=case.backend, out=out),
         exact=lambda: reference.attn_vjp(*args),
         plain=plain,
-        bytes=sum(x.nbytes for x in (cotangent, *at.values(), scale if by_keys else kept, *out)),
+        bytes=sum(x.nbytes for x in (cotangent, *at.values(), read, *out)),
         flops=b * c * p * h * e * ((4 * t if by_keys else 2 * e) + 6 * live),
     )
 
