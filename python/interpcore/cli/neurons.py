@@ -35,6 +35,11 @@ from interpcore.cli.neurons_options import (
 )
 from interpcore.cli.tables import show
 
+WEIGHTS = (
+    "Medians of each layer. w_in, w_out: a neuron's reading and writing vector, their norms and cosine "
+    "(sim); vocab_: variance, skewness and kurtosis (normal: 3) of its effects on the logits; null_space: "
+    "share of w_out where the unembedding hardly reads."
+)
 app = typer.Typer(help="Neurons: statistics, universality, explanations, effects.", no_args_is_help=True)
 
 
@@ -196,7 +201,7 @@ def weights(
     study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
     table = study.weight_table("weights-full", full=True) if full else study.weights
     columns = ["w_in_norm", "w_out_norm", "in_out_sim", "vocab_var", "vocab_skew", "vocab_kurt", "null_space"]
-    show(table.groupby("layer")[columns].median().reset_index(), "Median of each layer.")
+    show(table.groupby("layer")[columns].median().reset_index(), WEIGHTS)
 
 
 @app.command()

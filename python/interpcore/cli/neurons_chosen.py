@@ -25,6 +25,20 @@ from interpcore.cli.neurons_options import (
 )
 from interpcore.cli.tables import show
 
+EXPLAINED = (
+    "variance_reduction: share of the activation's variance that the feature explains; mean_difference, "
+    "welch_t: of the activation with and without it."
+)
+CHANGES = (
+    "Means over tokens, intervened minus clean: loss and entropy in nats, rank of the true token; norm: the "
+    "final norm's scale, as it comes (free) or as in the clean run (frozen)."
+)
+ABLATED = (
+    "Each neuron's path to each later head cut. pattern_change: of the attention to the first token; "
+    "norm_change: of the size of the head's output; pearson, spearman: of the activation with that change, "
+    "over tokens."
+)
+
 
 def explain(
     out: Out,
@@ -58,7 +72,7 @@ def explain(
     found = study.explanations(options)
     best = found.best[found.best.place == 0].nlargest(15, "variance_reduction")
     show(found.families)
-    show(best, f"All tables: {study.step('explain') / 'artifacts'}")
+    show(best, EXPLAINED, f"All tables: {study.step('explain') / 'artifacts'}")
 
 
 def intervene(
@@ -99,7 +113,7 @@ def intervene(
     table, _ = study.interventions(chosen, fixed, kind, site)
     shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "entropy_change", "rank_change"]
     folder = study.step(intervention_step(kind, site))
-    show(table[table.kind != "none"][shown].head(40), f"All rows: {folder / 'artifacts'}")
+    show(table[table.kind != "none"][shown].head(40), CHANGES, f"All rows: {folder / 'artifacts'}")
 
 
 def deactivation(
@@ -128,7 +142,7 @@ def deactivation(
         scores.nlargest(10, "bos_score"), f"{int(scores.deactivates.sum())} neurons above random directions."
     )
     strongest = heads.reindex(heads.pearson.abs().sort_values(ascending=False).index)
-    show(strongest.head(10), f"All rows: {study.step('deactivation') / 'artifacts'}")
+    show(strongest.head(10), ABLATED, f"All rows: {study.step('deactivation') / 'artifacts'}")
 
 
 def cache(
