@@ -83,6 +83,23 @@ def test_a_ratio_of_paired_means_does_not_vary_where_the_pairs_agree():
     assert noisy.low < noisy.value < noisy.high
 
 
+def test_draws_without_a_denominator_count_as_beyond_either_end():
+    """Few pairs of zeros and ones, as accuracies are: some draws have nothing below the line."""
+    bottom = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    top = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+    got = ratio_of_means(top, bottom, draws=4000)
+    weights = np.random.default_rng(0).multinomial(8, [1 / 8] * 8, size=4000)
+    below = weights @ bottom
+    assert 0 < (below == 0).sum() < 100
+    ratios = (weights @ top)[below > 0] / below[below > 0]
+    missing = [np.full((below == 0).sum(), end) for end in (-np.inf, np.inf)]
+    low, high = (np.sort(np.append(ratios, m)) for m in missing)
+    assert (got.low, got.high) == (low[int(0.025 * 3999)], high[int(np.ceil(0.975 * 3999))])
+    assert np.isfinite([got.low, got.high]).all()
+    with pytest.raises(ValueError, match="the ratio has no bounds"):
+        ratio_of_means(top[2:], bottom[2:])
+
+
 def test_the_interval_of_a_ratio_agrees_with_the_delta_method():
     generator = np.random.default_rng(3)
     bottom = generator.normal(5, 1, size=300)

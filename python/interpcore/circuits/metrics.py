@@ -117,7 +117,7 @@ class Metric:
 
     def natural(self, value: float) -> float:
         """A value as it is usually written: divergences positive."""
-        return -value if self.divergence else value
+        return 0.0 - value if self.divergence else value  # not -0.0
 
     def _scale(self, logits: Tensor) -> float:
         return 1 / logits.shape[-1] if self.protocol == "paper" else 1.0

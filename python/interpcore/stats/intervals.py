@@ -77,7 +77,8 @@ def ratio_of_means(
     seed: int = 0,
 ) -> Interval:
     """mean(numerators) / mean(denominators) of paired values, with the percentile interval of a bootstrap
-    over the pairs: both means of a draw are over the same pairs.
+    over the pairs: both means of a draw are over the same pairs. A draw whose denominator is zero or has
+    changed its sign bounds nothing; it counts as beyond either end.
 
     Args:
         numerators, denominators: [n] each, finite.
@@ -94,13 +95,20 @@ def ratio_of_means(
         raise ValueError("A ratio of means needs finite values; leave missing pairs out.")
     weights = _resamples(len(top), draws, seed)
     ends = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(weights @ bottom, ends) / len(bottom)
-    if low <= 0 <= high:
+    below = weights @ bottom
+    low, high = np.quantile(below, ends) / len(bottom)
+    bounded = below * bottom.mean() > 0
+    if low <= 0 <= high or np.count_nonzero(~bounded) > int(ends[0] * (draws - 1)):
         raise ValueError(
             f"The denominator's mean is {bottom.mean():.4g} with interval [{low:.4g}, {high:.4g}], which "
             "includes zero, so the ratio has no bounds."
         )
-    low, high = np.quantile((weights @ top) / (weights @ bottom), ends)
+    ratios = np.divide(weights @ top, below, out=np.zeros(draws), where=bounded)
+    if bounded.all():
+        low, high = np.quantile(ratios, ends)
+    else:
+        low = np.quantile(np.where(bounded, ratios, -np.inf), ends[0], method="lower")
+        high = np.quantile(np.where(bounded, ratios, np.inf), ends[1], method="higher")
     return Interval(float(top.mean() / bottom.mean()), float(low), float(high), len(top))
 
 
