@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.cli.info import ENVIRONMENT, gather
+from interpcore.data.tinyworld.__main__ import app as tinyworld
 from interpcore.ops.backend import BACKENDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,12 +40,29 @@ def test_every_variable_that_is_read_is_listed() -> None:
                 assert word in listed, f"{path.name} reads {word}, which interpcore info does not list"
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["lre", "run"], ["lre", "compare"]])
-def test_help_has_an_example(command: list[str]) -> None:
-    result = CliRunner().invoke(app, [*command, "--help"])
-    assert result.exit_code == 0
-    if command:
-        assert "Example: interpcore" in result.output
+def commands(name: str, command: Any) -> dict[str, Any]:
+    """All commands below one, by what is typed."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        return {name: command}
+    return {n: c for word, one in below.items() for n, c in commands(f"{name} {word}", one).items()}
+
+
+COMMANDS = commands("interpcore", typer.main.get_command(app)) | commands(
+    "python -m interpcore.data.tinyworld", typer.main.get_command(tinyworld)
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_a_sentence_an_example_and_every_option(name: str) -> None:
+    command = COMMANDS[name]
+    said = " ".join(f"{command.help} {command.epilog or ''}".split())
+    sentence, _, example = said.partition("Example: ")
+    assert sentence.strip().endswith((".", "?")) and example.startswith(name)
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in example.split() if word.startswith("--")} <= known
+    for parameter in command.params:
+        assert parameter.name == "help" or getattr(parameter, "help", None), f"{name}: {parameter.name}"
 
 
 def test_a_failure_is_one_sentence() -> None:
