@@ -228,6 +228,11 @@ def test_bfloat16_products_say_how_wrong_they_are():
     half = interpcore.jacobians(model, TOKENS, source_position=5, rules=Rules(precision="bfloat16"))
     gap = float((half.values[:, 0] - exact.values[:, 0]).norm() / exact.values[:, 0].norm())
     assert exact.error is None and 1e-4 < gap < 2e-2 and gap / 3 < half.error < 3 * gap
+    edit = Edit("mlp_out", 1, slice(2, None), Add(torch.ones(32)), rows=[1])
+    apart = interpcore.jacobians(
+        model, TOKENS, source_position=5, edits=[edit], rules=Rules(precision="bfloat16")
+    )
+    assert 1e-4 < apart.error < 2e-2
 
 
 def test_svd_from_products_and_dense():

@@ -124,9 +124,10 @@ def linearize_span(
         for rows in by_length.values()
         for i in range(0, len(rows), max_batch or len(rows))
     ]
-    if len(batches) > 1 and any(_per_row(edit) for edit in edits):
+    if len(batches) > 1 and any(per_row(edit) for edit in edits):
         raise ValueError(
-            "Edits that differ between rows need prompts of equal live length; run the rows one by one."
+            "Edits that differ between rows need prompts that run together: of equal live length, and all "
+            "within the memory; run the rows one by one."
         )
     for rows in batches:
         yield _group(model, span, torch.tensor(rows), depths, target_depth, cache, edits, rules)
@@ -172,7 +173,8 @@ def _group(
     return Group(rows, linear, h, z)
 
 
-def _per_row(edit: Edit) -> bool:
+def per_row(edit: Edit) -> bool:
+    """Whether an edit names rows of its batch or has a value for each."""
     operands = [value for value in vars(edit.map).values() if isinstance(value, Tensor)]
     return edit.rows is not None or any(t.dim() > 2 and len(t) > 1 for t in operands)
 

@@ -12,7 +12,7 @@ from ..cache import Cache
 from ..decoder import Model
 from ..linearize import Rules
 from ..sites import Edit
-from .sources import Group, Span, linearize_span
+from .sources import Group, Span, linearize_span, per_row
 
 # Rows on which the error of bfloat16 products is estimated.
 ERROR_ROWS = 8
@@ -146,16 +146,19 @@ def walk(group: Group, work: Work, most_rows: int) -> Iterator[Block]:
 
 
 def rounding_error(model: Model, work: Work) -> float:
-    """Relative error of bfloat16 products on the first prompt: a few rows spread over the basis, both
-    ways."""
+    """Relative error of bfloat16 products on the first prompt (on all where edits differ between them): a few
+    rows spread over the basis, both ways."""
     some = work.basis[torch.linspace(0, len(work.basis) - 1, min(ERROR_ROWS, len(work.basis))).long()]
-    first = Span(work.span.tokens[:1], work.span.source[:1], work.span.target[:1])
+    first = work.span
+    if not any(per_row(edit) for edit in work.edits):
+        first = Span(first.tokens[:1], first.source[:1], first.target[:1])
     lowest = (min(work.depths, key=lambda d: -1 if d is None else d),)
     values = []
     for precision in (work.rules.precision, "float32"):
         rules = replace(work.rules, precision=precision)
         small = replace(work, span=first, depths=lowest, basis=some, rules=rules)
-        (group,) = small.linearised(model, 1)
-        values.append(next(walk(group, small, len(some) * int(first.live[0]))).values.clone())
+        (group,) = small.linearised(model, len(first.tokens))
+        most_rows = len(some) * len(first.tokens) * int(first.live[0])
+        values.append(next(walk(group, small, most_rows)).values.clone())
     scale = values[1].norm().clamp(min=torch.finfo(torch.float32).tiny)
     return float((values[0] - values[1]).norm() / scale)
