@@ -29,6 +29,8 @@ from .rules import EXACT, Rules
 
 __all__ = ["EXACT", "RAW", "Linearization", "Rules", "Step", "head_inputs", "linearize"]
 
+LinearModule = LinearBlock | LinearNorm | ConcatAdapter | ConstantState
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -62,7 +64,7 @@ class Linearization:
 
     model: Model
     ctx: Context
-    modules: Sequence[LinearBlock | LinearNorm | ConcatAdapter | ConstantState]
+    modules: Sequence[LinearModule]
     output: Tensor
     rules: Rules
 
@@ -223,20 +225,26 @@ def linearize(
         ctx.recorded = linear  # type: ignore[method-assign]
         output = model.run_plan(model.embed(packed, ctx), ctx, writer)
         del ctx.recorded  # which refers to the blocks, and they to the context
-        left = iter(blocks)
-        modules: list[LinearBlock | LinearNorm | ConcatAdapter | ConstantState] = []
-        for index, call in enumerate(model.plan.calls):
-            module = model.modules[call.module]
-            if isinstance(module, Block):
-                modules.append(next(left))
-            elif isinstance(module, Norm):
-                modules.append(
-                    LinearNorm.at(module, ctx.kept["call", index]["input"], rules.norm == "frozen")
-                )
-            else:
-                modules.append(module)
+        modules = _linear_modules(model, ctx, blocks, rules)
         ctx.kept.clear()
     return Linearization(model, ctx, modules, output, rules)
+
+
+def _linear_modules(
+    model: Model, ctx: Context, blocks: Sequence[LinearBlock], rules: Rules
+) -> list[LinearModule]:
+    """What each call of the plan is in the linearised decoder, given its blocks in order."""
+    left = iter(blocks)
+    modules: list[LinearModule] = []
+    for index, call in enumerate(model.plan.calls):
+        module = model.modules[call.module]
+        if isinstance(module, Block):
+            modules.append(next(left))
+        elif isinstance(module, Norm):
+            modules.append(LinearNorm.at(module, ctx.kept["call", index]["input"], rules.norm == "frozen"))
+        else:
+            modules.append(module)
+    return modules
 
 
 def _module_vjp(module: LinearNorm | ConcatAdapter | ConstantState, g: Tensor) -> list[Tensor]:
