@@ -120,7 +120,7 @@ class Ranges:
 
 
 def kept(values: Tensor, tokens: TokenBlock, mask: Tensor | None) -> tuple[Tensor, TokenBlock]:
-    """Values and tokens of the rows that count."""
+    """Values [token, ...] and tokens of the rows that count, where mask [token] is True; all without one."""
     if mask is None or bool(mask.all()):
         return values, tokens
     return values[mask], tokens[mask]
