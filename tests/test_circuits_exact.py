@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from circuits_parity import pairs_of, stored
+from circuits_parity import pairs_of, published_model, stored
 from families import CONFIGS, transformers_model
 from patched_case import random_edges, random_pairs
 
@@ -232,10 +232,7 @@ def test_stored_exact_scores():
 def test_published_exact_scores(shared, arch):
     """All of the peer's exact scores; those of its one loop over a parallel model are wrong, and how."""
     folder = shared / "parity" / "circuits" / arch
-    model = interpcore.load(folder / "hf")
-    rotary = model.block(0).attention.rotary
-    if rotary is not None and len(rotary.frequencies) != 2:
-        pytest.skip("this transformers does not read the checkpoint's partial_rotary_factor")
+    model = published_model(folder)
     graph = Graph.of(model)
     with np.load(folder / "inputs.npz") as inputs, np.load(folder / "scores.npz") as scores:
         pairs = pairs_of(dict(inputs), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from circuits_parity import pairs_of, stored
+from circuits_parity import pairs_of, published_model, stored
 from families import transformers_model
 from patched_case import random_edges, random_pairs
 
@@ -158,7 +158,7 @@ def test_stored_circuits():
 def test_published_circuits(shared, arch):
     """Every circuit of the peer, edges, nodes and neurons: its last logits and their difference."""
     folder = shared / "parity" / "circuits" / arch
-    model = interpcore.load(folder / "hf")
+    model = published_model(folder)
     graph = Graph.of(model)
     with np.load(folder / "inputs.npz") as inputs:
         pairs = pairs_of(dict(inputs), "")
@@ -202,7 +202,7 @@ def test_the_published_mean_is_one_vector_for_all_nodes(shared, arch):
     """The peer's "mean" averages over nodes too, and reads the last position divided by the length. With that
     vector this code gives the peer's logits; with each node's own mean they are others."""
     folder = shared / "parity" / "circuits" / arch
-    model = interpcore.load(folder / "hf")
+    model = published_model(folder)
     graph = Graph.of(model)
     with np.load(folder / "inputs.npz") as inputs, np.load(folder / "circuits.npz") as circuits:
         pairs = pairs_of(dict(inputs), "")

@@ -258,7 +258,7 @@ def test_working_memory_stays_within_its_bound():
     peaks = []
     for memory in (2 << 20, 12 << 20):
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
             interpcore.jacobians(model, tokens, source_position=8, reduce="mean", memory=memory)
         level = peak = 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from attribution_case import close
+from circuits_parity import published_model
 
 import interpcore
 from interpcore.circuits import Metric, Pairs
@@ -73,6 +74,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("which", ["kept", "gpt2", "neox"])
 def test_scores_are_the_published_ones(which, request):
     folder = None if which == "kept" else request.getfixturevalue("shared") / "parity" / "circuits" / which
+    if folder is not None:
+        published_model(folder)
     model, pairs, scores = published(folder)
     compared = 0
     for key, (factor, options) in PUBLISHED.items():
