@@ -15,7 +15,7 @@ from .edits import pull, push
 from .rules import Rules
 
 # Scaled copies of the up projection held at once while matrices are formed.
-FOLD_BYTES = 32 << 20
+FOLD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +86,11 @@ class LinearMLP:
         up, gate, down = self.mlp.up.weight, self.mlp.gate, self.mlp.down
         d, m = up.shape
         out = slope.new_empty(len(slope), d, down.weight.shape[1])
-        at_once = max(1, FOLD_BYTES // (d * m * up.element_size()))
+        at_once = min(len(slope), max(1, FOLD_BYTES // (d * m * up.element_size())))
+        room = slope.new_empty(at_once, d, m)  # one for all: fresh memory costs more than the scaling
         for start in range(0, len(slope), at_once):
             part = slice(start, start + at_once)
-            scaled = slope.new_empty(len(slope[part]), d, m)
+            scaled = room[: len(slope[part])]
             if gate is None or act is None:
                 torch.mul(up, slope[part, None], out=scaled)
             else:
