@@ -299,7 +299,7 @@ class Model:
         return self.capped(self.unembedding(normed))
 
     def capped(self, logits: Tensor) -> Tensor:
-        """The unembedding's output after the model's soft-cap, where it has one."""
+        """The unembedding's output [..., vocabulary] after the model's soft-cap, where it has one."""
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -71,7 +71,7 @@ def attn_vjp(
 
 
 def attn_vjp_shapes(g: Tensor, k: Tensor, live: int, group_kv: bool) -> tuple[tuple[int, ...], ...]:
-    """Shapes of dq, dk and dv."""
+    """Shapes of dq [B, C, P, H, e], and of dk and dv [B, C, live, key heads or H, e]."""
     batch, vectors, positions, heads, width = g.shape
     keys = (batch, vectors, live, k.shape[2] if group_kv else heads, width)
     return (batch, vectors, positions, heads, width), keys, keys

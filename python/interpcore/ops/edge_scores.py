@@ -60,7 +60,8 @@ def edge_scores(
 
 
 def new_scores(difference: Tensor, grad: Tensor, segments: int, moments: bool) -> tuple[Tensor, Tensor]:
-    """New tensors for sum and sum of squares (without segments where not asked for)."""
+    """New tensors [segment, source, destination] for sum and sum of squares (without segments where not asked
+    for)."""
     shape = (difference.shape[0], grad.shape[0])
     wide = torch.promote_types(difference.dtype, torch.float32)
     return (

@@ -68,7 +68,7 @@ def _products(
 
 
 def gate_results(x: Tensor, x2: Tensor | None, factor2: Tensor | None) -> list[Tensor]:
-    """New tensors for the result: two where two factors gate one input."""
+    """New tensors [B, C, P, m] for the result: two where two factors gate one input."""
     return [x.new_empty(x.shape) for _ in range(2 if x2 is None and factor2 is not None else 1)]
 
 
