@@ -44,7 +44,7 @@ def oracle(
         write = Edit(site, depth, source, Replace(x))
         return model.forward(tokens[None], edits=[*edits, write], taps=[end], logits_at=None).taps[end][0, 0]
 
-    return torch.autograd.functional.jacobian(function, h)
+    return torch.autograd.functional.jacobian(function, h, vectorize=True)
 
 
 def prompt(row: int) -> torch.Tensor:
