@@ -94,7 +94,7 @@ def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path:
         assert mask[at].all()
         for kind, size, x in (("position", CONTEXT, pre), ("token", 61, post), ("previous", 61, post)):
             sums = GroupSums(kind, size, torch.zeros(n))
-            sums.update(x.double(), block, mask)
+            sums.update(x, block, mask)
             mine, exact = summary.groups(kind, depth), sums.finalize()
             assert torch.equal(mine.count, exact.count)
             torch.testing.assert_close(mine.mean, exact.mean, rtol=1e-4, atol=1e-6, equal_nan=True)

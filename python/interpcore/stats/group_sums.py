@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
 
-# Rows and columns summed at once: copies of them stay in the cache, and few rows keep float32's sums good.
+# Rows and columns summed at once: copies of them stay in the cache.
 _ROWS, _COLUMNS = 2048, 512
 GROUPINGS = ("position", "token", "previous")
 
@@ -46,16 +46,13 @@ class GroupTotals:
 
     @property
     def variance(self) -> Tensor:
-        """Within each group, of the population [G, N] float64; of float32 values within 1e-6 of their mean
-        squared distance from the shift."""
+        """Within each group, of the population [G, N] float64."""
         n = self.values
         return (self.square / n - (self.total / n).square()).clamp(min=0)
 
 
 class GroupSums:
     """Count, sum and sum of squares of every column in each of G groups of tokens.
-
-    Up to 2048 rows of an update are summed in float32 (float64 values in float64), and these sums in float64.
 
     Args:
         grouping: what a token's group is: "position", "token" (its id) or "previous" (the id before it;
@@ -99,11 +96,8 @@ class GroupSums:
             x = values[:, some]
             if finite is not None:
                 x = x.where(finite[:, some], self.shift[some])
-            off = x - self.shift[some]
+            off = x - self.shift[some].double()
             found = [_by_group(part, at, len(there)) for part in (off, off.square())]
-            if not all_finite(found[1]):
-                off = off.double()
-                found = [_by_group(part, at, len(there)) for part in (off, off.square())]
             if self._active is not None:
                 positive = x > 0
                 if finite is not None:
