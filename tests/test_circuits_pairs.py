@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +123,10 @@ def test_what_a_metric_refuses(logits: Tensor) -> None:
 TEXTS = [("a b c", "a d c"), ("a b", "a b"), ("b c d", "b")]
 
 
-def read(unequal: str = "skip", **options: object) -> Pairs:
+def read(unequal: str = "skip", equal: str = "keep") -> Pairs:
     tokenizer = words("a", "b", "c", "d", "e")
     return Pairs.from_texts(
-        "t", TEXTS, [[" e"], [3], [" e"]], [[2]] * 3, tokenizer, unequal=unequal, **options
+        "t", TEXTS, [[" e"], [3], [" e"]], [[2]] * 3, tokenizer, unequal=unequal, equal=equal
     )
 
 
@@ -163,3 +164,58 @@ def test_answers_of_several_tokens_and_empty_sets_are_refused() -> None:
         Pairs.from_texts("t", [("a b", "b")], [[" a"]], [[" c"]], tokenizer)
     with pytest.raises(PairsError, match="no pair of t"):
         Pairs.from_texts("t", [], [], [], tokenizer)
+
+
+def test_pairs_that_cannot_differ_are_named_and_counted() -> None:
+    tokenizer = words("a", "b", "c")
+    texts = [("a b", "a b"), ("a b", "c b"), ("a  c", "a c"), ("b a", "b c")]
+    some = Pairs.from_texts("t", texts, [[2], [2], [2], [2, 3]], [[3], [3], [3], [3, 2]], tokenizer)
+    assert some.texts == (("a b", "c b"),)
+    assert some.left_out == (
+        "2 of 4 pairs of t have equal clean and corrupted prompts, the first one 'a b'; left out.",
+        "1 of 4 pairs of t have the same good and bad answers, the first one 'b a'; left out.",
+    )
+    with pytest.raises(PairsError, match=r"no pair of t\. 1 of 1 pairs of t have equal clean"):
+        Pairs.from_texts("t", texts[:1], [[2]], [[3]], tokenizer)
+    kept = Pairs.from_texts("t", texts, [[2]] * 4, [[3]] * 4, tokenizer, equal="keep")
+    assert len(kept) == 4 and not kept.left_out
+    with pytest.raises(PairsError, match="equal ones one of skip, keep"):
+        Pairs.from_texts("t", texts, [[2]] * 4, [[3]] * 4, tokenizer, equal="drop")
+
+
+@pytest.mark.parametrize(
+    "good, said",
+    [
+        ([" c"], r"good of pair 1 of t is ' c'; it needs a list of answers: \[' c'\]"),
+        (" c", "t has 1 pairs; good needs a list of answers for each"),
+        ([4], "good of pair 1 of t is 4; it needs a list"),
+        ([[4], [4]], "t has 1 pairs; good needs a list"),
+        ([[-1]], "The answer -1 to 'a b' is no token id of this tokenizer, which has 5"),
+        ([[5]], "The answer 5 to 'a b' is no token id"),
+        ([[2.0]], r"The answer 2\.0 to 'a b' is no token id"),
+        ([[True]], "The answer True to 'a b' is no token id"),
+    ],
+)
+def test_answers_are_a_list_of_ids_or_texts_for_each_pair(good: list[object], said: str) -> None:
+    tokenizer = words("a", "b", "c")
+    with pytest.raises(PairsError, match=said):
+        Pairs.from_texts("t", [("a b", "b a")], good, [[2]], tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(PairsError, match=said.replace("good", "bad")):
+        Pairs.from_texts("t", [("a b", "b a")], [[2]], good, tokenizer)  # type: ignore[arg-type]
+    for texts in (["ab"], [("a b",)], [("a b", 3)]):
+        with pytest.raises(PairsError, match=r"Pair 1 of t is .* not a clean and a corrupted text"):
+            Pairs.from_texts("t", texts, [[2]], [[3]], tokenizer)  # type: ignore[arg-type]
+
+
+def test_tensors_of_pairs_are_ids() -> None:
+    some = read("align")
+    for change, said in (
+        ({"good": some.good - 7}, "good of t holds -"),
+        ({"clean": some.clean - 1}, "clean of t holds -1"),
+        ({"bad": some.bad.float()}, "bad is .* it needs ids"),
+        ({"good": some.good[:2]}, "good is .* it needs ids"),
+        ({"lengths": some.lengths + 1}, "a length is not"),
+        ({"lengths": some.lengths * 0}, "a length is not"),
+    ):
+        with pytest.raises(PairsError, match=said):
+            replace(some, **change)

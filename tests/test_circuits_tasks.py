@@ -111,7 +111,9 @@ def test_what_a_file_cannot_be(tmp_path, tokenizer):
     with pytest.raises(PairsError, match="has no rows"):
         load_pairs("ioi", path, tokenizer)
     path.write_text("clean,corrupted,correct_idx,incorrect_idx\nThe dog,The cat,dog,3\n")
-    with pytest.raises(PairsError, match="'dog' is neither a token id nor a list"):
+    with pytest.raises(
+        PairsError, match=r"Row 1 of .* has the answer 'dog' in correct_idx, which is neither"
+    ):
         load_pairs("ioi", path, tokenizer)
     path.write_text("clean,corrupted,correct_idx,incorrect_idx\na,b,2,3\nThe dog,The cat\n")
     with pytest.raises(PairsError, match=r"Row 2 of .*rows\.csv has no correct_idx, incorrect_idx"):
@@ -121,3 +123,53 @@ def test_what_a_file_cannot_be(tmp_path, tokenizer):
         load_pairs("ioi", path, tokenizer)
     with pytest.raises(PairsError, match="no task 'odd'; tasks are ioi"):
         generate_pairs("odd", tokenizer)
+
+
+def changed(task, tokenizer, path, column, value, encoding="utf-8"):
+    """A file of 12 rows, the eighth with another value in one column; where it is."""
+    made = prompt_pairs.generate(task, tokenizer, 12, seed=2)
+    rows = list(made.rows)
+    if column:
+        rows[7] = rows[7] | {column: value}
+    prompt_pairs.PromptPairs(task, tuple(rows)).write_csv(path)
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize(
+    "value", [-1, 6.43, True, 10**6, "[]", "[5, -1]", "[5, 6.0]", "None", "[[5]]", "{5: 5}"]
+)
+@pytest.mark.parametrize("column", ["correct_idx", "incorrect_idx"])
+def test_an_answer_that_is_no_id_is_refused_by_its_row(value, column, tokenizer, tmp_path):
+    path = changed("ioi", tokenizer, tmp_path / "rows.csv", column, value)
+    with pytest.raises(PairsError, match=rf"Row 8 of .*rows\.csv has the answer .* in {column}"):
+        load_pairs("ioi", path, tokenizer)
+    rows = [*prompt_pairs.generate("ioi", tokenizer, 7, seed=2).rows]
+    with pytest.raises(PairsError, match=f"Row 7 of the rows has the answer .* in {column}"):
+        pairs_of_rows("ioi", [*rows[:6], rows[6] | {column: value}], tokenizer)
+
+
+@pytest.mark.parametrize("task, column", [("greater-than", "correct_idx"), ("sva", "plural")])
+@pytest.mark.parametrize("value", [-1, 99, 150, "2.0", True, "x"])
+def test_a_year_or_a_number_beyond_the_list_is_refused_by_its_row(task, column, value, tokenizer, tmp_path):
+    path = changed(task, tokenizer, tmp_path / "rows.csv", column, value)
+    with pytest.raises(PairsError, match=rf"Row 8 of .* in {column}; it is a number from 0 to (1|98)\."):
+        load_pairs(task, path, tokenizer)
+
+
+def test_marks_of_windows_are_read_and_rows_of_another_width_are_not(tokenizer, tmp_path):
+    path = changed("ioi", tokenizer, tmp_path / "rows.csv", None, None, "utf-8-sig")
+    assert len(load_pairs("ioi", path, tokenizer)) == 12
+    verbs = tmp_path / "verbs.csv"
+    verbs.write_text("sing,plur\nis,are\n", encoding="utf-8-sig")
+    assert read_verbs(verbs) == (("is", "are"),)
+    verbs.write_text("sing,plur\nis,are\nhas\n")
+    with pytest.raises(ValueError, match="Row 2 of the verb list"):
+        read_verbs(verbs)
+    text = path.read_text(encoding="utf-8-sig").splitlines()
+    path.write_text("\n".join([text[0], "When A, and B,a,b,c,5,6,7", *text[1:]]))
+    with pytest.raises(PairsError, match=r"Row 1 of .* has more cells than there are columns"):
+        load_pairs("ioi", path, tokenizer)
+    path.write_text("\n".join([text[0] + ",clean", *(f"{line},x" for line in text[1:])]))
+    with pytest.raises(PairsError, match="has the column clean more than once"):
+        load_pairs("ioi", path, tokenizer)

@@ -1,6 +1,7 @@
 """Relation files: schema, prompts, splits."""
 
 import json
+import re
 
 import pytest
 
@@ -47,7 +48,11 @@ def test_a_relation_goes_through_its_file_format_unchanged(content):
         ({"samples": [{"subject": "France"}]}, "missing key 'object'"),
         ({"samples": [{"subject": "France", "object": 3}]}, "needs a subject and an object of text"),
         ({"samples": [{"subject": "", "object": "Paris"}]}, "needs a subject and an object of text"),
-        ({"samples": 5}, "samples is not a list"),
+        ({"samples": 5}, "samples is 5, not a list"),
+        ({"name": "  "}, "name is '  ', not text"),
+        ({"prompt_templates": [3]}, "prompt_templates is [3], not a list of texts"),
+        ({"domain": "France"}, "domain is 'France', not a list"),
+        ({"name": "\ud800"}, "not text"),
         (
             {"properties": {"relation_type": "odd", "domain_name": "", "range_name": "", "symmetric": False}},
             "'odd'",
@@ -55,7 +60,7 @@ def test_a_relation_goes_through_its_file_format_unchanged(content):
     ],
 )
 def test_a_file_that_breaks_the_schema_is_refused_in_one_sentence(content, change, said):
-    with pytest.raises(RelationError, match=said.replace("{", r"\{").replace("}", r"\}")):
+    with pytest.raises(RelationError, match=re.escape(said)):
         parse_relation({**content, **change})
 
 
@@ -67,7 +72,7 @@ def test_a_missing_key_is_named(content):
 
 def test_broken_json_and_an_empty_folder_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(RelationError, match="not valid JSON"):
+    with pytest.raises(RelationError, match=r"x\.json is cut short"):
         load_relation(tmp_path / "x.json")
     with pytest.raises(RelationError, match="There is no folder"):
         load_relations(tmp_path / "absent")
@@ -83,6 +88,34 @@ def test_files_may_lie_in_kind_folders_or_in_the_folder_itself(content, tmp_path
     (tmp_path / "bias").mkdir()
     (tmp_path / "bias" / "b.json").write_text(json.dumps(content | {"name": "kind"}))
     assert [relation.name for relation in load_relations(tmp_path)] == ["kind"]
+
+
+def test_a_fact_listed_twice_counts_once(content):
+    content["samples"] += [{"subject": "France", "object": "Paris "}, {"subject": "Peru", "object": "Lima"}]
+    relation = parse_relation(content)
+    assert relation.samples == (Sample("France", "Paris"), Sample("Peru", "Lima"))
+    assert relation.fn_type == "ONE_TO_ONE"
+    assert relation.with_samples(relation.samples * 2).samples == relation.samples
+
+
+def test_one_file_is_a_set_of_relations_whatever_its_extensions_case_or_mark(content, tmp_path):
+    for name, encoding in (("a.json", "utf-8"), ("B.JSON", "utf-8-sig")):
+        (tmp_path / name).write_text(json.dumps(content | {"name": name}), encoding=encoding)
+        assert [relation.name for relation in load_relations(tmp_path / name)] == [name]
+    (tmp_path / "._a.json").write_bytes(b"\0")  # what macOS leaves beside a file
+    assert [relation.name for relation in load_relations(tmp_path)] == ["B.JSON", "a.json"]
+
+
+def test_json_that_says_two_things_or_nests_without_end_is_refused(content, tmp_path):
+    text = json.dumps(content)
+    for broken, said in (
+        (text.replace('"name"', '"name": "other", "name"', 1), "names 'name' twice"),
+        ("[" * 100_000, "nests too deep"),
+        ('{"name": ' + "9" * 5000 + "}", "digits"),
+    ):
+        (tmp_path / "x.json").write_text(broken)
+        with pytest.raises(RelationError, match=said):
+            load_relation(tmp_path / "x.json")
 
 
 def test_a_prompt_shows_its_examples_and_marks_its_own_subject():

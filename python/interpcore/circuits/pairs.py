@@ -3,6 +3,7 @@ compares."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.runs.fields import is_text
+
 UNEQUAL = ("skip", "align", "refuse")
+EQUAL = ("skip", "keep")
+Answers = Sequence[Sequence[int | str]]
 
 
 class PairsError(ValueError):
@@ -51,6 +56,20 @@ class Pairs:
                 f"Clean prompts {tuple(self.clean.shape)}, corrupted ones {tuple(self.corrupted.shape)} and "
                 f"lengths {tuple(self.lengths.shape)} do not fit."
             )
+        if int(self.lengths.min()) < 1 or int(self.lengths.max()) > self.clean.shape[1]:
+            raise PairsError(f"Prompts of {self.task} have {self.clean.shape[1]} positions; a length is not.")
+        for name, ids, least in (
+            ("clean", self.clean, 0),
+            ("corrupted", self.corrupted, 0),
+            ("good", self.good, -1),
+            ("bad", self.bad, -1),
+        ):
+            if ids.dim() != 2 or len(ids) != len(self.clean) or ids.is_floating_point():
+                raise PairsError(
+                    f"{name} is {tuple(ids.shape)} {ids.dtype}; it needs ids [{len(self)}, ...]."
+                )
+            if ids.numel() and int(ids.min()) < least:
+                raise PairsError(f"{name} of {self.task} holds {int(ids.min())}, which is no token id.")
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -117,51 +136,66 @@ class Pairs:
         cls,
         task: str,
         texts: Sequence[tuple[str, str]],
-        good: Sequence[Sequence[int | str]],
-        bad: Sequence[Sequence[int | str]],
+        good: Answers,
+        bad: Answers,
         tokenizer: Any,
         *,
         logits_by: str = "sum",
         unequal: str = "skip",
+        equal: str = "skip",
     ) -> Pairs:
         """Pairs of texts; the tokenizer's beginning-of-text token goes in front where it has one.
 
         Args:
             task: its name.
             texts: (clean, corrupted) prompts.
-            good, bad: answers of each pair, as token ids or as text that continues the clean prompt by one
-                token.
+            good, bad: a list of answers for each pair, as token ids or as text that continues the clean
+                prompt by one token.
             tokenizer: a transformers tokenizer.
             logits_by: see `Pairs`.
             unequal: pairs whose prompts differ in length are left out and counted ("skip"), moved to end at
                 the same position by repeating the shorter one's first token ("align"), or refused ("refuse").
-        Raises: PairsError for unequal pairs under "refuse", an answer of several tokens, or no pair left.
+            equal: pairs whose prompts are the same tokens, or whose good answers are the bad ones, are left
+                out and counted ("skip"), or kept ("keep": zero and mean read no corrupted prompt).
+        Raises: PairsError for texts or answers of another form or beyond the vocabulary, unequal pairs under
+            "refuse", an answer of several tokens, or no pair left.
         """
-        if unequal not in UNEQUAL:
-            raise PairsError(f"Pairs of unequal length are one of {', '.join(UNEQUAL)}; got {unequal!r}.")
+        if unequal not in UNEQUAL or equal not in EQUAL:
+            raise PairsError(
+                f"Pairs of unequal length are one of {', '.join(UNEQUAL)}, equal ones one of "
+                f"{', '.join(EQUAL)}; got {unequal!r} and {equal!r}."
+            )
+        _check_texts(task, texts)
         encoded = [tuple(encode(tokenizer, text) for text in pair) for pair in texts]
         odd = [i for i, (clean, corrupted) in enumerate(encoded) if len(clean) != len(corrupted)]
-        left_out: tuple[str, ...] = ()
         if odd and unequal == "refuse":
             raise PairsError(f"{_unequal(task, texts, encoded, odd)} Skip or align such pairs.")
+        left_out = []
         if odd and unequal == "skip":
-            left_out = (f"{_unequal(task, texts, encoded, odd)} They are left out.",)
-        kept = [i for i in range(len(texts)) if unequal != "skip" or i not in set(odd)]
-        rows = [_aligned(*encoded[i]) for i in kept]
+            left_out.append(f"{_unequal(task, texts, encoded, odd)} They are left out.")
         answers = [
-            [[_answer(tokenizer, texts[i][0], answer) for answer in side[i]] for i in kept]
-            for side in (good, bad)
+            _answers(task, name, side, texts, tokenizer) for name, side in (("good", good), ("bad", bad))
         ]
+        same = [i for i, (clean, corrupted) in enumerate(encoded) if clean == corrupted]
+        moot = [i for i, (one, other) in enumerate(zip(*answers, strict=True)) if set(one) == set(other)]
+        gone = {*odd} if unequal == "skip" else set()
+        if equal == "skip":
+            gone |= {*same, *moot}
+            left_out += _degenerate(task, texts, same, "equal clean and corrupted prompts")
+            left_out += _degenerate(task, texts, moot, "the same good and bad answers")
+        kept = [i for i in range(len(texts)) if i not in gone]
+        rows = [_aligned(*encoded[i]) for i in kept]
+        good_ids, bad_ids = (padded([side[i] for i in kept], -1) for side in answers)
         return cls(
             task,
             padded([clean for clean, _ in rows], 0),
             padded([corrupted for _, corrupted in rows], 0),
             torch.tensor([len(clean) for clean, _ in rows], dtype=torch.int64),
-            padded(answers[0], -1),
-            padded(answers[1], -1),
+            good_ids,
+            bad_ids,
             logits_by,
             tuple((texts[i][0], texts[i][1]) for i in kept),
-            left_out,
+            tuple(left_out),
         )
 
     def describe(self) -> Mapping[str, Any]:
@@ -207,9 +241,55 @@ def _unequal(
     )
 
 
+def _check_texts(task: str, texts: Sequence[tuple[str, str]]) -> None:
+    for number, pair in enumerate(texts, 1):
+        if isinstance(pair, str) or len(pair) != 2 or not all(is_text(text) for text in pair):
+            raise PairsError(f"Pair {number} of {task} is {pair!r}, not a clean and a corrupted text.")
+
+
+def _degenerate(
+    task: str, texts: Sequence[tuple[str, str]], which: Sequence[int], what: str
+) -> Iterator[str]:
+    if which:
+        first = texts[which[0]][0]
+        yield f"{len(which)} of {len(texts)} pairs of {task} have {what}, the first one {first!r}; left out."
+
+
+def _answers(
+    task: str, name: str, given: Answers, texts: Sequence[tuple[str, str]], tokenizer: Any
+) -> list[list[int]]:
+    """The answers of every pair as token ids."""
+    if isinstance(given, str) or len(given) != len(texts):
+        raise PairsError(f"{task} has {len(texts)} pairs; {name} needs a list of answers for each.")
+    found = []
+    for number, (answers, (prompt, _)) in enumerate(zip(given, texts, strict=True), 1):
+        if isinstance(answers, str | int | float):
+            raise PairsError(
+                f"{name} of pair {number} of {task} is {answers!r}; it needs a list of answers: "
+                f"[{answers!r}]."
+            )
+        found.append([_answer(tokenizer, prompt, answer) for answer in answers])
+    return found
+
+
+def token_id(tokenizer: Any, value: Any) -> int | None:
+    """A value as an id of the tokenizer; None for a boolean, a fraction, or what is not in its vocabulary."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        return None
+    return None if isinstance(value, bool) or not 0 <= found < len(tokenizer) else found
+
+
 def _answer(tokenizer: Any, prompt: str, answer: int | str) -> int:
     if not isinstance(answer, str):
-        return int(answer)
+        found = token_id(tokenizer, answer)
+        if found is None:
+            raise PairsError(
+                f"The answer {answer!r} to {prompt!r} is no token id of this tokenizer, which has "
+                f"{len(tokenizer)}."
+            )
+        return found
     before, after = encode(tokenizer, prompt), encode(tokenizer, prompt + answer)
     if after[:-1] != before:
         raise PairsError(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpcore.circuits.pairs import Pairs, PairsError
+from interpcore.circuits.pairs import Pairs, PairsError, token_id
 from interpcore.data import prompt_pairs
 from interpcore.data.verbs import VERBS
+from interpcore.runs.fields import is_whole
 
 TASKS = prompt_pairs.TASKS
 MAIN_TASKS = prompt_pairs.MAIN_TASKS
@@ -112,27 +113,18 @@ def load_pairs(
         or an empty file.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as stream:
+        with Path(path).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            missing = [name for name in _needed(task) if name not in (reader.fieldnames or ())]
-            if missing:
-                raise PairsError(f"{path} is no file of {task}: it has no column {', '.join(missing)}.")
+            columns = reader.fieldnames or ()
             rows = list(itertools.islice(reader, head or None))
     except (UnicodeDecodeError, csv.Error) as error:
         raise PairsError(f"{path} is no CSV file: {error}.") from error
+    _check_columns(task, path, columns)
     if not rows:
         raise PairsError(f"{path} has no rows.")
-    for number, row in enumerate(rows, 1):
-        empty = [name for name in _needed(task) if not row[name]]
-        if empty:
-            raise PairsError(f"Row {number} of {path} has no {', '.join(empty)}.")
-    try:
-        _check_answers(task, path, rows, tokenizer)
-        return pairs_of_rows(task, rows, tokenizer, unequal=unequal, verbs=verbs)
-    except (ValueError, SyntaxError, KeyError) as error:
-        raise (
-            error if isinstance(error, PairsError) else PairsError(f"{path} cannot be read: {error}.")
-        ) from error
+    _check_rows(task, rows, str(path))
+    _check_answers(task, path, rows, tokenizer)
+    return pairs_of_rows(task, rows, tokenizer, unequal=unequal, verbs=verbs, source=str(path))
 
 
 def pairs_of_rows(
@@ -142,10 +134,13 @@ def pairs_of_rows(
     *,
     unequal: str = "skip",
     verbs: VerbPairs = VERBS,
+    source: str = "the rows",
 ) -> Pairs:
-    """Pairs from rows with the published columns; arguments as in `load_pairs`."""
+    """Pairs from rows with the published columns; `source` is what errors call them, other arguments as in
+    `load_pairs`."""
     info = task_info(task)
-    answers = _answers(task, rows, tokenizer, verbs)
+    _check_rows(task, rows, source)
+    answers = _answers(task, rows, tokenizer, verbs, source)
     return Pairs.from_texts(
         task,
         [(row["clean"], row["corrupted"]) for row in rows],
@@ -162,20 +157,43 @@ def _needed(task: str) -> list[str]:
     return [name for name in prompt_pairs.COLUMNS[task] if name not in ("corrupted_hard", "group", "label")]
 
 
+def _check_columns(task: str, path: str | Path, columns: Sequence[str]) -> None:
+    missing = [name for name in _needed(task) if name not in columns]
+    if missing:
+        raise PairsError(f"{path} is no file of {task}: it has no column {', '.join(missing)}.")
+    twice = [name for name in _needed(task) if list(columns).count(name) > 1]
+    if twice:
+        raise PairsError(f"{path} has the column {twice[0]} more than once.")
+
+
+def _check_rows(task: str, rows: Sequence[Mapping[str, Any]], source: str) -> None:
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise PairsError(f"Row {number} of {source} has more cells than there are columns.")
+        empty = [name for name in _needed(task) if row.get(name) in (None, "")]
+        if empty:
+            raise PairsError(f"Row {number} of {source} has no {', '.join(empty)}.")
+
+
 def _answers(
-    task: str, rows: Sequence[Mapping[str, Any]], tokenizer: Any, verbs: VerbPairs
+    task: str, rows: Sequence[Mapping[str, Any]], tokenizer: Any, verbs: VerbPairs, source: str
 ) -> list[tuple[list[int], list[int]]]:
     """Good and bad answer ids of every row."""
     if task.startswith("greater-than"):
         years = prompt_pairs.two_digit_ids(tokenizer)
-        starts = [int(row["correct_idx"]) for row in rows]
+        starts = [
+            _one_of(row, number, "correct_idx", range(99), source) for number, row in enumerate(rows, 1)
+        ]
         return [(years[start + 1 :], years[: start + 1]) for start in starts]
     if task == "sva":
-        singular, plural = prompt_pairs.verb_ids(tokenizer, verbs)
-        singular, plural = sorted(set(singular)), sorted(set(plural))
-        return [(plural, singular) if int(row["plural"]) else (singular, plural) for row in rows]
+        sides = [sorted(set(side)) for side in prompt_pairs.verb_ids(tokenizer, verbs)]
+        many = [_one_of(row, number, "plural", range(2), source) for number, row in enumerate(rows, 1)]
+        return [(sides[n], sides[1 - n]) for n in many]
     good, bad = _ID_COLUMNS[task]
-    return [(_ids(row[good]), _ids(row[bad])) for row in rows]
+    return [
+        (_ids(row, number, good, tokenizer, source), _ids(row, number, bad, tokenizer, source))
+        for number, row in enumerate(rows, 1)
+    ]
 
 
 def _check_answers(task: str, path: str | Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> None:
@@ -184,7 +202,12 @@ def _check_answers(task: str, path: str | Path, rows: Sequence[Mapping[str, Any]
 
     Raises: PairsError with the first such answer as this tokenizer reads it.
     """
-    answers = [(row, i) for row in rows for column in _ID_COLUMNS.get(task, ()) for i in _ids(row[column])]
+    answers = [
+        (row, i)
+        for number, row in enumerate(rows, 1)
+        for column in _ID_COLUMNS.get(task, ())
+        for i in _ids(row, number, column, tokenizer, str(path))
+    ]
     reads = {i: _word(tokenizer, i) for _, i in answers}
     fits = _FITS.get(task, lambda clean, word: True)
     odd = [(row, i) for row, i in answers if not reads[i] or not fits(row["clean"], reads[i])]
@@ -205,10 +228,34 @@ def _word(tokenizer: Any, token: int) -> str:
     return word if prompt_pairs.continuation_id(tokenizer, "x", f" {word}") == token else ""
 
 
-def _ids(cell: Any) -> list[int]:
+def _one_of(row: Mapping[str, Any], number: int, column: str, allowed: range, source: str) -> int:
+    """The whole number in a cell."""
+    value = _literal(row[column])
+    if not is_whole(value) or value not in allowed:
+        raise PairsError(
+            f"Row {number} of {source} has {row[column]!r} in {column}; it is a number from {allowed[0]} to "
+            f"{allowed[-1]}."
+        )
+    return int(value)
+
+
+def _ids(row: Mapping[str, Any], number: int, column: str, tokenizer: Any, source: str) -> list[int]:
     """Token ids of a cell: a number, a list, or a list written as text."""
+    value = _literal(row[column])
+    listed = value if isinstance(value, list | tuple) else [value]
+    found = [token_id(tokenizer, item) for item in listed]
+    ids = [i for i in found if i is not None]
+    if len(ids) < len(found) or not ids:
+        raise PairsError(
+            f"Row {number} of {source} has the answer {row[column]!r} in {column}, which is neither a token "
+            f"id nor a list of them; this tokenizer's are 0 to {len(tokenizer) - 1}."
+        )
+    return ids
+
+
+def _literal(cell: Any) -> Any:
+    """What a cell says: a number or a list where it is the text of one."""
     try:
-        value = ast.literal_eval(cell) if isinstance(cell, str) else cell
-    except (ValueError, SyntaxError):
-        raise PairsError(f"The answer {cell!r} is neither a token id nor a list of them.") from None
-    return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]
+        return ast.literal_eval(cell.strip()) if isinstance(cell, str) else cell
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return cell

@@ -6,12 +6,14 @@ it.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from interpcore.runs import RunError, read_json
+from interpcore.runs.fields import Fields, is_text
 
 RELATION_TYPES = ("factual", "commonsense", "linguistic", "bias")
 _KEYS = {"name", "prompt_templates", "prompt_templates_zs", "properties", "samples", "domain", "range"}
@@ -41,7 +43,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Relation:
-    """One relation as its file states it; `domain` and `range` default to the subjects and objects seen."""
+    """One relation as its file states it, a fact listed twice once; `domain` and `range` default to the
+    subjects and objects seen."""
 
     name: str
     relation_type: str
@@ -53,6 +56,9 @@ class Relation:
     samples: tuple[Sample, ...]
     domain: tuple[str, ...] = field(default=())
     range: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", tuple(dict.fromkeys(self.samples)))
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -95,68 +101,86 @@ def parse_relation(content: Any, source: str = "relation") -> Relation:
     """Build a relation from a parsed file.
 
     Args: content: the JSON object; source: what to call it in an error.
-    Returns: the relation. Raises: RelationError for unknown or missing keys, or a template without one `{}`.
+    Returns: the relation. Raises: RelationError for unknown or missing keys, fields of another kind, or a
+        template without one `{}`.
     """
-    if not isinstance(content, dict):
-        raise RelationError(f"{source}: a relation file holds one JSON object.")
-    _check_keys(content, _KEYS, _KEYS - {"domain", "range"}, source)
-    properties = content["properties"]
-    _check_keys(properties, _PROPERTIES, _PROPERTIES, f"{source}, properties")
-    if properties["relation_type"] not in RELATION_TYPES:
+    found = Fields.of(content, source, RelationError)
+    found.only(_KEYS, _KEYS - {"domain", "range"})
+    properties = found.object("properties")
+    properties.only(_PROPERTIES, _PROPERTIES)
+    relation_type = properties.text("relation_type")
+    if relation_type not in RELATION_TYPES:
         raise RelationError(
-            f"{source}: relation_type is {properties['relation_type']!r}, not one of "
-            f"{', '.join(RELATION_TYPES)}."
+            f"{source}: relation_type is {relation_type!r}, not one of {', '.join(RELATION_TYPES)}."
         )
-    if not isinstance(content["name"], str) or not content["name"]:
-        raise RelationError(f"{source}: name is {content['name']!r}, not text.")
-    for name in ("prompt_templates", "prompt_templates_zs", "samples"):
-        if not isinstance(content[name], list):
-            raise RelationError(f"{source}: {name} is not a list.")
-    for template in [*content["prompt_templates"], *content["prompt_templates_zs"]]:
-        if str(template).count("{}") != 1:
-            raise RelationError(f"{source}: the template {template!r} needs exactly one {{}}.")
-    for sample in content["samples"]:
-        _check_keys(sample, {"subject", "object"}, {"subject", "object"}, f"{source}, sample")
-        if not all(isinstance(text, str) and text for text in sample.values()):
-            raise RelationError(f"{source}: the sample {sample} needs a subject and an object of text.")
-    if not content["samples"]:
-        raise RelationError(f"{source}: the relation has no samples.")
     return Relation(
-        name=content["name"],
-        **properties,
-        prompt_templates=tuple(content["prompt_templates"]),
-        prompt_templates_zs=tuple(content["prompt_templates_zs"]),
-        samples=tuple(Sample(**sample) for sample in content["samples"]),
-        domain=tuple(content.get("domain", ())),
-        range=tuple(content.get("range", ())),
+        name=found.text("name", empty=False),
+        relation_type=relation_type,
+        domain_name=properties.text("domain_name"),
+        range_name=properties.text("range_name"),
+        symmetric=properties.flag("symmetric"),
+        prompt_templates=_templates(found, "prompt_templates"),
+        prompt_templates_zs=_templates(found, "prompt_templates_zs"),
+        samples=_samples(found),
+        domain=found.texts("domain") if "domain" in content else (),
+        range=found.texts("range") if "range" in content else (),
     )
 
 
+def _templates(found: Fields, name: str) -> tuple[str, ...]:
+    for template in found.texts(name):
+        if template.count("{}") != 1:
+            raise RelationError(f"{found.where}: the template {template!r} needs exactly one {{}}.")
+    return found.texts(name)
+
+
+def _samples(found: Fields) -> tuple[Sample, ...]:
+    samples = []
+    for sample in found.objects("samples"):
+        sample.only({"subject", "object"}, {"subject", "object"})
+        texts = [str(text).strip() for text in sample.content.values() if is_text(text)]
+        if len(texts) < 2 or not all(texts):
+            raise RelationError(
+                f"{sample.where} is {dict(sample.content)}; it needs a subject and an object of text."
+            )
+        samples.append(Sample(sample.text("subject").strip(), sample.text("object").strip()))
+    if not samples:
+        raise RelationError(f"{found.where}: the relation has no samples.")
+    return tuple(samples)
+
+
 def load_relation(path: str | Path) -> Relation:
-    """Read one relation file. Raises: RelationError where it breaks the schema, OSError without a file."""
-    path = Path(path)
+    """Read one relation file. Raises: RelationError where there is none or it breaks the schema."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RelationError(f"{path}: not valid JSON ({error}).") from error
+        content = read_json(path)
+    except RunError as error:
+        raise RelationError(f"{error}.") from error
     return parse_relation(content, str(path))
 
 
-def load_relations(folder: str | Path) -> list[Relation]:
-    """Read every relation file in the kind folders (`factual/`, `commonsense/`, ...) of `folder`, by name;
-    where there are none, those in the folder itself.
+def load_relations(path: str | Path) -> list[Relation]:
+    """Read one relation file, or every one in the kind folders (`factual/`, `commonsense/`, ...) of a folder,
+    by name; where there are none, those in the folder itself.
 
     Raises: RelationError where a file breaks the schema or the folder holds none.
     """
-    if not Path(folder).is_dir():
-        raise RelationError(f"There is no folder {folder} of relation files.")
-    paths = [path for kind in RELATION_TYPES for path in sorted(Path(folder, kind).glob("*.json"))]
-    paths = paths or sorted(Path(folder).glob("*.json"))
-    if not paths:
+    path = Path(path)
+    if path.is_file():
+        return [load_relation(path)]
+    if not path.is_dir():
+        raise RelationError(f"There is no folder {path} of relation files, and no such file.")
+    files = [file for kind in RELATION_TYPES for file in _relation_files(path / kind)]
+    files = files or _relation_files(path)
+    if not files:
         raise RelationError(
-            f"{folder} holds no relation files (.json), neither itself nor in {', '.join(RELATION_TYPES)}."
+            f"{path} holds no relation files (.json), neither itself nor in {', '.join(RELATION_TYPES)}."
         )
-    return [load_relation(path) for path in paths]
+    return [load_relation(file) for file in files]
+
+
+def _relation_files(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if p.suffix.lower() == ".json" and not p.name.startswith("."))
 
 
 def fill(template: str, subject: str) -> str:
@@ -194,13 +218,3 @@ def split(relation: Relation, n_train: int, seed: int) -> tuple[tuple[Sample, ..
     ranked = sorted(enumerate(shuffled), key=lambda item: (by_object[item[1].object].index(item[1]), item[0]))
     ordered = tuple(sample for _, sample in ranked)
     return ordered[:n_train], ordered[n_train:]
-
-
-def _check_keys(content: Any, allowed: set[str], needed: set[str], source: str) -> None:
-    if not isinstance(content, dict):
-        raise RelationError(f"{source}: expected a JSON object, found {type(content).__name__}.")
-    unknown, missing = sorted(set(content) - allowed), sorted(needed - set(content))
-    if unknown:
-        raise RelationError(f"{source}: unknown key {unknown[0]!r}.")
-    if missing:
-        raise RelationError(f"{source}: missing key {missing[0]!r}.")

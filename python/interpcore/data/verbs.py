@@ -66,13 +66,20 @@ VERBS = tuple((pair.partition("/")[0], pair.partition("/")[2]) for pair in _PAIR
 def read_verbs(path: str | Path) -> tuple[tuple[str, str], ...]:
     """Verb pairs from a published list: a CSV file with the columns `sing` and `plur`.
 
-    Raises: ValueError for a file without these columns or without verbs.
+    Raises: ValueError for a file without these columns, without verbs, or with a row that lacks one.
     """
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if not {"sing", "plur"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"A verb list has the columns sing and plur; {path} has {reader.fieldnames}.")
-        found = tuple((row["sing"], row["plur"]) for row in reader)
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file: {error}.") from error
+    if not {"sing", "plur"} <= set(columns):
+        raise ValueError(f"A verb list has the columns sing and plur; {path} has {list(columns)}.")
+    found = tuple((row["sing"], row["plur"]) for row in rows)
     if not found:
         raise ValueError(f"The verb list {path} is empty.")
+    lacking = next((number for number, pair in enumerate(found, 1) if not all(pair)), None)
+    if lacking is not None:
+        raise ValueError(f"Row {lacking} of the verb list {path} lacks its singular or its plural.")
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from interpcore.runs.canonical import plain
 from interpcore.runs.errors import RunError
+from interpcore.runs.fields import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +148,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise RunError(f"{path} is empty; delete it and run again what writes it")
     try:
         text = data.decode()
-        return json.loads(text)
+        return parse_json(text)
     except UnicodeDecodeError as error:
         raise RunError(
             f"{path} is not JSON: byte {error.start} is not UTF-8; check that it is the right file"
@@ -161,6 +162,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}; "
             "check that it is the right file"
         ) from error
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read as JSON: {error}; check that it is the right file") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":

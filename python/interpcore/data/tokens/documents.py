@@ -92,9 +92,9 @@ def read_documents(
 def _texts(path: Path, sample_by: str) -> Iterator[str]:
     try:
         if sample_by == "document":
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text(encoding="utf-8-sig")
             return
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             if sample_by == "line":
                 yield from (line.rstrip("\n") for line in stream)
                 return
@@ -125,7 +125,11 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     compressed = path.suffix == ".gz"
-    with gzip.open(path, "rt", encoding="utf-8") if compressed else path.open(encoding="utf-8") as stream:
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig")
+        if compressed
+        else path.open(encoding="utf-8-sig") as stream
+    ):
         number = 0
         try:
             for number, line in enumerate(stream, 1):
