@@ -16,6 +16,7 @@ from interpcore.circuits.exact import exact, verify
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.patched import run_patched
 from interpcore.circuits.suffix import Suffix
+from interpcore.model.memory import OutOfMemory
 from interpcore.runs import Ledger
 
 
@@ -205,7 +206,7 @@ def test_when_memory_runs_out_fewer_sources_run_together(monkeypatch):
         halved = exact(model, pairs, edges=edges)["logit_diff"]
     torch.testing.assert_close(halved.values, whole.values, rtol=1e-6, atol=1e-8, equal_nan=True)
     largest = 0
-    with pytest.raises(GraphError, match="does not hold"), pytest.warns(UserWarning):
+    with pytest.raises(OutOfMemory, match="does not hold"), pytest.warns(UserWarning):
         exact(model, pairs, edges=edges)
 
 

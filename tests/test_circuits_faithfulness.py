@@ -17,6 +17,7 @@ from interpcore.circuits.faithfulness import evaluate, faithfulness, more_faithf
 from interpcore.circuits.interventions import INTERVENTIONS, Intervention
 from interpcore.circuits.patched import Watch, run_patched
 from interpcore.circuits.sources import head_output, record
+from interpcore.model.memory import OutOfMemory
 from interpcore.model.mlp import MLP
 
 WAYS = ("patching", "zero", "mean-positional")
@@ -108,7 +109,7 @@ def test_when_memory_runs_out_fewer_circuits_and_then_fewer_pairs_run_together(s
         halved = evaluate(model, pairs, circuits)["logit_diff"]
     torch.testing.assert_close(halved, whole, rtol=1e-9, atol=1e-10)
     largest = 0
-    with pytest.raises(GraphError, match="does not hold a batch of 1"), pytest.warns(UserWarning):
+    with pytest.raises(OutOfMemory, match="does not hold a batch of 1"), pytest.warns(UserWarning):
         evaluate(model, pairs, circuits)
 
 

@@ -11,8 +11,8 @@ from families import transformers_model
 
 import interpcore
 from interpcore.model import Edit, Function
+from interpcore.model.readout import Readout, log_unigram, next_tokens
 from interpcore.neurons.interventions import KINDS, Intervention, clean_run, intervene, measure_clean
-from interpcore.neurons.readout import Readout, log_unigram, next_tokens
 
 EVERY = [
     Intervention(kind, value, site)

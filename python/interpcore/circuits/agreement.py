@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.scores import Scores
+from interpcore.stats.association import pearson
 
 MIB_POINTS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 UNION_TOP = 400
@@ -45,7 +46,7 @@ def agreement(scores: Scores, exact: Scores) -> Agreement:
 
     Raises: GraphError for scores of different graphs or levels, or fewer than two common edges.
     """
-    from scipy.stats import kendalltau, pearsonr
+    from scipy.stats import kendalltau
 
     found, wanted = _common(scores, exact)
     a, b = found.abs(), wanted.abs()
@@ -53,11 +54,10 @@ def agreement(scores: Scores, exact: Scores) -> Agreement:
     best = torch.zeros(len(a), dtype=torch.bool)
     best[_order(a)[:top]] = True
     best[_order(b)[:top]] = True
-    constant = float(a.std()) == 0 or float(b.std()) == 0
     clear = (found != 0) & (wanted != 0)
     return Agreement(
         len(a),
-        float("nan") if constant else float(pearsonr(a, b).statistic),
+        float(pearson(a, b)),
         float(kendalltau(a, b).statistic),
         float(kendalltau(a[best], b[best]).statistic),
         float((found - wanted).abs().mean()),

@@ -25,7 +25,6 @@ from interpcore.circuits.given import attribute_given
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.live import LiveBatch, live_batches
-from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric, answers_alone
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.parts import ROUTES, fitted
@@ -34,6 +33,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.totals import BatchScores, Segments, Totals, columns_of, score_batch
 from interpcore.model import Model
 from interpcore.model.linearize import Rules
+from interpcore.model.memory import batch_memory, in_halves
 from interpcore.runs import Progress
 from interpcore.runs.checkpoint import Checkpoint
 
@@ -153,12 +153,6 @@ def _first_steps(request: Request, steps: int | str) -> int:
     return steps
 
 
-def _memory(model: Model, batch_size: int | None) -> int:
-    if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[0] // 2
-    return CPU_MEMORY if batch_size is None else GIVEN_SIZE_MEMORY
-
-
 def _run(
     request: Request,
     *,
@@ -168,7 +162,8 @@ def _run(
     progress: bool,
 ) -> Totals:
     """Scores of all batches, added up."""
-    allowed = memory or _memory(request.model, batch_size)
+    on_cpu = CPU_MEMORY if batch_size is None else GIVEN_SIZE_MEMORY
+    allowed = memory or batch_memory(request.model.device, on_cpu, share=0.5)
     size, at_once = fitted(request.plan, request.model, request.pairs, allowed, batch_size)
     request = replace(request, plan=replace(request.plan, at_once=at_once))
     width = columns_of(request.model, request.level)

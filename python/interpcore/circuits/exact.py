@@ -17,7 +17,6 @@ from torch import Tensor
 from interpcore.circuits.circuit import select
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import check_over_heads
@@ -26,6 +25,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.sources import check_blocks, notes, record
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.memory import in_halves
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
 LEVELS = ("edge", "node", "neuron")

@@ -14,12 +14,12 @@ from interpcore.circuits.ablated import Ablated, ablate
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.memory import in_halves
 from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import run_patched
 from interpcore.circuits.sources import record
 from interpcore.model import Model
+from interpcore.model.memory import batch_memory, in_halves
 from interpcore.runs import Progress
 from interpcore.stats import Interval, ratio_of_means
 
@@ -61,8 +61,7 @@ def evaluate(
         raise GraphError(f"Circuits of one graph are evaluated together; got {len(graphs)} graphs.")
     chosen = as_metrics(metrics)
     if memory is None:
-        gpu = model.device.type == "cuda"
-        memory = torch.cuda.mem_get_info(model.device)[0] // 4 if gpu else CPU_MEMORY
+        memory = batch_memory(model.device, CPU_MEMORY)
     intervention = Intervention.of(intervention, model, pairs, batch_size=batch_size)
     order = torch.arange(len(pairs))
     if intervention.skips:

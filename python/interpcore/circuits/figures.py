@@ -11,6 +11,7 @@ import numpy as np
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.tables import steps_name
 from interpcore.circuits.tasks import task_info
+from interpcore.runs.plots import new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ SMALL, NORMAL = 7, 8
 def first_figure(curve: pd.DataFrame) -> Figure:
     """Figure 1: why a gradient at one end misleads (a GELU on a path), and faithfulness on
     country-capital."""
-    figure, [toy, panel] = _new(2, 2, width=7.6, height=2.9)
+    figure, [toy, panel] = new_figure(7.6, 2.9, 2)
     x = np.linspace(-3.5, 2.2, 300)
     clean, corrupted = -2.6, 1.8
     toy.plot(x, _gelu(x), color="#222222", lw=1.4)
@@ -59,9 +60,7 @@ def faithfulness_figure(rows: pd.DataFrame, share: bool = False) -> Figure:
     """Figures 3, 10 and 11: faithfulness over the edges kept, a panel per task, a line per method."""
     tasks = list(dict.fromkeys(rows.task))
     columns = min(3, len(tasks))
-    figure, panels = _new(
-        len(tasks), columns, width=2.9 * columns, height=2.3 * math.ceil(len(tasks) / columns)
-    )
+    figure, panels = new_figure(2.9 * columns, 2.3 * math.ceil(len(tasks) / columns), len(tasks), columns)
     for panel, task in zip(panels, tasks, strict=True):
         mine = rows[rows.task == task]
         _faithfulness(panel, mine, title=_title(mine), legend=panel is panels[0], share=share)
@@ -71,7 +70,7 @@ def faithfulness_figure(rows: pd.DataFrame, share: bool = False) -> Figure:
 def agreement_figure(facts: dict[str, float], overlap: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     """Figure 4: Pearson correlation of |score| with exact ones; average overlap of the best edges with the
     exact best."""
-    figure, [bars, curves] = _new(2, 2, width=8.2, height=3.0)
+    figure, [bars, curves] = new_figure(8.2, 3.0, 2)
     _bars(bars, facts, tasks, "", "Pearson r of |score| with exact")
     for color, task in zip(TASK_COLORS, tasks, strict=False):
         for short, line in (("vanilla", ":"), ("ig", "-")):
@@ -88,7 +87,7 @@ def heatmap_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     """Figure 5 and its appendix: one heat map per table; rows and columns are tasks."""
     count = len(tables)
     size = 0.48 * len(next(iter(tables.values()))) + 1.6
-    figure, panels = _new(count, count, width=size * count, height=size)
+    figure, panels = new_figure(size * count, size, count)
     for panel, (title, table) in zip(panels, tables.items(), strict=True):
         values = table.to_numpy(dtype=float)
         panel.imshow(values, cmap="Blues", vmin=0, vmax=1)
@@ -109,7 +108,7 @@ def heatmap_figure(tables: dict[str, pd.DataFrame]) -> Figure:
 def recovery_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     """Figure 6: precision against recall of the best n edges and their nodes, a panel per reference
     circuit."""
-    figure, panels = _new(len(tables), len(tables), width=3.5 * len(tables), height=3.0)
+    figure, panels = new_figure(3.5 * len(tables), 3.0, len(tables))
     for panel, (title, table) in zip(panels, tables.items(), strict=True):
         for level, color in (("node", COLORS["eap"]), ("edge", COLORS["eap-ig"])):
             for name, line in (("EAP", ":"), ("EAP-IG", "-")):
@@ -124,9 +123,8 @@ def recovery_figure(tables: dict[str, pd.DataFrame]) -> Figure:
 def steps_figure(rows: pd.DataFrame) -> Figure:
     """Figure 7: faithfulness over edges for EAP and EAP-IG with 2 to 50 steps, a panel per task."""
     tasks = list(dict.fromkeys(rows.task))
-    figure, panels = _new(
-        len(tasks), min(3, len(tasks)), width=2.9 * min(3, len(tasks)), height=2.5 * math.ceil(len(tasks) / 3)
-    )
+    columns = min(3, len(tasks))
+    figure, panels = new_figure(2.9 * columns, 2.5 * math.ceil(len(tasks) / columns), len(tasks), columns)
     methods = sorted(set(rows.method), key=lambda m: 0 if m == "eap" else int(steps_name(m)))
     for panel, task in zip(panels, tasks, strict=True):
         mine = rows[rows.task == task]
@@ -148,7 +146,7 @@ def steps_figure(rows: pd.DataFrame) -> Figure:
 def difference_figure(facts: dict[str, float], tasks: Sequence[str]) -> Figure:
     """Figure 8: mean |difference| to exact scores, and Kendall's tau over all edges and over the best of
     both."""
-    figure, panels = _new(3, 3, width=9.6, height=2.9)
+    figure, panels = new_figure(9.6, 2.9, 3)
     for panel, (suffix, title) in zip(
         panels,
         (
@@ -164,7 +162,7 @@ def difference_figure(facts: dict[str, float], tasks: Sequence[str]) -> Figure:
 
 def circuit_overlap_figure(tables: dict[str, pd.DataFrame], tasks: Sequence[str]) -> Figure:
     """Figure 9: node and edge overlap (IoU) with circuits of exact scores, by size."""
-    figure, panels = _new(2, 2, width=8.2, height=3.0)
+    figure, panels = new_figure(8.2, 3.0, 2)
     for panel, level in zip(panels, ("node", "edge"), strict=True):
         for color, task in zip(TASK_COLORS, tasks, strict=False):
             for name, line in (("EAP", ":"), ("EAP-IG", "-")):
@@ -242,17 +240,6 @@ def _finish(panel: Axes, x: str, y: str, title: str) -> None:
     panel.set_title(title, fontsize=NORMAL)
     panel.tick_params(labelsize=SMALL)
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _new(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in rows of `columns`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = math.ceil(count / columns)
-    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
 def _gelu(x: Any) -> Any:

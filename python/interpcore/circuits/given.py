@@ -16,11 +16,11 @@ from torch import Tensor
 from interpcore.circuits.ablated import Ablated, ablate
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
-from interpcore.circuits.memory import in_halves
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import Watch, run_patched
 from interpcore.circuits.request import Request
 from interpcore.circuits.scores import Scores
+from interpcore.model.memory import in_halves
 from interpcore.runs import Progress
 
 METHODS = ("eap", "eap-ig-inputs", "clean-corrupted")

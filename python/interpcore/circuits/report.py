@@ -18,7 +18,9 @@ from interpcore.circuits.methods import IG_STEPS, method_of
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import Study
 from interpcore.circuits.tasks import MAIN_TASKS, TASKS, task_info
-from interpcore.runs import RunError, atomic_path, read_card, read_tensors, write_json
+from interpcore.runs import RunCard, RunError, read_card, read_tensors, write_json
+from interpcore.runs.frames import write_frame
+from interpcore.runs.plots import caption, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,14 +73,13 @@ def pareto(
         compared = {task: _compared(study, [r for r in rows if r["task"] == task]) for task in tasks}
         chance = run_random(study, compared, draws, progress)
     for task in tasks:
-        tables.write_table(
-            study.folder, f"pareto/{task}", tables.pareto_table([r for r in rows if r["task"] == task])
-        )
-    tables.write_table(study.folder, "faithfulness", tables.faithfulness_table([*rows, *chance]))
+        mine = [row for row in rows if row["task"] == task]
+        write_frame(study.folder.artifact(f"tables/pareto/{task}"), tables.pareto_table(mine))
+    write_frame(study.folder.artifact("tables/faithfulness"), tables.faithfulness_table([*rows, *chance]))
     if len(methods) > 1:
-        tables.write_table(study.folder, "paired", paired(study, tasks, methods, sizes))
+        write_frame(study.folder.artifact("tables/paired"), paired(study, tasks, methods, sizes))
     table = summary(study, tasks, methods, rows, chance)
-    tables.write_table(study.folder, "tasks", table)
+    write_frame(study.folder.artifact("tables/tasks"), table)
     if picture is None:
         return Found(table)
     return Found(table, _save(study, picture, figures.faithfulness_figure(tables.faithfulness_table(rows))))
@@ -163,9 +164,9 @@ def _cross(
 ) -> pd.DataFrame:
     """Faithfulness of tasks' circuits (columns) on tasks (rows); written with the metric's values."""
     rows = run_cross(study, {task: sizes[task] for task in tasks}, method, progress)
-    tables.write_table(study.folder, "cross-task/faithfulness", tables.cross_table(rows, tasks))
+    write_frame(study.folder.artifact("tables/cross-task/faithfulness"), tables.cross_table(rows, tasks))
     normal = tables.cross_table(rows, tasks, "faithfulness")
-    tables.write_table(study.folder, "cross-task/normalised", normal)
+    write_frame(study.folder.artifact("tables/cross-task/normalised"), normal)
     return normal
 
 
@@ -178,7 +179,7 @@ def overlap(
     run_scores(study, tasks, [method], progress)
     found = tables.overlap_tables(_circuits(study, tasks, method, sizes), study.options.protocol)
     for name, table in found.items():
-        tables.write_table(study.folder, f"jaccard/{name}", table)
+        write_frame(study.folder.artifact(f"tables/jaccard/{name}"), table)
     shown = {"node IoU": found["node_ious"], "edge IoU": found["edge_ious"]}
     shown |= {"node recall": found["node_overlap"], "edge recall": found["edge_overlap"]}
     return Found(found["edge_ious"], _save(study, "overlap", figures.heatmap_figure(shown)))
@@ -197,14 +198,14 @@ def ig_steps(
     rows = run_curves(study, tasks, methods, sizes, progress)
     for task in tasks:
         mine = [row for row in rows if row["task"] == task]
-        name = f"ig-steps/{task}_{mine[0]['metric']}_ig_test"
-        tables.write_table(study.folder, name, tables.steps_table(mine))
+        name = f"tables/ig-steps/{task}_{mine[0]['metric']}_ig_test"
+        write_frame(study.folder.artifact(name), tables.steps_table(mine))
     frame = tables.faithfulness_table(rows)
     gaps = {(t, m): study.scores(t, m).notes.get("completeness_gap") for t in tasks for m in methods}
     frame["completeness_gap"] = [
         gaps[task, method] for task, method in zip(frame.task, frame.method, strict=True)
     ]
-    tables.write_table(study.folder, "ig-steps/all", frame)
+    write_frame(study.folder.artifact("tables/ig-steps/all"), frame)
     return Found(frame, _save(study, picture, figures.steps_figure(frame)))
 
 
@@ -216,7 +217,8 @@ def compare(study: Study, tasks: Sequence[str], methods: Sequence[str], progress
     facts = tables.agreement_facts(scores)
     write_json(study.folder.artifact("tables/agreement/correlations.json"), facts)
     depth = min(400, study.graph.n_edges)
-    tables.write_table(study.folder, "agreement/all-overlap", tables.average_overlap_table(scores, depth))
+    overlaps = tables.average_overlap_table(scores, depth)
+    write_frame(study.folder.artifact("tables/agreement/all-overlap"), overlaps)
     listed = []
     for task in tasks:
         for method in methods:
@@ -224,7 +226,7 @@ def compare(study: Study, tasks: Sequence[str], methods: Sequence[str], progress
             line = {"task": task, "method": method, "pearson": facts[key]}
             listed.append(line | {n: facts[f"{key}_{n}"] for n in ("kendall", "kendall_top", "diff", "sign")})
     table = pd.DataFrame(listed)
-    tables.write_table(study.folder, "agreement/scores", table)
+    write_frame(study.folder.artifact("tables/agreement/scores"), table)
     return Found(table)
 
 
@@ -285,7 +287,7 @@ def _circuit_figures(
     normal = _cross(study, tasks, method, sizes, progress)
     found = tables.overlap_tables(_circuits(study, tasks, method, sizes), study.options.protocol)
     for name, table in found.items():
-        tables.write_table(study.folder, f"jaccard/{name}", table)
+        write_frame(study.folder.artifact(f"tables/jaccard/{name}"), table)
     both = {"node IoU": found["node_ious"], "edge IoU": found["edge_ious"], "cross-task faithfulness": normal}
     recall = {"node recall": found["node_overlap"], "edge recall": found["edge_overlap"]}
     recall["cross-task faithfulness"] = normal
@@ -313,7 +315,7 @@ def _exact_figures(study: Study, tasks: list[str], sizes: Sequence[int], progres
     overlaps = tables.average_overlap_table(scores, depth)
     by_size = tables.circuit_overlap_tables(scores, sizes, study.options.selection)
     for level, table in by_size.items():
-        tables.write_table(study.folder, f"agreement/{level}-overlap", table)
+        write_frame(study.folder.artifact(f"tables/agreement/{level}-overlap"), table)
     return (
         *_figure(study, 4, figures.agreement_figure(facts, overlaps, tasks)),
         *_figure(study, 8, figures.difference_figure(facts, tasks)),
@@ -338,7 +340,7 @@ def _recoveries(study: Study, tasks: list[str], every: pd.DataFrame, exact: bool
         mlps = not (by_hand and task == "ioi")
         both = {m: recovery(study.scores(task, m), wanted[task], sizes, mlps=mlps) for m in ("eap", "eap-ig")}
         table = tables.recovery_table(both)
-        tables.write_table(study.folder, f"manual/{task}_node_edge_precision_recall", table)
+        write_frame(study.folder.artifact(f"tables/manual/{task}_node_edge_precision_recall"), table)
         reference = "found by hand" if by_hand else f"of {method} scores"
         found[f"{task_info(task).title}, the circuit {reference}"] = table
     return found
@@ -358,8 +360,9 @@ def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame
                 f"{other} has no faithfulness table; run `interpcore circuits pareto` into it first"
             )
         rows = pd.read_parquet(path)
-        name = f"figure-11-{read_card(other).model}"
-        files += _save(study, name, figures.faithfulness_figure(rows[rows.method != "random"], share=True))
+        card = read_card(other)
+        shown = figures.faithfulness_figure(rows[rows.method != "random"], share=True)
+        files += _save(study, f"figure-11-{card.model}", shown, card)
     return tuple(files)
 
 
@@ -378,11 +381,12 @@ def _figure(study: Study, number: int, figure: Figure) -> tuple[Path, ...]:
     return _save(study, f"figure-{number}", figure)
 
 
-def _save(study: Study, name: str, figure: Figure) -> tuple[Path, ...]:
-    """Write a figure as SVG and PNG."""
-    files = tuple(study.folder.artifact(f"figures/{name}.{suffix}") for suffix in ("svg", "png"))
-    for file in files:
-        with atomic_path(file) as path:
-            figure.savefig(path, dpi=180)
-        figure.set_layout_engine("none")  # laid out by the first; the second keeps it
-    return files
+def _save(study: Study, name: str, figure: Figure, card: RunCard | None = None) -> tuple[Path, ...]:
+    """Write a figure as SVG and PNG; `card` is of the run that its numbers are from, None for this one."""
+    card, options = card or study.folder.card, study.options
+    said = caption(
+        model=card.model or "unnamed",
+        data=f"pairs of {options.data}" if options.data else "generated pairs",
+        n=f"at most {options.head} pairs per task",
+    )
+    return save_figure(study.folder.artifact(f"figures/{name}"), figure, said, kinds=("svg", "png"), dpi=180)

@@ -12,7 +12,6 @@ from interpcore.circuits.manual import Recovery
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.overlap import overlap_table
 from interpcore.circuits.scores import Scores
-from interpcore.runs import RunFolder, atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,13 +34,6 @@ SHORT = {"eap": "vanilla", "eap-ig": "ig"}
 def in_paper_order(tasks: Sequence[str]) -> list[str]:
     """Tasks in the order of the published tables."""
     return sorted(set(tasks), key=PAPER_ORDER.index)
-
-
-def write_table(folder: RunFolder, name: str, frame: pd.DataFrame) -> None:
-    """Write a table as `tables/<name>.csv` and `.parquet`."""
-    for suffix, write in ((".csv", frame.to_csv), (".parquet", frame.to_parquet)):
-        with atomic_path(folder.artifact(f"tables/{name}{suffix}")) as path:
-            write(path, index=False)
 
 
 def pareto_table(rows: Rows) -> pd.DataFrame:

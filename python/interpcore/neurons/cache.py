@@ -13,9 +13,9 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.model.readout import Readout, TokenMeasures
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.interventions import Neuron, clean_run, measure_clean
-from interpcore.neurons.readout import Readout, TokenMeasures
 from interpcore.runs import RunError, RunFolder, read_card, read_tensors, sweep, write_tensors
 
 

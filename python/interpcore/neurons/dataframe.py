@@ -23,7 +23,8 @@ from interpcore.neurons.published import (
 )
 from interpcore.neurons.universal import Universality
 from interpcore.ops import ColumnMoments
-from interpcore.runs import RunFolder, atomic_path, write_json
+from interpcore.runs import RunFolder, write_json
+from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +135,7 @@ def write_table(
     published: Sequence[str | os.PathLike[str]] = (),
     universal: float = UNIVERSAL,
 ) -> pd.DataFrame:
-    """Write neuron_df.csv and .parquet, counts.json and summary.csv; returns the summary.
+    """Write neuron_df.csv and .parquet, counts.json and summary (.csv and .parquet); returns the summary.
 
     Args:
         table: what `neuron_table` gave.
@@ -144,10 +145,7 @@ def write_table(
     """
     others = {Path(path).stem: read_published(path) for path in published}
     summary = compare_tables(table, others, universal)
-    with atomic_path(folder.artifact("neuron_df.parquet")) as path:
-        table.to_parquet(path, index=False)
     for name, frame in (("neuron_df", table), ("summary", summary)):
-        with atomic_path(folder.artifact(f"{name}.csv")) as path:
-            frame.to_csv(path, index=False)
+        write_frame(folder.artifact(name), frame)
     write_json(folder.artifact("counts.json"), table_counts(table))
     return summary

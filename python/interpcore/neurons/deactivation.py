@@ -20,6 +20,7 @@ from interpcore.neurons.cosines import unit_rows
 from interpcore.neurons.interventions import Neuron, check_neurons
 from interpcore.neurons.weights import FoldedWeights
 from interpcore.ops import product
+from interpcore.stats.association import pearson, spearman
 
 
 def first_keys(model: Model, bos: int) -> Tensor:
@@ -200,7 +201,7 @@ def association(activation: Tensor, change: Tensor) -> Association:
         change: [n, head].
     """
     x, y = activation.double()[:, None], change.double()
-    return Association(_pearson(x, y), _pearson(_ranks(x), _ranks(y)))
+    return Association(pearson(x, y), spearman(x, y))
 
 
 def _heads_at(scores: Tensor, z: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -222,18 +223,3 @@ def _check_path(model: Model, neurons: Sequence[Neuron], other: int, width: int,
         )
     if not 0 < first < width:
         raise ValueError(f"Positions from {first} on are ablated; the sequences have {width} tokens.")
-
-
-def _pearson(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x - x.mean(0), y - y.mean(0)
-    return (x * y).sum(0) / (x.square().sum(0) * y.square().sum(0)).sqrt()
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """Ranks of each column [n, m], the mean rank among equals."""
-    ranks = torch.empty_like(x)
-    for column in range(x.shape[1]):
-        _, group, counts = x[:, column].unique(return_inverse=True, return_counts=True)
-        last = counts.cumsum(0)
-        ranks[:, column] = (last - (counts - 1) / 2).to(x)[group]
-    return ranks

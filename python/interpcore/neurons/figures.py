@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from interpcore.neurons.published import UNIVERSAL
+from interpcore.runs.plots import new_figure, whole_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLORS = ("#3b6ea8", "#c8772e", "#4c9a57", "#8a5aa8", "#b0413e", "#5f8a8b", "#8c6d46")
@@ -210,14 +209,6 @@ def composition_figure(values: Mapping[str, ArrayLike], title: str) -> Figure:
     return figure
 
 
-def whole_numbers(*axes: Axis) -> None:
-    """Ticks at whole numbers alone."""
-    from matplotlib.ticker import MaxNLocator
-
-    for axis in axes:
-        axis.set_major_locator(MaxNLocator(integer=True))
-
-
 def density(values: ArrayLike, grid: ArrayLike) -> NDArray[np.float64]:
     """Gaussian kernel density of values [n] at grid points, with Silverman's width; 0 for fewer than two."""
     x, at = np.asarray(values, dtype=np.float64), np.asarray(grid, dtype=np.float64)
@@ -227,15 +218,3 @@ def density(values: ArrayLike, grid: ArrayLike) -> NDArray[np.float64]:
     width = 1.06 * spread * len(x) ** -0.2
     off = (at[:, None] - x) / width
     return np.exp(-0.5 * off**2).mean(1) / (width * np.sqrt(2 * np.pi))
-
-
-def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure that belongs to no window and no global state, and its panels in a row."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.subplots(1, panels)
-    axes = list(figure.axes)
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interpcore.neurons.figures import COLORS, density, new_figure
-from interpcore.neurons.readout import MEASURES
+from interpcore.model.readout import MEASURES
+from interpcore.neurons.figures import COLORS, density
+from interpcore.runs.plots import new_figure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.model.readout import MEASURES, Readout, TokenMeasures, log_unigram
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.interventions import (
     Intervention,
@@ -23,8 +23,8 @@ from interpcore.neurons.interventions import (
     intervene,
     measure_clean,
 )
-from interpcore.neurons.readout import MEASURES, Readout, TokenMeasures, log_unigram
 from interpcore.runs import RunFolder, sweep
+from interpcore.stats.jackknife import jackknife_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,23 +159,6 @@ def predicting(shards: TokenShards, tokens: Tensor) -> Tensor:
     return valid
 
 
-def ratio_with_error(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[Any, Any]:
-    """Mean sum(sums) / sum(counts) and its delete-a-group jackknife standard error.
-
-    Args:
-        sums: [group, ...].
-        counts: [group].
-    Returns: mean [...] and error [...]; the error is NaN for fewer than two groups.
-    """
-    total, count = sums.sum(0), counts.sum()
-    mean = total / count
-    groups = len(counts)
-    if groups < 2:
-        return mean, np.full_like(mean, np.nan)
-    left = (total - sums) / (count - counts).reshape(-1, *[1] * (sums.ndim - 1))
-    return mean, np.sqrt((groups - 1) / groups * np.square(left - left.mean(0)).sum(0))
-
-
 def _of_each(
     neurons: Sequence[Neuron], interventions: Sequence[Intervention] | Mapping[Neuron, Sequence[Intervention]]
 ) -> dict[Neuron, tuple[Intervention, ...]]:
@@ -199,12 +182,12 @@ def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
     blocks = [block for block in blocks if block["tokens"]]
     if not blocks:
         raise ValueError("No token counts: the masks leave nothing of these sequences.")
-    counts = np.array([b["tokens"] for b in blocks], dtype=np.float64)
-    clean = np.array([b["clean"] for b in blocks])
+    counts = torch.tensor([b["tokens"] for b in blocks], dtype=torch.float64)
+    clean = torch.tensor([b["clean"] for b in blocks], dtype=torch.float64)
 
-    def row(about: dict[str, Any], sums: NDArray[np.float64]) -> dict[str, Any]:
-        mean, error = ratio_with_error(sums, counts)
-        change, change_error = ratio_with_error(sums - clean, counts)
+    def row(about: dict[str, Any], sums: Tensor) -> dict[str, Any]:
+        pairs = (*jackknife_ratio(sums, counts), *jackknife_ratio(sums - clean, counts))
+        mean, error, change, change_error = (values.tolist() for values in pairs)
         values = {"tokens": int(counts.sum())}
         for m, name in enumerate(MEASURES):
             values |= {name: mean[m], f"{name}_se": error[m]}
@@ -215,7 +198,8 @@ def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
         row({"layer": -1, "neuron": -1, "kind": "none", "value": np.nan, "site": "", "norm": "free"}, clean)
     ]
     for norm in ("free", "frozen") if work.frozen else ("free",):
-        sums = np.array([b[norm] for b in blocks])  # [group, neuron, intervention, measure]
+        # [group, neuron, intervention, measure]
+        sums = torch.tensor([b[norm] for b in blocks], dtype=torch.float64)
         for i, ((layer, number), of_neuron) in enumerate(work.interventions.items()):
             for j, done in enumerate(of_neuron):
                 about = {"layer": layer, "neuron": number, "kind": done.kind, "value": done.value}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interpcore.model import Edit, Function, Model, Tap
 from interpcore.model.mlp import ACTIVATIONS
-from interpcore.neurons.readout import Readout, TokenMeasures, next_tokens, stacked
+from interpcore.model.readout import Readout, TokenMeasures, next_tokens, stacked
 
 KINDS = ("zero", "threshold", "relu", "fixed", "multiply")
 WITH_VALUE = ("threshold", "fixed", "multiply")

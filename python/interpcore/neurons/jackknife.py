@@ -18,6 +18,7 @@ from interpcore.neurons.pair_sums import PairList, PairSums
 from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import study_rotation
 from interpcore.neurons.similarity import Block, rotation_in_units
+from interpcore.stats.jackknife import jackknife_error
 
 
 class Sums(NamedTuple):
@@ -62,19 +63,6 @@ class Jackknife:
 
     partner: dict[Pair, Replicates]
     baseline: dict[Pair, Replicates]
-
-
-def jackknife_error(deleted: Tensor) -> Tensor:
-    """Delete-a-group jackknife (Miller 1974; Kott 2001).
-
-    Args:
-        deleted: a statistic without group g `[group, ...]`.
-
-    Returns:
-        `[...]`: sqrt((G - 1) / G times the sum over g of (deleted_g - mean)^2).
-    """
-    groups = len(deleted)
-    return ((groups - 1) / groups * (deleted - deleted.mean(0)).square().sum(0)).sqrt()
 
 
 def jackknife(

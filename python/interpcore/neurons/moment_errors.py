@@ -11,10 +11,10 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.jackknife import jackknife_error
 from interpcore.neurons.passes import checkpointed
 from interpcore.ops import ColumnMoments
 from interpcore.ops.column_moments import RunningMoments
+from interpcore.stats.jackknife import jackknife_error
 
 GROUPS = 20
 _THRESHOLDS = (0.0,)

@@ -27,13 +27,14 @@ from interpcore.neurons.moment_errors import moment_errors
 from interpcore.neurons.parts import Statistics
 from interpcore.neurons.published import UNIVERSAL
 from interpcore.neurons.quadrants import quadrant_table, quadrants
-from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns, write_frame
+from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.summarize import MEMORY, part_range, summarize
 from interpcore.neurons.summary import Summary, merge_summaries
 from interpcore.neurons.universal import universality
 from interpcore.neurons.weight_study import weight_study
 from interpcore.neurons.weights import FoldedWeights, fold, frequency_alignment
 from interpcore.runs import RunCard, RunFolder, write_tensors
+from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,7 +220,7 @@ class NeuronStudy:
         with RunFolder.open_or_create(self.step("quadrants"), card) as run:
             found = quadrants(self.model, self.tokens, sequences=self.sequences, progress=self.progress)
             table = quadrant_table(found)
-            write_frame(run, "quadrants", table)
+            write_frame(run.artifact("quadrants"), table)
         return table
 
     @cached_property
@@ -263,7 +264,7 @@ class NeuronStudy:
                 progress=self.progress,
             )
             for name in ("best", "letters", "families", "logits", "positions"):
-                write_frame(run, name, getattr(found, name))
+                write_frame(run.artifact(name), getattr(found, name))
             write_tensors(
                 run.artifact("variance_reduction.safetensors"),
                 {"variance_reduction": found.reductions.float()},
@@ -321,8 +322,8 @@ class NeuronStudy:
         # Row 0 is the clean forward.
         table.loc[table.index[len(same) + 1 :: len(same) + 1], "kind"] = "mean"
         with RunFolder.open(step, shared=True) as run:
-            write_frame(run, "interventions", table)
-            write_frame(run, "roles", roles)
+            write_frame(run.artifact("interventions"), table)
+            write_frame(run.artifact("roles"), roles)
         return table, roles
 
     def deactivation(
@@ -365,9 +366,9 @@ class NeuronStudy:
             }
         )
         with RunFolder.open(self.step("deactivation"), shared=True) as run:
-            write_frame(run, "first_values", values)
-            write_frame(run, "heads", table)
-            write_frame(run, "scores", scores)
+            write_frame(run.artifact("first_values"), values)
+            write_frame(run.artifact("heads"), table)
+            write_frame(run.artifact("scores"), scores)
         return table, scores, flat
 
     def card(self, step: str, models: Sequence[Model] = (), **arguments: Any) -> RunCard:

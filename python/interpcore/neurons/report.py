@@ -24,7 +24,8 @@ from interpcore.neurons.features import FeatureTable, rule_features, word_texts
 from interpcore.neurons.neuron_study import NeuronStudy, short_name
 from interpcore.neurons.published import UNIVERSAL
 from interpcore.neurons.weight_study import weight_study
-from interpcore.runs import RunFolder, atomic_path, write_bytes
+from interpcore.runs import RunFolder, write_bytes
+from interpcore.runs.plots import caption, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,15 +79,18 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
     if study.model.spec.gated:
         drawn["Gated neurons"] = {"quadrants": figures_behaviour.quadrant_figure(study.quadrants)}
     tables = _tables(study, table, explained, changes, scores)
-    paths = []
+    paths: list[Path] = []
+    said = caption(
+        model=study.name,
+        data=f"corpus {study.tokens.identity[:12]}",
+        n=f"{len(table)} neurons, {study.tokens.n_sequences} sequences of {study.tokens.context} tokens",
+    )
     with RunFolder.open_or_create(study.step("report"), study.card("report")) as run:
         sections = [("In short", _short(study, table))]
         for head, of_section in drawn.items():
             parts = []
             for name, figure in of_section.items():
-                paths.append(run.artifact(f"figures/{name}.png"))
-                with atomic_path(paths[-1]) as path:
-                    figure.savefig(path, dpi=110)
+                paths += save_figure(run.artifact(f"figures/{name}"), figure, said, dpi=110)
                 parts.append(f'<img alt="{name}" src="figures/{name}.png">')
             parts += [pages.table(frame) for frame in tables.get(head, ())]
             sections.append((head, "\n".join(parts)))

@@ -10,10 +10,9 @@ import torch
 
 from interpcore.neurons.correlation_study import Correlations
 from interpcore.ops import ColumnMoments
-from interpcore.runs import RunFolder, atomic_path
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 def most_similar(found: Correlations) -> dict[str, Any]:
@@ -45,11 +44,3 @@ def joined_moments(layers: Sequence[ColumnMoments]) -> ColumnMoments:
         name: torch.cat([getattr(layer, name).cpu() for layer in layers], -1) for name in names
     }
     return replace(layers[0], **joined)
-
-
-def write_frame(run: RunFolder, name: str, frame: pd.DataFrame) -> None:
-    """Write a table as Parquet and as CSV."""
-    with atomic_path(run.artifact(f"{name}.parquet")) as path:
-        frame.to_parquet(path, index=False)
-    with atomic_path(run.artifact(f"{name}.csv")) as path:
-        frame.to_csv(path, index=False)

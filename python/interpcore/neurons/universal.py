@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from interpcore.neurons.correlation_study import Correlations
-from interpcore.neurons.jackknife import Jackknife, jackknife_error
+from interpcore.neurons.jackknife import Jackknife
+from interpcore.stats.jackknife import jackknife_error
 
 PROTOCOLS = ("default", "paper")
 

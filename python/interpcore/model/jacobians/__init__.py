@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from ..cache import Cache
 from ..decoder import Model
 from ..generic import GenericModel
 from ..linearize import EXACT, Rules
+from ..memory import free_memory
 from ..sites import Edit
 from .autograd import autograd_blocks
 from .operator import JacobianOperator
@@ -187,16 +187,3 @@ def _check_size(kept: Reducer, shape: Shape, model: Model | GenericModel) -> Non
             f"{type(kept).__name__}, and {free / 1e9:.1f} GB are free; reduce='mean' takes {mean / 1e9:.1f} "
             "GB, fewer depths or rows less."
         )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free for new tensors on a device: physical memory of the host, or the GPU's and what torch holds
-    of it unused."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    meminfo = "/proc/meminfo"
-    if os.path.exists(meminfo):
-        with open(meminfo) as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

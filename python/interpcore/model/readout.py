@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interpcore.model import Model
+from interpcore.model.decoder import Model
 from interpcore.ops import product
 
 CACHED = 1 << 18

@@ -1,21 +1,41 @@
-"""Work that halves its batch when memory runs out."""
+"""How much memory a device has for a batch, and work that halves its batch when that runs out."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
-from interpcore.circuits.graph import GraphError
+from interpcore.runs import RunError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class OutOfMemory(GraphError):
+class OutOfMemory(RunError):
     """One item alone does not fit."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free for new tensors on a device: physical memory of the host, or the GPU's and what torch holds
+    of it unused."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = "/proc/meminfo"
+    if os.path.exists(meminfo):
+        with open(meminfo) as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def batch_memory(device: torch.device, on_cpu: int, share: float = 0.25) -> int:
+    """Bytes that one batch may take where the caller names none: `on_cpu` on a CPU, where larger batches are
+    hardly faster, and a share of what is free on a GPU."""
+    return int(share * free_memory(device)) if device.type == "cuda" else on_cpu
 
 
 def out_of_memory(error: BaseException) -> bool:

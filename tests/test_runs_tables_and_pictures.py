@@ -1,0 +1,54 @@
+"""Tables and pictures on disk: whole, the same every time, and saying whose numbers they hold."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from interpcore.runs import RunError
+from interpcore.runs.frames import write_frame
+from interpcore.runs.plots import caption, named_ticks, new_figure, save_figure
+
+
+def test_a_table_is_written_twice_and_read_back(tmp_path):
+    frame = pd.DataFrame({"name": ["a", "b"], "share": [0.1, 1.0]})
+    files = write_frame(tmp_path / "of.v2", frame)
+    assert [file.name for file in files] == ["of.v2.parquet", "of.v2.csv"]
+    assert pd.read_parquet(files[0]).equals(frame) and pd.read_csv(files[1]).equals(frame)
+    with pytest.raises(RunError, match="does not exist"):
+        write_frame(tmp_path / "missing" / "table", frame)
+
+
+def test_a_picture_says_whose_numbers_it_holds_and_two_runs_write_the_same(tmp_path):
+    said = caption(model="tiny", data="14 relations", n="312 subjects", note="Bands are 95% intervals.")
+    both = []
+    for number in (1, 2):
+        figure, panels = new_figure(4, 3, panels=3, columns=2)
+        panels[0].plot([0, 1], [1, 0])
+        svg, png = save_figure(tmp_path / f"{number}", figure, said, kinds=("svg", "png"))
+        assert png.read_bytes()[:4] == b"\x89PNG"
+        text = " ".join(t.get_text().replace("\n", " ") for t in figure.texts + [figure._supxlabel])
+        assert all(part in text for part in ("tiny", "14 relations", "312 subjects", "95%"))
+        both.append(png.read_bytes())
+    assert len(panels) == 3 and both[0] == both[1]
+
+
+def test_the_caption_stays_inside_a_narrow_picture(tmp_path):
+    figure, _ = new_figure(3, 2.4)
+    said = caption(model="a model with a long name", data="pairs of a corpus", n="1234567 tokens of text")
+    save_figure(tmp_path / "narrow", figure, said)
+    figure.draw_without_rendering()
+    box = figure._supxlabel.get_window_extent()
+    assert box.x1 <= figure.bbox.x1 and box.x0 >= 0 and box.y0 >= 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 13, 31, 81])
+def test_ticks_of_many_depths_do_not_run_into_one_another(count):
+    figure, [axes] = new_figure(4.5, 3.8)
+    names = ["embed", *map(str, range(1, count))]
+    axes.plot(range(count), range(count))
+    named_ticks(axes.xaxis, range(count), names, most=10)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert axes.get_xticklabels()[0].get_text() == "embed" and len(boxes) <= 10
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
