@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pandas as pd
 import pytest
 
@@ -25,9 +27,9 @@ def test_a_picture_says_whose_numbers_it_holds_and_two_runs_write_the_same(tmp_p
     for number in (1, 2):
         figure, panels = new_figure(4, 3, panels=3, columns=2)
         panels[0].plot([0, 1], [1, 0])
-        svg, png = save_figure(tmp_path / f"{number}", figure, said, kinds=("svg", "png"))
+        _, png = save_figure(tmp_path / f"{number}", figure, said, kinds=("svg", "png"))
         assert png.read_bytes()[:4] == b"\x89PNG"
-        text = " ".join(t.get_text().replace("\n", " ") for t in figure.texts + [figure._supxlabel])
+        text = " ".join(t.get_text().replace("\n", " ") for t in [*figure.texts, figure._supxlabel])
         assert all(part in text for part in ("tiny", "14 relations", "312 subjects", "95%"))
         both.append(png.read_bytes())
     assert len(panels) == 3 and both[0] == both[1]
@@ -51,4 +53,4 @@ def test_ticks_of_many_depths_do_not_run_into_one_another(count):
     figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert axes.get_xticklabels()[0].get_text() == "embed" and len(boxes) <= 10
-    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))

@@ -12,8 +12,7 @@ What a neuron responds to
     `features` (rules on tokens in `features.json`), `labels` (in their sequence), `explain`, `positions`,
     `quadrants` (of gated neurons), `explanation_study`.
 What it does
-    `interventions` (through `model.readout`) with `intervention_study`, `deactivation` with `deactivation_study`,
-    `cache`.
+    `interventions` with `intervention_study`, `deactivation` with `deactivation_study`, `cache`.
 Together
     `dataframe` (one row per neuron), `families`, `published` (tables), `neuron_study.NeuronStudy` (a folder
     with every step; `study_tables`), `view` (one neuron's page), `report` (all figures).
