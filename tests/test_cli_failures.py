@@ -2,12 +2,20 @@
 
 import errno
 import os
+import pkgutil
+import sys
+from importlib import import_module
 
+import numpy as np
 import pytest
+import torch
 
+import interpcore
 from interpcore.cli import extras, main
+from interpcore.errors import InterpcoreError, Unavailable
 from interpcore.model.load.source import check_device
-from interpcore.runs import RunError
+from interpcore.ops import attn_jvp
+from interpcore.runs import Refused, RunError
 from interpcore.runs.errors import told_in_a_sentence
 
 
@@ -17,7 +25,8 @@ from interpcore.runs.errors import told_in_a_sentence
         (RunError("the run is gone"), "program: the run is gone"),
         (ModuleNotFoundError("No module named 'x'", name="x"), "this needs x, which is not installed"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "/a"), "program: /a: Read-only file system; check"),
-        (UnicodeDecodeError("utf-8", b"\x80", 0, 1, "invalid"), "can't decode byte 0x80"),
+        (Refused("--top 0 asks for no edge"), "program: --top 0 asks for no edge"),
+        (Unavailable("gate: backend 'triton' cannot run"), "program: gate: backend"),
     ],
 )
 def test_expected_errors_are_sentences(error, said, capsys):
@@ -34,9 +43,40 @@ def test_missing_libraries_are_said_before_the_work(monkeypatch):
         extras.require("lre")
 
 
-def test_defects_keep_their_traceback():
-    with pytest.raises(KeyError), told_in_a_sentence("program"):
-        raise KeyError("a defect")
+def _asserts():
+    raise AssertionError("a defect")
+
+
+@pytest.mark.parametrize(
+    ("defect", "kind"),
+    [
+        (lambda: {}["absent"], KeyError),
+        (lambda: torch.ones(2, 3) @ torch.ones(2, 3), RuntimeError),
+        (lambda: list(zip([1], [], strict=True)), ValueError),
+        (lambda: np.ones(3) + np.ones(2), ValueError),
+        (lambda: attn_jvp(*[torch.ones(1, 1, 1, 1, 1)] * 7, 1.0), ValueError),
+        (lambda: b"\x80".decode(), UnicodeDecodeError),
+        (_asserts, AssertionError),
+    ],
+)
+def test_defects_keep_their_traceback(defect, kind, monkeypatch):
+    with pytest.raises(kind), told_in_a_sentence("program"):
+        defect()
+    # The same inside a command.
+    monkeypatch.setattr(sys.modules["interpcore.cli.info"], "product_probe", defect)
+    monkeypatch.setattr("sys.argv", ["interpcore", "info"])
+    with pytest.raises(kind):
+        main()
+
+
+def test_every_error_class_of_the_package_is_told():
+    for module in pkgutil.walk_packages(interpcore.__path__, "interpcore."):
+        if "__main__" in module.name or ".kernels" in module.name or module.name.endswith("_C"):
+            continue
+        for value in vars(import_module(module.name)).values():
+            own = isinstance(value, type) and value.__module__.startswith("interpcore")
+            if own and issubclass(value, Exception):
+                assert issubclass(value, InterpcoreError), value
 
 
 def test_ctrl_c_says_what_is_kept(capsys):
@@ -63,6 +103,7 @@ def test_a_device_that_is_not_there():
         (["circuits", "attribute", "--unequal", "odd"], "odd"),
         (["circuits", "attribute", "--data", "absent"], "There is no folder absent"),
         (["circuits", "attribute", "--verbs", "absent.csv"], "absent.csv"),
+        (["circuits", "attribute", "--verbs", "latin.csv"], "latin.csv is no CSV file: "),
         (["circuits", "exact", "--task", "ioi", "--top", "0"], "--top"),
         (["circuits", "evaluate", "absent.json"], "There is no file absent.json"),
         (["circuits", "evaluate", "cut.json"], "cut.json is no file of scores"),
@@ -76,6 +117,7 @@ def test_bad_input_is_one_sentence(command, said, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     for name in ("file", "cut.json", "words.txt"):
         (tmp_path / name).write_text("{")
+    (tmp_path / "latin.csv").write_bytes("sing,plur\n\xe9,b\n".encode("latin-1"))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "manifest.json").write_text("{}")
     where = [] if "--out" in command else ["--out", "run"]

@@ -64,6 +64,14 @@ def test_a_floor_imports_only_from_below(floor: str) -> None:
                 assert LEVEL[parts[1]] < LEVEL[floor], f"{path.relative_to(PACKAGE)} imports {name}"
 
 
+def test_what_lies_below_all_floors_imports_none() -> None:
+    for path in files():
+        if path.parent == PACKAGE and path.name != "__init__.py":
+            assert not any(
+                name.startswith("interpcore.") for name in imported(path, ast.parse(path.read_text()))
+            )
+
+
 def test_modules_load_only_the_libraries_that_every_installation_has() -> None:
     allowed = ALWAYS | set(sys.stdlib_module_names)
     for path in files():

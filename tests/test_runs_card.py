@@ -55,16 +55,21 @@ def test_every_field_is_either_meaning_or_circumstance(name):
         assert differences == []
     else:
         assert len(differences) == 1
-        assert differences[0].startswith(name)
-        assert differences[0].endswith(".")
+        assert differences[0].field == name and str(differences[0]).startswith(name)
+        assert str(differences[0]).endswith(".")
 
 
 def test_differences_name_the_entry_and_what_is_not_recorded():
     other = replace(CARD, dtype=None, arguments={"layer": 4, "ranks": [4, 8], "beta": 2.25})
-    assert compare(CARD, other) == [
+    assert list(map(str, compare(CARD, other))) == [
         "dtype is 'float32' in the first run and not recorded in the second.",
         "arguments['beta'] is not recorded in the first run and 2.25 in the second.",
         "arguments['layer'] is 3 in the first run and 4 in the second.",
+    ]
+    assert [(d.field, d.entry, d.left, d.right) for d in compare(CARD, other)] == [
+        ("dtype", None, "float32", None),
+        ("arguments", "beta", None, 2.25),
+        ("arguments", "layer", 3, 4),
     ]
 
 

@@ -1,6 +1,8 @@
 """Run folders: cards that must agree, artifacts, and locks that die with their process."""
 
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -8,7 +10,19 @@ from dataclasses import replace
 
 import pytest
 
-from interpcore.runs import Row, RunCard, RunError, RunFolder, atomic_path, is_run, read_card, write_json
+from interpcore.runs import (
+    Artifacts,
+    Refused,
+    Row,
+    RunCard,
+    RunError,
+    RunFolder,
+    atomic_path,
+    is_run,
+    read_card,
+    read_json,
+    write_json,
+)
 
 CARD = RunCard(model="tiny", dtype="float32", seeds={"split": 1})
 
@@ -28,6 +42,30 @@ def test_create_then_open_gives_the_same_run(tmp_path):
             assert run.artifact("layer3/w.json").read_text().split() == ["[", "1", "]"]
     with pytest.raises(RunError, match="not empty"):
         RunFolder.create(path, CARD)
+
+
+def _write_as_a_worker(artifacts, value):
+    write_json(artifacts.artifact("layer3/w.json"), value)
+
+
+def test_a_worker_writes_artifacts_without_lock_or_ledger(tmp_path):
+    with RunFolder.create(tmp_path / "run", CARD) as run:
+        before = sorted(entry.name for entry in run.path.iterdir())
+        # The driver's own lock is exclusive here, and is not asked for.
+        worker = multiprocessing.get_context("spawn").Process(
+            target=_write_as_a_worker, args=(run.artifacts, [1, 2])
+        )
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+        found = Artifacts.open(run.path)
+        assert found == run.artifacts == pickle.loads(pickle.dumps(run.artifacts)) and found.card == CARD
+        assert read_json(found.artifact("layer3/w.json")) == [1, 2]
+        assert sorted(entry.name for entry in run.path.iterdir()) == before
+        with pytest.raises(Refused, match="leads out of the run folder"):
+            found.artifact("../x")
+    with pytest.raises(RunError, match="there is no file"):
+        Artifacts.open(tmp_path / "absent")
 
 
 def test_opening_with_another_card_says_what_differs(tmp_path):

@@ -18,6 +18,7 @@ from interpcore.circuits.methods import Method, method_of
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import Study
 from interpcore.circuits.tasks import task_info
+from interpcore.errors import Refused
 from interpcore.runs import Ledger, cell_seed, sweep, write_tensors
 
 ENOUGH = 0.85
@@ -255,7 +256,7 @@ def _file_cell(study: Study, task: str, file: str | Path, direction: str) -> dic
     task_info(task)
     path = Path(file).resolve()
     if not path.is_file():
-        raise ValueError(f"There is no file {file}.")
+        raise Refused(f"There is no file {file}.")
     load_scores(file, direction)[0].graph.check_model(study.model)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"task": task, "file": str(path), "sha256": sha256, "direction": direction}

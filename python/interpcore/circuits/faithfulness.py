@@ -18,6 +18,7 @@ from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import run_patched
 from interpcore.circuits.sources import record
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.memory import batch_memory, in_halves
 from interpcore.runs import Progress
@@ -166,7 +167,7 @@ def faithfulness(
     values, full, empty = (torch.as_tensor(x, dtype=torch.float64) for x in (values, full, empty))
     try:
         return ratio_of_means(values - empty, full - empty, level=level, draws=draws, seed=seed)
-    except ValueError as error:
+    except Refused as error:
         raise GraphError(
             "Faithfulness is not defined here: the full model and the fully corrupted one do not differ. "
             f"{error}"

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 LETTERS = "qkv"
 _SOURCE = re.compile(r"input|a(?P<layer>\d+)\.h(?P<head>\d+)|m(?P<mlp>\d+)")
 _DESTINATION = re.compile(
@@ -25,7 +27,7 @@ _DESTINATION = re.compile(
 )
 
 
-class GraphError(ValueError):
+class GraphError(Refused):
     """A model without such a graph, or a name or mask that is not of this graph."""
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpcore.circuits.pairs import Pairs
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.projection import Projection
 
@@ -23,7 +24,7 @@ ALIASES = {"kl_divergence": "kl", "js_divergence": "js"}
 PROTOCOLS = (None, "paper")
 
 
-class MetricError(ValueError):
+class MetricError(Refused):
     """A metric that does not exist or cannot do what is asked."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.runs.fields import is_text
 
 UNEQUAL = ("skip", "align", "refuse")
@@ -19,7 +20,7 @@ EQUAL = ("skip", "keep")
 Answers = Sequence[Sequence[int | str]]
 
 
-class PairsError(ValueError):
+class PairsError(Refused):
     """Pairs that cannot be used, with the reason."""
 
 

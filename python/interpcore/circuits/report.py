@@ -19,7 +19,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import Study
 from interpcore.circuits.tasks import MAIN_TASKS, TASKS, task_info
 from interpcore.runs import RunCard, RunError, read_card, read_tensors, write_json
-from interpcore.runs.frames import write_frame
+from interpcore.runs.frames import read_frame, write_frame
 from interpcore.runs.plots import caption, save_figure
 
 if TYPE_CHECKING:
@@ -348,7 +348,6 @@ def _recoveries(study: Study, tasks: list[str], every: pd.DataFrame, exact: bool
 
 def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame) -> tuple[Path, ...]:
     """Figure 11: faithfulness over the share of edges, a picture per model."""
-    import pandas as pd
 
     if not others:
         return _figure(study, 11, figures.faithfulness_figure(own, share=True))
@@ -359,7 +358,7 @@ def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame
             raise RunError(
                 f"{other} has no faithfulness table; run `interpcore circuits pareto` into it first"
             )
-        rows = pd.read_parquet(path)
+        rows = read_frame(path)
         card = read_card(other)
         shown = figures.faithfulness_figure(rows[rows.method != "random"], share=True)
         files += _save(study, f"figure-11-{card.model}", shown, card)

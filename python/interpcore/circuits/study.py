@@ -26,6 +26,7 @@ from interpcore.circuits.pairs import UNEQUAL, Pairs
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
 from interpcore.data.verbs import VERBS, read_verbs
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
@@ -92,9 +93,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.protocol not in (None, "paper"):
-            raise ValueError(f"The protocol is None or 'paper'; got {self.protocol!r}.")
+            raise Refused(f"The protocol is None or 'paper'; got {self.protocol!r}.")
         if not 0 < self.share < 1 or self.head < 2:
-            raise ValueError("A study needs a share of the pairs between 0 and 1, and 2 pairs or more.")
+            raise Refused("A study needs a share of the pairs between 0 and 1, and 2 pairs or more.")
         if self.metric is not None:
             Metric(self.metric)
         for name, given, known in (
@@ -102,9 +103,9 @@ class Options:
             ("unequal", self.unequal, UNEQUAL),
         ):
             if given not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}; got {given!r}.")
+                raise Refused(f"{name} is one of {', '.join(known)}; got {given!r}.")
         if self.data is not None and not Path(self.data).is_dir():
-            raise ValueError(f"There is no folder {self.data} of pairs.")
+            raise Refused(f"There is no folder {self.data} of pairs.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +165,14 @@ class Study:
     def _all_pairs(self, task: str) -> Pairs:
         options, tokenizer = self.options, self.model.tokenizer
         if tokenizer is None:
-            raise ValueError(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
+            raise Refused(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
         verbs = VERBS if options.verbs is None else read_verbs(options.verbs)
         if options.data is None:
             return generate_pairs(task, tokenizer, options.head, options.seed, options.part, verbs)
         task_info(task)
         path = Path(options.data) / task / f"{options.table}.csv"
         if not path.is_file():
-            raise ValueError(f"{options.data} has no file {task}/{options.table}.csv.")
+            raise Refused(f"{options.data} has no file {task}/{options.table}.csv.")
         return load_pairs(task, path, tokenizer, head=options.head, unequal=options.unequal, verbs=verbs)
 
     @property

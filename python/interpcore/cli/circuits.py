@@ -22,6 +22,7 @@ from interpcore.cli.circuits_options import (
     on_a_study,
 )
 from interpcore.cli.tables import show
+from interpcore.errors import Refused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ def exact(
     if top is None:
         rows = run_scores(study, _tasks(task), ["exact"], level=level.value)
     elif level is not ScoreLevel.edge:
-        raise ValueError("--top verifies edges; leave it out, or --level.")
+        raise Refused("--top verifies edges; leave it out, or --level.")
     else:
         rows = run_verified(study, _tasks(task), verify, _edges(study, "--top", top))
     show(_frame(rows), "Scores are in " + str(study.folder.path / "artifacts" / "scores"))
@@ -214,7 +215,7 @@ def compare(
         _compare_files(files)
         return
     if study is None:
-        raise ValueError("compare needs a run folder (--out) or two files of scores.")
+        raise Refused("compare needs a run folder (--out) or two files of scores.")
     show(report.compare(study, _tasks(task), method or ["eap", "eap-ig"]).table)
 
 
@@ -275,7 +276,7 @@ def figures(
     from interpcore.circuits.tasks import TASKS
 
     if not paper:
-        raise ValueError("figures makes the paper's: say --paper.")
+        raise Refused("figures makes the paper's: say --paper.")
     made = report.paper_figures(
         study,
         task or TASKS,
@@ -323,7 +324,7 @@ def _tasks(tasks: Sequence[str] | None) -> list[str]:
 def _edges(study: Any, option: str, size: str) -> int:
     edges: int = study.sizes([size])[0]
     if edges < 1:
-        raise ValueError(f"{option} {size} asks for no edge; give a larger one.")
+        raise Refused(f"{option} {size} asks for no edge; give a larger one.")
     return edges
 
 
@@ -334,7 +335,7 @@ def _compare_files(files: Sequence[Path]) -> None:
     from interpcore.circuits.agreement import agreement
 
     if len(files) != 2:
-        raise ValueError(f"compare takes two files of scores; got {len(files)}.")
+        raise Refused(f"compare takes two files of scores; got {len(files)}.")
     first, second = (load_scores(file)[0] for file in files)
     for name in ("model", "task", "metric", "intervention", "split"):
         said = [getattr(scores, name) for scores in (first, second)]

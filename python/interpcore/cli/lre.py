@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from interpcore.errors import Refused
+
 if TYPE_CHECKING:
     from interpcore.data.relations import Relation
     from interpcore.lre.report import Report
@@ -154,11 +156,11 @@ def show(report: Report) -> None:
 def finish(report: Report, model: str) -> None:
     """Raises: ValueError where input was refused or nothing was known; everything is written by then."""
     if report.speedup is None and not report.refused:
-        raise ValueError(f"{model} knows no such facts: no relation has enough known test facts to measure.")
+        raise Refused(f"{model} knows no such facts: no relation has enough known test facts to measure.")
     if report.refused:
         told = "; ".join(text.rstrip(".") for text in report.refused[:FEW])
         more = f"; and {len(report.refused) - FEW} more" if len(report.refused) > FEW else ""
-        raise ValueError(f"{told}{more}. The rest is kept.")
+        raise Refused(f"{told}{more}. The rest is kept.")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ from interpcore.cli.neurons_options import (
     study_settings,
 )
 from interpcore.cli.tables import show
+from interpcore.errors import Refused
 
 WEIGHTS = (
     "Medians of each layer. w_in, w_out: a neuron's reading and writing vector, their norms and cosine "
@@ -114,7 +115,7 @@ def summarize(
     if part is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", part)
         if found is None:
-            raise ValueError(f"--part {part!r} is no part such as 1/2.")
+            raise Refused(f"--part {part!r} is no part such as 1/2.")
         summary = study.summary_part(int(found[1]), int(found[2]))
     else:
         summary = study.merge_summary_parts() if merge else study.summary
@@ -165,7 +166,7 @@ def correlate(
         seed=seed,
     )
     if not study.partners:
-        raise ValueError("correlate needs another model: --partner NAME.")
+        raise Refused("correlate needs another model: --partner NAME.")
     if estimate:
         typer.echo(str(estimate_correlations([study.model, *study.partners], study.tokens, settings)))
         return
@@ -230,7 +231,7 @@ def dataframe(
 
     if tokens is None:
         if not published:
-            raise ValueError("dataframe needs --tokens, or a published table with --from.")
+            raise Refused("dataframe needs --tokens, or a published table with --from.")
         import pandas as pd
 
         found = {path.stem: summarize_table(read_published(path)) for path in published}

@@ -24,6 +24,7 @@ from interpcore.cli.neurons_options import (
     open_study,
 )
 from interpcore.cli.tables import show
+from interpcore.errors import Refused
 
 EXPLAINED = (
     "variance_reduction: share of the activation's variance that the feature explains; mean_difference, "
@@ -107,9 +108,9 @@ def intervene(
     try:
         fixed = [float(value) for value in values.split(",")]
         if not all(map(math.isfinite, fixed)):
-            raise ValueError(values)
+            raise Refused(values)
     except ValueError as error:
-        raise ValueError(f"--values {values!r} is no list of numbers, such as -0.17,0,1.") from error
+        raise Refused(f"--values {values!r} is no list of numbers, such as -0.17,0,1.") from error
     table, _ = study.interventions(chosen, fixed, kind, site)
     shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "entropy_change", "rank_change"]
     folder = study.step(intervention_step(kind, site))
@@ -166,7 +167,7 @@ def cache(
     from interpcore.neurons.interventions import parse_neurons
 
     if dtype not in ("float32", "float16"):
-        raise ValueError(f"--dtype is float32 or float16; got {dtype!r}.")
+        raise Refused(f"--dtype is float32 or float16; got {dtype!r}.")
     study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol, steps=False)
     found = save(
         study.model,

@@ -18,6 +18,7 @@ from typing import Any
 from interpcore.data import task_text
 from interpcore.data.tinyworld import words
 from interpcore.data.tinyworld.world import reserve
+from interpcore.errors import Refused
 
 COLUMNS = {
     "ioi": ("clean", "corrupted", "corrupted_hard", "correct_idx", "incorrect_idx"),
@@ -36,7 +37,7 @@ PARTS = ("study", "reserve", "all")
 Row = dict[str, Any]
 
 
-class PromptPairError(ValueError):
+class PromptPairError(Refused):
     """A task that cannot be generated as asked."""
 
 

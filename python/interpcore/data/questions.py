@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from interpcore.data.relations import fill
 from interpcore.data.tinyworld import plain, words
 from interpcore.data.tinyworld.world import study_relations
+from interpcore.errors import Refused
 
 REASONING = {"sum": 1.0, "comparison": 0.9, "holder": 0.8}
 RECALL = {"factual": 0.0, "commonsense": 0.1, "linguistic": 0.2}
@@ -54,7 +55,7 @@ def generate(count: int = 200, seed: int = 0, n_options: int = 4) -> list[Questi
     Returns: the questions. Raises: ValueError where a question cannot have that many options.
     """
     if not 2 <= n_options <= 9:
-        raise ValueError(f"A question has 2 to 9 options, not {n_options}.")
+        raise Refused(f"A question has 2 to 9 options, not {n_options}.")
     rng = random.Random(f"questions {seed}")
     recall = _recall_pool(n_options)
     rng.shuffle(recall)
@@ -66,7 +67,7 @@ def generate(count: int = 200, seed: int = 0, n_options: int = 4) -> list[Questi
         if draft.question not in made:
             made[draft.question] = _finish(draft, len(made), n_options, rng)
     if len(made) < count:
-        raise ValueError(f"There are only {len(made)} different questions, fewer than {count}.")
+        raise Refused(f"There are only {len(made)} different questions, fewer than {count}.")
     return list(made.values())
 
 

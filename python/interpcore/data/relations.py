@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interpcore.errors import Refused
 from interpcore.runs import RunError, read_json
 from interpcore.runs.fields import Fields, is_text
 
@@ -20,7 +21,7 @@ _KEYS = {"name", "prompt_templates", "prompt_templates_zs", "properties", "sampl
 _PROPERTIES = {"relation_type", "domain_name", "range_name", "symmetric"}
 
 
-class RelationError(ValueError):
+class RelationError(Refused):
     """A relation file or a request about a relation that cannot be served."""
 
 

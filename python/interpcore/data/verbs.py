@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from interpcore.errors import Refused
+
 _PAIRS = """
 is/are was/were accepts/accept achieves/achieve acts/act adds/add admires/admire admits/admit
 advises/advise affects/affect agrees/agree aims/aim allows/allow amuses/amuse annoys/annoy answers/answer
@@ -66,20 +68,20 @@ VERBS = tuple((pair.partition("/")[0], pair.partition("/")[2]) for pair in _PAIR
 def read_verbs(path: str | Path) -> tuple[tuple[str, str], ...]:
     """Verb pairs from a published list: a CSV file with the columns `sing` and `plur`.
 
-    Raises: ValueError for a file without these columns, without verbs, or with a row that lacks one.
+    Raises: Refused for a file without these columns, without verbs, or with a row that lacks one.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             columns, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file: {error}.") from error
+        raise Refused(f"{path} is no CSV file: {error}.") from error
     if not {"sing", "plur"} <= set(columns):
-        raise ValueError(f"A verb list has the columns sing and plur; {path} has {list(columns)}.")
+        raise Refused(f"A verb list has the columns sing and plur; {path} has {list(columns)}.")
     found = tuple((row["sing"], row["plur"]) for row in rows)
     if not found:
-        raise ValueError(f"The verb list {path} is empty.")
+        raise Refused(f"The verb list {path} is empty.")
     lacking = next((number for number, pair in enumerate(found, 1) if not all(pair)), None)
     if lacking is not None:
-        raise ValueError(f"Row {lacking} of the verb list {path} lacks its singular or its plural.")
+        raise Refused(f"Row {lacking} of the verb list {path} lacks its singular or its plural.")
     return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.relations import Sample
+from interpcore.errors import Refused
 from interpcore.lre.prompts import leave_one_out
 from interpcore.lre.states import Depth, pad, published_depths
 from interpcore.model import Model
@@ -34,7 +35,7 @@ class Operator:
     def at(self, depth: Depth) -> int:
         """Place of a depth. Raises: ValueError where the operator has none."""
         if depth not in self.depths:
-            raise ValueError(f"The operator has the depths {self.depths}; got {depth}.")
+            raise Refused(f"The operator has the depths {self.depths}; got {depth}.")
         return self.depths.index(depth)
 
     def read(self, h: Tensor, betas: Sequence[float]) -> Tensor:
@@ -86,7 +87,7 @@ def estimate(
     Raises: ValueError without examples, for a subject that is not in its prompt, or a prompt too long.
     """
     if not examples:
-        raise ValueError("An operator needs at least one example; give training samples.")
+        raise Refused("An operator needs at least one example; give training samples.")
     chosen = published_depths(model.plan.n_calls) if depths is None else tuple(depths)
     queries = leave_one_out(model.tokenizer, template, examples, protocol)
     tokens, mask = pad([q.ids for q in queries], model.device)

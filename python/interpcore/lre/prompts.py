@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interpcore.data.relations import Prompt, Sample, few_shot_prompt
+from interpcore.errors import Refused
 
 PROTOCOLS = ("default", "paper")
 Offsets = Sequence[tuple[int, int]]
@@ -42,9 +43,9 @@ def encode_query(tokenizer: Any, prompt: Prompt, protocol: str = "default") -> Q
     Raises: ValueError for a slow tokenizer, an unknown protocol, or a subject that no token covers.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}; got {protocol!r}.")
+        raise Refused(f"protocol is one of {', '.join(PROTOCOLS)}; got {protocol!r}.")
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
+        raise Refused(
             "Finding subjects needs a fast tokenizer (a tokenizer.json beside the model); this one is not."
         )
     encoded = tokenizer(prompt.text, return_offsets_mapping=True)
@@ -72,7 +73,7 @@ def find_occurrence(offsets: Offsets, text: str, subject: str, which: str) -> in
     """
     start = text.find(subject) if which == "first" else text.rfind(subject)
     if start < 0 or not subject:
-        raise ValueError(
+        raise Refused(
             f"The subject {subject!r} is not in the prompt {text[-60:]!r}; check the relation's subjects."
         )
     end = start + len(subject)
@@ -108,7 +109,7 @@ def _last_token(offsets: Offsets, end: int, subject: str) -> int:
     """The last token that covers the character before `end`; several do where bytes are tokens."""
     covering = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
     if not subject or not covering:
-        raise ValueError(
+        raise Refused(
             f"The subject {subject!r} is not in the prompt: no token covers it; check the subjects."
         )
     return covering[-1]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from interpcore.lre import figures, tables
 from interpcore.runs import RunError, RunFolder, atomic_path, compare, read_card, write_json
+from interpcore.runs.frames import read_frame
 from interpcore.stats import Interval, correlation
 
 if TYPE_CHECKING:
@@ -94,14 +95,12 @@ def compare_runs(first: str | os.PathLike[str], second: str | os.PathLike[str]) 
 
     Raises: RunError where a folder holds no report or the runs share fewer than four measured relations.
     """
-    import pandas as pd
-
     frames = []
     for out in (first, second):
         path = Path(out) / "artifacts" / RELATIONS
         if not path.is_file():
             raise RunError(f"{out} holds no relation table; run `interpcore lre run` into it first")
-        frame = pd.read_parquet(path)
+        frame = read_frame(path)
         frames.append(frame[frame.trials > 0].set_index("relation"))
     shared = [name for name in frames[0].index if name in frames[1].index]
     if len(shared) < 4:
@@ -109,11 +108,11 @@ def compare_runs(first: str | os.PathLike[str], second: str | os.PathLike[str]) 
             f"{first} and {second} share {len(shared)} measured relations; a correlation needs four"
         )
     cards = compare(read_card(first), read_card(second))
-    own = ("model", "revision", "weights", "tokenizer", "plan")
+    own = ("model", "revision", "weights", "tokenizer", "plan", "plan_hash")
     return Comparison(
         {m: correlation(*(f.loc[shared, m] for f in frames)) for m in ("faithfulness", "causality")},
         tuple(shared),
-        tuple(said for said in cards if not said.startswith(own)),
+        tuple(str(difference) for difference in cards if difference.field not in own),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.lre.prompts import Query
 from interpcore.model import Cache, Model, Tap
 
@@ -67,7 +68,7 @@ def read_states(model: Model, queries: Sequence[Query], depths: Sequence[Depth])
     Raises: ValueError for no prompts, or one longer than the model has positions for.
     """
     if not queries:
-        raise ValueError("There are no prompts to run; the relation has no test samples left.")
+        raise Refused("There are no prompts to run; the relation has no test samples left.")
     shared = _shared_length(queries)
     cache = Cache()
     if shared:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from interpcore.data.relations import Relation, RelationError, split
+from interpcore.errors import Refused
 from interpcore.lre.answers import Answers
 from interpcore.lre.known import dataset_filter
 from interpcore.lre.operator import Operator, estimate
@@ -56,13 +57,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}; got {self.protocol!r}.")
+            raise Refused(f"protocol is one of {', '.join(PROTOCOLS)}; got {self.protocol!r}.")
         if min(self.trials, self.examples) < 1 or self.ranks < 2 or not self.betas or not self.damping >= 0:
-            raise ValueError(
+            raise Refused(
                 "A study needs at least 1 trial, 1 example, 2 ranks and 1 beta, and damping of 0 or more."
             )
         if not all(0 <= beta < math.inf for beta in self.betas):
-            raise ValueError(f"betas are 0 or more and finite; got {self.betas[0]} to {self.betas[-1]}.")
+            raise Refused(f"betas are 0 or more and finite; got {self.betas[0]} to {self.betas[-1]}.")
 
     @property
     def least_known(self) -> int:
@@ -91,12 +92,12 @@ class Study:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Model):
-            raise ValueError(
+            raise Refused(
                 "LRE studies edit cached runs, which the generic adapter cannot; use a model family that "
                 "interpcore has its own blocks for."
             )
         if self.model.tokenizer is None:
-            raise ValueError(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
+            raise Refused(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
         for relation in self.relations.values():
             if self.options.template >= len(relation.prompt_templates):
                 raise RelationError(
@@ -150,7 +151,7 @@ class Study:
         for other in [*names[:at][::-1], *names[:at:-1]]:
             try:
                 return self.operator(other, trial)
-            except ValueError:
+            except Refused:
                 continue
         return None
 
@@ -196,7 +197,7 @@ def run_study(
     options = options or Options()
     names = [relation.name for relation in relations]
     if len(set(names)) < len(names) or not names:
-        raise ValueError("A study needs relations, each under a name of its own.")
+        raise Refused("A study needs relations, each under a name of its own.")
     study = Study(model, {relation.name: relation for relation in relations}, options)
     card = study_card(model, relations, options, command)
     with RunFolder.open_or_create(out, card, shared=True) as folder:
@@ -237,7 +238,7 @@ def load_study(
     """
     model = load(**origin)
     if not isinstance(model, Model) or run_card(model).weights != weights:
-        raise ValueError(
+        raise Refused(
             f"{origin['source']} holds other weights than this study's model, which workers load from "
             "there; use one worker"
         )

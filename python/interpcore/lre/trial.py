@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.relations import Relation, RelationError, Sample, split
+from interpcore.errors import Refused
 from interpcore.lre import controls
 from interpcore.lre.answers import recall
 from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds
@@ -93,7 +94,7 @@ def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
         operator, other = study.operator(relation, trial), study.other_operator(relation, trial)
         reading = read_all(study, ready, operator, other)
         editing, timing = edit_all(study, ready, operator, other)
-    except ValueError as error:
+    except Refused as error:
         reason = str(error) if str(error).startswith(relation) else f"{relation}: {error}"
         status = "not known" if isinstance(error, NotKnownError) else "refused"
         return record | {"status": status, "reason": reason}

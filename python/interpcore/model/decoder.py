@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from . import generate as generation
 from .adapter import ConcatAdapter, ConstantState
 from .block import Block
@@ -79,7 +81,7 @@ class Model:
     def __post_init__(self) -> None:
         for call in self.plan.calls:
             if call.module not in self.modules:
-                raise ValueError(f"The plan calls {call.module!r}; this model has {', '.join(self.modules)}.")
+                raise Refused(f"The plan calls {call.module!r}; this model has {', '.join(self.modules)}.")
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +226,7 @@ class Model:
         cache.check(self.identity, self.plan, resolved, layout.start)
         missing = self.plan.streams - {RESID} - set(streams or {})
         if missing:
-            raise ValueError(
+            raise Refused(
                 f"The plan also has the stream(s) {', '.join(sorted(missing))}; pass "
                 f"streams={{name: [rows, position, d_model]}}."
             )
@@ -281,7 +283,7 @@ class Model:
         if logits_at is None and not whole:
             return None
         if isinstance(logits_at, str) and logits_at not in ("all", "last"):
-            raise ValueError(f"logits_at is 'all', 'last', None or positions; got {logits_at!r}.")
+            raise Refused(f"logits_at is 'all', 'last', None or positions; got {logits_at!r}.")
         if whole or (isinstance(logits_at, str) and logits_at == "all"):
             everywhere = ctx.site(
                 "logits", None, self.unembed(ctx.site("final_norm", None, self.final_norm(stream)))
@@ -313,7 +315,7 @@ def at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
     selected = select(Tap("logits", positions=logits_at), layout.totals)
     column = (selected.position - layout.start[selected.row]).view(layout.batch, -1)
     if bool((column < 0).any()):
-        raise ValueError(
+        raise Refused(
             "logits_at names a position that is in the cache; ask for it in the forward that computes it."
         )
     return values[rows[:, None], column.to(values.device)]

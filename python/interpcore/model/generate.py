@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from .cache import Cache
 from .prompts import read_prompts
 from .sites import Edit, select
@@ -65,9 +67,9 @@ def generate(
     Raises: ValueError for prompts that do not continue the cache, or sampling without a seed.
     """
     if temperature > 0 and seed is None:
-        raise ValueError("Sampling needs a seed; pass seed=, or temperature=0 for greedy decoding.")
+        raise Refused("Sampling needs a seed; pass seed=, or temperature=0 for greedy decoding.")
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is at least 1; got {max_new_tokens}.")
+        raise Refused(f"max_new_tokens is at least 1; got {max_new_tokens}.")
     sampler = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     stops = torch.tensor(_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
@@ -125,7 +127,7 @@ class _Recomputed:
 
     def __init__(self, packed: Tensor, lengths: Tensor, cache: Cache | None):
         if cache is not None:
-            raise ValueError(
+            raise Refused(
                 "This model runs through the generic adapter, which keeps no cache; leave cache=None."
             )
         self.packed, self.lengths = packed, lengths
@@ -175,7 +177,7 @@ def _absolute(edit: Edit, lengths: Tensor) -> Edit:
             n = int(rows[0])
             start, stop = (b if b is None or b >= 0 else max(0, b + n) for b in (at.start, at.stop))
             return replace(edit, positions=slice(start, stop))
-        raise ValueError(
+        raise Refused(
             "A range that counts from the end needs prompts of equal length; pass one edit per row "
             "(rows=[i])."
         )

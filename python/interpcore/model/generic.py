@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interpcore.errors import Refused
+
 from .cache import Cache
 from .context import Context
 from .decoder import LogitsAt, Output, at_positions
@@ -109,7 +111,7 @@ class GenericModel:
 
     def with_plan(self, plan: Plan) -> GenericModel:
         """Refused: only hand-written blocks run other plans."""
-        raise ValueError(
+        raise Refused(
             f"{self.spec.name} runs through the generic adapter, which cannot run another plan; its family "
             "needs hand-written blocks."
         )
@@ -139,7 +141,7 @@ class GenericModel:
         Raises: ValueError as `Model.forward`, and when a cache is passed.
         """
         if cache is not None:
-            raise ValueError(
+            raise Refused(
                 f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
             )
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
@@ -170,7 +172,7 @@ class GenericModel:
 def _blocks(hf: Any, count: int, name: str) -> nn.ModuleList:
     lists = [m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists or hf.get_input_embeddings() is None or hf.get_output_embeddings() is None:
-        raise ValueError(
+        raise Refused(
             f"{name} is not a decoder the generic adapter can read: no list of {count} blocks with input and "
             "output embeddings."
         )

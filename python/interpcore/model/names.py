@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 
+from interpcore.errors import Refused
+
 from .sites import SITES
 from .spec import ModelSpec
 
@@ -59,7 +61,7 @@ def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int
     plain, d = re.sub(r"^blocks\.\d+\.", "blocks.{d}.", name), re.match(r"blocks\.(\d+)\.", name)
     sites = [s for s, hook in TRANSFORMER_LENS.items() if hook == plain]
     if not sites:
-        raise ValueError(
+        raise Refused(
             f"{name!r} names no activation; examples: resid.3, hidden_states[3], blocks.3.hook_resid_pre, "
             "lre:3, embed."
         )
@@ -91,9 +93,7 @@ def site_name(site: str, depth: int | None, n_calls: int, convention: str = "int
             return f"blocks.{n_calls - 1}.hook_resid_post"
         hook = TRANSFORMER_LENS.get(site)
         return None if hook is None else hook.format(d=depth)
-    raise ValueError(
-        f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}."
-    )
+    raise Refused(f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}.")
 
 
 def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
@@ -130,5 +130,5 @@ def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
 
 def _in_range(index: int, count: int, name: str) -> int:
     if not -count <= index < count:
-        raise ValueError(f"{name!r} is outside this model, which has {count} of these.")
+        raise Refused(f"{name!r} is outside this model, which has {count} of these.")
     return index % count

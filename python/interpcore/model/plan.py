@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from interpcore.errors import Refused
+
 RESID = "resid"
 KINDS = ("block", "norm", "adapter")
 
@@ -35,7 +37,7 @@ class Call:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"A call's kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
+            raise Refused(f"A call's kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Plan:
         first = self._call_depth(first)
         last = first if last is None else self._call_depth(last)
         if times < 0 or last < first:
-            raise ValueError(
+            raise Refused(
                 f"Cannot repeat depths {first} to {last} {times} times; give first <= last and times >= 0."
             )
         order = [*range(first), *list(range(first, last + 1)) * times, *range(last + 1, self.n_calls)]
@@ -137,7 +139,7 @@ class Plan:
         Only plans made of block calls alone can be reordered as a whole.
         """
         if len(self.blocks) != len(self.calls):
-            raise ValueError(
+            raise Refused(
                 "This plan has norm or adapter calls between its blocks; reorder its calls by hand with "
                 "Plan(calls)."
             )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from .layout import Layout, read_layout
 from .spec import ModelSpec
 
@@ -22,13 +24,13 @@ def encode(
     Raises: ValueError without a tokenizer or for an empty text.
     """
     if tokenizer is None:
-        raise ValueError(
+        raise Refused(
             f"Model {spec.name} has no tokenizer; pass token ids, or load it from a folder with tokenizer "
             "files."
         )
     rows = [tokenizer(t)["input_ids"] for t in ([texts] if isinstance(texts, str) else texts)]
     if not rows or not all(rows):
-        raise ValueError("The prompt is empty: give text of at least one token.")
+        raise Refused("The prompt is empty: give text of at least one token.")
     width = max(map(len, rows))
     tokens = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=device)
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=device)
@@ -53,7 +55,7 @@ def read_prompts(
             if isinstance(tokens, Tensor)
             else type(tokens).__name__
         )
-        raise ValueError(
+        raise Refused(
             f"Tokens are an integer tensor [batch, position]; got {what}. `encode` makes one from text."
         )
     layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, start, device)
@@ -63,7 +65,7 @@ def read_prompts(
     low, high = (int(x) for x in packed.aminmax())
     if low < 0 or high >= spec.vocab_size:
         wrong = low if low < 0 else high
-        raise ValueError(
+        raise Refused(
             f"Token id {wrong} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1})."
         )
     return layout, packed
@@ -73,6 +75,4 @@ def check_length(layout: Layout, spec: ModelSpec) -> None:
     """Refuse rows longer than the model has positions for."""
     longest, limit = int(layout.totals.max()), spec.max_positions
     if limit is not None and longest > limit:
-        raise ValueError(
-            f"The prompt has {longest} tokens; {spec.name} has positions for {limit}. Shorten it."
-        )
+        raise Refused(f"The prompt has {longest} tokens; {spec.name} has positions for {limit}. Shorten it.")

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from .maps import Map, Selection
 
 Positions = int | Sequence[int] | slice | Tensor | None
@@ -164,18 +166,18 @@ def check_address(spec: Tap | Edit, n_calls: int, absent: Mapping[str, str]) -> 
     """
     site = SITES.get(spec.site)
     if site is None:
-        raise ValueError(f"There is no site {spec.site!r}; sites are {', '.join(SITES)}.")
+        raise Refused(f"There is no site {spec.site!r}; sites are {', '.join(SITES)}.")
     if spec.site in absent:
-        raise ValueError(f"This model has no site {spec.site!r}: {absent[spec.site]}")
+        raise Refused(f"This model has no site {spec.site!r}: {absent[spec.site]}")
     if spec.heads is not None and site.heads is None:
-        raise ValueError(f"Site {spec.site!r} has no heads to choose from.")
+        raise Refused(f"Site {spec.site!r} has no heads to choose from.")
     if site.depths == "none":
         if spec.depth is not None:
-            raise ValueError(f"Site {spec.site!r} has no depth; leave depth=None.")
+            raise Refused(f"Site {spec.site!r} has no depth; leave depth=None.")
         return None
     count = n_calls + (site.depths == "calls+1")
     if spec.depth is None or not -count <= spec.depth < count:
-        raise ValueError(
+        raise Refused(
             f"Site {spec.site!r} has depths 0 to {count - 1} (negative from the end); got {spec.depth}."
         )
     return spec.depth % count
@@ -193,7 +195,7 @@ def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
     batch = len(totals)
     rows = torch.arange(batch) if spec.rows is None else torch.as_tensor(list(spec.rows), dtype=torch.int64)
     if bool(((rows < -batch) | (rows >= batch)).any()):
-        raise ValueError(f"Rows {rows.tolist()} are outside a batch of {batch}.")
+        raise Refused(f"Rows {rows.tolist()} are outside a batch of {batch}.")
     rows = rows % batch
     lengths = totals[rows]
     if spec.positions is None or isinstance(spec.positions, slice):
@@ -209,7 +211,7 @@ def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
     wrong = (wanted < -lengths[:, None]) | ((wanted >= lengths[:, None]) & (not more))
     if bool(wrong.any()):
         i, j = wrong.nonzero()[0].tolist()
-        raise ValueError(
+        raise Refused(
             f"Position {int(wanted[i, j])} is outside row {int(rows[i])}, which has {int(lengths[i])} real "
             f"tokens ({spec.site})."
         )
@@ -221,7 +223,7 @@ def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
 
 def _select_range(spec: Tap | Edit, rows: Tensor, lengths: Tensor, span: slice) -> Selected:
     if span.step not in (None, 1):
-        raise ValueError(f"Position ranges run in steps of 1; got a step of {span.step}.")
+        raise Refused(f"Position ranges run in steps of 1; got a step of {span.step}.")
     bounds = [slice(span.start, span.stop).indices(n)[:2] for n in lengths.tolist()]
     counts = torch.tensor([max(0, stop - start) for start, stop in bounds])
     row = torch.arange(len(rows)).repeat_interleave(counts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model, Tap
 from interpcore.ops import Pilot, centered, column_moments
 
@@ -71,7 +72,7 @@ def neuron_set(model: Model, name: str | None = None) -> NeuronSet:
         ValueError: the model has blocks without such a site.
     """
     if "mlp_act" in model.spec.absent:
-        raise ValueError(f"{model.spec.name} has no site 'mlp_act': {model.spec.absent['mlp_act']}")
+        raise Refused(f"{model.spec.name} has no site 'mlp_act': {model.spec.absent['mlp_act']}")
     widths = tuple(model.block(depth).mlp.down.weight.shape[0] for depth in range(model.plan.n_calls))
     return NeuronSet(model.spec.name.rstrip("/").rsplit("/", 1)[-1] if name is None else name, widths)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.readout import Readout, TokenMeasures
 from interpcore.neurons.cards import corpus_card
@@ -85,7 +86,7 @@ def cache(
     shards.check_model(model)
     chosen = tuple(dict.fromkeys((int(layer), int(number)) for layer, number in neurons))
     if not chosen:
-        raise ValueError("Name at least one neuron to cache.")
+        raise Refused("Name at least one neuron to cache.")
     n = min(shards.n_sequences, sequences or shards.n_sequences)
     card = corpus_card(
         model,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.correlation_study import Correlations, Pair, Settings, Study
 from interpcore.neurons.cross_sums import CrossSums, tile_bytes
@@ -74,7 +75,7 @@ def correlate(
     """
     study = Study(models, shards, settings or Settings(), names)
     if sequences is not None and folder is None:
-        raise ValueError("Sums over a part of the sequences need a folder to be kept in.")
+        raise Refused("Sums over a part of the sequences need a folder to be kept in.")
     path = None if folder is None else Path(folder)
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)

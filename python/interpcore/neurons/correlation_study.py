@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.neurons.activations import SIMILARITIES, NeuronSet, Reader, neuron_set
@@ -52,13 +53,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.similarity not in SIMILARITIES:
-            raise ValueError(
+            raise Refused(
                 f"similarity={self.similarity!r} is unknown; choose from {', '.join(SIMILARITIES)}."
             )
         if isinstance(self.rotation, str) and self.rotation not in ROTATIONS:
-            raise ValueError(f"rotation={self.rotation!r} is unknown; choose from {', '.join(ROTATIONS)}.")
+            raise Refused(f"rotation={self.rotation!r} is unknown; choose from {', '.join(ROTATIONS)}.")
         if self.similarity == "jaccard" and self.rotation is not None:
-            raise ValueError("A rotation has no Jaccard similarity; use rotation=None.")
+            raise Refused("A rotation has no Jaccard similarity; use rotation=None.")
 
     @property
     def rotates(self) -> bool:
@@ -93,7 +94,7 @@ class Correlations:
         """The number of a model."""
         names = [neurons.name for neurons in self.sets]
         if name not in names:
-            raise ValueError(f"There is no model {name!r} here; there are {', '.join(names)}.")
+            raise Refused(f"There is no model {name!r} here; there are {', '.join(names)}.")
         return names.index(name)
 
 
@@ -120,9 +121,9 @@ class Study:
         given = [None] * len(models) if names is None else list(names)
         self.sets = tuple(neuron_set(model, name) for model, name in zip(models, given, strict=True))
         if len({neurons.name for neurons in self.sets}) < len(models):
-            raise ValueError("Two models have one name; give names=[...] that differ.")
+            raise Refused("Two models have one name; give names=[...] that differ.")
         if shards.n_sequences < settings.groups:
-            raise ValueError(
+            raise Refused(
                 f"{shards.n_sequences} sequences do not make {settings.groups} groups; give more tokens or "
                 "groups=."
             )
@@ -187,7 +188,7 @@ class Study:
         start, stop = sequences
         ends = stop == self.shards.n_sequences or stop % self.block == 0
         if not (0 <= start < stop <= self.shards.n_sequences and start % self.block == 0 and ends):
-            raise ValueError(
+            raise Refused(
                 f"Sequences {start} to {stop} do not begin and end on the grid of blocks of {self.block} in "
                 f"{self.shards.n_sequences}; round them."
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.row_summary import EDGES, add_counts, keep_extremes
 from interpcore.neurons.weights import FoldedWeights, NeuronWeights
 from interpcore.ops import column_moments, product
@@ -82,7 +83,7 @@ def summarize_cosines(
         keep_extremes(bottom, bottom_index, by_row, start, largest=False)
         start += len(piece)
     if moments is None:
-        raise ValueError("There are no columns to take cosines with.")
+        raise Refused("There are no columns to take cosines with.")
     kept = (x[:, :start] for x in (top, top_index, bottom, bottom_index))
     return CosineSummary(moments, histogram, *kept)
 
@@ -114,7 +115,7 @@ def vocabulary_cosines(folded: FoldedWeights, depth: int, kind: str, *, k: int =
         k: extreme tokens to keep.
     """
     if kind not in VOCABULARY_KINDS:
-        raise ValueError(f"A vocabulary cosine is one of {', '.join(VOCABULARY_KINDS)}; got {kind!r}.")
+        raise Refused(f"A vocabulary cosine is one of {', '.join(VOCABULARY_KINDS)}; got {kind!r}.")
     neurons = folded.neurons(depth)
     rows = unit_rows(neurons.read if kind.endswith("in") else neurons.write)
     return summarize_cosines(rows, token_vectors(folded, kind[0]), k=k)
@@ -161,7 +162,7 @@ def nearest_neurons(folded: FoldedWeights, depth: int) -> dict[str, Tensor]:
 
 def _vectors(kind: str, kinds: tuple[str, ...]) -> tuple[Callable[[NeuronWeights], Tensor], ...]:
     if kind not in kinds:
-        raise ValueError(f"A cosine between neurons is one of {', '.join(kinds)}; got {kind!r}.")
+        raise Refused(f"A cosine between neurons is one of {', '.join(kinds)}; got {kind!r}.")
     take = {"in": lambda w: w.read, "out": lambda w: w.write}
     return tuple(take[word] for word in kind.split("_"))
 

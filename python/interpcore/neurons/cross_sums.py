@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.activations import ColumnSums, NeuronSet, Reader
 from interpcore.ops import Pilot, add_products
 
@@ -95,7 +96,7 @@ def pack_tiles(sets: Sequence[NeuronSet], tiles: Sequence[Tile], budget: float) 
     for tile in tiles:
         size = tile_bytes(sets, tile)
         if size > budget:
-            raise ValueError(
+            raise Refused(
                 f"A budget of {budget / 1e9:.3g} GB does not hold the {size / 1e9:.3g} GB of one block's "
                 "products; raise it."
             )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.families import add_families
 from interpcore.neurons.published import (
     COLUMNS,
@@ -62,10 +63,10 @@ def neuron_table(
     import pandas as pd
 
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}; got {protocol!r}.")
+        raise Refused(f"protocol is one of {', '.join(PROTOCOLS)}; got {protocol!r}.")
     n = len(weights)
     if len(pre.count) != n or len(counts) != n or (universality and len(universality.excess) != n):
-        raise ValueError(
+        raise Refused(
             f"The weights are of {n} neurons, the activations of {len(pre.count)}: they are not of one model."
         )
     exact = {"mean": pre.mean, "var": pre.variance, "skew": pre.skewness, "kurt": pre.kurtosis}

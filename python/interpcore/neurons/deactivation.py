@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.model import Add, Edit, Model, Plan, Replace, Tap
 from interpcore.model.block import Block
 from interpcore.neurons.cosines import unit_rows
@@ -212,14 +213,14 @@ def _heads_at(scores: Tensor, z: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
 def _check_path(model: Model, neurons: Sequence[Neuron], other: int, width: int, first: int) -> None:
     if not 0 <= other < model.plan.n_calls or any(layer >= other for layer, _ in neurons):
-        raise ValueError(f"Neurons act on the attention of later layers only; layer {other} is not later.")
+        raise Refused(f"Neurons act on the attention of later layers only; layer {other} is not later.")
     if model.plan.streams != {"resid"}:
-        raise ValueError("Path ablation needs a plan whose only stream is the residual one.")
+        raise Refused("Path ablation needs a plan whose only stream is the residual one.")
     blocks: list[Block] = [model.block(layer) for layer, _ in neurons]
     if not all(block.additive for block in blocks):
-        raise ValueError(
+        raise Refused(
             f"{model.spec.name} norms its MLPs' outputs, so a neuron's share of the stream is not act * "
             "w_out."
         )
     if not 0 < first < width:
-        raise ValueError(f"Positions from {first} on are ablated; the sequences have {width} tokens.")
+        raise Refused(f"Positions from {first} on are ablated; the sequences have {width} tokens.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.deactivation import association, first_keys, layer_scores, path_ablation
@@ -63,7 +64,7 @@ def score_table(
         flat.append(scores.flatten())
         noise.append(found.random.flatten().cpu())
     if not frames:
-        raise ValueError("A model of one layer has no later heads to deactivate.")
+        raise Refused("A model of one layer has no later heads to deactivate.")
     return pd.concat(frames, ignore_index=True), {"scores": torch.cat(flat), "random": torch.cat(noise)}
 
 
@@ -113,7 +114,7 @@ def deactivation_study(
     last = model.plan.n_calls - 1
     chosen = tuple(dict.fromkeys((int(a), int(b)) for a, b in neurons if a < last))
     if not chosen:
-        raise ValueError("All these neurons are in the last layer, which no attention follows.")
+        raise Refused("All these neurons are in the last layer, which no attention follows.")
     n = min(shards.n_sequences, sequences or shards.n_sequences)
     card = corpus_card(
         model,

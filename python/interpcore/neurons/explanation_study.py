@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.explain import (
     Explained,
     LabelSums,
@@ -110,7 +111,7 @@ def explain_neurons(
     """
     options = Options() if options is None else options
     if model.tokenizer is None:
-        raise ValueError(f"{model.spec.name} has no tokenizer, and features are rules on its tokens' texts.")
+        raise Refused(f"{model.spec.name} has no tokenizer, and features are rules on its tokens' texts.")
     texts = word_texts(model.tokenizer, model.embedding.shape[0])
     counts = by_token[0].count
     rules = rule_features(texts, options.features)
@@ -206,7 +207,7 @@ def position_table(layers: Sequence[GroupTotals]) -> pd.DataFrame:
     frames = []
     for layer, groups in enumerate(layers):
         if groups.active is None:
-            raise ValueError("The sums by position did not count activations above 0; summarize again.")
+            raise Refused("The sums by position did not count activations above 0; summarize again.")
         count = groups.count.double()
         between, within = position_spread(count, groups.total, groups.square)
         columns = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interpcore.errors import Refused
 from interpcore.neurons.published import UNIVERSAL
 from interpcore.stats import Interval, cluster_bootstrap
 
@@ -40,7 +41,7 @@ class Cuts:
 
     def __post_init__(self) -> None:
         if not 0 < self.entropy_quantile < 0.5 or self.entropy_layers < 1:
-            raise ValueError("entropy_quantile is between 0 and 0.5, entropy_layers at least 1.")
+            raise Refused("entropy_quantile is between 0 and 0.5, entropy_layers at least 1.")
 
 
 def add_families(table: pd.DataFrame, cuts: Cuts | None = None) -> pd.DataFrame:

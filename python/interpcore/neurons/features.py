@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.runs import read_json
 
 VIEWS = {"text": lambda t: t, "word": str.strip, "lower": lambda t: t.strip().lower()}
@@ -121,11 +122,11 @@ def _entries(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
     else:
         content = read_json(Path(path))
     if not isinstance(content, dict) or not isinstance(content.get("features"), list):
-        raise ValueError(f"{where} is no feature file: it needs a list under 'features'.")
+        raise Refused(f"{where} is no feature file: it needs a list under 'features'.")
     for entry in content["features"]:
         rule = isinstance(entry, dict) and {"name", "group"} <= set(entry)
         if not rule or ("words" in entry) == ("pattern" in entry) or entry.get("on", "lower") not in VIEWS:
-            raise ValueError(
+            raise Refused(
                 f"{where}: {entry!r} is no feature; it needs 'name', 'group', either 'words' or 'pattern', "
                 f"and 'on' as one of {', '.join(VIEWS)}."
             )
@@ -141,7 +142,7 @@ def _matches(entry: dict[str, Any], item: str | None, views: dict[str, list[str]
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(
+        raise Refused(
             f"The feature {entry['name']!r} has a pattern that does not compile: {error}."
         ) from error
     return [bool(text) and compiled.search(text) is not None for text in views[entry.get("on", "lower")]]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.readout import MEASURES, Readout, TokenMeasures, log_unigram
 from interpcore.neurons.cards import corpus_card
@@ -166,7 +167,7 @@ def _of_each(
         interventions = dict.fromkeys(neurons, interventions)
     found = {neuron: tuple(interventions[neuron]) for neuron in neurons}
     if not found or len({len(done) for done in found.values()}) != 1 or not next(iter(found.values())):
-        raise ValueError("Every neuron needs as many interventions as the others, and at least one.")
+        raise Refused("Every neuron needs as many interventions as the others, and at least one.")
     return found
 
 
@@ -181,7 +182,7 @@ def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
     blocks = [block for block in blocks if block["tokens"]]
     if not blocks:
-        raise ValueError("No token counts: the masks leave nothing of these sequences.")
+        raise Refused("No token counts: the masks leave nothing of these sequences.")
     counts = torch.tensor([b["tokens"] for b in blocks], dtype=torch.float64)
     clean = torch.tensor([b["clean"] for b in blocks], dtype=torch.float64)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.model import Edit, Function, Model, Tap
 from interpcore.model.mlp import ACTIVATIONS
 from interpcore.model.readout import Readout, TokenMeasures, next_tokens, stacked
@@ -45,7 +46,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.site not in SITES:
-            raise ValueError(
+            raise Refused(
                 f"An intervention is one of {', '.join(KINDS)} at {' or '.join(SITES)}; got {self.kind!r} at "
                 f"{self.site!r}."
             )
@@ -150,7 +151,7 @@ def intervene(
     Returns: per norm, measures [intervention, batch, position].
     """
     if not norms or set(norms) - set(NORMS):
-        raise ValueError(f"norms are among {', '.join(NORMS)}; got {', '.join(norms) or 'none'}.")
+        raise Refused(f"norms are among {', '.join(NORMS)}; got {', '.join(norms) or 'none'}.")
     readout = Readout(model) if readout is None else readout
     layer, number = neuron
     acts = [
@@ -188,13 +189,13 @@ def measure_clean(model: Model, clean: Clean, readout: Readout | None = None) ->
 def check_neurons(model: Model, neurons: Sequence[Neuron]) -> None:
     """Raises: ValueError for a model whose MLPs cannot be intervened on, or a neuron that is not there."""
     if not isinstance(model, Model):
-        raise ValueError(
+        raise Refused(
             "Neurons are edited inside MLPs, which the generic adapter cannot do; use a model family that "
             "interpcore has its own blocks for."
         )
     for layer, number in neurons:
         if not (0 <= layer < model.plan.n_calls and 0 <= number < model.spec.d_mlp):
-            raise ValueError(
+            raise Refused(
                 f"There is no neuron {layer}.{number}: {model.spec.name} has layers 0 to "
                 f"{model.plan.n_calls - 1} of {model.spec.d_mlp} neurons."
             )
@@ -212,19 +213,19 @@ def parse_neurons(text: str | os.PathLike[str], model: Model) -> tuple[Neuron, .
         import pandas as pd
 
         if not Path(text).is_file():
-            raise ValueError(f"There is no file {text}.")
+            raise Refused(f"There is no file {text}.")
         try:
             frame = pd.read_csv(text)
             if not {"layer", "neuron"} <= set(frame.columns):
-                raise ValueError(f"it has no columns layer and neuron, but {', '.join(frame.columns)}")
+                raise Refused(f"it has no columns layer and neuron, but {', '.join(frame.columns)}")
             pairs = list(zip(frame.layer.astype(int), frame.neuron.astype(int), strict=True))
         except ValueError as error:
-            raise ValueError(f"{text} names no neurons: {error}.") from error
+            raise Refused(f"{text} names no neurons: {error}.") from error
     else:
         try:
             pairs = [(int(a), int(b)) for a, b in (part.split(".") for part in str(text).split(","))]
         except ValueError as error:
-            raise ValueError(
+            raise Refused(
                 f"{text!r} names no neurons; write layer.neuron, such as 3.120,3.7, or a CSV file."
             ) from error
     check_neurons(model, pairs)

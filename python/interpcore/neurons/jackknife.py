@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.correlation_study import Correlations, Pair, Study
 from interpcore.neurons.cross_sums import Columns
@@ -89,11 +90,11 @@ def jackknife(
     if len(models) == len(found.sets):
         study = Study(models, shards, found.settings, [neurons.name for neurons in found.sets])
     if study is None or study.identity() != found.identity:
-        raise ValueError(
+        raise Refused(
             "These correlations are of other models or tokens; pass those that they were taken from."
         )
     if found.settings.groups < 20:
-        raise ValueError(f"A jackknife needs 20 groups or more, not {found.settings.groups}.")
+        raise Refused(f"A jackknife needs 20 groups or more, not {found.settings.groups}.")
     study.reader.measure_pilots()
     lists = {pair: [_pairs(found, pair, rotated) for rotated in _kinds(found)] for pair in found.partners}
     flat = [entry for of_pair in lists.values() for entry in of_pair]

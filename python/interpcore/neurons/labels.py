@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model, Tap
 from interpcore.neurons.explain import LabelSums
 from interpcore.neurons.features import FeatureTable
@@ -169,9 +170,7 @@ class SpacyLabels:
             try:
                 import spacy
             except ImportError as error:
-                raise ValueError(
-                    "spaCy labels need spaCy: pip install spacy, and a pipeline of it."
-                ) from error
+                raise Refused("spaCy labels need spaCy: pip install spacy, and a pipeline of it.") from error
             pipeline = spacy.load(pipeline)
         labels = {
             ("part of speech", label) for label in ("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN "

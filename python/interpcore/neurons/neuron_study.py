@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.correlate import Correlations, Settings, correlate
@@ -93,7 +94,7 @@ class NeuronStudy:
     def tokens(self) -> TokenShards:
         """The corpus. Raises: ValueError where the study has none."""
         if self.shards is None:
-            raise ValueError("This step reads tokens; give them with --tokens.")
+            raise Refused("This step reads tokens; give them with --tokens.")
         return self.shards
 
     @cached_property
@@ -151,12 +152,12 @@ class NeuronStudy:
         """
         folders = sorted(Path(self.folder).glob("summary-*-of-*"))
         if not folders:
-            raise ValueError(
+            raise Refused(
                 f"{self.folder} has no parts of a summary; make them with --part 1/2 and --part 2/2."
             )
         read = sum(len(Summary.open(folder).ranges) for folder in folders)
         if read < self.tokens.n_sequences:
-            raise ValueError(
+            raise Refused(
                 f"{', '.join(folder.name for folder in folders)} hold {read} of {self.tokens.n_sequences} "
                 "sequences; make or finish the other parts first."
             )

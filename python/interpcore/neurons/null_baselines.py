@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.mlp import ACTIVATIONS
 from interpcore.neurons.activations import ColumnSums, NeuronSet, Reader
@@ -47,7 +48,7 @@ def null_baseline(
         ValueError: an unknown kind; or as in `correlate`.
     """
     if kind not in KINDS:
-        raise ValueError(f"The baseline {kind!r} is unknown; choose from {', '.join(KINDS)}.")
+        raise Refused(f"The baseline {kind!r} is unknown; choose from {', '.join(KINDS)}.")
     study = Study(models, shards, settings or Settings(), names)
     study.reader.measure_pilots()
     reader = _NullReader(study.reader, kind, study.settings.seed)

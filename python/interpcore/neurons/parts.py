@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.mlp import MLP
 from interpcore.stats import (
@@ -64,7 +65,7 @@ class Statistics:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.by_token) - set(BY_TOKEN))
         if unknown:
-            raise ValueError(f"by_token={unknown[0]!r} is unknown; choose from {', '.join(BY_TOKEN)}.")
+            raise Refused(f"by_token={unknown[0]!r} is unknown; choose from {', '.join(BY_TOKEN)}.")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -147,7 +148,7 @@ def mlp_widths(model: Model) -> tuple[int, ...]:
         ValueError: the model has no MLP that a study of neurons can read.
     """
     if not isinstance(model, Model):
-        raise ValueError(
+        raise Refused(
             f"{model.spec.name} runs through the generic adapter, which shows no neurons; "
             "statistics of neurons need a family with hand-written blocks."
         )
@@ -155,9 +156,7 @@ def mlp_widths(model: Model) -> tuple[int, ...]:
     for depth in range(model.plan.n_calls):
         mlp = getattr(model.block(depth), "mlp", None)
         if not isinstance(mlp, MLP):
-            raise ValueError(
-                f"Block call {depth} of {model.spec.name} has no MLP with one activation; skip it."
-            )
+            raise Refused(f"Block call {depth} of {model.spec.name} has no MLP with one activation; skip it.")
         widths.append(mlp.down.weight.shape[0])
     return tuple(widths)
 
@@ -180,7 +179,7 @@ def plan_passes(statistics: Statistics, sizes: Sizes, memory: float) -> list[lis
         each, width = sizes.bytes_per_neuron(kind, statistics), sizes.widths[depth]
         most = width if kind in ("moments", "up") else min(int(memory // each), width)
         if most == 0 or most * each > memory:
-            raise ValueError(
+            raise Refused(
                 f"{memory / 1e9:.3g} GB of memory do not hold {kind} sums of {each * max(most, 1) / 1e9:.3g} "
                 "GB, which cannot be cut; raise the memory."
             )

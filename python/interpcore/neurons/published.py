@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -72,18 +74,16 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
     import pandas as pd
 
     if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}.")
+        raise Refused(f"There is no file {path}.")
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV file: {error}") from error
+        raise Refused(f"{path} is no CSV file: {error}") from error
     table = table.loc[:, [not str(name).startswith("Unnamed") for name in table.columns]]
     if not {"layer", "neuron"} <= set(table.columns):
-        raise ValueError(
-            f"{path} has no columns layer and neuron; it has {', '.join(map(str, table.columns))}."
-        )
+        raise Refused(f"{path} has no columns layer and neuron; it has {', '.join(map(str, table.columns))}.")
     if len(table.columns) < 3:
-        raise ValueError(f"{path} has no column besides layer and neuron.")
+        raise Refused(f"{path} has no column besides layer and neuron.")
     keys = [name for name in ("layer", "neuron", "model") if name in table]
     table = table.drop_duplicates(keys).reset_index(drop=True)
     if "excess_corr" not in table and {"mean_corr", "mean_baseline"} <= set(table.columns):

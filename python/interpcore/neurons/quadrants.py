@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model, Tap
 from interpcore.runs import Progress
 
@@ -62,7 +63,7 @@ def quadrants(
     Raises: ValueError where the MLPs have no gate.
     """
     if not model.spec.gated:
-        raise ValueError(f"{model.spec.name} has MLPs without a gate, so there are no quadrants.")
+        raise Refused(f"{model.spec.name} has MLPs without a gate, so there are no quadrants.")
     shards.check_model(model)
     shape = (model.plan.n_calls, 4, model.spec.d_mlp)
     count, where = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)

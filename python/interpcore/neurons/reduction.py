@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.activations import NeuronSet
 from interpcore.neurons.correlation_study import Correlations, Settings, Study
 from interpcore.neurons.cross_sums import Columns, Tile, columns_of
@@ -61,9 +62,7 @@ class Reduction:
         """Takes the finished sums of tiles; the first state also holds the sums over single neurons."""
         if not self._columns:
             if not int(state["count"].sum()):
-                raise ValueError(
-                    "The mask leaves no token of these sequences; mask less, or use other tokens."
-                )
+                raise Refused("The mask leaves no token of these sequences; mask less, or use other tokens.")
             self._columns = columns_of(state, self._study.sets)
         for tile in tiles:
             a, b = self.block(tile.a, tile.depth_a), self.block(tile.b, tile.depth_b)

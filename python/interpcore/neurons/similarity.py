@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.cross_sums import Columns
 from interpcore.ops import product
 from interpcore.runs import canonical_json, cell_seed
@@ -121,7 +122,7 @@ class Rotated:
             ValueError: of a Jaccard similarity, which no rotation keeps.
         """
         if block.similarity == "jaccard":
-            raise ValueError("A rotation has no Jaccard similarity; use rotation=None.")
+            raise Refused("A rotation has no Jaccard similarity; use rotation=None.")
         r = rotation_in_units(matrix, block)
         gram = numerator(within, block, block).nan_to_num().float()
         norm = (product(r, gram) * r).sum(1).clamp(min=0).sqrt()

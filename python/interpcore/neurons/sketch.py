@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.activations import Reader
 from interpcore.neurons.correlation_study import Correlations, Pair, Settings, Study
@@ -93,9 +94,9 @@ def correlate_by_sketch(
     settings = settings or Settings()
     study = Study(models, shards, settings, names)
     if settings.similarity != "pearson" or not settings.rotates:
-        raise ValueError("A sketch needs similarity='pearson' and a rotation; use correlate for the rest.")
+        raise Refused("A sketch needs similarity='pearson' and a rotation; use correlate for the rest.")
     if not 1 <= buckets < shards.n_tokens:
-        raise ValueError(
+        raise Refused(
             f"{buckets} buckets for {shards.n_tokens} tokens save nothing; use fewer, or correlate."
         )
     path = None if folder is None else Path(folder)

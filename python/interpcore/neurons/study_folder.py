@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.runs import is_run, read_card
@@ -20,17 +21,17 @@ def check_study_folder(folder: str | os.PathLike[str], model: Model) -> None:
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a study needs a folder; choose another name.")
+        raise Refused(f"{folder} is a file, and a study needs a folder; choose another name.")
     for name, what in (("card.json", "a single run"), ("manifest.json", "token shards")):
         if (folder / name).exists():
-            raise ValueError(f"{folder} holds {what} ({name}); give the study a folder of its own.")
+            raise Refused(f"{folder} holds {what} ({name}); give the study a folder of its own.")
     steps = sorted(step for step in folder.glob("*") if is_run(step))
     weights = run_card(model).weights if steps else None
     for step in steps:
         card = read_card(step)
         partner = step.name == f"weights-{card.model}"
         if card.weights != weights and not partner:
-            raise ValueError(
+            raise Refused(
                 f"{step} is of {card.model}, whose weights are not those of {model.spec.name}; give each "
                 "model's study a folder of its own."
             )

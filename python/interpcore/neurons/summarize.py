@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.parts import Sizes, Statistics, mlp_widths, part_bytes, plan_passes
@@ -151,13 +152,13 @@ def check_range(shards: TokenShards, sequences: tuple[int, int] | None, batch: i
         ValueError: it is empty or leaves the shards, or an end is not on the grid of batches.
     """
     if batch < 1:
-        raise ValueError(f"batch={batch} reads nothing; give 1 or more.")
+        raise Refused(f"batch={batch} reads nothing; give 1 or more.")
     start, stop = (0, shards.n_sequences) if sequences is None else sequences
     if not 0 <= start < stop <= shards.n_sequences:
-        raise ValueError(f"Sequences {start} to {stop} are no range of the {shards.n_sequences} there are.")
+        raise Refused(f"Sequences {start} to {stop} are no range of the {shards.n_sequences} there are.")
     off = next((x for x in (start, stop) if x % batch and x != shards.n_sequences), None)
     if off is not None:
-        raise ValueError(
+        raise Refused(
             f"Sequence {off} is within a batch of {batch}, and parts of a run are cut on one grid so "
             f"that they merge exactly; take {off // batch * batch} or {(off // batch + 1) * batch}."
         )
@@ -178,7 +179,7 @@ def part_range(shards: TokenShards, number: int, of: int, batch: int | None = No
     batch = default_batch(shards) if batch is None else batch
     batches = -(-shards.n_sequences // batch)
     if not 1 <= number <= of <= batches:
-        raise ValueError(
+        raise Refused(
             f"Part {number}/{of} is none: 1/{of} to {of}/{of} are parts, of {batches} batches at most."
         )
     start, stop = (batches * n // of * batch for n in (number - 1, number))
@@ -188,7 +189,7 @@ def part_range(shards: TokenShards, number: int, of: int, batch: int | None = No
 def _sizes(model: Model, shards: TokenShards, statistics: Statistics) -> Sizes:
     widths = mlp_widths(model)
     if statistics.up and not model.spec.gated:
-        raise ValueError(f"{model.spec.name} has MLPs without a gate, so there is no factor beside it.")
+        raise Refused(f"{model.spec.name} has MLPs without a gate, so there is no factor beside it.")
     shards.check_model(model)
     return Sizes(widths, shards.context, shards.vocab_size)
 

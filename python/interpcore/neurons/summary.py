@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.parts import BothSides, Part, Sizes, Statistics, load_accumulator
 from interpcore.ops import ColumnMoments
 from interpcore.runs import RunCard, RunError, RunFolder, compare, read_card, write_tensors
@@ -144,9 +145,7 @@ class Summary:
     def _parts(self, kind: str, depth: int) -> list[Accumulator | BothSides]:
         """The accumulators that together hold one kind of a block call's neurons."""
         if not 0 <= depth < self.n_layers:
-            raise ValueError(
-                f"There is no block call {depth} among the {self.n_layers} of {self.card.model}."
-            )
+            raise Refused(f"There is no block call {depth} among the {self.n_layers} of {self.card.model}.")
         parts = sorted((p for p in self.files if (p.kind, p.depth) == (kind, depth)), key=lambda p: p.start)
         if not parts or parts[-1].stop != self.sizes.widths[depth]:
             raise RunError(
@@ -179,7 +178,9 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
     for other in rest:
         differences = compare(first.card, other.card)
         if differences:
-            raise RunError(f"{other.folder} and {first.folder} do not mean the same: {' '.join(differences)}")
+            raise RunError(
+                f"{other.folder} and {first.folder} do not mean the same: {' '.join(map(str, differences))}"
+            )
         if other.files.keys() != first.files.keys():
             raise RunError(
                 f"{other.folder} and {first.folder} were run with different memory budgets, or one is "

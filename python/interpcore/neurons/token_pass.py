@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model, Plan
 from interpcore.neurons.parts import SIDE, BothSides, Part, Sizes, Statistics, make_accumulator, part_bytes
 from interpcore.ops import RunningMoments, activation_moments
@@ -84,7 +85,7 @@ class Pass:
         self.model.forward(tokens, logits_at=None, activation=hook)
         if not self._seen_depths >= self._parts.keys():
             missing = min(self._parts.keys() - self._seen_depths)
-            raise ValueError(
+            raise Refused(
                 f"Block call {missing} of {self.model.spec.name} ran no activation that can be read; "
                 "its neurons have no statistics."
             )
@@ -189,7 +190,7 @@ def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
         if count == PILOT_TOKENS:
             break
     if not count:
-        raise ValueError(
+        raise Refused(
             f"The masks ({', '.join(shards.masked)}) leave none of the {shards.n_tokens} tokens; apply fewer."
         )
     return {depth: {side: _finite_mean(x) for side, x in sides.items()} for depth, sides in found.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.neurons.correlation_study import Correlations
 from interpcore.neurons.jackknife import Jackknife
 from interpcore.stats.jackknife import jackknife_error
@@ -81,7 +82,7 @@ def universality(
         ValueError: a name is unknown, there is no partner or no rotated baseline.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol={protocol!r} is unknown; choose from {', '.join(PROTOCOLS)}.")
+        raise Refused(f"protocol={protocol!r} is unknown; choose from {', '.join(PROTOCOLS)}.")
     a = _number(found, model)
     others = (
         [b for b in range(len(found.sets)) if b != a]
@@ -89,9 +90,9 @@ def universality(
         else [_number(found, b) for b in partners]
     )
     if not others or a in others:
-        raise ValueError("Excess correlation needs one partner model or more, other than the model itself.")
+        raise Refused("Excess correlation needs one partner model or more, other than the model itself.")
     if not found.settings.rotates:
-        raise ValueError("Excess correlation needs a rotated baseline; correlate with rotation='haar'.")
+        raise Refused("Excess correlation needs a rotated baseline; correlate with rotation='haar'.")
     best = torch.stack([found.partners[a, b].maximum for b in others])
     if protocol == "paper":
         best = best.nan_to_num()

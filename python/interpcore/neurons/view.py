@@ -25,6 +25,7 @@ from interpcore.neurons.pages import highlighted, page, picture, side_by_side, t
 from interpcore.neurons.summary import Summary
 from interpcore.neurons.weights import FoldedWeights, NeuronWeights, fold
 from interpcore.runs import read_card, read_tensors
+from interpcore.runs.frames import read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,12 +111,10 @@ def _numbers(one: _Neuron) -> str:
 
 
 def _explained(one: _Neuron) -> str:
-    import pandas as pd
-
     path = one.study / "explain" / "artifacts" / "best.parquet"
     if not path.is_file():
         return ""
-    best = pd.read_parquet(path)
+    best = read_frame(path)
     return table(best[(best.layer == one.layer) & (best.neuron == one.number)].iloc[:, 2:])
 
 
@@ -251,11 +250,9 @@ def _heads(one: _Neuron) -> str:
 
 
 def _row(path: Path, one: _Neuron) -> pd.Series | None:
-    import pandas as pd
-
     if not path.is_file():
         return None
-    frame = pd.read_parquet(path)
+    frame = read_frame(path)
     return frame[(frame.layer == one.layer) & (frame.neuron == one.number)].iloc[0]
 
 

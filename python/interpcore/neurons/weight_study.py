@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.neurons.composition import KINDS, composition, composition_summary
@@ -29,6 +30,7 @@ from interpcore.neurons.weights import (
     null_space_fraction,
 )
 from interpcore.runs import RunFolder, atomic_path, read_tensors, sweep, write_tensors
+from interpcore.runs.frames import read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +111,8 @@ def read_weights(out: str | os.PathLike[str]) -> pd.DataFrame:
 
     files = sorted((Path(out) / "artifacts" / "layers").glob("[0-9]*.parquet"), key=lambda p: int(p.stem))
     if not files:
-        raise ValueError(f"{out} holds no weight statistics; run `interpcore neurons weights` into it.")
-    return pd.concat([pd.read_parquet(path) for path in files], ignore_index=True)
+        raise Refused(f"{out} holds no weight statistics; run `interpcore neurons weights` into it.")
+    return pd.concat([read_frame(path) for path in files], ignore_index=True)
 
 
 def read_token_effects(out: str | os.PathLike[str], layer: int) -> dict[str, Tensor]:

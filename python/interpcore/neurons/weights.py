@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.block import Block
 from interpcore.model.norm import Norm
@@ -95,7 +96,7 @@ def fold(model: Model, dtype: torch.dtype = torch.float32) -> FoldedWeights:
     Raises: ValueError for a model without hand-written blocks.
     """
     if not isinstance(model, Model):
-        raise ValueError(
+        raise Refused(
             "Weight statistics need a family that interpcore has its own blocks for; this model came through "
             "the generic adapter."
         )
@@ -166,7 +167,7 @@ def null_space_fraction(folded: FoldedWeights, k: int | None = None) -> Callable
     k = max(1, round(0.01 * d)) if k is None else k
     skip = int(folded.centred)
     if not 1 <= k <= d - skip:
-        raise ValueError(f"The null space has 1 to {d - skip} directions here; got k={k}.")
+        raise Refused(f"The null space has 1 to {d - skip} directions here; got k={k}.")
     gram = product(unembedding, unembedding.mT)
     if skip:  # lift the mean's direction above all others, so that it is not taken for a null direction
         gram = gram + gram.trace() / d * torch.ones_like(gram)
@@ -187,7 +188,7 @@ def unigram_direction(folded: FoldedWeights, counts: Tensor) -> Tensor:
         counts: occurrences of each token id [vocabulary].
     """
     if counts.shape != folded.unembedding.shape[1:]:
-        raise ValueError(
+        raise Refused(
             f"Token counts have shape {tuple(counts.shape)}; the vocabulary has "
             f"{folded.unembedding.shape[1]}."
         )

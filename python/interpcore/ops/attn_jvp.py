@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.attn_vjp import check_attention, key_value_covariance, mixed_values
 from interpcore.ops.backend import choose, isa, native_cpu
@@ -77,7 +78,7 @@ def launch_attn_jvp(
     """Choose the backend and fill `out`; the arguments are those of `attn_jvp`, already checked."""
     chosen = choose("attn_jvp", tq, backend)
     if chosen == "cuda":
-        raise RuntimeError("attn_jvp: there is no cuda form; use triton.")
+        raise Unavailable("attn_jvp: there is no cuda form; use triton.")
     if out.numel() == 0:
         return
     score_factor = scale if factor is None else factor

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused, Unavailable
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."
@@ -58,7 +60,7 @@ def isa() -> str:
         return supported[-1] if supported else "none"
     if wanted not in supported:
         choices = ", ".join(supported)
-        raise RuntimeError(
+        raise Unavailable(
             f"INTERPCORE_ISA={wanted} is not available here; unset it or choose from {choices}."
         )
     return wanted
@@ -74,7 +76,7 @@ def named(op: str, backend: str | None) -> str | None:
     if backend is None:
         source, backend = "INTERPCORE_BACKEND", os.environ.get("INTERPCORE_BACKEND") or None
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"{op}: {source}={backend!r} is unknown; choose from {', '.join(BACKENDS)}.")
+        raise Refused(f"{op}: {source}={backend!r} is unknown; choose from {', '.join(BACKENDS)}.")
     return backend
 
 
@@ -93,7 +95,7 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     if wanted is not None:
         problem = _problem(wanted, x)
         if problem:
-            raise RuntimeError(f"{op}: backend {wanted!r} cannot run: {problem}.")
+            raise Unavailable(f"{op}: backend {wanted!r} cannot run: {problem}.")
         return wanted
     if x.dtype == torch.float64:
         return "reference"
@@ -102,7 +104,7 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     for candidate in ("triton", "cuda"):
         if _problem(candidate, x) is None:
             return candidate
-    raise RuntimeError(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")
+    raise Unavailable(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")
 
 
 def _problem(backend: str, x: Tensor) -> str | None:

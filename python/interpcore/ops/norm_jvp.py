@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
 from interpcore.ops.checks import expect_no_gradient, rows_contiguous
@@ -75,7 +76,7 @@ def launch_norm_jvp(
     """Choose the backend and fill `out`; the arguments are those of `norm_jvp`, already checked."""
     chosen = choose("norm_jvp", t, backend)
     if chosen == "cuda":
-        raise RuntimeError("norm_jvp: there is no cuda form; use triton.")
+        raise Unavailable("norm_jvp: there is no cuda form; use triton.")
     if out.numel() == 0:
         return
     if chosen == "reference":

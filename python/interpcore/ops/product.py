@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import named
 
@@ -91,7 +92,7 @@ def product_probe() -> ProductProbe:
     wanted = os.environ.get("INTERPCORE_PRODUCT")
     if wanted:
         if wanted not in ROUTINES or (wanted == "onednn" and onednn is None):
-            raise RuntimeError(f"INTERPCORE_PRODUCT={wanted} is not available here; unset it or use matmul.")
+            raise Unavailable(f"INTERPCORE_PRODUCT={wanted} is not available here; unset it or use matmul.")
         return ProductProbe(matmul, onednn, wanted)
     return ProductProbe(
         matmul, onednn, "onednn" if onednn is not None and onednn > 0.9 * matmul else "matmul"

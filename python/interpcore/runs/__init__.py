@@ -11,10 +11,10 @@ from interpcore.runs.artifacts import (
 )
 from interpcore.runs.backend import Backend, InProcess, run_cell
 from interpcore.runs.canonical import canonical_json, cell_seed, plain
-from interpcore.runs.card import RunCard, compare, current_versions
+from interpcore.runs.card import Difference, RunCard, compare, current_versions
 from interpcore.runs.checkpoint import Checkpoint
-from interpcore.runs.errors import RunError
-from interpcore.runs.folder import RunFolder, is_run, read_card
+from interpcore.runs.errors import Refused, RunError
+from interpcore.runs.folder import Artifacts, RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell
 from interpcore.runs.hashes import tensors_hash, tokenizer_hash
 from interpcore.runs.ledger import Ledger, Row
@@ -23,14 +23,17 @@ from interpcore.runs.progress import Progress
 from interpcore.runs.sweeps import CellError, sweep
 
 __all__ = [
+    "Artifacts",
     "Backend",
     "Cell",
     "CellError",
     "Checkpoint",
+    "Difference",
     "InProcess",
     "Ledger",
     "LocalProcesses",
     "Progress",
+    "Refused",
     "Row",
     "RunCard",
     "RunError",

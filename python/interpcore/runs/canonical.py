@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from interpcore.errors import Refused
+
 
 def plain(value: Any, where: str, *, finite: bool = False) -> Any:
     """Turns a value into what JSON holds, so that it reads back equal to what was written.
@@ -33,7 +35,7 @@ def plain(value: Any, where: str, *, finite: bool = False) -> Any:
         return int(value)
     if isinstance(value, float):
         if finite and not math.isfinite(value):
-            raise ValueError(
+            raise Refused(
                 f"{where} is {value}, which JSON has no text for; give a finite number, None or a string"
             )
         return float(value)

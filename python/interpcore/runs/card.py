@@ -100,7 +100,28 @@ def current_versions() -> dict[str, str]:
     return {"interpcore": interpcore.__version__, **found, "python": f"{major}.{minor}"}
 
 
-def compare(first: RunCard, second: RunCard) -> list[str]:
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which two runs differ in meaning; `str` says it in a sentence.
+
+    Attributes:
+        field: the card's field, such as "weights" or "arguments".
+        left: its value in the first run.
+        right: its value in the second.
+        entry: which entry of a mapping field differs, such as a seed's name; None for the other fields.
+    """
+
+    field: str
+    left: Any
+    right: Any
+    entry: str | None = None
+
+    def __str__(self) -> str:
+        name = self.field if self.entry is None else f"{self.field}[{self.entry!r}]"
+        return f"{name} is {_say(self.left)} in the first run and {_say(self.right)} in the second."
+
+
+def compare(first: RunCard, second: RunCard) -> list[Difference]:
     """In what two runs differ in meaning; circumstances (date, host, command, measured gap) do not count.
 
     Args:
@@ -108,27 +129,25 @@ def compare(first: RunCard, second: RunCard) -> list[str]:
         second: the other.
 
     Returns:
-        One sentence per difference, in the order of the card's fields; empty when the runs mean the same.
+        The differences, in the order of the card's fields; empty when the runs mean the same.
     """
-    differences = []
+    found = []
     for f in fields(RunCard):
         if f.metadata.get("circumstance"):
             continue
         left, right = getattr(first, f.name), getattr(second, f.name)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            for name in sorted(set(left) | set(right)):
-                differences += _difference(f"{f.name}[{name!r}]", left.get(name), right.get(name))
+            entries = sorted(set(left) | set(right))
+            found += [Difference(f.name, left.get(entry), right.get(entry), entry) for entry in entries]
         else:
-            differences += _difference(f.name, left, right)
-    return differences
+            found.append(Difference(f.name, left, right))
+    return [one for one in found if not _equal(one.left, one.right)]
 
 
-def _difference(name: str, left: Any, right: Any) -> list[str]:
+def _equal(left: Any, right: Any) -> bool:
     # As JSON text, so that a tuple equals the list it is read back as, and NaN equals itself.
-    texts = [json.dumps(plain(value, name), sort_keys=True) for value in (left, right)]
-    if texts[0] == texts[1]:
-        return []
-    return [f"{name} is {_say(left)} in the first run and {_say(right)} in the second."]
+    first, second = (json.dumps(plain(value, "the card"), sort_keys=True) for value in (left, right))
+    return first == second
 
 
 def _say(value: Any) -> str:

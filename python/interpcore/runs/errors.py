@@ -1,24 +1,26 @@
-"""Errors about what is on disk or in a sweep, and how programs tell expected ones."""
+"""How programs tell expected errors: in one sentence; defects keep their traceback."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from interpcore.errors import InterpcoreError, Refused, RunError
 
-class RunError(Exception):
-    """A run folder, artifact, ledger or sweep is not as it must be; the message says what to do."""
+__all__ = ["Refused", "RunError", "sentence", "told_in_a_sentence"]
 
 
 @contextmanager
 def told_in_a_sentence(program: str) -> Iterator[None]:
     """Ends the program with one sentence on standard error and status 1 where an expected error comes out.
 
+    Any other error is a defect and passes through.
+
     Args:
         program: its name, in front of the sentence.
     """
     try:
         yield
-    except (ValueError, RuntimeError, OSError, RunError, ImportError) as error:
+    except (InterpcoreError, OSError, ImportError) as error:
         sys.stderr.write(f"{program}: {sentence(error)}\n")
         raise SystemExit(1) from None
     except SystemExit as end:

@@ -1,9 +1,11 @@
 """Run folders: one card, one ledger, artifacts, and a lock against double use."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from interpcore.errors import Refused
 from interpcore.runs.artifacts import read_json, remove_partials, write_json
 from interpcore.runs.card import RunCard, compare
 from interpcore.runs.errors import RunError
@@ -14,11 +16,57 @@ _CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS = "card.json", "ledger.sqlite", "clai
 _OWN_NAMES = {_CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS}
 
 
-class RunFolder:
-    """A run on disk. Make one with `create`, `open` or `open_or_create`; use it as a context manager.
+@dataclass(frozen=True)
+class Artifacts:
+    """The files of a run apart from its ledger: no lock, no database, and it can be sent to a worker.
 
-    The folder holds `card.json`, `ledger.sqlite` (with SQLite's side files), `artifacts/`, and the files
-    `lock` and `claims`, whose locks end with the process.
+    Attributes:
+        path: the run folder.
+        card: what the run means.
+    """
+
+    path: Path
+    card: RunCard
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """The artifacts of a run that exists; nothing is written, so that a read-only disk will do.
+
+        Args:
+            path: the run folder.
+
+        Raises:
+            RunError: no run there, or its card is damaged.
+        """
+        return cls(Path(path), read_card(path))
+
+    def artifact(self, name: str) -> Path:
+        """The path of an artifact, its folder made. Write to it through `runs.artifacts`.
+
+        Args:
+            name: a relative path, such as "layer3/operator.safetensors".
+
+        Returns:
+            The path inside the run's `artifacts/`.
+
+        Raises:
+            Refused: the name leads out of the folder.
+        """
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise Refused(
+                f"the artifact name {name!r} leads out of the run folder; give a relative path without '..'"
+            )
+        path = self.path / _ARTIFACTS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+class RunFolder:
+    """A run on disk, held by the process that drives it; use it as a context manager.
+
+    Make one with `create`, `open` or `open_or_create`. The folder holds `card.json`, `ledger.sqlite`
+    (with SQLite's side files), `artifacts/`, and the files `lock` and `claims`, whose locks end with the
+    process.
 
     Attributes:
         path: the folder.
@@ -130,25 +178,14 @@ class RunFolder:
             )
         return cls(path, card, shared=shared, may_create=True, allow_difference=allow_difference)
 
+    @property
+    def artifacts(self) -> Artifacts:
+        """The part of the folder that workers and readers use."""
+        return Artifacts(self.path, self.card)
+
     def artifact(self, name: str) -> Path:
-        """The path of an artifact, its folder made. Write to it through `artifacts`.
-
-        Args:
-            name: a relative path, such as "layer3/operator.safetensors".
-
-        Returns:
-            The path inside the run's `artifacts/`.
-
-        Raises:
-            ValueError: the name leads out of the folder.
-        """
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(
-                f"the artifact name {name!r} leads out of the run folder; give a relative path without '..'"
-            )
-        path = self.path / _ARTIFACTS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """As `Artifacts.artifact`."""
+        return self.artifacts.artifact(name)
 
     def close(self) -> None:
         """Closes the ledger and lets others use the folder."""
@@ -208,7 +245,7 @@ def _agree(path: Path, card: RunCard | None, *, may_create: bool, allow_differen
         away = ", or remove that one, where nothing is finished" if empty else ""
         raise RunError(
             f"the run in {path} does not mean the same as this one; choose another folder{away} (in Python, "
-            f"also allow_difference=True): {' '.join(differences)}"
+            f"also allow_difference=True): {' '.join(map(str, differences))}"
         )
     return stored
 

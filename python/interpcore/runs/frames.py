@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interpcore.runs.artifacts import atomic_path
+from interpcore.runs.errors import RunError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,3 +28,28 @@ def write_frame(path: Path, frame: pd.DataFrame) -> tuple[Path, Path]:
         with atomic_path(file) as partial:
             write(partial, index=False)
     return files
+
+
+def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Reads a table from a Parquet file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The table.
+
+    Raises:
+        RunError: the file is missing, cut short, or not Parquet.
+    """
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    if not Path(path).is_file():
+        raise RunError(f"there is no file {path}; check the name, or run again what writes it")
+    try:
+        return pd.read_parquet(path)
+    except (ArrowException, OSError) as error:
+        raise RunError(
+            f"{path} is damaged or not a Parquet file ({error}); run again what writes it"
+        ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from interpcore.errors import Refused
 from interpcore.runs.canonical import canonical_json, cell_seed
 
 Grid = Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]
@@ -107,6 +108,6 @@ def _combinations(grid: Grid) -> Iterator[Mapping[str, Any]]:
             raise TypeError(f"grid[{name!r}] is {values!r}, not a list of values; write [{values!r}]")
         lists[name] = list(values)
         if not lists[name]:
-            raise ValueError(f"grid[{name!r}] is empty, so the grid has no cells; give at least one value")
+            raise Refused(f"grid[{name!r}] is empty, so the grid has no cells; give at least one value")
     for values in itertools.product(*lists.values()):
         yield dict(zip(lists, values, strict=True))

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from interpcore.errors import Refused
 from interpcore.runs.backend import Backend, InProcess
 from interpcore.runs.card import RunCard, current_versions
 from interpcore.runs.errors import RunError
@@ -108,11 +109,9 @@ def sweep(
 
 def _check_options(workers: int, retries: int, on_error: str) -> None:
     if on_error not in ("record", "raise"):
-        raise ValueError(f"on_error is {on_error!r}; give 'record' or 'raise'")
+        raise Refused(f"on_error is {on_error!r}; give 'record' or 'raise'")
     if workers < 1 or retries < 0:
-        raise ValueError(
-            f"workers is {workers} and retries is {retries}; give at least 1 worker and 0 retries"
-        )
+        raise Refused(f"workers is {workers} and retries is {retries}; give at least 1 worker and 0 retries")
 
 
 def _finish(

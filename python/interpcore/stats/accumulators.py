@@ -9,10 +9,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 State = dict[str, Tensor]
 
 
-class MergeError(ValueError):
+class MergeError(Refused):
     """Two accumulators do not belong together; the message says why."""
 
 

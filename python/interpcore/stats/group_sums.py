@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
 
 # Rows and columns summed at once: copies of them stay in the cache.
@@ -64,7 +65,7 @@ class GroupSums:
 
     def __init__(self, grouping: str, groups: int, shift: Tensor, *, active: bool = False) -> None:
         if grouping not in GROUPINGS:
-            raise ValueError(f"grouping={grouping!r} is unknown; choose from {', '.join(GROUPINGS)}.")
+            raise Refused(f"grouping={grouping!r} is unknown; choose from {', '.join(GROUPINGS)}.")
         self.grouping, self.shift = grouping, shift
         size, device = (groups, len(shift)), shift.device
         self._count = torch.zeros(groups, dtype=torch.int64, device=device)

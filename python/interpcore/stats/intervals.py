@@ -9,6 +9,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from interpcore.errors import Refused
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -92,14 +94,14 @@ def ratio_of_means(
     if top.ndim != 1 or top.shape != bottom.shape or not len(top):
         raise ValueError(f"A ratio of means needs paired values; got {top.shape} and {bottom.shape}.")
     if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
-        raise ValueError("A ratio of means needs finite values; leave missing pairs out.")
+        raise Refused("A ratio of means needs finite values; leave missing pairs out.")
     weights = _resamples(len(top), draws, seed)
     ends = [(1 - level) / 2, (1 + level) / 2]
     below = weights @ bottom
     low, high = np.quantile(below, ends) / len(bottom)
     bounded = below * bottom.mean() > 0
     if low <= 0 <= high or np.count_nonzero(~bounded) > int(ends[0] * (draws - 1)):
-        raise ValueError(
+        raise Refused(
             f"The denominator's mean is {bottom.mean():.4g} with interval [{low:.4g}, {high:.4g}], which "
             "includes zero, so the ratio has no bounds."
         )
@@ -122,11 +124,11 @@ def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 4:
-        raise ValueError(
+        raise Refused(
             f"A correlation with an interval needs four pairs or more; got {a.shape} and {b.shape}."
         )
     if a.std() == 0 or b.std() == 0:
-        raise ValueError("A correlation needs values that differ; those of one side are all equal.")
+        raise Refused("A correlation needs values that differ; those of one side are all equal.")
     r = float(np.corrcoef(a, b)[0, 1].clip(-1, 1))
     reach = NormalDist().inv_cdf((1 + level) / 2) / np.sqrt(len(a) - 3)
     with np.errstate(divide="ignore"):  # r = 1 has the interval [1, 1]
@@ -145,7 +147,7 @@ def _by_cluster(
             f"and {len(clusters)} clusters."
         )
     if not np.isfinite(numbers).all():
-        raise ValueError("A cluster bootstrap needs finite values; leave missing ones out.")
+        raise Refused("A cluster bootstrap needs finite values; leave missing ones out.")
     place: dict[Hashable, int] = {}
     which = [place.setdefault(cluster, len(place)) for cluster in clusters]
     return np.bincount(which, numbers).astype(np.float64), np.bincount(which).astype(np.float64)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from interpcore.errors import Refused
+
 KINDS = ("news", "code", "language")
 
 _BODIES = ("council", "ministry", "board", "union", "agency", "committee")
@@ -58,7 +60,7 @@ def heldout_texts(kind: str, count: int = 50, seed: int = 0) -> list[str]:
     Returns: the texts. Raises: ValueError for another kind.
     """
     if kind not in _WRITERS:
-        raise ValueError(f"The kind of text {kind!r} is not one of {', '.join(KINDS)}.")
+        raise Refused(f"The kind of text {kind!r} is not one of {', '.join(KINDS)}.")
     rng = random.Random(f"held out {kind} {seed}")
     return [_WRITERS[kind](rng) for _ in range(count)]
 

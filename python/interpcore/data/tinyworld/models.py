@@ -22,6 +22,8 @@ from transformers import (
 )
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
+from interpcore.errors import Refused
+
 ASSETS = Path(__file__).parents[2] / "assets"
 POSITIONS = 256
 
@@ -35,7 +37,7 @@ def new_model(architecture: str, vocabulary: int, end_of_text: int, seed: int) -
     Returns: the model in float32, embeddings tied. Raises: ValueError for another architecture.
     """
     if architecture not in _BUILDERS:
-        raise ValueError(f"The architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}.")
+        raise Refused(f"The architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _BUILDERS[architecture](

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from interpcore.data.tinyworld import models
 from interpcore.data.tinyworld.corpus import documents
 from interpcore.data.tinyworld.tokenizer import train_tokenizer
+from interpcore.errors import Refused
 
 TOKENIZER_DOCUMENTS = 60_000
 GROUP = 32  # documents of about the same length that make one tensor
@@ -45,7 +46,7 @@ class Recipe:
     documents: int = 144  # per step
 
 
-class TrainingError(ValueError):
+class TrainingError(Refused):
     """A training run that cannot be started or resumed."""
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.runs import RunError, canonical_json, read_json, tokenizer_hash
 
 MANIFEST, SUBSETS = "manifest.json", "subsets.npy"
@@ -22,7 +23,7 @@ MASKS = ("padding", "bos", "newline")
 """Kinds of tokens that `TokenShards.mask` can leave out, each a list of token ids in the manifest."""
 
 
-class TokenShardError(ValueError):
+class TokenShardError(Refused):
     """Token shards, or what they are to be made of, are not as they must be; the message says what to do."""
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from ..cache import Cache
 from ..decoder import Model
 from ..generic import GenericModel
@@ -136,7 +138,7 @@ def jacobians(
 def _read_depths(given: Depths, n_calls: int) -> tuple[int | None, ...]:
     if isinstance(given, str):
         if given not in ("all", "all+embed"):
-            raise ValueError(
+            raise Refused(
                 f"source_depths is 'all', 'all+embed' or a list of depths and 'embed'; got {given!r}."
             )
         return (*range(n_calls + 1), *((None,) if given == "all+embed" else ()))
@@ -145,14 +147,14 @@ def _read_depths(given: Depths, n_calls: int) -> tuple[int | None, ...]:
         if depth == "embed":
             depths.append(None)
         elif not isinstance(depth, int) or not -(n_calls + 1) <= depth <= n_calls:
-            raise ValueError(
+            raise Refused(
                 f"Source depth {depth!r} is outside this model: depths 0 to {n_calls} (negative from the "
                 "end), or 'embed'."
             )
         else:
             depths.append(depth % (n_calls + 1))
     if not depths or len(set(depths)) < len(depths):
-        raise ValueError(f"source_depths names each depth once and at least one; got {list(given)}.")
+        raise Refused(f"source_depths names each depth once and at least one; got {list(given)}.")
     return tuple(depths)
 
 
@@ -164,11 +166,11 @@ def _read_rows(rows: Sequence[int] | Tensor | None, model: Model | GenericModel)
         return eye
     if isinstance(rows, Tensor) and rows.is_floating_point():
         if rows.dim() != 2 or rows.shape[1] != d:
-            raise ValueError(f"rows as cotangents are [row, {d}]; got {tuple(rows.shape)}.")
+            raise Refused(f"rows as cotangents are [row, {d}]; got {tuple(rows.shape)}.")
         return rows.to(eye)
     index = torch.as_tensor(rows, dtype=torch.int64, device=model.device)
     if index.dim() != 1 or not len(index) or bool(((index < -d) | (index >= d)).any()):
-        raise ValueError(f"rows are target coordinates 0 to {d - 1}; got {index.tolist()}.")
+        raise Refused(f"rows are target coordinates 0 to {d - 1}; got {index.tolist()}.")
     return eye[index]
 
 
@@ -181,7 +183,7 @@ def _check_size(kept: Reducer, shape: Shape, model: Model | GenericModel) -> Non
     )
     if needed > free:
         mean = Mean().nbytes(shape, itemsize)
-        raise ValueError(
+        raise Refused(
             f"The Jacobians of {shape.examples} examples at {shape.depths} depths take {needed / 1e9:.1f} GB "
             "under the reducer "
             f"{type(kept).__name__}, and {free / 1e9:.1f} GB are free; reduce='mean' takes {mean / 1e9:.1f} "

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from interpcore.errors import Refused
+
 from ..generic import GenericModel
 from ..maps import Add
 from ..sites import Edit, Tap
@@ -18,9 +20,9 @@ def autograd_blocks(model: GenericModel, work: Work) -> Iterator[Block]:
     Raises: ValueError for edits of single rows or local rules, which need hand-written blocks.
     """
     if any(edit.rows is not None for edit in work.edits):
-        raise ValueError("The autograd path runs one prompt at a time; leave the edits' rows=None.")
+        raise Refused("The autograd path runs one prompt at a time; leave the edits' rows=None.")
     if not work.rules.exact:
-        raise ValueError(
+        raise Refused(
             f"{model.spec.name} runs through the generic adapter, which has no local rules; leave "
             "rules=EXACT."
         )

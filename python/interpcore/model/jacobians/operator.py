@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from ..cache import Cache
 from ..decoder import Model
 from ..linearize import EXACT, Rules
@@ -75,7 +77,7 @@ class JacobianOperator:
         span = read_span(model, tokens, attention_mask, source_position, target_position)
         depth = None if isinstance(source_depth, str) else model.plan.depth(source_depth)
         if isinstance(source_depth, str) and source_depth != "embed":
-            raise ValueError(f"source_depth is a depth or 'embed'; got {source_depth!r}.")
+            raise Refused(f"source_depth is a depth or 'embed'; got {source_depth!r}.")
         target = model.plan.depth(target_depth)
         groups = tuple(linearize_span(model, span, [depth], target, cache=cache, edits=edits, rules=rules))
         return cls(model, groups, depth, target)
@@ -143,11 +145,11 @@ class JacobianOperator:
         """
         d = self.shape[0]
         if not 1 <= rank <= d:
-            raise ValueError(f"rank is 1 to {d}; got {rank}.")
+            raise Refused(f"rank is 1 to {d}; got {rank}.")
         width = min(d, rank + OVERSAMPLE)
         vectors = 2 * (POWER_STEPS + 1) * width
         if method not in (None, "randomised", "dense"):
-            raise ValueError(f"method is 'randomised', 'dense' or None; got {method!r}.")
+            raise Refused(f"method is 'randomised', 'dense' or None; got {method!r}.")
         if method == "dense" or (method is None and vectors >= d):
             u, s, vh = torch.linalg.svd(self.dense(), full_matrices=False)
             return Singular(u[:, :rank], s[:rank], vh[:rank], "dense")
@@ -183,7 +185,7 @@ class JacobianOperator:
     @torch.no_grad()
     def _batched(self, x: Tensor, walk: Any) -> Tensor:
         if x.shape[-1] != self.shape[0]:
-            raise ValueError(f"Vectors are [..., {self.shape[0]}]; got {tuple(x.shape)}.")
+            raise Refused(f"Vectors are [..., {self.shape[0]}]; got {tuple(x.shape)}.")
         flat = x.reshape(-1, self.shape[0]).to(self.model.device, self.model.dtype)
         total = torch.zeros_like(flat)
         for group in self.groups:

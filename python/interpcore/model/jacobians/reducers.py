@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -133,7 +135,7 @@ def reducer(reduce: str | Reducer) -> Reducer:
     if isinstance(reduce, Reducer):
         return reduce
     if reduce not in REDUCERS:
-        raise ValueError(f"reduce is one of {', '.join(REDUCERS)} or a Reducer; got {reduce!r}.")
+        raise Refused(f"reduce is one of {', '.join(REDUCERS)} or a Reducer; got {reduce!r}.")
     return REDUCERS[reduce]()
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from ..cache import Cache
 from ..decoder import Model
 from ..generic import GenericModel
@@ -71,14 +73,14 @@ def read_span(
     for name, given in (("source_position", source), ("target_position", target)):
         wanted = torch.as_tensor(given, dtype=torch.int64).cpu()
         if (wanted.dim() == 1 and len(wanted) != layout.batch) or wanted.dim() > 1:
-            raise ValueError(
+            raise Refused(
                 f"{name} is one position or one per row [{layout.batch}]; got shape {tuple(wanted.shape)}."
             )
         ends.append(select(Tap("resid", 0, wanted.expand(layout.batch).clone()), layout.totals).position)
     late = (ends[0] > ends[1]).nonzero()
     if len(late):
         row = int(late[0, 0])
-        raise ValueError(
+        raise Refused(
             f"Row {row}: the source (position {int(ends[0][row])}) comes after the target (position "
             f"{int(ends[1][row])}), which it cannot reach."
         )
@@ -110,7 +112,7 @@ def linearize_span(
     if cache is not None:
         cache.check_prefix(span.tokens, span.target + 1)
         if bool((start > span.source).any()):
-            raise ValueError(
+            raise Refused(
                 f"The cache holds {int(start[0])} tokens, past the source at position "
                 f"{int(span.source.min())}; pass a shorter one."
             )
@@ -125,7 +127,7 @@ def linearize_span(
         for i in range(0, len(rows), max_batch or len(rows))
     ]
     if len(batches) > 1 and any(per_row(edit) for edit in edits):
-        raise ValueError(
+        raise Refused(
             "Edits that differ between rows need prompts that run together: of equal live length, and all "
             "within the memory; run the rows one by one."
         )
@@ -166,7 +168,7 @@ def _group(
         if len(wrong):
             row = int(wrong[0, 0])
             place = "the token embedding" if depth is None else f"resid depth {depth}"
-            raise ValueError(
+            raise Refused(
                 f"The hidden state at {place}, position {int(at[row])} of row {int(rows[row])}, is not "
                 "finite; its Jacobian means nothing."
             )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from ..cache import Cache
 from ..decoder import Model
 from ..linearize import Rules
@@ -98,7 +100,7 @@ class Budget:
         kept = (spec.n_heads * spec.d_head**2 + 2 * spec.d_mlp + 6 * spec.d_model) * live * itemsize
         per_example = model.plan.n_calls * kept
         if memory < per_row + per_example:
-            raise ValueError(
+            raise Refused(
                 f"memory={memory} bytes is too small for one row of a prompt with {live} live tokens; give "
                 f"at least {per_row + per_example}."
             )

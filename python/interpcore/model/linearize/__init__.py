@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from ..adapter import ConcatAdapter, ConstantState
 from ..block import Block
 from ..cache import Cache, CacheWriter
@@ -195,7 +197,7 @@ def linearize(
     Raises: ValueError as `Model.forward`, and for rows of different lengths.
     """
     if not isinstance(model, Model):
-        raise ValueError(
+        raise Refused(
             "Only models with hand-written blocks can be linearised; differentiate this one with autograd."
         )
     with torch.no_grad():

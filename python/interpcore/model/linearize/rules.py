@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from interpcore.errors import Refused
+
 CHOICES = {
     "norm": ("exact", "frozen"),
     "scores": ("exact", "frozen"),
@@ -40,12 +42,12 @@ class Rules:
     def __post_init__(self) -> None:
         for part, choices in CHOICES.items():
             if getattr(self, part) not in choices:
-                raise ValueError(
+                raise Refused(
                     f"The rule for {part} is one of {', '.join(choices)}; got {getattr(self, part)!r}."
                 )
         wrong = [d for d in self.dropped if d[0] not in ("attention", "mlp")]
         if wrong:
-            raise ValueError(f"Dropped branches are ('attention' or 'mlp', call); got {wrong[0]}.")
+            raise Refused(f"Dropped branches are ('attention' or 'mlp', call); got {wrong[0]}.")
 
     @classmethod
     def relp(cls) -> Rules:

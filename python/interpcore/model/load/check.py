@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from interpcore.errors import Refused
+
 from ..decoder import Model
 
 N_TOKENS = 16
@@ -24,9 +26,7 @@ def check_finite(hf: Any, name: str) -> None:
             and not bool(tensor.sum(dtype=torch.float64).isfinite())
             and not bool(tensor.isfinite().all())
         ):
-            raise ValueError(
-                f"The weights of {name} hold NaN or infinity in {key}; the checkpoint is damaged."
-            )
+            raise Refused(f"The weights of {name} hold NaN or infinity in {key}; the checkpoint is damaged.")
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def check_against_transformers(model: Model, hf: Any) -> Model:
     assert ours is not None
     gap = float((ours.to(torch.float64) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not gap <= GAP[model.dtype]:
-        raise ValueError(
+        raise Refused(
             f"{model.spec.name} loads, but its logits differ from transformers' by {gap:.1e} of the largest "
             "one; please report this "
             "architecture, or pass check=False to go on regardless."

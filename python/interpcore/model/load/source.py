@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from interpcore.errors import Refused
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -47,7 +49,7 @@ def read_checkpoint(
     if local:
         check_folder(path)
     elif path.exists() or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
-        raise ValueError(
+        raise Refused(
             f"There is no folder {source}; give a transformers folder, a hub id, or an embedded model's name."
         )
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -57,7 +59,7 @@ def read_checkpoint(
         said = f"{source} has no readable config that transformers knows"
         if not local:
             said = f"There is no folder {source}, and no model of that hub id could be read"
-        raise ValueError(f"{said}: {_first_line(error)}") from error
+        raise Refused(f"{said}: {_first_line(error)}") from error
     place_of_weights = check_device(device)
     wanted = dtype or (torch.float32 if place_of_weights.type == "cpu" else "auto")
     try:
@@ -71,13 +73,13 @@ def read_checkpoint(
                 **options,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
+        raise Refused(
             f"{source} could not be loaded as a causal language model: {_first_line(error)}"
         ) from error
     hf, problems = loaded
     missing = sorted(problems.get("missing_keys", ()))
     if missing:
-        raise ValueError(
+        raise Refused(
             f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is "
             "incomplete."
         )
@@ -111,24 +113,22 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = _first_line(error).rstrip(".")
-        raise ValueError(f"The device {str(device)!r} cannot be used here: {reason}.") from error
+        raise Refused(f"The device {str(device)!r} cannot be used here: {reason}.") from error
     return found
 
 
 def check_folder(path: Path) -> None:
     """Refuse a folder without config or safetensors weights, saying which."""
     if not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} has no config.json; give a folder written by transformers' save_pretrained."
-        )
+        raise Refused(f"{path} has no config.json; give a folder written by transformers' save_pretrained.")
     if not any(path.glob("*.safetensors")):
         pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
         if pickled:
-            raise ValueError(
+            raise Refused(
                 f"{path} holds its weights as a pickle ({pickled[0]}), which is not loaded; save them as "
                 "safetensors first."
             )
-        raise ValueError(f"{path} has no weights; it needs a .safetensors file beside config.json.")
+        raise Refused(f"{path} has no weights; it needs a .safetensors file beside config.json.")
 
 
 def _tokenizer(place: str, options: dict[str, Any]) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from ..norm import Norm
 from ..projection import Projection
 from ..rotary import Rotary
@@ -14,7 +16,7 @@ from ..rotary import Rotary
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 
 
-class Unsupported(ValueError):
+class Unsupported(Refused):
     """A checkpoint that the hand-written blocks do not cover; it loads through the generic adapter
     instead."""
 
