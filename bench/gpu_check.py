@@ -166,7 +166,10 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cases and run nothing.")] = False,
     part: Annotated[str, typer.Option(help="Run this part alone, here, and print its rows.")] = "",
 ) -> None:
-    """Check and time every device kernel. Example: python bench/gpu_check.py --dry-run"""
+    """Check and time every device kernel.
+
+    Example: python bench/gpu_check.py --dry-run
+    """
     if dry_run:
         for called, _ in itertools.chain.from_iterable(parts().values()):
             typer.echo(called)

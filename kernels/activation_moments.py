@@ -6,15 +6,14 @@ same second kernel merges the chunks, in order.
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .column_moments import (
+from interpcore.kernels.column_moments import (
     BLOCK_COLUMNS,
     add_block,
     chunk_rows,
     merge_chunks,
     store_totals,
 )
+from torch import Tensor
 
 _INFINITY = tl.constexpr(float("inf"))
 

@@ -144,18 +144,17 @@ def test_site_cotangents_equal_autograd(model, case):
     )
     names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_act", "mlp_out"]
     names += ["mlp_gate_pre", "mlp_up"] if model.spec.gated else ["mlp_pre"]
-    for step in lin.reverse(g, sites=names):
-        if step.depth == model.plan.n_calls:
-            continue
-        for name in names:
-            zero = torch.zeros(2, 9, *step.sites[name].shape[3:], dtype=torch.float64, requires_grad=True)
-            edit = Edit(name, step.depth, slice(start, None), Add(zero))
-            tap = Tap("resid", -1, slice(start, None))
-            out = model.forward(TOKENS, cache=cache, edits=[*written, edit], taps=[tap], logits_at=None).taps[
-                tap
-            ]
-            theirs = torch.autograd.grad(out, zero, g[:, 0])[0]
-            close(step.sites[name][:, 0], theirs)
+    steps = [step for step in lin.reverse(g, sites=names) if step.depth != model.plan.n_calls]
+    ours = {(name, step.depth): step.sites[name][:, 0] for step in steps for name in names}
+    zeros = {
+        at: torch.zeros(2, 9, *value.shape[2:], dtype=torch.float64, requires_grad=True)
+        for at, value in ours.items()
+    }
+    added = [Edit(*at, slice(start, None), Add(zero)) for at, zero in zeros.items()]
+    tap = Tap("resid", -1, slice(start, None))
+    out = model.forward(TOKENS, cache=cache, edits=[*written, *added], taps=[tap], logits_at=None).taps[tap]
+    for at, theirs in zip(zeros, torch.autograd.grad(out, list(zeros.values()), g[:, 0]), strict=True):
+        close(ours[at], theirs)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])

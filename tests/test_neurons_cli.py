@@ -20,9 +20,6 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
 
-VERBS = (
-    "tokens summarize correlate weights dataframe explain intervene deactivation cache view report".split()
-)
 FIGURES = (
     "excess layers contrasts percentiles skewness mysteries next_class composition families alphabet "
     "positions entropy interventions deactivation deactivation_heads deactivation_path explained_unigram "
@@ -55,13 +52,6 @@ def report(base, *more):
     few = ["--unigram-least", 20, "--sequences", 2, "--universal", 0.3, "--quiet"]
     partner = ["--partner", "tiny-s1"]
     return neurons("report", "--tokens", base / "tokens", *partner, *few, "--out", base / "study", *more)
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_with_an_example(verb):
-    shown = neurons(verb, "--help")
-    assert shown.exit_code == 0
-    assert f"Example: interpcore neurons {verb}" in " ".join(re.sub(r"[│╭╰╮╯─]", " ", shown.output).split())
 
 
 def test_the_report_draws_every_kind_of_figure(base, reported):

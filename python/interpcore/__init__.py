@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .model.jacobians import JacobianOperator as JacobianOperator
-    from .model.jacobians import jacobians as jacobians
-    from .model.load import load as load
+    from interpcore.model.jacobians import JacobianOperator as JacobianOperator
+    from interpcore.model.jacobians import jacobians as jacobians
+    from interpcore.model.load import load as load
 
 __version__ = "0.1.0"
 

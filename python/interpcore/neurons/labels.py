@@ -188,7 +188,7 @@ class SpacyLabels:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """ "part of speech", "dependency" or "entity"."""
+        """Each label's: "part of speech", "dependency" or "entity"."""
         return tuple(kind for kind, _ in self._labels)  # type: ignore[attr-defined]
 
     def __call__(self, tokens: Tensor, first: int) -> Tensor:

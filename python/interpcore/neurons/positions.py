@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def position_information(active: Tensor, count: Tensor) -> Tensor:
-    """Mutual information, in nats, between a neuron being active and the position, as published:
+    """Mutual information, in nats, between a neuron being active and the position, as published.
 
     mean over p of f_p ln(f_p / f + 1e-9) + (1 - f_p) ln((1 - f_p) / (1 - f) + 1e-9), where f_p = P(active |
     p) and f is their mean over positions with tokens.
