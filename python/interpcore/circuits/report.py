@@ -348,7 +348,6 @@ def _recoveries(study: Study, tasks: list[str], every: pd.DataFrame, exact: bool
 
 def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame) -> tuple[Path, ...]:
     """Figure 11: faithfulness over the share of edges, a picture per model."""
-
     if not others:
         return _figure(study, 11, figures.faithfulness_figure(own, share=True))
     files: list[Path] = []
