@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,122 @@ def test_damage_is_found(tmp_path: Path) -> None:
         TokenShards.open(manifest.parent)
     with pytest.raises(TokenShardError, match="holds no token shards"):
         TokenShards.open(tmp_path)
+
+
+def sealed(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    tokens = np.random.default_rng(0).integers(0, 61, (40, 8))
+    subset = np.arange(40) % 3
+    masks = {"bos": [0], "newline": [5, 7]}
+    write_shards(tmp_path / "t", tokens, 61, subset=subset, subsets="abc", masks=masks, shard_tokens=100)
+    return tmp_path / "t", json.loads((tmp_path / "t" / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"masks": {"padding": [], "bos": [0], "newline": [5]}},
+        {"masked": ["bos"]},
+        {"largest_id": 59},
+        {"subsets": [{"name": n, "sequences": 14 - (n == "a") - (n == "b")} for n in "xbc"]},
+        {"seed": 1},
+        {"tokenizer": {"hash": "0", "name": "other"}},
+    ],
+)
+def test_a_changed_manifest_is_told(change: dict[str, Any], tmp_path: Path) -> None:
+    folder, manifest = sealed(tmp_path)
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(TokenShardError, match=r"manifest\.json"):
+        TokenShards.open(folder)
+
+
+def test_changed_labels_are_told_and_manifests_without_hashes_are_read(tmp_path: Path) -> None:
+    folder, manifest = sealed(tmp_path)
+    labels = np.load(folder / "subsets.npy")
+    del manifest["sha256"], manifest["labels"]
+    (tmp_path / "old").mkdir()
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / "old")
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    assert np.array_equal(TokenShards.open(tmp_path / "old").subset, labels)
+    np.save(folder / "subsets.npy", np.roll(labels, 1))
+    with pytest.raises(TokenShardError, match=r"subsets\.npy is not what was written"):
+        TokenShards.open(folder)
+    for wrong, said in (
+        (labels + np.uint16(3), "Sequence .* has the subset"),
+        (labels.astype(float), "no whole"),
+    ):
+        np.save(tmp_path / "old" / "subsets.npy", wrong)
+        with pytest.raises(TokenShardError, match=said):
+            TokenShards.open(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"context": 8.0}, "context is 8.0, not a whole number"),
+        ({"context": True}, "context is True"),
+        ({"n_sequences": 41}, "are not of n_sequences together"),
+        ({"n_sequences": 10**30}, "n_sequences is 1"),
+        ({"vocab_size": 40}, "largest_id is 60, not a whole number from 0 to 39"),
+        ({"masks": {"padding": [], "bos": [], "newline": [61]}}, "newline is [61], not a list of whole"),
+        ({"masks": {"bos": [0]}}, "missing key 'newline'"),
+        ({"masked": ["eos"]}, "'eos' is no mask"),
+        ({"shards": []}, "its shards are not of n_sequences"),
+        ({"version": True}, "not a token manifest of version 1"),
+        ({"tokenizer": "gpt2"}, "tokenizer is 'gpt2', not an object"),
+    ],
+)
+def test_entries_of_an_older_manifest_are_checked(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder, manifest = sealed(tmp_path)
+    del manifest["sha256"], manifest["labels"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(TokenShardError, match=re.escape(said)):
+        TokenShards.open(folder)
+
+
+def test_shards_lie_in_the_folder_and_their_ids_below_the_largest(tmp_path: Path) -> None:
+    folder, manifest = sealed(tmp_path)
+    del manifest["sha256"]
+    manifest["largest_id"] = 3
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TokenShardError, match="above the manifest's largest, 3"):
+        TokenShards.open(folder).sequences(0, 1)
+    manifest["shards"][0]["file"] = "../x.npy"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TokenShardError, match=r"file is '\.\./x\.npy', not a name"):
+        TokenShards.open(folder)
+
+
+@pytest.mark.parametrize("subset", [[0, 3], [0, -1], [0.0, 1.0], [True, False], [0]])
+def test_labels_beyond_the_list_are_refused(subset: list[Any], tmp_path: Path) -> None:
+    tokens = np.zeros((2, 3), int)
+    with pytest.raises(TokenShardError, match=r"has the subset 3|subset must be \[2\] whole numbers"):
+        write_shards(tmp_path / "t", tokens, 61, subset=np.array(subset), subsets=("a", "b", "c"))
+    with pytest.raises(TokenShardError, match=r"has the subset 3|subset must be \[2\] whole numbers"):
+        TokenShards.of_arrays(tokens, 61, subset=subset, subsets=("a", "b", "c"))
+
+
+def test_masks_and_tokens_of_another_kind_are_refused(tmp_path: Path) -> None:
+    tokens = np.zeros((2, 3), int)
+    for masks, said in (({"pad": [0]}, "'pad' is no mask"), ({"bos": [61]}, "bos holds the id 61 beyond")):
+        with pytest.raises(TokenShardError, match=said):
+            write_shards(tmp_path / "t", tokens, 61, masks=masks)
+        with pytest.raises(TokenShardError, match=said):
+            TokenShards.of_arrays(tokens, 61, masks=masks)
+    with pytest.raises(TokenShardError, match="must be integers"):
+        write_shards(tmp_path / "t", tokens.astype(float), 61)
+    assert not (tmp_path / "t").exists()
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n', encoding="utf-8-sig")
+    for name, sample_by, text in (
+        ("a.txt", "document", "one\n"),
+        ("a.txt", "line", "one"),
+        ("b.jsonl", "line", "two"),
+    ):
+        assert [d.text for d in read_documents(tmp_path / name, sample_by=sample_by)] == [text]
 
 
 def test_refusals(tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

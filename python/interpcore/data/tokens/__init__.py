@@ -5,8 +5,9 @@ reads it.
 """
 
 from interpcore.data.tokens.documents import Document, document_files, read_documents
+from interpcore.data.tokens.manifest import MASKS, TokenShardError
 from interpcore.data.tokens.prepare import prepare_tokens
-from interpcore.data.tokens.shards import MASKS, TokenShardError, TokenShards
+from interpcore.data.tokens.shards import TokenShards
 from interpcore.data.tokens.writing import write_shards
 
 __all__ = [

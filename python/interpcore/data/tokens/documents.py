@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpcore.data.tokens.shards import TokenShardError
+from interpcore.data.tokens.manifest import TokenShardError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json")

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from interpcore.data.tokens.documents import Document, document_files, read_documents
-from interpcore.data.tokens.shards import MASKS, TokenShardError, TokenShards, id_dtype
+from interpcore.data.tokens.manifest import MASKS, TokenShardError, check_masks
+from interpcore.data.tokens.shards import TokenShards, id_dtype
 from interpcore.data.tokens.writing import check_empty, scratch_folder, write_shards
 from interpcore.model.load.source import TOKENIZER_FILES
 from interpcore.runs import Progress, tokenizer_hash
@@ -66,9 +67,7 @@ def prepare_tokens(
         TokenShardError: nothing to read, a damaged file, too little text, a folder in use, or a full disk.
     """
     source, folder = Path(source), Path(folder)
-    unknown = sorted(set(masked) - set(MASKS))
-    if unknown:
-        raise TokenShardError(f"There is no mask {unknown[0]!r}; masks are {', '.join(MASKS)}.")
+    check_masks(masked)
     name, tokenizer = _tokenizer(tokenizer, revision)
     ids = special_ids(tokenizer, newline_ids)
     first = ids["bos"] if bos else []

@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interpcore.errors import Refused
-from interpcore.runs import RunError, canonical_json, read_json, tokenizer_hash
-
-MANIFEST, SUBSETS = "manifest.json", "subsets.npy"
-VERSION = 1
-MASKS = ("padding", "bos", "newline")
-"""Kinds of tokens that `TokenShards.mask` can leave out, each a list of token ids in the manifest."""
-
-
-class TokenShardError(Refused):
-    """Token shards, or what they are to be made of, are not as they must be; the message says what to do."""
+from interpcore.data.tokens.manifest import (
+    MASKS,
+    SUBSETS,
+    TokenShardError,
+    array_hash,
+    check_labels,
+    check_masks,
+    make_manifest,
+    read_manifest,
+)
+from interpcore.runs import canonical_json, tokenizer_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,28 +54,24 @@ class TokenShards:
         The size of every file is checked now, its hash when the file is first read.
 
         Raises:
-            TokenShardError: the folder has no manifest, or a file is missing, cut short or of another
-                version.
+            TokenShardError: the folder has no manifest, it was changed, or a file is missing, cut short or of
+                another version.
         """
         folder = Path(folder)
-        if not (folder / MANIFEST).is_file():
-            raise TokenShardError(
-                f"{folder} holds no token shards: it has no {MANIFEST}; make them with prepare_tokens."
-            )
-        try:
-            manifest = read_json(folder / MANIFEST)
-        except RunError as error:
-            raise TokenShardError(f"{error}.") from error
-        if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-            raise TokenShardError(
-                f"{folder / MANIFEST} is not a token manifest of version {VERSION}; make the shards again."
-            )
+        manifest = read_manifest(folder)
         context = manifest["context"]
         parts = tuple(
             _mapped(folder / shard["file"], (shard["sequences"], context)) for shard in manifest["shards"]
         )
-        subset = np.array(_mapped(folder / SUBSETS, (manifest["n_sequences"],)), dtype=np.uint16)
-        return cls(manifest, parts, subset, tuple(manifest["masked"]), folder)
+        stored = np.array(_mapped(folder / SUBSETS, (manifest["n_sequences"],)))
+        if manifest.get("labels", array_hash(stored)) != array_hash(stored):
+            raise TokenShardError(
+                f"{folder / SUBSETS} is not what was written: its hash differs from the manifest's; make the "
+                "shards again."
+            )
+        shards = cls(manifest, parts, stored, tuple(manifest["masked"]), folder)
+        subset = check_labels(stored, shards.n_sequences, shards.subset_names)
+        return replace(shards, subset=subset)
 
     @classmethod
     def of_arrays(
@@ -105,26 +101,17 @@ class TokenShards:
                 f"Tokens must be integers [n_sequences, context], got {list(array.shape)} {array.dtype}."
             )
         check_ids(array, vocab_size, "the tokens")
-        labels = np.zeros(len(array), np.uint16) if subset is None else np.asarray(subset, np.uint16)
-        if labels.shape != array.shape[:1] or labels.max() >= len(subsets):
-            raise TokenShardError(
-                f"subset must be [{len(array)}] with numbers below {len(subsets)}, got {list(labels.shape)}."
-            )
+        labels = check_labels(subset, len(array), subsets)
         array = array.astype(id_dtype(vocab_size))
-        manifest = {
-            "version": VERSION,
-            "context": int(array.shape[1]),
-            "vocab_size": int(vocab_size),
-            "n_sequences": len(array),
-            "largest_id": int(array.max()),
-            "tokenizer": None,
-            "subsets": [
-                {"name": name, "sequences": int((labels == k).sum())} for k, name in enumerate(subsets)
-            ],
-            "masks": {kind: [int(i) for i in (masks or {}).get(kind, ())] for kind in MASKS},
-            "masked": list(MASKS),
-            "shards": [{"file": None, "sequences": len(array), "sha256": array_hash(array)}],
-        }
+        manifest = make_manifest(
+            [{"file": None, "sequences": len(array), "sha256": array_hash(array)}],
+            context=array.shape[1],
+            vocab_size=vocab_size,
+            largest_id=array.max(),
+            labels=labels,
+            subsets=subsets,
+            masks=masks,
+        )
         return cls(manifest, (array,), labels)
 
     @property
@@ -203,9 +190,7 @@ class TokenShards:
         Raises:
             TokenShardError: a kind is not in `MASKS`.
         """
-        unknown = sorted(set(masked) - set(MASKS))
-        if unknown:
-            raise TokenShardError(f"{unknown[0]!r} is no mask; choose from {', '.join(MASKS)}.")
+        check_masks(masked)
         return replace(self, masked=tuple(kind for kind in MASKS if kind in masked))
 
     def check_model(self, model: Any) -> None:
@@ -249,20 +234,18 @@ class TokenShards:
                 "again."
             )
         check_ids(self.parts[number], self.vocab_size, str(path))
+        largest = int(self.parts[number].max())
+        if largest > self.manifest["largest_id"]:
+            raise TokenShardError(
+                f"{path} holds the id {largest}, above the manifest's largest, "
+                f"{self.manifest['largest_id']}; make the shards again."
+            )
         self._verified.add(number)
 
 
 def id_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     """The smallest unsigned dtype that holds every id."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def array_hash(array: NDArray[Any]) -> str:
-    """SHA-256 of an array's dtype, shape and bytes, in hexadecimal."""
-    array = np.ascontiguousarray(array)
-    digest = hashlib.sha256(f"{array.dtype.str} {list(array.shape)}\n".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def check_ids(array: NDArray[Any], vocab_size: int, where: str) -> None:
@@ -291,6 +274,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
             f"The token file {path} ({path.stat().st_size} bytes) is cut short or damaged; make the shards "
             "again."
         ) from error
+    if array.dtype.kind not in "iu":
+        raise TokenShardError(f"The token file {path} holds {array.dtype}, no whole numbers; make it again.")
     if array.shape != shape:
         raise TokenShardError(
             f"The token file {path} is {list(array.shape)} where the manifest says {list(shape)}; "

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from interpcore.data.tokens.shards import (
+from interpcore.data.tokens.manifest import (
     MANIFEST,
     MASKS,
     SUBSETS,
-    VERSION,
     TokenShardError,
-    TokenShards,
     array_hash,
-    check_ids,
-    id_dtype,
+    check_labels,
+    make_manifest,
 )
+from interpcore.data.tokens.shards import TokenShards, check_ids, id_dtype
 from interpcore.runs import write_json
 
 SHARD_TOKENS = 1 << 24
@@ -61,11 +60,14 @@ def write_shards(
         shard_tokens: tokens of a file.
 
     Raises:
-        TokenShardError: the folder holds something, an id is not in the vocabulary, or the disk is full.
+        TokenShardError: the folder holds something, an id is not in the vocabulary, a label not in the list,
+            or the disk is full.
     """
     folder = Path(folder)
     n, context = sequences.shape
-    labels = np.zeros(n, np.uint16) if subset is None else np.asarray(subset, np.uint16)
+    if sequences.dtype.kind not in "iu":
+        raise TokenShardError(f"Tokens must be integers [n_sequences, context], got {sequences.dtype}.")
+    labels = check_labels(subset, n, subsets)
     order = np.arange(n) if seed is None else np.random.Generator(np.random.PCG64(seed)).permutation(n)
     order = order[:count]
     if not len(order):
@@ -75,21 +77,19 @@ def write_shards(
     with new_folder(folder, len(order) * context * np.dtype(id_dtype(vocab_size)).itemsize) as partial:
         shards, largest = _write_parts(partial, sequences, order, rows, vocab_size)
         np.save(partial / SUBSETS, labels)
-        counts = [int((labels == k).sum()) for k in range(len(subsets))]
-        manifest = {
-            "version": VERSION,
-            "context": context,
-            "vocab_size": vocab_size,
-            "n_sequences": len(order),
-            "largest_id": largest,
-            "tokenizer": None,
-            "seed": seed,
-            "subsets": [{"name": name, "sequences": k} for name, k in zip(subsets, counts, strict=True)],
-            "masks": {kind: [int(i) for i in (masks or {}).get(kind, ())] for kind in MASKS},
-            "masked": list(masked),
-            "shards": shards,
-        }
-        write_json(partial / MANIFEST, manifest | dict(described or {}))
+        manifest = make_manifest(
+            shards,
+            context=context,
+            vocab_size=vocab_size,
+            largest_id=largest,
+            labels=labels,
+            subsets=subsets,
+            masks=masks,
+            masked=masked,
+            seed=seed,
+            **(described or {}),
+        )
+        write_json(partial / MANIFEST, manifest)
     return TokenShards.open(folder)
 
 
