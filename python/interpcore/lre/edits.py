@@ -77,16 +77,10 @@ def edited_logits(states: PromptStates, depth: Depth, prompt: Tensor, delta: Ten
         delta: what is added at the prompt's edited position [row, d_model].
     Returns: [row, vocabulary].
     """
-    model = states.model
-    scale = model.spec.embed_scale if depth is None else 1.0
     entry = 0 if depth is None else depth
-    lengths = states.lengths[prompt]
-    stream = states.resid[entry][prompt, : int(lengths.max())].clone()
-    at = torch.tensor([q.edited for q in states.queries])[prompt] - states.shared
-    stream[torch.arange(len(prompt)), at] += scale * delta.to(stream)
-    logits = model.run_from(entry, stream, states.cache, lengths=lengths).logits
-    assert logits is not None
-    return logits
+    scale = states.shared.model.spec.embed_scale if depth is None else 1.0
+    at = torch.tensor([q.edited for q in states.queries])[prompt]
+    return states.shared.run(entry, prompt, [Edit("resid", entry, at, Add(delta[:, None], scale))])
 
 
 def edited_tokens(
@@ -94,7 +88,7 @@ def edited_tokens(
 ) -> Tensor:
     """Top tokens [row] after the edits of `edited_logits`, `max_rows` rows at a time."""
     # Prompts of equal length stay together, so that short ones do not run at the longest one's width.
-    order = torch.argsort(states.lengths[prompt], stable=True)
+    order = torch.argsort(states.shared.lengths[prompt], stable=True)
     top = torch.empty(len(prompt), dtype=torch.int64)
     for rows in order.split(max_rows):
         top[rows] = edited_logits(states, depth, prompt[rows], delta[rows]).argmax(-1).cpu()
@@ -107,10 +101,11 @@ def one_by_one(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor
     Returns: top tokens [row] and seconds.
     """
     site, place = ("embed", None) if depth is None else ("resid", depth)
+    model = states.shared.model
     began, top = time.perf_counter(), []
     for row, change in zip(prompt.tolist(), delta, strict=True):
         query = states.queries[row]
         edit = Edit(site, place, query.edited, Add(change.to(states.z)))
-        tokens = torch.tensor([query.ids], device=states.model.device)
-        top.append(states.model.generate(tokens, max_new_tokens=1, edits=[edit]).tokens[0])
+        tokens = torch.tensor([query.ids], device=model.device)
+        top.append(model.generate(tokens, max_new_tokens=1, edits=[edit]).tokens[0])
     return torch.cat(top).cpu(), time.perf_counter() - began

@@ -8,8 +8,8 @@ from families import CONFIGS, transformers_model
 from recurrent import recurrent_model
 
 import interpcore
-from interpcore.model import Add, Cache, Edit, LowRank, Plan, Replace, Scale
-from interpcore.model.batched import run_versions
+from interpcore.model import Add, Cache, Edit, LowRank, Plan, Replace, Scale, Tap
+from interpcore.model.versions import run_versions, share_prompts
 
 
 def versions(d: int) -> list[list[Edit]]:
@@ -61,3 +61,35 @@ def test_refusals():
         run_versions(model, tokens, [[Edit("resid", 0, 1, add)]], cache=cache)
     with pytest.raises(ValueError, match="only stream"):
         run_versions(recurrent_model(), tokens, [[]])
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_ragged_prompts_on_a_shared_prefix_equal_each_alone(left):
+    """Prompts of different lengths, padded on either side, that part before or after the edited position."""
+    model = interpcore.load(transformers_model("llama", dtype=torch.float64))
+    g = torch.Generator().manual_seed(3)
+    start = torch.randint(61, (6,), generator=g)
+    prompts = [torch.cat((start, torch.randint(61, (n,), generator=g))) for n in (3, 6, 1)]
+    width = max(map(len, prompts))
+    tokens, mask = torch.zeros(3, width, dtype=torch.int64), torch.zeros(3, width, dtype=torch.int64)
+    for row, ids in enumerate(prompts):
+        place = slice(width - len(ids), None) if left else slice(len(ids))
+        tokens[row, place], mask[row, place] = ids, 1
+    tap = Tap("resid", 2, torch.tensor([5, 7, 6]))
+    which, at = torch.tensor([2, 0, 1, 1]), torch.tensor([6, 5, 9, 11])
+    values = torch.randn(4, 1, model.spec.d_model, generator=g, dtype=torch.float64)
+    for own, expected in ((9, 6), (5, 5)):
+        shared = share_prompts(model, tokens, mask, own=own, depths=[1], taps=[tap] if own == 5 else ())
+        assert shared.n_shared == expected
+        rows = slice(2, None) if own == 9 else slice(None)
+        edits = [Edit("resid", 1, at[rows], Add(values[rows]))]
+        got = shared.run(1, which[rows], edits)
+        for row, (i, position) in enumerate(zip(which[rows], at[rows], strict=True)):
+            edit = Edit("resid", 1, int(position), Add(values[rows][row, 0]))
+            alone = model.forward(prompts[int(i)][None], edits=[edit]).logits[0, -1]
+            torch.testing.assert_close(got[row], alone, rtol=1e-9, atol=1e-9)
+        if own == 5:
+            plain = [model.forward(p[None], taps=[Tap("resid", 2)]) for p in prompts]
+            torch.testing.assert_close(shared.logits, torch.stack([o.logits[0, -1] for o in plain]))
+            states = [next(iter(o.taps.values()))[0, p] for o, p in zip(plain, (5, 7, 6), strict=True)]
+            torch.testing.assert_close(shared.taps[tap][:, 0], torch.stack(states))

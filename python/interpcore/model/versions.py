@@ -1,0 +1,183 @@
+"""Many edited rows on one shared prefix.
+
+Prompts that begin alike are read once, the tokens that they share as one row, and their residual stream is
+kept at the depths asked for. A row is then one of the prompts with edits of its own, entering the plan at the
+depth of the first of them: a sweep over layers, ranks or coefficients costs one run per depth.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from interpcore.errors import Refused
+from interpcore.model.cache import Cache
+from interpcore.model.decoder import LogitsAt, Model
+from interpcore.model.layout import read_layout
+from interpcore.model.prompts import read_prompts
+from interpcore.model.sites import SITES, Edit, Tap, check_address, select
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPrompts:
+    """Prompts on a shared prefix, ready to be run with edits.
+
+    Args:
+        model: the decoder.
+        cache: the tokens that all prompts share.
+        n_shared: how many those are.
+        lengths: tokens after them [prompt] int64, on the CPU.
+        resid: residual depth -> stream of these tokens [prompt, position, d_model], 0 past a prompt's end.
+        logits, taps: of the plain prompts.
+    """
+
+    model: Model
+    cache: Cache
+    n_shared: int
+    lengths: Tensor
+    resid: Mapping[int, Tensor]
+    logits: Tensor | None
+    taps: Mapping[Tap, Tensor]
+
+    def run(self, depth: int, prompt: Tensor, edits: Sequence[Edit], logits_at: LogitsAt = "last") -> Tensor:
+        """Logits of rows that are prompts with edits.
+
+        Args:
+            depth: where the rows enter, one of `resid`; no edit is at an earlier site.
+            prompt: which prompt each row is [row] int64.
+            edits: rows and positions as in `Edit`; positions count from the prompt's first token.
+            logits_at: "last" or absolute positions.
+        Returns: [row, vocabulary] or [row, n, vocabulary].
+        """
+        lengths = self.lengths[prompt]
+        stream = self.resid[depth][prompt, : int(lengths.max())]
+        logits = self.model.run_from(
+            depth, stream, self.cache, lengths=lengths, edits=edits, logits_at=logits_at
+        ).logits
+        assert logits is not None
+        return logits
+
+
+@torch.no_grad()
+def share_prompts(
+    model: Model,
+    tokens: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    own: int,
+    depths: Iterable[int],
+    taps: Sequence[Tap] = (),
+    logits_at: LogitsAt = "last",
+    cache: Cache | None = None,
+) -> SharedPrompts:
+    """Run prompts once, the tokens with which all of them begin in one row.
+
+    Args:
+        model: the decoder; its plan has no stream but the residual one.
+        tokens, attention_mask: as in `Model.forward`, [prompt, position] both.
+        own: the first position that is read or edited; prompts that differ before it only share less.
+        depths: residual depths whose stream is kept.
+        taps, logits_at: of the plain prompts, at positions from `own` on.
+        cache: a cache of the prompts' beginning, filled without edits.
+    Raises: ValueError for a plan with further streams, and where what is cached is not what prompts share.
+    """
+    if model.plan.streams != {"resid"}:
+        raise Refused(
+            "Rows on a shared prefix need a plan whose only stream is the residual one; use forward with one "
+            "row per version."
+        )
+    layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
+    alike = (packed[:, :own] == packed[:1, :own]).all(0)
+    shared = min(int(alike.long().cumprod(0).sum()), int(layout.lengths.min()) - 1)
+    cached = 0 if cache is None else int(cache.lengths[0])
+    if shared < cached:
+        raise ValueError(
+            f"Position {shared} is inside the cached prefix of {cached} tokens, and prompts differ there "
+            "or it is read or edited; pass a shorter cache."
+        )
+    prefix = Cache() if cache is None else cache
+    if shared > cached:
+        filled = model.forward(packed[:1, cached:shared], cache=prefix, logits_at=None).cache
+        assert filled is not None
+        prefix = filled
+    lengths = layout.lengths - shared
+    real = torch.arange(packed.shape[1] - shared) < lengths[:, None]
+    streams = {depth: Tap("resid", depth) for depth in depths}
+    output = model.forward(
+        packed[:, shared:], real, cache=prefix, taps=[*streams.values(), *taps], logits_at=logits_at
+    )
+    padding = ~real[..., None].to(model.device)
+    resid = {depth: output.taps[tap].masked_fill(padding, 0.0) for depth, tap in streams.items()}
+    # Not the output itself: it holds keys and values of every row.
+    return SharedPrompts(model, prefix, shared, lengths, resid, output.logits, output.taps)
+
+
+@torch.no_grad()
+def run_versions(
+    model: Model,
+    tokens: Tensor,
+    versions: Sequence[Sequence[Edit]],
+    *,
+    logits_at: LogitsAt = "last",
+    cache: Cache | None = None,
+    max_rows: int = 64,
+) -> Tensor:
+    """Logits of one prompt under many sets of edits.
+
+    Args:
+        model: the decoder; its plan has no stream but the residual one.
+        tokens: the prompt [position] int64, all real, cached prefix included.
+        versions: the edits of each version, without `rows`; an empty one is the plain prompt.
+        logits_at: "last" or absolute positions from the first edited one on.
+        cache: a shared cache of the prompt's beginning, filled without edits.
+        max_rows: versions run together; bounds memory.
+    Returns: [version, vocabulary] ("last") or [version, n, vocabulary].
+    Raises: ValueError for edits with rows, a plan with further streams, or positions before the first edited
+    one.
+    """
+    if any(edit.rows is not None for edits in versions for edit in edits):
+        raise ValueError("Edits of a version apply to its own row; leave rows=None.")
+    totals = read_layout((1, len(tokens)), None, None, model.device).totals
+    groups: dict[int, list[int]] = defaultdict(list)
+    own = len(tokens) - 1
+    for i, edits in enumerate(versions):
+        position, depth = _entry(model, edits, totals)
+        own = min(own, position)
+        groups[depth].append(i)
+    shared = share_prompts(model, tokens[None], own=own, depths=groups, logits_at=None, cache=cache)
+    out: list[Tensor | None] = [None] * len(versions)
+    for depth, members in groups.items():
+        for at in range(0, len(members), max_rows):
+            rows = members[at : at + max_rows]
+            merged = _merged([replace(e, rows=[r]) for r, i in enumerate(rows) for e in versions[i]])
+            prompt = torch.zeros(len(rows), dtype=torch.int64)
+            for i, logits in zip(rows, shared.run(depth, prompt, merged, logits_at), strict=True):
+                out[i] = logits
+    return torch.stack([o for o in out if o is not None])
+
+
+def _entry(model: Model, edits: Sequence[Edit], totals: Tensor) -> tuple[int, int]:
+    """First position that a version's edits touch, and the depth whose stream they all leave as it was."""
+    position, depth = int(totals[0]) - 1, model.plan.n_calls
+    for edit in edits:
+        at = check_address(edit, model.plan.n_calls, model.spec.absent)
+        selected = select(edit, totals)
+        if not len(selected.row):
+            continue
+        position = min(position, int(selected.position.min()))
+        if edit.site == "embed":
+            depth = -1
+        elif SITES[edit.site].depths != "none" and at is not None:
+            depth = min(depth, at)
+    if depth < 0:
+        raise ValueError("run_versions starts at the residual stream; write resid depth 0 instead of embed.")
+    return position, depth
+
+
+def _merged(edits: Sequence[Edit]) -> list[Edit]:
+    """The edits in an order in which those of one place stay in their version's order."""
+    return sorted(edits, key=lambda e: (e.site, -1 if e.depth is None else e.depth))
