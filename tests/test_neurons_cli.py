@@ -15,6 +15,7 @@ from interpcore.neurons.published import COLUMNS
 from interpcore.neurons.study_tables import up_columns
 from interpcore.neurons.summary import Summary
 from interpcore.neurons.weight_study import read_weights
+from interpcore.runs import read_tensors
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -91,6 +92,7 @@ def test_single_verbs_share_the_study_and_do_nothing_twice(base, reported):
     assert summarized.exit_code == 0 and "tokens, 4 layers" in summarized.output
     correlated = neurons("correlate", "--partner", "tiny-s1", "--universal", 0.3, *study)
     assert correlated.exit_code == 0 and "of 2048 neurons" in correlated.output
+    assert "shuffled |r| > 0.5" in correlated.output and "same neuron" in correlated.output
     assert neurons("weights", *study).exit_code == 0
     assert neurons("weights", *study[2:]).exit_code == 0  # the same folder without --tokens
     assert len(read_weights(base / "study" / "weights")) == 2048
@@ -115,6 +117,29 @@ def test_parts_of_a_summary_are_merged(base, tmp_path):
     for part, sentence in (("3/2", "Part 3/2 is none"), ("half", "no part such as 1/2")):
         with pytest.raises(ValueError, match=sentence):
             neurons("summarize", "--part", part, *study)
+
+
+def test_correlations_in_parts_and_by_a_sketch_are_those_of_one_run(base, reported, tmp_path):
+    whole = re.search(r"(\d+) of 2048 neurons", neurons("correlate", *same(base, base / "study")).output)
+    parts = same(base, tmp_path / "parts")
+    for part in ("1/2", "2/2"):
+        done = neurons("correlate", "--part", part, *parts)
+        assert done.exit_code == 0 and f"Sums of part {part}" in done.output
+    merged = neurons("correlate", "--merge", *parts)
+    assert whole[0] in merged.output
+    read = [
+        read_tensors(folder / "correlation" / "artifacts" / "partners" / "0-1.safetensors")[0]
+        for folder in (base / "study", tmp_path / "parts")
+    ]
+    torch.testing.assert_close(read[0]["top"], read[1]["top"], rtol=0, atol=1e-9)
+    sketched = neurons("correlate", "--sketch", 512, *parts)
+    assert whole[0] in sketched.output and "estimates within 0.044" in sketched.output
+    with pytest.raises(ValueError, match="has no parts of correlations"):
+        neurons("correlate", "--merge", *same(base, tmp_path / "none"))
+
+
+def same(base, out):
+    return ["--partner", "tiny-s1", "--universal", 0.3, "--tokens", base / "tokens", "--out", out, "--quiet"]
 
 
 def test_estimates_come_before_the_work(base, tmp_path):
@@ -178,10 +203,10 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     assert len(heads) == (3 + 2) * 4
     cached = neurons(
         "cache", "--neurons", "2.80,0.1", "--tokens", base / "tokens", "--sequences", 3, "--dtype", "float16",
-        "--out", tmp_path / "cache", "--quiet",
+        "--out", tmp_path / "own", "--quiet",
     )  # fmt: skip
     assert cached.exit_code == 0
-    found = read_cache(tmp_path / "cache")
+    found = read_cache(tmp_path / "own" / "cache")  # a step of the study beside the others
     assert found.neurons == ((2, 80), (0, 1)) and found.post.dtype == torch.float16
     assert found.measures.loss[:, :-1].isfinite().all()
 

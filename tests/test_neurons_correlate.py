@@ -25,7 +25,7 @@ from interpcore.neurons.jackknife import jackknife
 from interpcore.neurons.null_baselines import null_baseline
 from interpcore.neurons.similarity import Block, rotation_matrix, similarities
 from interpcore.neurons.sketch import SketchSums
-from interpcore.neurons.universal import universality
+from interpcore.neurons.universal import similar_shares, universality
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +243,20 @@ def test_sketch_is_unbiased_and_its_error_is_as_said(models: list[Model], shards
     error = torch.stack(errors)
     assert abs(float(error.square().mean().sqrt()) * 256**0.5 - 1) < 0.15
     assert error.mean(0).square().mean().sqrt() < 1.3 * error.square().mean().sqrt() / 12**0.5
+
+
+def test_shares_of_similar_neurons_tell_models_that_share_theirs(
+    models: list[Model], shards: TokenShards
+) -> None:
+    """A copy of a model is alike everywhere, although rotated neurons are much alike too."""
+    pair, names = [models[0], models[0]], ["one", "copy"]
+    settings = Settings(groups=1)
+    same = correlate(pair, shards, settings, names=names)
+    null = null_baseline(pair, shards, "permutation", settings, names=names)
+    assert same is not None
+    (row,) = similar_shares(same, null).to_dict("records")
+    usable = float(same.columns[0].usable.double().mean())
+    assert row["partner"] == "copy" and row["|r| > 0.9"] == row["|r| > 0.5"] == row["same neuron"] == usable
+    assert row["shuffled |r| > 0.9"] < row["|r| > 0.9"] and row["median |r|"] == pytest.approx(1)
+    best = torch.maximum(null[0, 1].maximum, -null[0, 1].minimum)
+    assert row["shuffled |r| > 0.5"] == float((best > 0.5).double().mean())

@@ -33,7 +33,7 @@ def test_the_table_is_the_statistics_layer_by_layer(model, tmp_path):
     assert (of_layer.q_composition.to_numpy() == reach.largest["q"].numpy()).all()
     assert set(of_layer.q_layer) == {3} and table[table.layer == 3].q_composition.isna().all()
     assert of_layer.null_space.between(0, 1).all()
-    effects = ws.read_token_effects(tmp_path / "run", 2)
+    effects = read_tensors(tmp_path / "run" / "artifacts" / "tokens" / "2.safetensors")[0]
     assert effects["top"].shape == (128, 20) and (effects["top"][:, 0] >= effects["top"][:, 1]).all()
     kept = read_tensors(tmp_path / "run" / "artifacts" / "cosines" / "in_out" / "2.safetensors")[0]
     assert kept["histogram"].sum(1).tolist() == [511] * 128

@@ -7,7 +7,6 @@ mixed again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -185,18 +184,15 @@ class _Study:
             name: getattr(self.pairs, name) for name in ("clean", "corrupted", "lengths", "good", "bad")
         }
         parts = {
-            "weights": run_card(self.model).weights,
-            "plan": str(self.model.plan),
-            "graph": str(self.graph),
-            "metrics": [str(metric) for metric in self.metrics],
+            "graph": repr(self.graph),
+            "metrics": [repr(metric) for metric in self.metrics],
             "intervention": self.intervention.name,
             "data": None
             if self.intervention.means is None
             else tensors_hash(self.intervention.means.named()),
-            "pairs": tensors_hash(tensors),
             "logits by": self.pairs.logits_by,
         }
-        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+        return run_card(self.model, split=tensors_hash(tensors), arguments=parts).key
 
     def _stages(self) -> dict[int, list[int]]:
         """Sources by the layer that their edges enter (the number of layers: `logits`); all in one for

@@ -68,21 +68,19 @@ class Request:
         tensors = {name: getattr(pairs, name) for name in ("clean", "corrupted", "lengths", "good", "bad")}
         tensors |= {} if means is None else {f"mean {name}": x for name, x in means.named().items()}
         tensors |= {} if self.segments is None else {"segments": self.segments.numbers}
-        said = (
-            run_card(self.model).weights,
-            str(self.model.plan),
-            plan.method,
-            plan.metric,
-            plan.points,
-            plan.intervention.name,
-            plan.rules,
-            pairs.logits_by,
-            self.graph,
-            self.level,
-            self.drops,
-            self.qk_fix,
-        )
-        return f"{tensors_hash(tensors)} {said}"
+        said = {
+            "method": plan.method,
+            "metric": repr(plan.metric),
+            "points": plan.points,
+            "intervention": plan.intervention.name,
+            "rules": repr(plan.rules),
+            "logits_by": pairs.logits_by,
+            "graph": repr(self.graph),
+            "level": self.level,
+            "drops": self.drops,
+            "qk_fix": self.qk_fix,
+        }
+        return run_card(self.model, split=tensors_hash(tensors), arguments=said).key
 
 
 def points_of(method: str, steps: int, nodes: str) -> tuple[list[float], list[float]]:

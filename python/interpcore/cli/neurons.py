@@ -6,7 +6,6 @@ what is done already is read.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +17,11 @@ from interpcore.cli.neurons_options import (
     Device,
     MaybeTokens,
     Memory,
+    Merge,
     ModelName,
     Out,
     Paper,
+    Part,
     Partners,
     Protocol,
     Published,
@@ -31,6 +32,7 @@ from interpcore.cli.neurons_options import (
     Tokens,
     Universal,
     open_study,
+    part_numbers,
     study_settings,
 )
 from interpcore.cli.tables import show
@@ -40,6 +42,12 @@ WEIGHTS = (
     "Medians of each layer. w_in, w_out: a neuron's reading and writing vector, their norms and cosine "
     "(sim); vocab_: variance, skewness and kurtosis (normal: 3) of its effects on the logits; null_space: "
     "share of w_out where the unembedding hardly reads."
+)
+SIMILAR = (
+    "Shares of neurons with a neuron like them, by the largest |r| in each partner; shuffled: with the "
+    "partner's tokens shuffled; same neuron: the most similar one has the same layer and number. Where these "
+    "are high and the excess is low, rotated neurons are as much alike: the models share most of what they "
+    "compute."
 )
 app = typer.Typer(help="Neurons: statistics, universality, explanations, effects.", no_args_is_help=True)
 
@@ -97,8 +105,8 @@ def summarize(
         bool, typer.Option("--quadrants", help="Of gated neurons, also by the signs of gate and factor.")
     ] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")] = False,
-    part: Annotated[str | None, typer.Option(help="Only this part of the tokens, such as 1/2.")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Merge the parts that --part made.")] = False,
+    part: Part = None,
+    merge: Merge = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -113,10 +121,7 @@ def summarize(
         typer.echo(str(estimate_summary(study.model, study.tokens, study.statistics, memory=study.memory)))
         return
     if part is not None:
-        found = re.fullmatch(r"(\d+)/(\d+)", part)
-        if found is None:
-            raise Refused(f"--part {part!r} is no part such as 1/2.")
-        summary = study.summary_part(int(found[1]), int(found[2]))
+        summary = study.summary_part(*part_numbers(part))
     else:
         summary = study.merge_summary_parts() if merge else study.summary
     typer.echo(f"{summary.n_tokens} tokens, {summary.n_layers} layers: {summary.folder}")
@@ -137,6 +142,12 @@ def correlate(
     draws: Annotated[int, typer.Option(min=1, help="Rotations of every layer.")] = 1,
     budget: Budget = 8.0,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will take, and stop.")] = False,
+    sketch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Estimate from so many buckets of tokens; exact where it decides."),
+    ] = None,
+    part: Part = None,
+    merge: Merge = False,
     universal: Universal = 0.5,
     protocol: Paper = Protocol.default,
     seed: Seed = 0,
@@ -164,23 +175,40 @@ def correlate(
         protocol=protocol,
         settings=settings,
         seed=seed,
+        universal=universal,
     )
     if not study.partners:
         raise Refused("correlate needs another model: --partner NAME.")
     if estimate:
         typer.echo(str(estimate_correlations([study.model, *study.partners], study.tokens, settings)))
         return
-    assert study.correlations is not None
-    found = universality(
-        study.correlations, 0, threshold=universal, errors=study.jackknife, protocol=protocol.value
-    )
-    low, count, high = found.count_interval()
-    n = len(found.excess)
+    if part is not None:
+        typer.echo(f"Sums of part {part}: {study.correlation_part(*part_numbers(part))}")
+        return
+    correlations, errors, step = None, None, "correlation"
+    if sketch is not None:
+        sketched = study.sketched(sketch)
+        correlations, step = sketched.found, "sketch"
+    else:
+        correlations = study.merge_correlation_parts() if merge else study.correlations
+        errors = study.jackknife
+    assert correlations is not None
+    found = universality(correlations, 0, threshold=universal, errors=errors, protocol=protocol.value)
+    n, count = len(found.excess), int(found.universal.sum())
+    low, _, high = found.count_interval()
+    sure = f" (95% interval of each neuron: {low} surely, {high} possibly)" if errors is not None else ""
     typer.echo(
         f"{count} of {n} neurons ({count / n:.2%}) are universal: excess correlation above "
-        f"{found.threshold:g} (95% interval of each neuron: {low} surely, {high} possibly). "
-        f"{study.step('correlation')}"
+        f"{found.threshold:g}{sure}. {study.step(step)}"
     )
+    if sketch is not None:
+        typer.echo(
+            f"Correlations that do not decide this are estimates within {sketched.error:.2g}; products took "
+            f"{sketched.work / sketched.dense_work:.0%} of the exact ones' multiplications."
+        )
+    else:
+        assert study.similar is not None
+        show(study.similar, SIMILAR)
 
 
 @app.command()

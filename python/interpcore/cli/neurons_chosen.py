@@ -159,7 +159,7 @@ def cache(
 ) -> None:
     """Save neurons' activations at every token, with its loss, entropy and rank.
 
-    Example: interpcore neurons cache --tokens runs/tokens-tiny --neurons 3.120,0.7 --out runs/neurons-cached
+    Example: interpcore neurons cache --tokens runs/tokens-tiny --neurons 3.120,0.7 --out runs/neurons-tiny
     """
     import torch
 
@@ -168,12 +168,12 @@ def cache(
 
     if dtype not in ("float32", "float16"):
         raise Refused(f"--dtype is float32 or float16; got {dtype!r}.")
-    study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol, steps=False)
+    study = open_study(out, model, tokens, device=device, quiet=quiet, protocol=protocol)
     found = save(
         study.model,
         study.tokens,
         parse_neurons(neurons, study.model),
-        out,
+        study.step("cache"),
         sequences=sequences,
         dtype=getattr(torch, dtype),
         protocol=study.protocol,
@@ -181,7 +181,8 @@ def cache(
         command=study.command,
     )
     n, context = found.tokens.shape
-    typer.echo(f"{len(found.neurons)} neurons at {n} x {context} tokens: {out / 'artifacts' / 'activations'}")
+    files = study.step("cache") / "artifacts" / "activations"
+    typer.echo(f"{len(found.neurons)} neurons at {n} x {context} tokens: {files}")
 
 
 def view(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from enum import StrEnum
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from interpcore.errors import Refused
 
 if TYPE_CHECKING:
     from interpcore.neurons.correlate import Settings
@@ -48,6 +51,8 @@ Sequences = Annotated[int, typer.Option(min=1, help="Sequences read by this step
 Neurons = Annotated[
     str | None, typer.Option(help="layer.neuron,layer.neuron,... or a CSV file with layer and neuron.")
 ]
+Part = Annotated[str | None, typer.Option(help="Only this part of the tokens, such as 1/2.")]
+Merge = Annotated[bool, typer.Option("--merge", help="Merge the parts that --part made.")]
 Seed = Annotated[int, typer.Option(help="Of every random draw.")]
 Device = Annotated[str, typer.Option(help="The torch device: cpu, cuda.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -68,6 +73,14 @@ def study_settings(protocol: Protocol, seed: int, budget: float) -> Settings:
     return Settings(rotation=rotation, seed=seed, budget=budget * 1e9)
 
 
+def part_numbers(part: str) -> tuple[int, int]:
+    """The numbers of a part such as "1/2"."""
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if found is None:
+        raise Refused(f"--part {part!r} is no part such as 1/2.")
+    return int(found[1]), int(found[2])
+
+
 def open_study(
     out: Path,
     model: str,
@@ -78,10 +91,9 @@ def open_study(
     quiet: bool,
     protocol: Protocol = Protocol.default,
     memory: float = 4.0,
-    steps: bool = True,
     **options: object,
 ) -> NeuronStudy:
-    """The study that these options say; its folder holds a run per step, or is itself one (`steps` False)."""
+    """The study that these options say."""
     import interpcore
     from interpcore.cli.extras import require
     from interpcore.data.tokens import TokenShards
@@ -92,8 +104,7 @@ def open_study(
     shards = None if tokens is None else TokenShards.open(tokens)
     names = list(dict.fromkeys(partner or ()))
     loaded = [interpcore.load(name, device=device) for name in (model, *names)]
-    if steps:
-        check_study_folder(out, loaded[0])  # type: ignore[arg-type]
+    check_study_folder(out, loaded[0])  # type: ignore[arg-type]
     return NeuronStudy(
         out,
         loaded[0],  # type: ignore[arg-type]

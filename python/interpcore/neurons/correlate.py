@@ -20,10 +20,9 @@ from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.correlation_study import Correlations, Pair, Settings, Study
 from interpcore.neurons.cross_sums import CrossSums, tile_bytes
-from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import Reduction, load_correlations
 from interpcore.ops import add_products
-from interpcore.runs import RunError, read_tensors, write_tensors
+from interpcore.runs import RunError, checkpointed, read_tensors, write_tensors
 from interpcore.runs.artifacts import remove_partials
 from interpcore.runs.progress import duration
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.model.card import run_card
 from interpcore.neurons.activations import SIMILARITIES, NeuronSet, Reader, neuron_set
+from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.cross_sums import Columns, plan_passes
 from interpcore.neurons.partners import Partners
 from interpcore.neurons.similarity import ROTATIONS, Rotation
-from interpcore.runs import canonical_json
+from interpcore.runs import RunCard, canonical_json, tensors_hash
 
 BLOCK_TOKENS = 8192
 GROUPS = 20
@@ -32,7 +33,7 @@ class Settings:
         similarity: "pearson", "cosine" or "jaccard" (of activation > `jaccard_threshold`).
         jaccard_threshold: see there.
         rotation: of partners for the baseline: "haar", "published", a function (see `similarity.Rotation`) or
-            None.
+            None; as read from a file, a function is "function" and the hash of its matrices.
         draws: number of rotations of every block.
         seed: of the rotations.
         groups: groups of whole sequences for standard errors.
@@ -56,7 +57,8 @@ class Settings:
             raise Refused(
                 f"similarity={self.similarity!r} is unknown; choose from {', '.join(SIMILARITIES)}."
             )
-        if isinstance(self.rotation, str) and self.rotation not in ROTATIONS:
+        named = isinstance(self.rotation, str) and not self.rotation.startswith("function ")
+        if named and self.rotation not in ROTATIONS:
             raise Refused(f"rotation={self.rotation!r} is unknown; choose from {', '.join(ROTATIONS)}.")
         if self.similarity == "jaccard" and self.rotation is not None:
             raise Refused("A rotation has no Jaccard similarity; use rotation=None.")
@@ -138,7 +140,6 @@ class Study:
             jaccard_threshold=settings.jaccard_threshold,
             precision=settings.precision,
         )
-        self._identity: str | None = None
 
     def group(self, block: int) -> int:
         """The group of sequences that a block belongs to."""
@@ -148,29 +149,43 @@ class Study:
         """The first sequence of a block, and the one after its last."""
         return block * self.block, min((block + 1) * self.block, self.shards.n_sequences)
 
+    @cached_property
+    def cards(self) -> tuple[RunCard, ...]:
+        """Of each model over the tokens."""
+        return tuple(corpus_card(model, self.shards, "default", None) for model in self.models)
+
     def identity(self) -> str:
         """What sums are of: models, tokens, mask, blocks, similarity. Rotations are no part of it."""
-        if self._identity is None:
-            cards = [run_card(model) for model in self.models]
-            self._identity = canonical_json(
-                {
-                    "models": [
-                        [n.name, c.weights, c.plan_hash, c.dtype]
-                        for n, c in zip(self.sets, cards, strict=True)
-                    ],
-                    "tokens": self.shards.identity,
-                    "masked": list(self.shards.masked),
-                    "block": self.block,
-                    "groups": self.settings.groups,
-                    "similarity": [self.settings.similarity, self.settings.jaccard_threshold],
-                    "precision": self.settings.precision,
-                }
-            )
-        return self._identity
+        models = zip(self.sets, self.cards, strict=True)
+        return canonical_json(
+            {
+                "models": [[n.name, card.weights, card.plan_hash, card.dtype] for n, card in models],
+                "tokens": self.shards.identity,
+                "masked": list(self.shards.masked),
+                "block": self.block,
+                "groups": self.settings.groups,
+                "similarity": [self.settings.similarity, self.settings.jaccard_threshold],
+                "precision": self.settings.precision,
+            }
+        )
 
     def meaning(self, what: Any, blocks: range) -> str:
-        """The identity with what is summed and over which blocks, for a file."""
-        return canonical_json({"of": self.identity(), "what": what, "blocks": [blocks.start, blocks.stop]})
+        """Everything that sums depend on, what is summed and over which blocks, for a file."""
+        of = [self.identity(), *(card.key for card in self.cards)]
+        return canonical_json({"of": of, "what": what, "blocks": [blocks.start, blocks.stop]})
+
+    def described(self) -> dict[str, Any]:
+        """The settings as JSON; a rotation that is a function by the hash of its matrices."""
+        rotation = self.settings.rotation
+        if callable(rotation):
+            calls = [
+                (model, depth, draw)
+                for model, neurons in enumerate(self.sets)
+                for depth in range(len(neurons.widths))
+                for draw in range(self.settings.draws)
+            ]
+            rotation = f"function {tensors_hash({str(call): rotation(*call) for call in calls})}"
+        return asdict(self.settings) | {"rotation": rotation}
 
     def file(self, folder: str | os.PathLike[str], label: str, meaning: str) -> Path:
         """A file for sums: other ones have other names, so that several fit in one folder."""

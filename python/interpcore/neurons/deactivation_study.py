@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ def deactivation_study(
     batch: int = 8,
     progress: bool = True,
     command: str | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Ablate every neuron's path into the queries of every later layer, over a corpus.
 
@@ -104,6 +105,7 @@ def deactivation_study(
         batch: sequences in one forward.
         progress: show it.
         command: what was typed, for the card.
+        about: further arguments of the card, that say what else the caller keeps in the run.
     Returns: one row per neuron, later layer and head: tokens, mean activation, mean change of the attention
     to
         position 0 and of the size of the head's output (ablated minus clean), and Pearson's and Spearman's
@@ -125,6 +127,7 @@ def deactivation_study(
         first=first,
         sequences=n,
         block=block,
+        **(about or {}),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         work = _Work(model, shards, chosen, folder, first, batch)

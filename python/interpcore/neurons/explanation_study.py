@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.neurons.cards import file_hashes
 from interpcore.neurons.explain import (
     Explained,
     LabelSums,
@@ -60,6 +61,11 @@ class Options:
     context: bool = True
     sequences: int | None = None
     keep: int = 3
+
+    def meaning(self) -> dict[str, Any]:
+        """The fields as JSON values, with the hash of the feature file in place of its name."""
+        files = None if self.features is None else file_hashes([self.features])
+        return asdict(self) | {"features": files}
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from interpcore.neurons.interventions import (
     intervene,
     measure_clean,
 )
-from interpcore.runs import RunFolder, sweep
+from interpcore.runs import RunFolder, sweep, tensors_hash
 from interpcore.stats.jackknife import jackknife_ratio
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def intervention_study(
     protocol: str = "default",
     progress: bool = True,
     command: str | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Every intervention on every neuron, over the tokens that count and have a next token that is no
     padding.
@@ -77,6 +78,7 @@ def intervention_study(
         protocol: "paper" takes the published entropy.
         progress: show it.
         command: what was typed, for the card.
+        about: further arguments of the card, that say what else the caller keeps in the run.
     Returns: one row per neuron, intervention and norm ("free" or "frozen"), and one of kind "none": tokens,
         the mean of every measure in `MEASURES`, its standard error `_se`, its change against the clean
         forward `_change`, and that change's error `_change_se` (delete-a-group jackknife over the blocks; NaN
@@ -103,11 +105,12 @@ def intervention_study(
         protocol,
         command,
         neurons=[f"{layer}.{number}" for layer, number in chosen],
-        interventions=[[str(i) for i in done] for done in work.interventions.values()],
+        interventions=[[asdict(i) for i in done] for done in work.interventions.values()],
         frozen=frozen,
-        counts=None if counts is None else int(counts.sum()),
+        counts=None if counts is None else tensors_hash({"counts": counts}),
         sequences=n,
         block=block,
+        **(about or {}),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         rows = sweep(
@@ -203,6 +206,11 @@ def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
         sums = torch.tensor([b[norm] for b in blocks], dtype=torch.float64)
         for i, ((layer, number), of_neuron) in enumerate(work.interventions.items()):
             for j, done in enumerate(of_neuron):
-                about = {"layer": layer, "neuron": number, "kind": done.kind, "value": done.value}
+                about = {
+                    "layer": layer,
+                    "neuron": number,
+                    "kind": done.name or done.kind,
+                    "value": done.value,
+                }
                 rows.append(row(about | {"site": done.site, "norm": norm}, sums[:, i, j]))
     return pd.DataFrame(rows)

@@ -38,11 +38,13 @@ class Intervention:
         value: of "threshold", "fixed" and "multiply".
         site: "pre", the activation function's argument (the gate's, where gated), or "post", what the down
             projection reads.
+        name: what tables call it; its kind where empty.
     """
 
     kind: str
     value: float = 0.0
     site: str = "post"
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.site not in SITES:

@@ -16,9 +16,9 @@ from interpcore.model import Model
 from interpcore.neurons.correlation_study import Correlations, Pair, Study
 from interpcore.neurons.cross_sums import Columns
 from interpcore.neurons.pair_sums import PairList, PairSums
-from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import study_rotation
 from interpcore.neurons.similarity import Block, rotation_in_units
+from interpcore.runs import checkpointed, tensors_hash
 from interpcore.stats.jackknife import jackknife_error
 
 
@@ -142,10 +142,9 @@ def exact_pairs(
         start, stop = study.sequences(block)
         sums.add(start, stop, study.group(block))
 
-    what = [[p.a, p.b, p.rotated, int(p.i.sum()), int(p.j.sum()), len(p.i)] for p in pairs]
-    meaning = study.meaning(
-        [label, what, str(study.settings.rotation), study.settings.seed], range(study.n_blocks)
-    )
+    what = [[p.a, p.b, p.rotated, tensors_hash({"i": p.i, "j": p.j})] for p in pairs]
+    turned = {".".join(map(str, key)): matrix for key, matrix in matrices.items()}
+    meaning = study.meaning([label, what, tensors_hash(turned)], range(study.n_blocks))
     path = None if folder is None else study.file(folder, label, meaning)
     checkpointed(path, sums.state, study.n_blocks, step, meaning=meaning, label=label, progress=progress)
     return sums

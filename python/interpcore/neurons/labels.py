@@ -6,6 +6,7 @@ number of them into sums for all neurons: per block and layer two products, Y^T 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model, Tap
+from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.explain import LabelSums
 from interpcore.neurons.features import FeatureTable
-from interpcore.neurons.passes import checkpointed
 from interpcore.ops import product
+from interpcore.runs import canonical_json, checkpointed, tensors_hash
 
 
 class Labeller(Protocol):
@@ -33,6 +35,11 @@ class Labeller(Protocol):
     @property
     def groups(self) -> tuple[str, ...]:
         """The kind of each."""
+
+    @property
+    def meaning(self) -> str:
+        """Everything that the labels depend on besides the corpus, as text or a hash: part of the key of sums
+        that are kept."""
 
     def __call__(self, tokens: Tensor, first: int) -> Tensor:
         """Labels [batch, position, label] bool of tokens [batch, position]; `first` is the number of the
@@ -61,6 +68,11 @@ class TokenLabels:
     def groups(self) -> tuple[str, ...]:
         """Their groups, said to be of the token before where they are."""
         return tuple(f"{group}{self._suffix}" for group in self.table.groups)
+
+    @property
+    def meaning(self) -> str:
+        """Which token ids have which features, and how many places before."""
+        return f"token {self.back} {tensors_hash({'has': self.table.has})}"
 
     @property
     def _suffix(self) -> str:
@@ -96,6 +108,11 @@ class Surroundings:
         "sequence's first 16 tokens",
     )
     groups: ClassVar[tuple[str, ...]] = ("context",) * len(names)
+
+    @property
+    def meaning(self) -> str:
+        """The texts, and the ids that begin a sequence."""
+        return f"surroundings {list(self.bos)} {_hash(self.texts)}"
 
     def __call__(self, tokens: Tensor, first: int) -> Tensor:
         stripped = [text.strip() for text in self.texts]
@@ -144,6 +161,11 @@ class Subsets:
         """All "subset"."""
         return ("subset",) * len(self.names)
 
+    @property
+    def meaning(self) -> str:
+        """Of the corpus alone."""
+        return "subsets"
+
     def __call__(self, tokens: Tensor, first: int) -> Tensor:
         subset = torch.from_numpy(self.shards.subset[first : first + len(tokens)].astype("int64"))
         has = subset[:, None] == torch.arange(len(self.names))
@@ -190,6 +212,13 @@ class SpacyLabels:
     def groups(self) -> tuple[str, ...]:
         """Each label's: "part of speech", "dependency" or "entity"."""
         return tuple(kind for kind, _ in self._labels)  # type: ignore[attr-defined]
+
+    @property
+    def meaning(self) -> str:
+        """The texts, and the pipeline's name and version as it says them."""
+        said = getattr(self.pipeline, "meta", {})
+        about = [said.get(name) for name in ("lang", "name", "version")]
+        return f"spacy {about} {_hash(self.texts)}"
 
     def __call__(self, tokens: Tensor, first: int) -> Tensor:
         column = {label: i for i, label in enumerate(self._labels)}  # type: ignore[attr-defined]
@@ -239,6 +268,7 @@ def label_sums(
     layers, width = model.plan.n_calls, model.spec.d_mlp
     n = min(shards.n_sequences, sequences or shards.n_sequences)
     names = [name for labeller in labellers for name in labeller.names]
+    groups = [group for labeller in labellers for group in labeller.groups]
     state = {
         "count": torch.zeros(len(names), dtype=torch.float64),
         "total": torch.zeros(2, len(names), layers, width, dtype=torch.float64),
@@ -256,9 +286,19 @@ def label_sums(
         labels = torch.cat([labeller(tokens, first) for labeller in labellers], -1)
         add_block(state, labels, shards.mask(tokens), [out.taps[tap] for tap in taps])
 
-    meaning = f"{shards.identity} {shards.masked} {n} {hash_names(names)} {model.spec.name}"
+    card = corpus_card(
+        model,
+        shards,
+        "default",
+        None,
+        step="labels",
+        limit=n,
+        batch=batch,
+        labels=[list(x) for x in zip(names, groups, strict=True)],
+        labellers=[labeller.meaning for labeller in labellers],
+    )
     checkpointed(
-        path, state, -(-n // batch), step, meaning=meaning, label="explain: blocks", progress=progress
+        path, state, -(-n // batch), step, meaning=card.key, label="explain: blocks", progress=progress
     )
     total, square = state["total"].flatten(2)
     all_total, all_square = state["all_total"].flatten(1)
@@ -298,11 +338,8 @@ def add_block(state: dict[str, Tensor], labels: Tensor, mask: Tensor, acts: Sequ
             state["all_total"][power, layer] += values.sum(0, dtype=torch.float64)
 
 
-def hash_names(names: Sequence[str]) -> str:
-    """A short hash of a list of names."""
-    import hashlib
-
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(canonical_json(list(texts)).encode()).hexdigest()
 
 
 def _before(flags: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.passes import checkpointed
+from interpcore.neurons.cards import corpus_card
 from interpcore.ops import ColumnMoments
 from interpcore.ops.column_moments import RunningMoments
+from interpcore.runs import checkpointed
 from interpcore.stats.jackknife import jackknife_error
 
 GROUPS = 20
@@ -70,8 +71,8 @@ def moment_errors(
         into = sums[block * groups // blocks]
         into.take(torch.cat([f.counts for f in found], 1), torch.cat([f.moments for f in found], 1))
 
-    meaning = f"{shards.identity} {shards.masked} {n} {batch} {groups} {model.spec.name} moments"
-    checkpointed(path, state, blocks, step, meaning=meaning, label="moment errors", progress=progress)
+    card = corpus_card(model, shards, "default", None, step="errors", limit=n, batch=batch, groups=groups)
+    checkpointed(path, state, blocks, step, meaning=card.key, label="moment errors", progress=progress)
     return errors_of(sums)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.correlate import Correlations, Settings, correlate
+from interpcore.model.card import run_card
+from interpcore.neurons import correlation_study
+from interpcore.neurons.cards import corpus_card, file_hashes
+from interpcore.neurons.correlate import Correlations, Settings, correlate, merge_sums
 from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.deactivation import first_value_norms
 from interpcore.neurons.deactivation_study import deactivation_study, score_table
@@ -25,17 +27,19 @@ from interpcore.neurons.intervention_study import PUBLISHED_VALUES, intervention
 from interpcore.neurons.interventions import WITH_VALUE, Intervention, Neuron
 from interpcore.neurons.jackknife import Jackknife, jackknife
 from interpcore.neurons.moment_errors import moment_errors
+from interpcore.neurons.null_baselines import null_baseline
 from interpcore.neurons.parts import Statistics
 from interpcore.neurons.published import UNIVERSAL
 from interpcore.neurons.quadrants import quadrant_table, quadrants
+from interpcore.neurons.sketch import Sketched, correlate_by_sketch
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.summarize import MEMORY, part_range, summarize
 from interpcore.neurons.summary import Summary, merge_summaries
-from interpcore.neurons.universal import universality
+from interpcore.neurons.universal import similar_shares, universality
 from interpcore.neurons.weight_study import weight_study
 from interpcore.neurons.weights import FoldedWeights, fold, frequency_alignment
 from interpcore.runs import RunCard, RunFolder, write_tensors
-from interpcore.runs.frames import write_frame
+from interpcore.runs.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +100,16 @@ class NeuronStudy:
         if self.shards is None:
             raise Refused("This step reads tokens; give them with --tokens.")
         return self.shards
+
+    @property
+    def models(self) -> list[Model]:
+        """The model and its partners."""
+        return [self.model, *self.partners]
+
+    @cached_property
+    def correlating(self) -> correlation_study.Study:
+        """What correlations are taken of, and how."""
+        return correlation_study.Study(self.models, self.tokens, self.settings or Settings())
 
     @cached_property
     def folded(self) -> FoldedWeights:
@@ -180,16 +194,13 @@ class NeuronStudy:
         """Correlations with the partner models; None without partners."""
         if not self.partners:
             return None
-        models = [self.model, *self.partners]
-        settings = self.settings or Settings()
-        taken = {
-            name: str(getattr(settings, name))
-            for name in ("similarity", "rotation", "draws", "seed", "groups")
-        }
-        card = self.card("correlation", models, **taken)
-        with RunFolder.open_or_create(self.step("correlation"), card) as run:
+        with self._correlation_run("correlation") as run:
             found = correlate(
-                models, self.tokens, settings, folder=run.artifact("sums"), progress=self.progress
+                self.models,
+                self.tokens,
+                self.correlating.settings,
+                folder=run.artifact("sums"),
+                progress=self.progress,
             )
             assert found is not None
             for (a, b), partners in found.partners.items():
@@ -197,14 +208,73 @@ class NeuronStudy:
                 write_tensors(run.artifact(f"partners/{a}-{b}.safetensors"), partners.tensors(), widths)
         return found
 
+    def correlation_part(self, number: int, of: int) -> Path:
+        """Sums of part `number` (from 1) of `of` of the tokens, so that several processes share them; returns
+        the step's folder."""
+        name = f"correlation-{number}-of-{of}"
+        span = part_range(self.tokens, number, of, self.correlating.block)
+        with self._correlation_run(name) as run:
+            correlate(
+                self.models,
+                self.tokens,
+                self.correlating.settings,
+                folder=run.artifact("sums"),
+                sequences=span,
+                progress=self.progress,
+            )
+        return self.step(name)
+
+    def merge_correlation_parts(self) -> Correlations:
+        """The correlations out of the parts that are there.
+
+        Raises:
+            ValueError: there are none.
+            RunError: they are not all of the tokens, or do not fit together.
+        """
+        parts = sorted(Path(self.folder).glob("correlation-*-of-*"))
+        if not parts:
+            raise Refused(
+                f"{self.folder} has no parts of correlations; make them with --part 1/2 and --part 2/2."
+            )
+        sums = [part / "artifacts" / "sums" for part in parts]
+        with self._correlation_run("correlation") as run:
+            merge_sums(sums, run.artifact("sums"), self.models, self.tokens, self.correlating.settings)
+        assert self.correlations is not None
+        return self.correlations
+
+    def sketched(self, buckets: int) -> Sketched:
+        """Correlations by a sketch of so many buckets, exact where a neuron may be universal."""
+        with self._correlation_run("sketch", buckets=buckets, universal=self.universal) as run:
+            return correlate_by_sketch(
+                self.models,
+                self.tokens,
+                self.correlating.settings,
+                buckets=buckets,
+                threshold=self.universal,
+                folder=run.artifact("sums"),
+                progress=self.progress,
+            )
+
+    @cached_property
+    def similar(self) -> pd.DataFrame | None:
+        """Shares of neurons with a partner like them, beside partners with shuffled tokens, as
+        `similar_shares` gives them; None without partners."""
+        if self.correlations is None:
+            return None
+        with self._correlation_run("similar") as run:
+            path = run.artifact("similar")
+            if not path.with_suffix(".parquet").is_file():
+                null = null_baseline(self.models, self.tokens, "permutation", self.correlating.settings)
+                write_frame(path, similar_shares(self.correlations, null))
+            return read_frame(path.with_suffix(".parquet"))
+
     @cached_property
     def jackknife(self) -> Jackknife | None:
         """Standard errors of the correlations; None without partners or with fewer than 20 groups."""
         if self.correlations is None or self.correlations.settings.groups < 20:
             return None
         folder = self.step("correlation") / "artifacts" / "sums"
-        models = [self.model, *self.partners]
-        return jackknife(models, self.tokens, self.correlations, folder=folder, progress=self.progress)
+        return jackknife(self.models, self.tokens, self.correlations, folder=folder, progress=self.progress)
 
     @cached_property
     def moment_errors(self) -> dict[str, Tensor]:
@@ -224,9 +294,19 @@ class NeuronStudy:
             write_frame(run.artifact("quadrants"), table)
         return table
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
-        """The neuron table, written with its summary."""
+        """The neuron table, written with its comparison."""
+        return self._framed[0]
+
+    @property
+    def comparison(self) -> pd.DataFrame:
+        """Headline numbers of the table, and of the published ones."""
+        return self._framed[1]
+
+    @cached_property
+    def _framed(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        card = self.card("dataframe", self.partners, **self._framing())
         layers = range(self.summary.n_layers)
         found = self.correlations
         table = neuron_table(
@@ -241,18 +321,31 @@ class NeuronStudy:
             table = table.assign(**up_columns(joined_moments([self.summary.up_moments(d) for d in layers])))
         if found is not None:
             table = table.assign(**most_similar(found))
-        partners = [short_name(model) for model in self.partners]
-        with RunFolder.open_or_create(
-            self.step("dataframe"), self.card("dataframe", partners=partners)
-        ) as run:
-            self.comparison = write_table(table, run, self.published, self.universal)
-        return table
+        with RunFolder.open_or_create(self.step("dataframe"), card) as run:
+            return table, write_table(table, run, self.published, self.universal)
+
+    def _framing(self) -> dict[str, Any]:
+        """What the neuron table and its comparison depend on besides model, tokens and protocol."""
+        return {
+            "statistics": self.statistics.to_json(),
+            "correlating": self._correlating() if self.partners else None,
+            "universal": self.universal,
+            "published": file_hashes(self.published),
+        }
+
+    def _correlating(self) -> dict[str, Any]:
+        """The settings of correlations; how they are cut into passes is no part of what they mean."""
+        return {name: x for name, x in self.correlating.described().items() if name != "budget"}
+
+    def _correlation_run(self, step: str, **more: Any) -> RunFolder:
+        card = self.card(step, self.models, **self._correlating(), **more)
+        return RunFolder.open_or_create(self.step(step), card)
 
     def explanations(self, options: Options | None = None) -> Explanations:
         """What neurons respond to and write, written as tables."""
         options = Options() if options is None else options
         layers = range(self.summary.n_layers)
-        card = self.card("explain", options=str(options))
+        card = self.card("explain", **options.meaning())
         with RunFolder.open_or_create(self.step("explain"), card) as run:
             found = explain_neurons(
                 self.model,
@@ -306,7 +399,7 @@ class NeuronStudy:
             roles = pd.DataFrame(neurons, columns=["layer", "neuron"]).assign(role="named")
         chosen = list(zip(roles.layer.tolist(), roles.neuron.tolist(), strict=True))
         means = {d: self.summary.moments(d)[1].mean for d in {layer for layer, _ in chosen}}
-        done = {(d, n): [*same, Intervention("fixed", float(means[d][n]))] for d, n in chosen}
+        done = {(d, n): [*same, Intervention("fixed", float(means[d][n]), name="mean")] for d, n in chosen}
         step = self.step(intervention_step(kind, site))
         table = intervention_study(
             self.model,
@@ -319,9 +412,8 @@ class NeuronStudy:
             protocol=self.protocol,
             progress=self.progress,
             command=self.command,
+            about={"roles": roles.role.tolist()},
         )
-        # Row 0 is the clean forward.
-        table.loc[table.index[len(same) + 1 :: len(same) + 1], "kind"] = "mean"
         with RunFolder.open(step, shared=True) as run:
             write_frame(run.artifact("interventions"), table)
             write_frame(run.artifact("roles"), roles)
@@ -355,6 +447,7 @@ class NeuronStudy:
             sequences=self.sequences,
             progress=self.progress,
             command=self.command,
+            about={"seed": self.seed, "bos": int(bos[0])},
         )
         tokens = self.tokens.sequences(0, min(16, self.tokens.n_sequences)).to(self.model.device)
         ratio = first_value_norms(self.model, tokens, self.tokens.mask(tokens))
@@ -373,10 +466,34 @@ class NeuronStudy:
         return table, scores, flat
 
     def card(self, step: str, models: Sequence[Model] = (), **arguments: Any) -> RunCard:
-        """The card of a step's run."""
-        names = [short_name(model) for model in models]
+        """The card of a step's run.
+
+        Args:
+            step: its name.
+            models: other models that it reads.
+            arguments: everything else that its results depend on.
+        """
+        cards = [run_card(model) for model in models]
         return corpus_card(
-            self.model, self.tokens, self.protocol, self.command, step=step, models=names, **arguments
+            self.model,
+            self.tokens,
+            self.protocol,
+            self.command,
+            step=step,
+            models=[card.model for card in cards],
+            weights=[[card.weights, card.plan_hash] for card in cards],
+            **arguments,
+        )
+
+    def report_card(self, options: Options) -> RunCard:
+        """The card of a report, which depends on every step."""
+        return self.card(
+            "report",
+            self.partners,
+            **self._framing(),
+            explain=options.meaning(),
+            sequences=self.sequences,
+            seed=self.seed,
         )
 
 

@@ -74,6 +74,13 @@ class Partners:
         """The most similar partner `[n]` int64, -1 for none."""
         return self.top_index[:, 0]
 
+    def strongest(self) -> tuple[Tensor, Tensor]:
+        """The largest |r| `[n]`, NaN for a neuron without a correlation, and whose it is `[n]` int64, -1 for
+        none."""
+        lowest = self.bottom_index[:, 0]
+        size = torch.maximum(self.maximum, -self.minimum)
+        return size, torch.where(-self.minimum > self.maximum, lowest, self.argmax)
+
     @property
     def minimum(self) -> Tensor:
         """`[n]`."""

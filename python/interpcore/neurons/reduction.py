@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from interpcore.neurons.correlation_study import Correlations, Settings, Study
 from interpcore.neurons.cross_sums import Columns, Tile, columns_of
 from interpcore.neurons.partners import Partners
 from interpcore.neurons.similarity import (
+    ROTATIONS,
     Block,
     Rotated,
     rotated_similarities,
@@ -115,8 +115,9 @@ class Reduction:
         about = {
             "names": [neurons.name for neurons in study.sets],
             "widths": [neurons.widths for neurons in study.sets],
-            "settings": _described(study.settings),
+            "settings": study.described(),
             "identity": study.identity(),
+            "meaning": study.meaning("results", range(study.n_blocks)),
         }
         header = {"about": json.dumps(about), "passes": str(self.passes), "of": str(len(study.passes))}
         write_tensors(folder / FILE, tensors, header)
@@ -132,7 +133,8 @@ class Reduction:
             return
         tensors, header = read_tensors(path)
         study, about = self._study, json.loads(header["about"])
-        if about["identity"] != study.identity() or about["settings"] != _described(study.settings):
+        meaning = study.meaning("results", range(study.n_blocks))
+        if about.get("meaning") != meaning or about["settings"] != study.described():
             raise RunError(
                 f"{path} holds correlations of other models, tokens, masks or settings; choose another "
                 "folder."
@@ -156,6 +158,10 @@ def study_rotation(study: Study, model: int, depth: int, draw: int) -> Tensor:
     assert rotation is not None
     if callable(rotation):
         return rotation(model, depth, draw).to(device)
+    if rotation not in ROTATIONS:
+        raise Refused(
+            f"These correlations were taken with the rotations of a {rotation}; pass settings with that one."
+        )
     width = study.sets[model].widths[depth]
     return rotation_matrix(width, rotation, study.settings.seed, model, depth, draw).to(device)
 
@@ -188,10 +194,3 @@ def _partners(tensors: Mapping[str, Tensor], pairs: Any) -> dict[tuple[int, int]
         named = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         found[a, b] = Partners.from_tensors(named)
     return found
-
-
-def _described(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON; a rotation that is a function by name."""
-    rotation = settings.rotation
-    named = getattr(rotation, "__name__", "function") if callable(rotation) else rotation
-    return asdict(settings) | {"rotation": named}

@@ -62,6 +62,8 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
     """
     from interpcore.neurons.dataframe import table_counts
 
+    options = Options() if options is None else options
+    card = study.report_card(options)  # before the work: a bad file is refused at once
     table = study.table
     explained = study.explanations(options)
     changes, roles = study.interventions()
@@ -85,7 +87,7 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
         data=f"corpus {study.tokens.identity[:12]}",
         n=f"{len(table)} neurons, {study.tokens.n_sequences} sequences of {study.tokens.context} tokens",
     )
-    with RunFolder.open_or_create(study.step("report"), study.card("report")) as run:
+    with RunFolder.open_or_create(study.step("report"), card) as run:
         sections = [("In short", _short(study, table))]
         for head, of_section in drawn.items():
             parts = []
@@ -212,7 +214,7 @@ def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> 
         study.model,
         study.tokens,
         neurons,
-        study.step("cache"),
+        study.step("next_class"),
         sequences=study.sequences,
         protocol=study.protocol,
         progress=study.progress,

@@ -26,12 +26,11 @@ from interpcore.neurons.cross_sums import Tile, add_columns, empty_columns
 from interpcore.neurons.jackknife import exact_pairs, replicates
 from interpcore.neurons.pair_sums import PairList
 from interpcore.neurons.partners import Partners
-from interpcore.neurons.passes import checkpointed
 from interpcore.neurons.reduction import Reduction
 from interpcore.neurons.similarity import Block, rotated_similarities, similarities
 from interpcore.neurons.universal import universality
 from interpcore.ops import add_products, product
-from interpcore.runs import cell_seed
+from interpcore.runs import cell_seed, checkpointed, tensors_hash
 
 _CANDIDATES = 8  # rotated partners compared exactly with a neuron near the threshold
 
@@ -110,7 +109,7 @@ def correlate_by_sketch(
     reach = deviations * (buckets * max(len(study.sets) - 1, 1)) ** -0.5
     rows = _between(found, threshold - reach, torch.inf)
     verified = RowSums(study.reader, rows)
-    label = "rows " + " ".join(f"{len(chosen)}.{int(chosen.sum())}" for chosen in rows)
+    label = f"rows {tensors_hash({str(a): chosen for a, chosen in enumerate(rows)})}"
     _run(study, verified.state, verified.add, path, label, progress)
     _replace_rows(study, reduction, found, verified)
     work += sum(shards.n_tokens * sums.numel() for sums in verified.state.values())

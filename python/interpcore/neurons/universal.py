@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.neurons.correlation_study import Correlations
+from interpcore.neurons.correlation_study import Correlations, Pair
 from interpcore.neurons.jackknife import Jackknife
+from interpcore.neurons.partners import Partners
 from interpcore.stats.jackknife import jackknife_error
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PROTOCOLS = ("default", "paper")
+SHARES = (0.5, 0.9)
+"""Sizes of correlations whose shares say how alike two models are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +115,40 @@ def universality(
         replicates = [errors.partner[a, b].deleted - errors.baseline[a, b].deleted for b in others]
         error = jackknife_error(torch.stack(replicates).mean(0))
     return Universality(columns, threshold, error)
+
+
+def similar_shares(found: Correlations, null: Mapping[Pair, Partners], model: int = 0) -> pd.DataFrame:
+    """How many of a model's neurons have a neuron like them in each partner model, and how many would have
+    one if the partner's tokens were shuffled. A rotated baseline cannot tell this where models share so many
+    neurons that rotated ones look alike too.
+
+    Args:
+        found: by `correlate`.
+        null: by `null_baseline` with the kind "permutation".
+        model: number of the model.
+
+    Returns:
+        One row per partner: partner; the shares of neurons whose largest |r| is above each of `SHARES`, as
+        "|r| > 0.5", of these with the null as "shuffled |r| > 0.5"; "same neuron", the share whose most
+        similar neuron (by |r|) has the same block call and number; median |r| and shuffled median |r|. A
+        neuron without a correlation counts as having none like it.
+    """
+    import pandas as pd
+
+    rows = []
+    for other in (b for b in range(len(found.sets)) if b != model):
+        row: dict[str, Any] = {"partner": found.sets[other].name}
+        for prefix, partners in (("", found.partners[model, other]), ("shuffled ", null[model, other])):
+            size, who = partners.strongest()
+            row |= {f"{prefix}|r| > {cut:g}": float((size > cut).double().mean()) for cut in SHARES}
+            row[f"{prefix}median |r|"] = float(size.nanmedian())
+            if not prefix:
+                mine = found.sets[model].address(torch.arange(len(who)))
+                theirs = found.sets[other].address(who)
+                same = [a == b for a, b in zip(mine, theirs, strict=True)]
+                row["same neuron"] = float((same[0] & same[1]).double().mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _number(found: Correlations, model: str | int) -> int:

@@ -29,7 +29,7 @@ from interpcore.neurons.weights import (
     neuron_columns,
     null_space_fraction,
 )
-from interpcore.runs import RunFolder, atomic_path, read_tensors, sweep, write_tensors
+from interpcore.runs import RunFolder, atomic_path, sweep, write_tensors
 from interpcore.runs.frames import read_frame
 
 if TYPE_CHECKING:
@@ -113,12 +113,6 @@ def read_weights(out: str | os.PathLike[str]) -> pd.DataFrame:
     if not files:
         raise Refused(f"{out} holds no weight statistics; run `interpcore neurons weights` into it.")
     return pd.concat([read_frame(path) for path in files], ignore_index=True)
-
-
-def read_token_effects(out: str | os.PathLike[str], layer: int) -> dict[str, Tensor]:
-    """The tokens whose logits each neuron of a layer raises and lowers most, by cos(W_U, w_out): top, bottom
-    [neuron, 20] and top_index, bottom_index."""
-    return read_tensors(Path(out) / "artifacts" / "tokens" / f"{layer}.safetensors")[0]
 
 
 def _extremes(found: CosineSummary) -> dict[str, Tensor]:

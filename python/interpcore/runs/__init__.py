@@ -12,7 +12,7 @@ from interpcore.runs.artifacts import (
 from interpcore.runs.backend import Backend, InProcess, run_cell
 from interpcore.runs.canonical import canonical_json, cell_seed, plain
 from interpcore.runs.card import Difference, RunCard, compare, current_versions
-from interpcore.runs.checkpoint import Checkpoint
+from interpcore.runs.checkpoint import Checkpoint, checkpointed
 from interpcore.runs.errors import Refused, RunError
 from interpcore.runs.folder import Artifacts, RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell
@@ -41,6 +41,7 @@ __all__ = [
     "atomic_path",
     "canonical_json",
     "cell_seed",
+    "checkpointed",
     "compare",
     "current_versions",
     "is_run",

@@ -1,5 +1,6 @@
 """Run cards: what a run means, and in what two runs differ."""
 
+import hashlib
 import json
 import platform
 import socket
@@ -60,6 +61,17 @@ class RunCard:
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), metadata=_CIRCUMSTANCE
     )
     host: str = field(default_factory=socket.gethostname, metadata=_CIRCUMSTANCE)
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that the card says but its circumstances (SHA-256 in hexadecimal): what files of
+        the run carry, equal where `compare` finds no difference."""
+        said = {
+            f.name: plain(getattr(self, f.name), f.name)
+            for f in fields(self)
+            if not f.metadata.get("circumstance")
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The card as a JSON object, one entry per field."""
