@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.prompts import pad, token_ids
 from interpcore.runs.fields import is_text
 
 UNEQUAL = ("skip", "align", "refuse")
@@ -144,8 +145,9 @@ class Pairs:
         logits_by: str = "sum",
         unequal: str = "skip",
         equal: str = "skip",
+        bos: bool | None = None,
     ) -> Pairs:
-        """Pairs of texts; the tokenizer's beginning-of-text token goes in front where it has one.
+        """Pairs of texts.
 
         Args:
             task: its name.
@@ -154,6 +156,7 @@ class Pairs:
                 prompt by one token.
             tokenizer: a transformers tokenizer.
             logits_by: see `Pairs`.
+            bos: what goes in front, see `interpcore.model.prompts.first_ids`.
             unequal: pairs whose prompts differ in length are left out and counted ("skip"), moved to end at
                 the same position by repeating the shorter one's first token ("align"), or refused ("refuse").
             equal: pairs whose prompts are the same tokens, or whose good answers are the bad ones, are left
@@ -167,7 +170,7 @@ class Pairs:
                 f"{', '.join(EQUAL)}; got {unequal!r} and {equal!r}."
             )
         _check_texts(task, texts)
-        encoded = [tuple(encode(tokenizer, text) for text in pair) for pair in texts]
+        encoded = [tuple(token_ids(tokenizer, text, bos) for text in pair) for pair in texts]
         odd = [i for i, (clean, corrupted) in enumerate(encoded) if len(clean) != len(corrupted)]
         if odd and unequal == "refuse":
             raise PairsError(f"{_unequal(task, texts, encoded, odd)} Skip or align such pairs.")
@@ -186,11 +189,11 @@ class Pairs:
             left_out += _degenerate(task, texts, moot, "the same good and bad answers")
         kept = [i for i in range(len(texts)) if i not in gone]
         rows = [_aligned(*encoded[i]) for i in kept]
-        good_ids, bad_ids = (padded([side[i] for i in kept], -1) for side in answers)
+        good_ids, bad_ids = (pad([side[i] for i in kept], fill=-1)[0] for side in answers)
         return cls(
             task,
-            padded([clean for clean, _ in rows], 0),
-            padded([corrupted for _, corrupted in rows], 0),
+            pad([clean for clean, _ in rows])[0],
+            pad([corrupted for _, corrupted in rows])[0],
             torch.tensor([len(clean) for clean, _ in rows], dtype=torch.int64),
             good_ids,
             bad_ids,
@@ -207,22 +210,6 @@ class Pairs:
             "left_out": list(self.left_out),
             "tokens": int(self.lengths.sum()),
         }
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, after the beginning-of-text token where the tokenizer has one."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos = getattr(tokenizer, "bos_token_id", None)
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-
-def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Rows of ids as one matrix [n, longest] int64, `fill` after the end of shorter ones."""
-    width = max((len(row) for row in rows), default=0)
-    table = torch.full((len(rows), width), fill, dtype=torch.int64)
-    for place, row in zip(table, rows, strict=True):
-        place[: len(row)] = torch.tensor(row, dtype=torch.int64)
-    return table
 
 
 def _aligned(clean: list[int], corrupted: list[int]) -> tuple[list[int], list[int]]:
@@ -291,7 +278,7 @@ def _answer(tokenizer: Any, prompt: str, answer: int | str) -> int:
                 f"{len(tokenizer)}."
             )
         return found
-    before, after = encode(tokenizer, prompt), encode(tokenizer, prompt + answer)
+    before, after = (token_ids(tokenizer, text, False) for text in (prompt, prompt + answer))
     if after[:-1] != before:
         raise PairsError(
             f"The answer {answer!r} continues {prompt!r} by {len(after) - len(before)} tokens; metrics read "

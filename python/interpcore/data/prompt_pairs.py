@@ -19,6 +19,7 @@ from interpcore.data import task_text
 from interpcore.data.tinyworld import words
 from interpcore.data.tinyworld.world import reserve
 from interpcore.errors import Refused
+from interpcore.model import prompts
 
 COLUMNS = {
     "ioi": ("clean", "corrupted", "corrupted_hard", "correct_idx", "incorrect_idx"),
@@ -97,12 +98,9 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     Raises: PromptPairError where the tokenizer lacks a character.
     """
     try:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    except Exception as error:  # the tokenizers library raises no other class
-        if type(error) is not Exception:
-            raise
-        raise PromptPairError(f"This tokenizer cannot write {text!r}: {error}.") from error
-    return ids
+        return prompts.token_ids(tokenizer, text, bos=False)
+    except Refused as error:
+        raise PromptPairError(str(error)) from error
 
 
 def token_count(tokenizer: Any, text: str) -> int:

@@ -7,8 +7,8 @@ import torch
 from interpcore.data.relations import Relation, RelationError, few_shot_prompt, split
 from interpcore.lre.answers import Answers
 from interpcore.lre.prompts import encode_query
-from interpcore.lre.states import pad
 from interpcore.model import Model
+from interpcore.model.prompts import pad
 
 
 class NotKnownError(RelationError):

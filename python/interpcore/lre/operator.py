@@ -12,9 +12,10 @@ from torch import Tensor
 from interpcore.data.relations import Sample
 from interpcore.errors import Refused
 from interpcore.lre.prompts import leave_one_out
-from interpcore.lre.states import Depth, pad, published_depths
+from interpcore.lre.states import Depth, published_depths
 from interpcore.model import Model
 from interpcore.model.jacobians import jacobians
+from interpcore.model.prompts import pad
 from interpcore.runs import RunError, read_tensors, write_tensors
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from interpcore.data.relations import Prompt, Sample, few_shot_prompt
 from interpcore.errors import Refused
+from interpcore.model.prompts import token_offsets
 
 PROTOCOLS = ("default", "paper")
 Offsets = Sequence[tuple[int, int]]
@@ -39,25 +40,17 @@ def encode_query(tokenizer: Any, prompt: Prompt, protocol: str = "default") -> Q
         tokenizer: a fast transformers tokenizer.
         prompt: text and the place of its subject.
         protocol: "default" or "paper".
-    Returns: the query; a tokenizer's beginning-of-sequence token comes first, once.
+    Returns: the query, with what `interpcore.model.prompts.first_ids` puts in front.
     Raises: ValueError for a slow tokenizer, an unknown protocol, or a subject that no token covers.
     """
     if protocol not in PROTOCOLS:
         raise Refused(f"protocol is one of {', '.join(PROTOCOLS)}; got {protocol!r}.")
-    if not getattr(tokenizer, "is_fast", False):
-        raise Refused(
-            "Finding subjects needs a fast tokenizer (a tokenizer.json beside the model); this one is not."
-        )
-    encoded = tokenizer(prompt.text, return_offsets_mapping=True)
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    ids, offsets = token_offsets(tokenizer, prompt.text)
     subject = prompt.text[prompt.start : prompt.end]
     if protocol == "paper":
         read, write = (find_occurrence(offsets, prompt.text, subject, which) for which in ("last", "first"))
     else:
         read = write = _last_token(offsets, prompt.end, subject)
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:1] != [bos]:
-        ids, read, write = [bos, *ids], read + 1, write + 1
     return Query(tuple(ids), read, write)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.lre.prompts import Query
 from interpcore.model import Model, Tap
+from interpcore.model.prompts import pad
 from interpcore.model.versions import SharedPrompts, share_prompts
 
 Depth = int | None
@@ -74,11 +75,3 @@ def read_states(model: Model, queries: Sequence[Query], depths: Sequence[Depth])
     z = shared.resid[model.plan.n_calls][torch.arange(len(queries)), shared.lengths - 1]
     h = torch.stack([shared.taps[source[d]][:, 0] for d in depths], 1)
     return PromptStates(shared, tuple(queries), tuple(depths), h, z, shared.logits)
-
-
-def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids padded on the right with token 0 and the mask of real tokens, both [row, longest] int64."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return tokens, mask

@@ -9,21 +9,26 @@ from typing import Any
 
 from torch import Tensor
 
-from interpcore.runs import RunCard, tensors_hash, tokenizer_hash
+from interpcore.runs import RunCard, tokenizer_hash
 
 from .decoder import Model
 from .generic import GenericModel
+from .prompts import bos_rule
 
 
-def run_card(model: Model | GenericModel, **given: Any) -> RunCard:
-    """A run card with everything that the model knows: name, weights, tokenizer, dtype, plan, load check.
+def run_card(model: Model | GenericModel, *, bos: bool | None = None, **given: Any) -> RunCard:
+    """A run card with everything that the model knows: name, revision, weights, tokenizer, dtype,
+    plan, load check.
 
     Args:
+        bos: the rule for the first token of its prompts (`prompts.first_ids`).
         given: the card's other fields (protocol, split, seeds, arguments, ...).
     """
     return RunCard(
         model=model.spec.name.rstrip("/").rsplit("/", 1)[-1],
-        weights=tensors_hash(dict(named_tensors(model))),
+        revision=None if model.origin is None else model.origin.revision,
+        weights=weights_hash(model),
+        bos=None if model.tokenizer is None else bos_rule(bos),
         tokenizer=None if model.tokenizer is None else tokenizer_hash(model.tokenizer),
         dtype=str(model.dtype).removeprefix("torch."),
         plan=str(model.plan),
@@ -33,10 +38,15 @@ def run_card(model: Model | GenericModel, **given: Any) -> RunCard:
     )
 
 
+def weights_hash(model: Model | GenericModel) -> str:
+    """Hash of every weight of a model as it is now; computed once for all plans over the same weights."""
+    return model.weights.hash(dict(named_tensors(model)))
+
+
 def named_tensors(model: Model | GenericModel) -> Iterator[tuple[str, Tensor]]:
     """Every weight of a model with a name."""
     if isinstance(model, GenericModel):
-        yield from model.hf.state_dict().items()
+        yield from model.hf.state_dict(keep_vars=True).items()
         return
     for name, module in model.modules.items():
         yield from _tensors(name, module)

@@ -20,11 +20,13 @@ from .cache import Cache, CacheWriter
 from .context import ActivationHook, Context
 from .layout import Layout, read_layout
 from .norm import Norm
+from .origin import Origin
 from .plan import RESID, Plan
 from .projection import Projection
 from .prompts import check_length, encode, read_prompts
 from .sites import Edit, Tap, select
 from .spec import ModelSpec
+from .weights import Weights
 
 Module = Block | Norm | ConcatAdapter | ConstantState
 LogitsAt = str | int | Sequence[int] | Tensor | None
@@ -63,6 +65,8 @@ class Model:
         tokenizer: a transformers tokenizer, or None.
         load_gap: largest |logit difference| to transformers at load over the largest |logit|; None when not
             checked.
+        origin: what loads it again; None for a model made of an object in memory.
+        weights: stands for the tensors: the same object under every plan over them.
     """
 
     spec: ModelSpec
@@ -74,7 +78,8 @@ class Model:
     positions: Tensor | None = None
     tokenizer: Any = None
     load_gap: float | None = None
-    _identity: object = field(default_factory=object, repr=False)
+    origin: Origin | None = None
+    weights: Weights = field(default_factory=Weights, repr=False)
 
     keeps_cache: ClassVar[bool] = True
 
@@ -101,7 +106,7 @@ class Model:
     @property
     def identity(self) -> int:
         """A number shared by all plans over the same weights, and by no other model alive."""
-        return id(self._identity)
+        return id(self.weights)
 
     @property
     def additive(self) -> bool:
@@ -132,13 +137,17 @@ class Model:
             f"{self.dtype} on {self.device})"
         )
 
-    def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of texts, right-padded.
+    def encode(self, texts: str | Sequence[str], bos: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of texts, right-padded: the prompts that every experiment sees.
 
+        Args:
+            texts: one, or several.
+            bos: None is as the checkpoint's own tokenizer says: what it puts in front itself, else the
+                beginning-of-sequence token that it names, else nothing; True that token, False nothing.
         Returns: tokens [batch, position] int64 and mask [batch, position], on the model's device.
-        Raises: ValueError without a tokenizer or for an empty text.
+        Raises: ValueError without a tokenizer, for an empty text, or one that the tokenizer cannot write.
         """
-        return encode(self.tokenizer, texts, self.spec, self.device)
+        return encode(self.tokenizer, texts, self.spec, self.device, bos)
 
     def sites(self) -> list[dict[str, str]]:
         """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from .context import Context
 from .decoder import LogitsAt, Output, at_positions
 from .generate import Generation, generate
 from .names import site_table
+from .origin import Origin
 from .plan import Plan
 from .prompts import encode, read_prompts
 from .sites import SITES, Edit, Tap, select
 from .spec import ModelSpec
+from .weights import Weights
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
@@ -38,12 +40,15 @@ class GenericModel:
         spec: sizes and names; unknown sizes are 0.
         tokenizer: a transformers tokenizer, or None.
         layers: its blocks.
+        origin, weights: as in `Model`.
     """
 
     hf: Any
     spec: ModelSpec
     tokenizer: Any
     layers: nn.ModuleList
+    origin: Origin | None = None
+    weights: Weights = field(default_factory=Weights, repr=False)
 
     keeps_cache = False
 
@@ -116,9 +121,9 @@ class GenericModel:
             "needs hand-written blocks."
         )
 
-    def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of texts [batch, position], right-padded."""
-        return encode(self.tokenizer, texts, self.spec, self.device)
+    def encode(self, texts: str | Sequence[str], bos: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of texts [batch, position], right-padded; as `Model.encode`."""
+        return encode(self.tokenizer, texts, self.spec, self.device, bos)
 
     def sites(self) -> list[dict[str, str]]:
         """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens

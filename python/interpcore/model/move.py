@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .rotary import Rotary
 from .spec import ModelSpec
+from .weights import Weights
 
 if TYPE_CHECKING:
     from .decoder import Model
@@ -43,6 +44,8 @@ def moved(model: Model, device: torch.device | str | None, dtype: torch.dtype | 
             return parts[id(value)]
         return value
 
+    to: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    to |= {} if device is None else {"device": str(device)}
     return replace(
         model,
         modules={name: part(module) for name, module in model.modules.items()},
@@ -51,5 +54,6 @@ def moved(model: Model, device: torch.device | str | None, dtype: torch.dtype | 
         unembedding=part(model.unembedding),
         positions=part(model.positions),
         load_gap=None if dtype not in (None, model.dtype) else model.load_gap,
-        _identity=object(),
+        origin=None if model.origin is None else replace(model.origin, **to),
+        weights=Weights(),
     )

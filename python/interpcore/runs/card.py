@@ -27,6 +27,8 @@ class RunCard:
         revision: the hub's commit, or whatever names the version of the weights.
         weights: `hashes.tensors_hash` of the weights.
         tokenizer: `hashes.tokenizer_hash`.
+        bos: what stands in front of every prompt: "tokenizer" (what it puts there itself), "always" (its
+            beginning-of-sequence token) or "never".
         dtype: the weights' dtype, such as "float32".
         masks: names of the token masks in force, such as "bos" or "padding".
         plan: the execution plan as printed.
@@ -46,6 +48,7 @@ class RunCard:
     revision: str | None = None
     weights: str | None = None
     tokenizer: str | None = None
+    bos: str | None = None
     dtype: str | None = None
     masks: tuple[str, ...] = ()
     plan: str | None = None
@@ -93,6 +96,7 @@ class RunCard:
         """
         if not isinstance(value, dict):
             raise RunError(f"{where} is not a run card: it holds a {type(value).__name__}, not an object")
+        value = {"bos": None} | value  # cards from before it was recorded
         names = {f.name for f in fields(cls)}
         if set(value) != names:
             missing, unknown = sorted(names - set(value)), sorted(set(value) - names)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from interpcore.model.prompts import pad
+
 _ROWS = 64
 
 
@@ -28,7 +30,7 @@ def last_logits(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for begin in range(0, len(order), _ROWS):
         chosen = order[begin : begin + _ROWS]
-        ids, mask = padded([rows[index] for index in chosen])
+        ids, mask = pad([rows[index] for index in chosen])
         hidden = model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(chosen)), mask.sum(1) - 1]
         for index, row in zip(chosen, model.get_output_embeddings()(last).float(), strict=True):
@@ -43,7 +45,7 @@ def token_losses(model: PreTrainedModel, rows: list[list[int]]) -> list[Tensor]:
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for begin in range(0, len(order), _ROWS):
         chosen = order[begin : begin + _ROWS]
-        ids, mask = padded([rows[index] for index in chosen])
+        ids, mask = pad([rows[index] for index in chosen])
         logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
         every = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         for place, index in enumerate(chosen):
@@ -55,10 +57,3 @@ def continuation_losses(model: PreTrainedModel, prompts: list[list[int]], answer
     """The loss of each answer after its prompt, summed over the answer's tokens, [prompts] in nats."""
     losses = token_losses(model, [p + a for p, a in zip(prompts, answers, strict=True)])
     return torch.stack([loss[-len(answer) :].sum() for loss, answer in zip(losses, answers, strict=True)])
-
-
-def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right with token 0, and the mask of real tokens; both [rows, longest]."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()

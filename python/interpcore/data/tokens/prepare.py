@@ -16,6 +16,7 @@ from interpcore.data.tokens.manifest import MASKS, TokenShardError, check_masks
 from interpcore.data.tokens.shards import TokenShards, id_dtype
 from interpcore.data.tokens.writing import check_empty, scratch_folder, write_shards
 from interpcore.model.load.source import TOKENIZER_FILES
+from interpcore.model.prompts import bos_rule, first_ids
 from interpcore.runs import Progress, tokenizer_hash
 
 _BATCH = 256  # documents given to the tokenizer at once
@@ -32,7 +33,7 @@ def prepare_tokens(
     text: str = "text",
     subset: str | None = None,
     sample_by: str = "document",
-    bos: bool = True,
+    bos: bool | None = None,
     pad_last: bool = False,
     newline_ids: Sequence[int] | None = None,
     masked: Sequence[str] = MASKS,
@@ -43,8 +44,8 @@ def prepare_tokens(
     """Tokenises documents and writes them as shards.
 
     The documents of a subset follow one another with the end-of-text token between them (where the tokenizer
-    has one) and are cut into sequences of `context` tokens, each with the beginning-of-text token first. What
-    is left of a subset is dropped, or padded. All sequences are shuffled together.
+    has one) and are cut into sequences of `context` tokens, each begun as `bos` says. What is left of a
+    subset is dropped, or padded. All sequences are shuffled together.
 
     Args:
         source: a file or folder; see `document_files`.
@@ -54,7 +55,7 @@ def prepare_tokens(
         context: tokens of a sequence.
         max_tokens: keep ceil(max_tokens / context) of the shuffled sequences; None for all.
         seed: of the shuffle; None keeps the order of the source.
-        bos: begin each sequence with the beginning-of-text token, if the tokenizer has one.
+        bos: what each sequence begins with, see `interpcore.model.prompts.first_ids`.
         pad_last: pad the last sequence of a subset with the padding token instead of dropping it.
         newline_ids: ids that the newline mask leaves out; None for every token that is newlines only.
         masked: which masks apply: of padding, bos, newline. Each is by token id, and tokenizers that use one
@@ -70,7 +71,7 @@ def prepare_tokens(
     check_masks(masked)
     name, tokenizer = _tokenizer(tokenizer, revision)
     ids = special_ids(tokenizer, newline_ids)
-    first = ids["bos"] if bos else []
+    first = first_ids(tokenizer, bos)
     if context <= len(first):
         raise TokenShardError(f"context={context} leaves no room for text; give 2 or more.")
     if pad_last and not ids["padding"]:
@@ -102,7 +103,12 @@ def prepare_tokens(
             seed=seed,
             count=None if max_tokens is None else math.ceil(max_tokens / context),
             described={
-                "tokenizer": {"hash": tokenizer_hash(tokenizer), "name": name, "revision": revision},
+                "tokenizer": {
+                    "hash": tokenizer_hash(tokenizer),
+                    "name": name,
+                    "revision": revision,
+                    "bos": bos_rule(bos),
+                },
                 "source": {"name": source.name, **fields, "min_characters": min_characters},
             },
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..decoder import Model
+from ..origin import Origin
 from ..plan import Plan
 from ..spec import ModelSpec
 from .check import check_against_transformers, check_finite
@@ -19,7 +21,7 @@ from .gpt_neox import gpt_neox
 from .gptj import gptj
 from .llama import gemma, llama, olmo2
 from .parts import Parts
-from .source import read_checkpoint
+from .source import locate, read_checkpoint
 from .tensors import Unsupported
 
 if TYPE_CHECKING:
@@ -57,30 +59,34 @@ def load(
         dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its
             own).
         device: where to put the weights (an object stays where it is).
-        revision: of a hub id.
+        revision: of a hub id; the commit that it means is kept in `origin`.
         check: look for NaN weights and compare logits with transformers on 16 tokens; the gap stays in
             `load_gap`.
         trust_remote_code: run a checkpoint's own Python code; off unless asked for by name.
     Returns: a `Model`; for architectures without hand-written blocks a `GenericModel`, with a warning that
     says so.
-    Raises: ValueError with one sentence for a missing folder, missing or pickled weights, an unknown
-        architecture, NaN weights, or logits that disagree with transformers.
+    Raises: ValueError with one sentence for a missing folder, missing or pickled weights, files that cannot
+        be read, an unknown architecture, NaN weights, or logits that disagree with transformers.
     """
+    origin = None
     if isinstance(source, str | Path):
-        name = str(source)
-        hf, tokenizer = read_checkpoint(source, dtype, device, revision, trust_remote_code)
+        name, location = str(source), locate(source, revision)
+        hf, tokenizer = read_checkpoint(location, dtype, device, trust_remote_code)
+        commit = getattr(hf.config, "_commit_hash", None) if location.cached else location.revision
+        place = hf.get_input_embeddings().weight
+        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code)
     else:
         hf, tokenizer, name = source, None, source.config._name_or_path or type(source).__name__
     hf.eval()
     if check:
         check_finite(hf, name)
     try:
-        model = from_transformers(hf, name, tokenizer)
+        model = replace(from_transformers(hf, name, tokenizer), origin=origin)
     except Unsupported as reason:
         from ..generic import GenericModel
 
         warnings.warn(f"{name} loads through the generic adapter, the slow path: {reason}.", stacklevel=2)
-        return GenericModel.wrap(hf, name, tokenizer)
+        return replace(GenericModel.wrap(hf, name, tokenizer), origin=origin)
     return check_against_transformers(model, hf) if check else model
 
 

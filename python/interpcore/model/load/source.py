@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 ASSETS = Path(__file__).parents[2] / "assets"
+PATIENCE = 1.5  # seconds that the hub has to say whether it has a model
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -29,50 +33,117 @@ def embedded_folder(name: str) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def read_checkpoint(
-    source: str | Path,
-    dtype: torch.dtype | None,
-    device: str | torch.device,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> tuple[Any, Any]:
-    """A transformers model and its tokenizer (None where the checkpoint has none).
+@dataclass(frozen=True)
+class Location:
+    """Where a checkpoint is read.
 
-    Raises: ValueError with one sentence when the checkpoint cannot be found or read.
+    Args:
+        source: what names it wherever the work goes on: an embedded model's name, an absolute path, a hub id.
+        place: the folder or hub id that transformers takes.
+        revision: the hub's commit, or None.
+        cached: whether only the hub's cache on this machine may be read.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    place: str | Path = embedded_folder(str(source)) or source
-    path = Path(place).expanduser()
-    local = path.is_dir()
-    if local:
-        check_folder(path)
-    elif path.exists() or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+    source: str
+    place: str
+    revision: str | None = None
+    cached: bool = False
+
+
+def locate(source: str | Path, revision: str | None = None) -> Location:
+    """Find a checkpoint, without reading its weights.
+
+    Raises: ValueError with one sentence where there is none, or a folder is asked for a revision.
+    """
+    name = str(source)
+    shipped = embedded_folder(name)
+    folder = shipped or Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise Refused(f"{source} is a folder, and folders have no revisions; leave the revision out.")
+        check_folder(folder)
+        return Location(name if shipped else str(folder.absolute()), str(folder))
+    if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")):
         raise Refused(
             f"There is no folder {source}; give a transformers folder, a hub id, or an embedded model's name."
         )
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _on_the_hub(name, revision)
+
+
+def _on_the_hub(name: str, revision: str | None) -> Location:
+    """A hub id at its commit; only what is cached here where the hub does not answer in time.
+
+    Raises: ValueError where the hub or the cache has no such model.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(HfApi().model_info(name, revision=revision, timeout=PATIENCE))
+        except Exception as error:  # every way in which a network can fail
+            answers.append(error)
+
+    # Looking up the hub's address can take longer than any timeout that a request takes.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    answer = answers[0] if answers else TimeoutError(f"no answer in {PATIENCE} s")
+    if not isinstance(answer, Exception):
+        return Location(name, name, answer.sha)
+    like = difflib.get_close_matches(name, [p.parent.name for p in ASSETS.glob("*/config.json")], n=1)
+    hint = f"; did you mean {like[0]}?" if like else ""
+    if isinstance(answer, RevisionNotFoundError):
+        raise Refused(f"The hub's {name} has no revision {revision!r}.") from answer
+    if isinstance(answer, RepositoryNotFoundError | HFValidationError):
+        raise Refused(
+            f"There is no folder {name}, and no model of that id that the hub lets you read{hint}"
+        ) from answer
+    if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        raise Refused(
+            f"There is no folder {name}, the hub cannot be asked ({_first_line(answer)}), and its cache here "
+            f"has no such model{hint}"
+        ) from answer
+    return Location(name, name, revision, cached=True)
+
+
+def read_checkpoint(
+    location: Location, dtype: torch.dtype | None, device: str | torch.device, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """A transformers model and its tokenizer (None where the checkpoint has none).
+
+    Raises: ValueError with one sentence when the checkpoint cannot be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source, place = location.source, location.place
+    options: dict[str, Any] = {
+        "revision": location.revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": location.cached,
+    }
+    # Whatever transformers cannot make of the files is told as what it is: a checkpoint that cannot be read.
     try:
-        config = AutoConfig.from_pretrained(str(path if local else place), **options)
-    except (OSError, ValueError, KeyError) as error:
-        said = f"{source} has no readable config that transformers knows"
-        if not local:
-            said = f"There is no folder {source}, and no model of that hub id could be read"
-        raise Refused(f"{said}: {_first_line(error)}") from error
+        config = AutoConfig.from_pretrained(place, **options)
+    except Exception as error:
+        raise Refused(
+            f"{source} has no readable config that transformers knows: {_first_line(error)}"
+        ) from error
     place_of_weights = check_device(device)
     wanted = dtype or (torch.float32 if place_of_weights.type == "cpu" else "auto")
     try:
         with without_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path if local else place),
+                place,
                 config=config,
                 dtype=wanted,
                 use_safetensors=True,
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise Refused(
             f"{source} could not be loaded as a causal language model: {_first_line(error)}"
         ) from error
@@ -83,7 +154,7 @@ def read_checkpoint(
             f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is "
             "incomplete."
         )
-    return hf.to(place_of_weights), _tokenizer(str(path if local else place), options)
+    return hf.to(place_of_weights), _tokenizer(location, options)
 
 
 @contextmanager
@@ -131,19 +202,29 @@ def check_folder(path: Path) -> None:
         raise Refused(f"{path} has no weights; it needs a .safetensors file beside config.json.")
 
 
-def _tokenizer(place: str, options: dict[str, Any]) -> Any:
+def _tokenizer(location: Location, options: dict[str, Any]) -> Any:
     """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode`
-    says so)."""
+    says so).
+
+    Raises: ValueError for tokenizer files that cannot be read.
+    """
     from transformers import AutoTokenizer
 
     # transformers answers a folder without tokenizer files with an empty tokenizer, which would drop every
     # character.
-    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZER_FILES):
+    place = Path(location.place)
+    written = any((place / name).is_file() for name in TOKENIZER_FILES)
+    if place.is_dir() and not written:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError):
-        return None
+        tokenizer = AutoTokenizer.from_pretrained(location.place, **options)
+    except Exception as error:
+        if not written and isinstance(error, OSError | ValueError):
+            return None
+        raise Refused(
+            f"The tokenizer of {location.source} cannot be read ({_first_line(error)}); mend its files, or "
+            "take them away to work with token ids alone."
+        ) from error
     return tokenizer if tokenizer.vocab_size else None
 
 
