@@ -81,7 +81,7 @@ def experiments(tokenizer: Any, text: str, folder: Any) -> dict[str, list[int]]:
     (folder / "text.txt").write_text(text)
     longest = len(token_ids(tokenizer, text))
     shards = prepare_tokens(folder / "text.txt", folder / "tokens", tokenizer, context=longest)
-    pairs = Pairs.from_texts("made", [(text, text)], [[3]], [[4]], tokenizer)
+    pairs = Pairs.from_texts("made", [(text, text)], [[3]], [[4]], tokenizer, equal="keep")
     return {
         "lre": list(encode_query(tokenizer, Prompt(text, prompt.start, prompt.end)).ids),
         "circuits": pairs.clean[0].tolist(),
