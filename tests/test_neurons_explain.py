@@ -10,8 +10,9 @@ import torch
 from families import transformers_model
 
 import interpcore
+from interpcore.model.token_text import token_texts
 from interpcore.neurons import explain as ex
-from interpcore.neurons.features import FeatureTable, rule_features, token_texts, unigram_features, word_texts
+from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
 from interpcore.neurons.weights import fold
 
 pd = pytest.importorskip("pandas")

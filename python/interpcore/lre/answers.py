@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.model.prompts import token_ids
+from interpcore.model.token_text import token_texts
+
 
 class Answers:
     """Compares tokens with words under one tokenizer.
@@ -20,9 +23,9 @@ class Answers:
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
-        texts = tokenizer.batch_decode([[i] for i in range(min(vocab_size, len(tokenizer)))])
+        self._texts = token_texts(tokenizer, vocab_size)
         self._tokens: dict[str, list[int]] = defaultdict(list)
-        for i, text in enumerate(texts):
+        for i, text in enumerate(self._texts):
             self._tokens[text.strip().lower()].append(i)
 
     def prefix_hits(self, words: Sequence[str]) -> Tensor:
@@ -44,13 +47,11 @@ class Answers:
         return torch.tensor([self._ids(f"x {word}")[before] for word in words], dtype=torch.int64)
 
     def text(self, token: int) -> str:
-        """A token's text."""
-        decoded: str = self.tokenizer.decode([token])
-        return decoded
+        """A token's text, with its leading space."""
+        return self._texts[token]
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return token_ids(self.tokenizer, text, bos=False)
 
 
 def recall(hits: Tensor, ranked: Tensor) -> Tensor:

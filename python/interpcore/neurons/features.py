@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.token_text import token_texts
 from interpcore.runs import read_json
 
 VIEWS = {"text": lambda t: t, "word": str.strip, "lower": lambda t: t.strip().lower()}
@@ -51,18 +52,6 @@ class FeatureTable:
         return FeatureTable(
             tuple(self.names[i] for i in keep), tuple(self.groups[i] for i in keep), self.has[list(keep)]
         )
-
-
-def token_texts(tokenizer: Any, vocab_size: int) -> list[str]:
-    """The text of every token id alone; "" for ids that the tokenizer does not have.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        vocab_size: number of ids.
-    """
-    known = min(len(tokenizer), vocab_size)
-    texts = tokenizer.batch_decode([[i] for i in range(known)])
-    return [*texts, *[""] * (vocab_size - known)]
 
 
 def word_texts(tokenizer: Any, vocab_size: int) -> list[str]:

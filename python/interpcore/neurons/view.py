@@ -14,10 +14,10 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.model.token_text import token_texts
 from interpcore.neurons.activations import NeuronSet
 from interpcore.neurons.composition import KINDS, composition
 from interpcore.neurons.cosines import summarize_cosines, token_vectors, unit_rows
-from interpcore.neurons.features import token_texts
 from interpcore.neurons.figures import composition_figure
 from interpcore.neurons.figures_behaviour import histogram_figure, subset_figure
 from interpcore.neurons.interventions import check_neurons, clean_run

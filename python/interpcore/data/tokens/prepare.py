@@ -17,6 +17,7 @@ from interpcore.data.tokens.shards import TokenShards, id_dtype
 from interpcore.data.tokens.writing import check_empty, scratch_folder, write_shards
 from interpcore.model.load.source import TOKENIZER_FILES
 from interpcore.model.prompts import bos_rule, first_ids
+from interpcore.model.token_text import token_texts
 from interpcore.runs import Progress, tokenizer_hash
 
 _BATCH = 256  # documents given to the tokenizer at once
@@ -165,8 +166,7 @@ def special_ids(tokenizer: Any, newline_ids: Sequence[int] | None = None) -> dic
         newline_ids: the newline tokens; None for every token that is newlines only.
     """
     if newline_ids is None:
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        newline_ids = [i for i, piece in enumerate(texts) if piece and set(piece) == {"\n"}]
+        newline_ids = [i for i, text in enumerate(token_texts(tokenizer)) if set(text) == {"\n"}]
     single = {"padding": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id}
     return {kind: [] if i is None else [int(i)] for kind, i in single.items()} | {
         "newline": list(newline_ids)
