@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,14 @@ import interpcore
 from interpcore.circuits import Circuit, Graph, GraphError, Metric, MetricError
 from interpcore.circuits import patched as patched_module
 from interpcore.circuits.ablated import ablate
+from interpcore.circuits.attribute import attribute
+from interpcore.circuits.circuit import nested, select, threshold
+from interpcore.circuits.exact import verify
 from interpcore.circuits.faithfulness import evaluate, faithfulness, more_faithful
 from interpcore.circuits.interventions import INTERVENTIONS, Intervention
 from interpcore.circuits.patched import Watch, run_patched
 from interpcore.circuits.sources import head_output, record
+from interpcore.model.made_on import MadeOn
 from interpcore.model.memory import OutOfMemory
 from interpcore.model.mlp import MLP
 from interpcore.runs import Refused
@@ -232,3 +238,28 @@ def test_the_published_mean_is_one_vector_for_all_nodes(shared, arch):
         assert (found - theirs[name]).abs().max() < 1e-5 * theirs[name].abs().max()
         gaps.append(float((right - theirs[name]).abs().max() / theirs[name].abs().max()))
     assert max(gaps) > 0.1
+
+
+def test_circuits_and_means_of_another_model_are_refused_unless_asked_for(small):
+    """The graph is of the same shape; weights or plan are others."""
+    model, graph = small
+    pairs = random_pairs(3)
+    changed = interpcore.load(transformers_model("gpt2", dtype=torch.float64, seed=1))
+    scores = attribute(model, pairs, "logit_diff", "eap")
+    assert scores.made_on == MadeOn.of(model) and scores.made_on != MadeOn.of(changed)
+    chosen = [select(scores, 20), *nested(scores, [5, 30]), threshold(scores, 0.01)]
+    mean = Intervention.of("mean", model, pairs)
+    for other, what in ((changed, "weights"), (model.with_plan(model.plan.swap(0, 1)), "plan")):
+        for circuit in chosen:
+            with pytest.raises(Refused, match=f"The circuit was made on a model with other {what}"):
+                evaluate(other, pairs, [circuit])
+        assert evaluate(other, pairs, chosen, other_model=True)["logit_diff"].isfinite().all()
+        with pytest.raises(Refused, match=f"scores were made on a model with other {what}"):
+            verify(other, pairs, scores, 3)
+        assert verify(other, pairs, scores, 3, other_model=True)["logit_diff"].made_on == MadeOn.of(other)
+        with pytest.raises(Refused, match=f"means of the intervention were made on .* other {what}"):
+            evaluate(other, pairs, [Circuit.empty(graph)], intervention=mean)
+        evaluate(other, pairs, [Circuit.empty(graph)], intervention=mean, other_model=True)
+    assert evaluate(model, pairs, chosen, intervention=mean)["logit_diff"].isfinite().all()
+    unrecorded = replace(chosen[0], made_on=None)
+    assert evaluate(changed, pairs, [unrecorded])["logit_diff"].isfinite().all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from interpcore.lre.controls import majority, random_like, shuffled
 from interpcore.lre.operator import Operator, estimate, predict, ranked_tokens
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.states import published_depths, read_states
-from interpcore.runs import RunError, write_tensors
+from interpcore.model.made_on import MadeOn
+from interpcore.runs import Refused, RunError, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,50 @@ def test_an_operator_goes_through_its_file(operator, tmp_path):
     write_tensors(tmp_path / "y.safetensors", {"a": torch.ones(1)})
     with pytest.raises(RunError, match="no LRE operator"):
         Operator.load(tmp_path / "y.safetensors")
+
+
+def small_operator(**change):
+    made = {"depths": (None, 2), "weight": torch.ones(2, 3, 3), "bias": torch.ones(2, 3)}
+    return Operator(**made | change)
+
+
+def test_an_operator_carries_its_model_and_runs_on_no_other_unasked(tmp_path):
+    model = interpcore.load("tiny")
+    template, facts = "The capital of {} is", [Sample("France", "Paris"), Sample("Spain", "Madrid")]
+    operator = estimate(model, template, facts, depths=(1, 2))
+    operator.save(tmp_path / "x.safetensors")
+    again, about = Operator.load(tmp_path / "x.safetensors")
+    assert again.made_on == operator.made_on == MadeOn.of(model) and not about
+    h = torch.randn(4, 2, model.spec.d_model)
+    moved = replace(model, embedding=model.embedding + 1)
+    for other, what in ((moved, "weights"), (model.with_plan(model.plan.swap(0, 1)), "plan")):
+        with pytest.raises(Refused, match=f"The operator was made on a model with other {what}"):
+            predict(other, again, h, [1.0])
+        assert predict(other, again, h, [1.0], other_model=True).shape == (2, 1, 4, 1)
+    small_operator().save(tmp_path / "old.safetensors")
+    older, about = Operator.load(tmp_path / "old.safetensors")
+    assert older.made_on is None and about == {"weights": "not recorded"}
+
+
+@pytest.mark.parametrize(
+    "tensors, about, said",
+    [
+        ({"weight": torch.ones(2, 3, 4)}, {}, "holds no LRE operator: An operator of 2 depths"),
+        ({"weight": torch.ones(2, 3, 3).long()}, {}, "weight that is not finite numbers"),
+        ({"bias": torch.tensor([[0.0, torch.nan, 0.0]] * 2)}, {}, "bias that is not finite numbers"),
+        ({}, {"depths": "embed"}, "holds no LRE operator: An operator of 1 depths"),
+        ({}, {"depths": "1,1"}, "names the depths 1,1"),
+        ({}, {"depths": "1,-2"}, "names the depths"),
+        ({}, {"depths": "1,2.5"}, "names the depths"),
+        ({}, {"depths": ""}, "names the depths"),
+        ({}, {"weights": "abc"}, "missing key 'plan'"),
+    ],
+)
+def test_a_file_that_holds_no_operator_is_refused(tensors, about, said, tmp_path):
+    whole = {"weight": torch.ones(2, 3, 3), "bias": torch.ones(2, 3)} | tensors
+    write_tensors(tmp_path / "x.safetensors", whole, {"depths": "embed,2"} | about)
+    with pytest.raises(RunError, match=re.escape(said)):
+        Operator.load(tmp_path / "x.safetensors")
 
 
 def test_controls_on_hand_cases():

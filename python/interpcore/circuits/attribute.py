@@ -33,6 +33,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.totals import BatchScores, Segments, Totals, columns_of, score_batch
 from interpcore.model import Model
 from interpcore.model.linearize import Rules
+from interpcore.model.made_on import MadeOn
 from interpcore.model.memory import batch_memory, in_halves
 from interpcore.runs import Progress
 from interpcore.runs.checkpoint import Checkpoint
@@ -250,5 +251,6 @@ def _scores(request: Request, totals: Totals, split: str) -> Scores:
         segments=None if segments is None else segments.float(),
         segment_squares=None if totals.segment_squares is None else totals.segment_squares.float(),
         segment_names=() if request.segments is None else request.segments.names,
+        made_on=MadeOn.of(request.model),
         notes=notes,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.scores import Scores
+from interpcore.model.made_on import MadeOn
 
 SELECTIONS = ("topn", "greedy")
 LEVELS = ("edge", "node", "neuron")
@@ -26,12 +27,14 @@ class Circuit:
         edges: the chosen ones [n_sources, n_destinations] bool.
         neurons: chosen dimensions of each source's output [n_sources, d_model] bool; None = all.
         requested: how many edges (nodes, neurons) were asked for before pruning; None = no number was.
+        made_on: weights and plan of the model whose scores chose it; None where that is not recorded.
     """
 
     graph: Graph
     edges: Tensor
     neurons: Tensor | None = None
     requested: int | None = None
+    made_on: MadeOn | None = None
 
     def __post_init__(self) -> None:
         shape = (self.graph.n_sources, self.graph.n_destinations)
@@ -43,6 +46,10 @@ class Circuit:
         if bool((edges & ~self.graph.legal).any()):
             source, destination = (edges & ~self.graph.legal).nonzero()[0].tolist()
             raise GraphError(f"{self.graph.edge_name(source, destination)} is no edge of this graph.")
+        if self.neurons is not None and (self.neurons.dim() != 2 or len(self.neurons) != shape[0]):
+            raise GraphError(
+                f"neurons are {tuple(self.neurons.shape)}; they need {shape[0]} sources as rows."
+            )
         object.__setattr__(self, "edges", edges)
 
     @classmethod
@@ -99,7 +106,7 @@ class Circuit:
                 break
             edges = kept
         neurons = None if self.neurons is None else self.neurons & _alive(self.graph, edges)[:, None]
-        return Circuit(self.graph, edges, neurons, self.requested)
+        return replace(self, edges=edges, neurons=neurons)
 
 
 def _alive(graph: Graph, edges: Tensor) -> Tensor:
@@ -140,7 +147,8 @@ def select(
     kept = _best_entries(values, size, absolute, f"{level}s")
     nodes = kept if level == "node" else kept.any(1)
     edges = scores.graph.legal & nodes[:, None]
-    circuit = Circuit(scores.graph, edges, kept if level == "neuron" else None, size)
+    neurons = kept if level == "neuron" else None
+    circuit = Circuit(scores.graph, edges, neurons, size, scores.made_on)
     return circuit.pruned() if prune else circuit
 
 
@@ -160,7 +168,7 @@ def nested(
     for size in sizes:
         edges = torch.zeros_like(scores.graph.legal)
         edges.view(-1)[order[:size]] = True
-        circuit = Circuit(scores.graph, edges, None, size)
+        circuit = Circuit(scores.graph, edges, None, size, scores.made_on)
         circuits.append(circuit.pruned() if prune else circuit)
     return circuits
 
@@ -168,7 +176,7 @@ def nested(
 def threshold(scores: Scores, least: float, *, absolute: bool = True, prune: bool = True) -> Circuit:
     """All edges whose score (its absolute value) is at least a threshold."""
     values = scores.values.abs() if absolute else scores.values
-    circuit = Circuit(scores.graph, values >= least)
+    circuit = Circuit(scores.graph, values >= least, made_on=scores.made_on)
     return circuit.pruned() if prune else circuit
 
 

@@ -24,6 +24,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.sources import check_blocks, notes, record
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.memory import in_halves
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
@@ -95,10 +96,13 @@ def verify(
     scores: Scores,
     top: int,
     metrics: Metrics | None = None,
+    *,
+    other_model: bool = False,
     **options: object,
 ) -> dict[str, Scores]:
-    """Exact scores of the `top` edges that estimated scores put first (by |score|); other arguments as in
-    `exact`."""
+    """Exact scores of the `top` edges that estimated scores put first (by |score|), those of another model
+    where `other_model` says so; other arguments as in `exact`."""
+    check_made_on(model, scores.made_on, "These scores were", other_model)
     best = select(scores, top, prune=False).edges
     chosen = scores.metric if metrics is None else metrics
     found = exact(model, pairs, chosen, graph=scores.graph, edges=best, **options)  # type: ignore[arg-type]
@@ -155,7 +159,7 @@ class _Study:
 
     def scores(self, split: str) -> dict[str, Scores]:
         """Means over the pairs, by metric."""
-        n = len(self.pairs)
+        n, made_on = len(self.pairs), MadeOn.of(self.model)
         found = {}
         for metric, (total, squares) in zip(self.metrics, self.sums, strict=True):
             unscored = ~self.wanted if self.level == "edge" else ~self.wanted.any(1)[:, None]
@@ -174,6 +178,7 @@ class _Study:
                 squares=squares.float() if self.level == "edge" else None,
                 nodes=mean[:, 0] if self.level == "node" else None,
                 neurons=mean if self.level == "neuron" else None,
+                made_on=made_on,
                 notes={**notes(self.model), **self.intervention.notes()},
             )
         return found

@@ -20,6 +20,7 @@ from interpcore.circuits.patched import run_patched
 from interpcore.circuits.sources import record
 from interpcore.errors import Refused
 from interpcore.model import Model
+from interpcore.model.made_on import check_made_on
 from interpcore.model.memory import batch_memory, in_halves
 from interpcore.runs import Progress
 from interpcore.stats import Interval, ratio_of_means
@@ -37,6 +38,7 @@ def evaluate(
     batch_size: int = 16,
     memory: int | None = None,
     progress: bool = False,
+    other_model: bool = False,
 ) -> dict[str, Tensor]:
     """Each metric of each circuit on each pair, every edge outside the circuit corrupted.
 
@@ -54,16 +56,20 @@ def evaluate(
         memory: bytes that circuits run together may take; it sets how many those are. None for 512 MB on a
             CPU, a quarter of what is free on a GPU.
         progress: show it.
+        other_model: take circuits (and means) that were made on another model, too.
     Returns: by metric name, values [circuit, pair] float64.
-    Raises: GraphError for circuits of several graphs or of another model.
+    Raises: GraphError for circuits of several graphs or of another graph than the model's, Refused for those
+        of another model.
     """
     graphs = {circuit.graph for circuit in circuits}
     if len(graphs) != 1:
         raise GraphError(f"Circuits of one graph are evaluated together; got {len(graphs)} graphs.")
+    for made_on in {circuit.made_on for circuit in circuits}:
+        check_made_on(model, made_on, "The circuit was", other_model)
     chosen = as_metrics(metrics)
     if memory is None:
         memory = batch_memory(model.device, CPU_MEMORY)
-    intervention = Intervention.of(intervention, model, pairs, batch_size=batch_size)
+    intervention = Intervention.of(intervention, model, pairs, batch_size=batch_size, other_model=other_model)
     order = torch.arange(len(pairs))
     if intervention.skips:
         # Pairs that begin to differ at the same position skip the same ones.

@@ -4,8 +4,8 @@ folders."""
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ from torch import Tensor
 from interpcore.circuits.circuit import Circuit, nested
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.scores import Scores
-from interpcore.runs import RunError
-from interpcore.runs.artifacts import atomic_path
+from interpcore.model.made_on import NOT_RECORDED, MadeOn
+from interpcore.runs import RunError, atomic_path, read_json, read_tensors, write_tensors
+from interpcore.runs.fields import Fields, is_number, parse_json
 
 DIRECTIONS = ("helps", "hurts")
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _TENSORS = ("values", "squares", "nodes", "neurons", "segments", "segment_squares")
-_FACTS = ("method", "metric", "intervention", "model", "task", "split", "direction", "examples")
 _OWN = "interpcore"
+_MOST = 1 << 20  # layers or heads, beyond which a number is none of a model
+Loaded = tuple[Graph, dict[str, Tensor], Fields | None]
+"""A file's graph, its tensors by the names of `Scores` (`edges` and `neurons_in` are the circuit), and what a
+file of this package says of itself."""
 
 
 def save_scores(scores: Scores, path: str | Path, circuit: Circuit | None = None) -> None:
@@ -36,15 +40,19 @@ def save_scores(scores: Scores, path: str | Path, circuit: Circuit | None = None
     Raises: GraphError for another suffix, or a graph that the published formats cannot hold.
     """
     path = Path(path)
-    writers = {".safetensors": _save_own, ".json": _save_json, ".pt": _save_pt}
-    if path.suffix not in writers:
-        raise GraphError(f"Scores are written as {', '.join(writers)}; got {path.name}.")
-    if path.suffix != ".safetensors" and scores.graph.grouped:
+    writers = {".json": _save_json, ".pt": _save_pt}
+    if path.suffix not in (".safetensors", *writers):
+        raise GraphError(f"Scores are written as .safetensors, {', '.join(writers)}; got {path.name}.")
+    if path.suffix in writers and scores.graph.grouped:
         raise GraphError(
             "The published formats have no key/value groups; attribute with group_kv=False, or write "
             ".safetensors."
         )
     circuit = Circuit.full(scores.graph) if circuit is None else circuit
+    if bool((scores.values.isinf() & scores.graph.legal).any()):
+        raise GraphError(f"{scores.method} scores are infinite, which no file keeps; score them in float32.")
+    if path.suffix == ".safetensors":
+        return _save_own(scores, circuit, path)
     with atomic_path(path) as partial:
         writers[path.suffix](scores, circuit, partial)
 
@@ -64,22 +72,29 @@ def load_scores(
     path = Path(path)
     if direction not in DIRECTIONS:
         raise GraphError(f"A positive score {' or '.join(DIRECTIONS)}; got {direction!r}.")
-    if path.suffix == ".safetensors":
-        return _load_own(path)
-    readers = {".json": _load_json, ".pt": _load_pt}
+    readers = {".safetensors": _load_own, ".json": _load_json, ".pt": _load_pt}
     if path.suffix not in readers:
-        raise GraphError(f"Scores are read from .safetensors, {', '.join(readers)}; got {path.name}.")
+        raise GraphError(f"Scores are read from {', '.join(readers)}; got {path.name}.")
+    where = f"{path} is no file of scores"
     try:
-        graph, tensors, facts = readers[path.suffix](path)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RuntimeError, RunError) as error:
-        raise GraphError(f"{path} is no file of scores: {type(error).__name__} {error}.") from error
-    edges, neurons = tensors.pop("edges"), tensors.pop("neurons_in", None)
-    own = facts or {"method": method, "metric": metric}
-    notes = {**own.pop("notes", {}), "file": path.name, "file_direction": direction}
-    given: dict[str, Any] = {key: value for key, value in own.items() if key in _FACTS} | tensors
-    scores = Scores(graph, **given, notes=notes)
-    scores = scores.negated() if direction == "hurts" and not facts else scores
-    return scores, Circuit(graph, edges & graph.legal, neurons)
+        graph, tensors, own = readers[path.suffix](path, where)
+    except RunError as error:
+        raise GraphError(f"{where}: {error}.") from error
+    # In a published .json an edge may lack its score; this package writes NaN for what it did not score.
+    unscored = _TENSORS if own is not None else ("values",) if path.suffix == ".json" else ()
+    _check_tensors(graph, tensors, where, unscored)
+    edges, neurons = tensors.pop("edges").bool() & graph.legal, tensors.pop("neurons_in", None)
+    facts: dict[str, Any] = {"method": method, "metric": metric} if own is None else _facts(own, graph)
+    facts |= tensors
+    notes = facts.pop("notes", {})
+    if path.suffix != ".safetensors":
+        notes |= {"file": path.name, "file_direction": direction}
+    if facts.get("made_on") is None:
+        notes["weights"] = NOT_RECORDED
+    scores = Scores(graph, **facts, notes=notes)
+    scores = scores.negated() if direction == "hurts" and own is None else scores
+    kept = None if neurons is None else neurons.bool()
+    return scores, Circuit(graph, edges, kept, made_on=scores.made_on)
 
 
 def save_mib(
@@ -113,32 +128,84 @@ def load_mib(folder: str | Path, direction: str = "helps") -> list[tuple[Scores,
 
 
 def _save_own(scores: Scores, circuit: Circuit, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {n: getattr(scores, n).contiguous() for n in _TENSORS if getattr(scores, n) is not None}
+    tensors = {n: getattr(scores, n) for n in _TENSORS if getattr(scores, n) is not None}
     tensors["edges"] = circuit.edges
     if circuit.neurons is not None:
         tensors["neurons_in"] = circuit.neurons
     facts = scores.describe() | {"segment_names": list(scores.segment_names)}
-    save_file(tensors, path, {_OWN: json.dumps(facts)})
+    write_tensors(path, tensors, {_OWN: json.dumps(facts)})
 
 
-def _load_own(path: Path) -> tuple[Scores, Circuit]:
-    from safetensors import SafetensorError, safe_open
+def _load_own(path: Path, where: str) -> Loaded:
+    tensors, header = read_tensors(path)
+    own = _own(header.get(_OWN), where)
+    if own is None:
+        raise GraphError(f"{where}: its header has no {_OWN}.")
+    if not {"values", "edges"} <= set(tensors) <= {*_TENSORS, "edges", "neurons_in"}:
+        raise GraphError(f"{where}: it holds the tensors {', '.join(sorted(tensors)) or 'none'}.")
+    return _own_graph(own), tensors, own
 
+
+def _own_graph(own: Fields) -> Graph:
+    found = own.object("graph")
+    blocks, heads, kv_heads = (found.whole(name, 1, _MOST) for name in ("blocks", "heads", "kv_heads"))
+    return Graph(blocks, heads, kv_heads, found.flag("parallel"))
+
+
+def _own(header: Any, where: str) -> Fields | None:
+    """What a file of this package says of itself; None for a published one."""
+    if header is None:
+        return None
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})[_OWN])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise GraphError(f"{path} is no file of scores: {error}.") from error
-    graph = Graph(**facts["graph"])
-    edges, neurons = tensors.pop("edges"), tensors.pop("neurons_in", None)
-    own = {name: facts[name] for name in _FACTS}
-    scores = Scores(
-        graph, **tensors, **own, segment_names=tuple(facts["segment_names"]), notes=facts["notes"]
-    )
-    return scores, Circuit(graph, edges, neurons)
+        return Fields.of(parse_json(header) if isinstance(header, str) else header, where, GraphError)
+    except ValueError as error:
+        raise GraphError(f"{where}: its header cannot be read: {error}.") from error
+
+
+def _facts(own: Fields, graph: Graph) -> dict[str, Any]:
+    """What `Scores` takes from a header."""
+    if _own_graph(own) != graph:
+        raise GraphError(f"{own.where}: its header says a graph of {_own_graph(own)}, the file has {graph}.")
+    names = ("method", "metric", "intervention", "model", "task", "split", "direction")
+    return {
+        **{name: own.text(name) for name in names},
+        "examples": own.whole("examples"),
+        "segment_names": own.texts("segment_names") if "segment_names" in own.content else (),
+        "made_on": MadeOn.read(own),
+        "notes": dict(own.object("notes").content),
+    }
+
+
+def _check_tensors(graph: Graph, tensors: Mapping[str, Any], where: str, unscored: Collection[str]) -> None:
+    """Shapes are the graph's, before anything of its size is made; masks are masks, scores finite. NaN stands
+    for no score in the `unscored` tensors."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            raise GraphError(f"{where}: its {name} are no plain tensor.")
+        if not _fits(graph, name, tuple(tensor.shape)):
+            raise GraphError(f"{where}: its {name} are {tuple(tensor.shape)} for a graph of {graph}.")
+        if name in ("edges", "neurons_in"):
+            if tensor.dtype is not torch.bool and not bool(((tensor == 0) | (tensor == 1)).all()):
+                raise GraphError(f"{where}: its {name} are neither true nor false everywhere.")
+            continue
+        if not tensor.is_floating_point():
+            raise GraphError(f"{where}: its {name} are {tensor.dtype}, no numbers with fractions.")
+        wrong = tensor.isinf() if name in unscored else ~tensor.isfinite()
+        if name not in ("nodes", "neurons"):
+            wrong = wrong & graph.legal
+        if bool(wrong.any()):
+            raise GraphError(f"{where}: {int(wrong.sum())} of its {name} are not finite.")
+
+
+def _fits(graph: Graph, name: str, shape: tuple[int, ...]) -> bool:
+    edges = (graph.n_sources, graph.n_destinations)
+    if name == "nodes":
+        return shape == edges[:1]
+    if name in ("neurons", "neurons_in"):
+        return len(shape) == 2 and shape[0] == edges[0]
+    if name in ("segments", "segment_squares"):
+        return len(shape) == 3 and shape[1:] == edges
+    return shape == edges
 
 
 def _config(scores: Scores) -> dict[str, Any]:
@@ -176,32 +243,70 @@ def _save_json(scores: Scores, circuit: Circuit, path: Path) -> None:
     path.write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _load_json(path: Path) -> tuple[Graph, dict[str, Tensor], dict[str, Any]]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    graph = _graph(found["cfg"])
+def _load_json(path: Path, where: str) -> Loaded:
+    found = Fields.of(read_json(path), where, GraphError)
+    graph, own = _graph(found.object("cfg")), _own(found.content.get(_OWN), where)
+    nodes, edges = found.object("nodes").content, found.object("edges").content
+    # Checked by counts before anything is made: a file of a kilobyte may claim ten thousand heads.
+    if not graph.n_sources <= len(nodes) <= graph.n_sources + 1:
+        raise GraphError(
+            f"{where}: it lists {len(nodes)} nodes and {len(edges)} edges, and is said to be of {graph}."
+        )
+    unknown = sorted(set(nodes) - set(graph.node_names))
+    if unknown:
+        raise GraphError(f"{where}: it lists the node {unknown[0]!r}.")
     place = {name: i for i, name in enumerate(_names(graph))}
-    sources, destinations = graph.published_order()
     values = torch.full((graph.n_edges,), torch.nan)
     inside = torch.zeros(graph.n_edges, dtype=torch.bool)
-    for name, edge in found["edges"].items():
+    for name, edge in edges.items():
         if name not in place:
             raise GraphError(f"{path} has the edge {name!r}, which a graph of {graph} does not have.")
-        edge = edge if isinstance(edge, Mapping) else {"in_graph": edge}
-        values[place[name]] = edge.get("score", torch.nan)
-        inside[place[name]] = bool(edge.get("in_graph", True))
+        score, kept = _edge(edge, f"{where}: the edge {name}", unscored=own is not None)
+        values[place[name]], inside[place[name]] = score, kept
+    sources, destinations = graph.published_order()
     tensors = {"values": torch.full(graph.legal.shape, torch.nan), "edges": torch.zeros_like(graph.legal)}
     tensors["values"][sources, destinations] = values
     tensors["edges"][sources, destinations] = inside
-    rows = [found["nodes"].get(name) for name in graph.source_names]
+    return graph, tensors | _node_tensors(graph, nodes, where), own
+
+
+def _edge(edge: Any, where: str, unscored: bool) -> tuple[float, bool]:
+    """Score and membership of an edge; NaN for one without a score."""
+    if isinstance(edge, bool):
+        return torch.nan, edge
+    found = Fields.of(edge, where, GraphError)
+    kept = found.flag("in_graph") if "in_graph" in edge else True
+    if "score" not in edge or (unscored and isinstance(edge["score"], float) and math.isnan(edge["score"])):
+        return torch.nan, kept
+    return found.number("score"), kept
+
+
+def _node_tensors(graph: Graph, nodes: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Scores and neurons of the nodes, where all have them."""
+    rows = [nodes.get(name) for name in graph.source_names]
+    for name, row in zip(graph.source_names, rows, strict=True):
+        if not isinstance(row, bool):
+            Fields.of(row, f"{where}: the node {name}", GraphError)
     described = [row if isinstance(row, Mapping) else {} for row in rows]
-    for key, name, dtype in (
-        ("score", "nodes", torch.float32),
-        ("neurons_scores", "neurons", torch.float32),
-        ("neurons", "neurons_in", torch.bool),
+    tensors = {}
+    for key, name, fits, dtype in (
+        ("score", "nodes", is_number, torch.float32),
+        ("neurons_scores", "neurons", is_number, torch.float32),
+        ("neurons", "neurons_in", lambda item: isinstance(item, bool), torch.bool),
     ):
-        if all(key in row for row in described):
-            tensors[name] = torch.tensor([row[key] for row in described], dtype=dtype)
-    return graph, tensors, found.get(_OWN, {})
+        if not all(key in row for row in described):
+            continue
+        lists = [row[key] if isinstance(row[key], list) else [row[key]] for row in described]
+        listed = all(isinstance(row[key], list) == (key != "score") for row in described)
+        if (
+            not listed
+            or len(set(map(len, lists))) != 1
+            or not all(fits(item) for row in lists for item in row)
+        ):
+            raise GraphError(f"{where}: {key} of its nodes is not of one kind and length everywhere.")
+        table = torch.tensor(lists, dtype=dtype)
+        tensors[name] = table[:, 0] if key == "score" else table
+    return tensors
 
 
 def _save_pt(scores: Scores, circuit: Circuit, path: Path) -> None:
@@ -224,14 +329,18 @@ def _save_pt(scores: Scores, circuit: Circuit, path: Path) -> None:
     torch.save(found, path)
 
 
-def _load_pt(path: Path) -> tuple[Graph, dict[str, Tensor], dict[str, Any]]:
+def _load_pt(path: Path, where: str) -> Loaded:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise GraphError(f"{path} is no file of scores: it is damaged or holds more than tensors.") from error
-    graph = _graph(found["cfg"])
-    names = (list(found["src_nodes"]), list(found["dst_nodes"]))
-    if names != (list(graph.source_names), list(graph.destination_names)):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of any class: the file is read by an unpickler that takes tensors alone
+        raise GraphError(f"{where}: it is damaged or holds more than tensors.") from error
+    found = Fields.of(content, where, GraphError)
+    graph = _graph(found.object("cfg"))
+    listed = [found.texts(name) for name in ("src_nodes", "dst_nodes")]
+    sizes = [graph.n_sources, graph.n_destinations]
+    if [*map(len, listed)] != sizes or listed != [graph.source_names, graph.destination_names]:
         raise GraphError(f"{path} lists other nodes than a graph of {graph}.")
     keys = {
         "values": "edges_scores",
@@ -240,16 +349,15 @@ def _load_pt(path: Path) -> tuple[Graph, dict[str, Tensor], dict[str, Any]]:
         "neurons": "neurons_scores",
         "neurons_in": "neurons_in_graph",
     }
-    tensors = {name: found[key] for name, key in keys.items() if found.get(key) is not None}
-    for name in ("edges", "neurons_in"):
-        if name in tensors:
-            tensors[name] = tensors[name].bool()
-    return graph, tensors, json.loads(found.get(_OWN, "{}"))
+    tensors = {name: content[key] for name, key in keys.items() if content.get(key) is not None}
+    if not {"values", "edges"} <= set(tensors):
+        raise GraphError(f"{where}: it has no edges_scores or no edges_in_graph.")
+    return graph, tensors, _own(content.get(_OWN), where)
 
 
-def _graph(config: Mapping[str, Any]) -> Graph:
-    heads = int(config["n_heads"])
-    return Graph(int(config["n_layers"]), heads, heads, bool(config["parallel_attn_mlp"]))
+def _graph(config: Fields) -> Graph:
+    heads = config.whole("n_heads", 1, _MOST)
+    return Graph(config.whole("n_layers", 1, _MOST), heads, heads, config.flag("parallel_attn_mlp"))
 
 
 def _names(graph: Graph) -> Sequence[str]:

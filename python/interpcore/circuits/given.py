@@ -20,6 +20,7 @@ from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patched import Watch, run_patched
 from interpcore.circuits.request import Request
 from interpcore.circuits.scores import Scores
+from interpcore.model.made_on import MadeOn
 from interpcore.model.memory import in_halves
 from interpcore.runs import Progress
 
@@ -71,6 +72,7 @@ def attribute_given(
         split=split,
         examples=len(pairs),
         squares=sums[1].float(),
+        made_on=MadeOn.of(request.model),
         notes=request.notes() | {"given": [graph.edge_name(s, d) for s, d in given.nonzero().tolist()]},
     )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.runs.fields import is_whole
 
 LETTERS = "qkv"
 _SOURCE = re.compile(r"input|a(?P<layer>\d+)\.h(?P<head>\d+)|m(?P<mlp>\d+)")
@@ -51,7 +52,9 @@ class Graph:
     parallel: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.blocks, self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:
+        counts = (self.blocks, self.heads, self.kv_heads)
+        whole = all(map(is_whole, counts)) and isinstance(self.parallel, bool)
+        if not whole or min(counts) < 1 or self.heads % self.kv_heads:
             raise GraphError(
                 "A graph needs at least one layer and heads that divide into key/value groups; got "
                 f"{self.blocks} layers, {self.heads} heads, {self.kv_heads} groups."
@@ -101,10 +104,12 @@ class Graph:
         """layers * (heads + 2 * kv_heads + 1) + 1."""
         return self.blocks * self.per_layer + 1
 
-    @cached_property
+    @property
     def n_edges(self) -> int:
-        """Number of legal edges."""
-        return int(self.prefix.sum())
+        """Number of legal edges: the sum of `prefix`, which a graph of any size has at once."""
+        before = self.blocks + (self.heads + 1) * self.blocks * (self.blocks - 1) // 2
+        serial = 0 if self.parallel else self.blocks * self.heads
+        return self.per_layer * before + serial + self.n_sources
 
     @property
     def logits(self) -> int:

@@ -13,6 +13,7 @@ from interpcore.circuits.graph import GraphError
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.sources import Record, Sources, record
 from interpcore.model import Model
+from interpcore.model.made_on import MadeOn, check_made_on
 
 INTERVENTIONS = ("patching", "zero", "mean", "mean-positional")
 
@@ -25,11 +26,13 @@ class Intervention:
         name: in `INTERVENTIONS`.
         means: of every source over the data set's clean prompts, [1, 1 or position, ...].
         data: name of that data set; None for interventions without one.
+        made_on: weights and plan of the model that the means are of.
     """
 
     name: str = "patching"
     means: Sources | None = None
     data: str | None = None
+    made_on: MadeOn | None = None
 
     @classmethod
     def of(
@@ -39,6 +42,7 @@ class Intervention:
         pairs: Pairs,
         *,
         batch_size: int = 32,
+        other_model: bool = False,
     ) -> Intervention:
         """An intervention by name.
 
@@ -49,16 +53,19 @@ class Intervention:
             model: whose sources.
             pairs: data set whose clean prompts the means are taken over.
             batch_size: prompts per forward.
-        Raises: GraphError for an unknown name.
+            other_model: take means of another model, too.
+        Raises: GraphError for an unknown name, Refused for another model's means.
         """
         if isinstance(intervention, Intervention):
+            check_made_on(model, intervention.made_on, "The means of the intervention were", other_model)
             return intervention
         if intervention not in INTERVENTIONS:
             raise GraphError(f"An intervention is one of {', '.join(INTERVENTIONS)}; got {intervention!r}.")
         if not intervention.startswith("mean"):
             return cls(intervention)
         positional = intervention == "mean-positional"
-        return cls(intervention, mean_sources(model, pairs, positional, batch_size), pairs.task)
+        means = mean_sources(model, pairs, positional, batch_size)
+        return cls(intervention, means, pairs.task, MadeOn.of(model))
 
     @property
     def skips(self) -> bool:

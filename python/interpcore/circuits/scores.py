@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph, GraphError
+from interpcore.model.made_on import MadeOn
 
 SIGN = "metric(clean) - metric(edge corrupted); positive = the edge helps"
 
@@ -34,6 +35,7 @@ class Scores:
         segments: scores per segment [segments, n_sources, n_destinations] float32, or None.
         segment_squares: sum over examples of each segment's squared score, of the same shape, or None.
         segment_names: what each segment is.
+        made_on: the model's weights and plan; None where they are not recorded.
         notes: further facts: steps, nodes of the integral, completeness gap, frozen scales, rules.
     """
 
@@ -53,6 +55,7 @@ class Scores:
     segments: Tensor | None = None
     segment_squares: Tensor | None = None
     segment_names: tuple[str, ...] = ()
+    made_on: MadeOn | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,14 @@ class Scores:
             value = getattr(self, name)
             if value is not None and len(value) != shape[0]:
                 raise GraphError(f"{name} has {len(value)} rows; this graph has {shape[0]} sources.")
+        for name in ("segments", "segment_squares"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != (len(self.segment_names), *shape):
+                raise GraphError(
+                    f"{name} has shape {tuple(value.shape)} for {len(self.segment_names)} names of {shape}."
+                )
+        if self.direction != SIGN:
+            raise GraphError(f"The direction is {SIGN!r}; got {self.direction!r}.")
         values = self.values.detach().to("cpu", torch.float32).masked_fill(~self.graph.legal, torch.nan)
         object.__setattr__(self, "values", values)
 
@@ -136,6 +147,7 @@ class Scores:
             "intervention": self.intervention,
             "split": self.split,
             "examples": self.examples,
+            **({} if self.made_on is None else self.made_on.to_json()),
             "graph": {
                 "blocks": self.graph.blocks,
                 "heads": self.graph.heads,

@@ -15,8 +15,10 @@ from interpcore.lre.prompts import leave_one_out
 from interpcore.lre.states import Depth, published_depths
 from interpcore.model import Model
 from interpcore.model.jacobians import jacobians
+from interpcore.model.made_on import NOT_RECORDED, MadeOn, check_made_on
 from interpcore.model.prompts import pad
 from interpcore.runs import RunError, read_tensors, write_tensors
+from interpcore.runs.fields import Fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +29,21 @@ class Operator:
         depths: source depths; None is the token embedding.
         weight: W [depth, d_model, d_model].
         bias: b [depth, d_model].
+        made_on: weights and plan of the model that it was estimated on; None where they are not recorded.
     """
 
     depths: tuple[Depth, ...]
     weight: Tensor
     bias: Tensor
+    made_on: MadeOn | None = None
+
+    def __post_init__(self) -> None:
+        n, d_model = len(self.depths), self.bias.shape[-1]
+        if tuple(self.weight.shape) != (n, d_model, d_model) or tuple(self.bias.shape) != (n, d_model):
+            raise Refused(
+                f"An operator of {n} depths is W [{n}, d_model, d_model] and b [{n}, d_model]; got "
+                f"{tuple(self.weight.shape)} and {tuple(self.bias.shape)}."
+            )
 
     def at(self, depth: Depth) -> int:
         """Place of a depth. Raises: ValueError where the operator has none."""
@@ -53,19 +65,41 @@ class Operator:
         return factors[:, None, None] * moved[:, None] + self.bias[:, None, None]
 
     def save(self, path: str | os.PathLike[str], **about: str) -> None:
-        """Write `weight`, `bias` and the depths as safetensors; `about` joins the header."""
+        """Write `weight`, `bias`, depths and the model's hashes as safetensors; `about` joins the header."""
         depths = ",".join("embed" if d is None else str(d) for d in self.depths)
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-        write_tensors(path, tensors, {"depths": depths, **about})
+        made_on = {} if self.made_on is None else self.made_on.to_json()
+        write_tensors(path, tensors, {"depths": depths, **made_on, **about})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> tuple[Operator, dict[str, str]]:
-        """Read an operator and its header. Raises: RunError for another kind of file."""
+        """Read an operator and its header, which says "not recorded" of weights that an older file lacks.
+
+        Raises: RunError for another kind of file.
+        """
         tensors, about = read_tensors(path)
         if set(tensors) != {"weight", "bias"} or "depths" not in about:
             raise RunError(f"{path} holds no LRE operator; give a file that Operator.save wrote")
-        depths = tuple(None if d == "embed" else int(d) for d in about.pop("depths").split(","))
-        return cls(depths, tensors["weight"], tensors["bias"]), about
+        named = about.pop("depths").split(",")
+        if not all(d == "embed" or (d.isdecimal() and len(d) < 9) for d in named) or len(set(named)) < len(
+            named
+        ):
+            raise RunError(
+                f"{path} names the depths {','.join(named)[:60]}; they are embed or numbers, each once"
+            )
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                raise RunError(
+                    f"{path} holds a {name} that is not finite numbers throughout; estimate it again"
+                )
+        made_on = MadeOn.read(Fields(about, str(path), RunError))
+        about = {k: v for k, v in about.items() if k not in ("weights", "plan")}
+        about |= {} if made_on else {"weights": NOT_RECORDED}
+        depths = tuple(None if d == "embed" else int(d) for d in named)
+        try:
+            return cls(depths, tensors["weight"], tensors["bias"], made_on), about
+        except Refused as error:
+            raise RunError(f"{path} holds no LRE operator: {error}") from error
 
 
 def estimate(
@@ -101,11 +135,19 @@ def estimate(
         reduce="mean",
     )
     assert isinstance(swept.values, Tensor)
-    return Operator(chosen, swept.values, swept.bias.mean(0))
+    return Operator(chosen, swept.values, swept.bias.mean(0), MadeOn.of(model))
 
 
 @torch.no_grad()
-def predict(model: Model, operator: Operator, h: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
+def predict(
+    model: Model,
+    operator: Operator,
+    h: Tensor,
+    betas: Sequence[float],
+    k: int = 1,
+    *,
+    other_model: bool = False,
+) -> Tensor:
     """The operator's k highest tokens at every depth and beta, one depth at a time.
 
     Args:
@@ -114,8 +156,11 @@ def predict(model: Model, operator: Operator, h: Tensor, betas: Sequence[float],
         h: states at the subject [prompt, depth, d_model].
         betas: factors on W.
         k: how many tokens.
+        other_model: take an operator that was estimated on another model, too.
     Returns: tokens, best first [depth, beta, prompt, k] int64.
+    Raises: Refused for another model's operator.
     """
+    check_made_on(model, operator.made_on, "The operator was", other_model)
     each = (
         Operator((depth,), operator.weight[[i]], operator.bias[[i]]).read(h[:, [i]], betas)
         for i, depth in enumerate(operator.depths)

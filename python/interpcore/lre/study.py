@@ -163,7 +163,7 @@ class Study:
             return
         depths: list[Depth] = [d for d in operator.depths if d in {c["depth"] for c in choices}]
         at = [operator.at(d) for d in depths]
-        chosen = Operator(tuple(depths), operator.weight[at], operator.bias[at])
+        chosen = Operator(tuple(depths), operator.weight[at], operator.bias[at], operator.made_on)
         path = self.folder.artifact(f"operators/{name.replace(' ', '_')}/{trial}.safetensors")
         chosen.save(path, relation=name, trial=str(trial), choices=canonical_json(list(choices)))
 
