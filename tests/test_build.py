@@ -38,6 +38,18 @@ def test_import_is_light_and_changes_no_global_state(tmp_path: Path) -> None:
     assert not heavy & set(new)
 
 
+def test_every_floor_is_reached_from_the_package_and_loaded_only_then() -> None:
+    code = (
+        "import sys, time; begun = time.process_time(); import interpcore; took = time.process_time() - begun\n"
+        "assert 'torch' not in sys.modules and took < 0.1, took\n"
+        "for name in ('ops', 'runs', 'stats', 'model', 'data', 'lre', 'circuits', 'neurons'):\n"
+        "    assert name in dir(interpcore) and getattr(interpcore, name).__name__ == 'interpcore.' + name\n"
+        "assert interpcore.__version__ == interpcore._version.__version__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_kernels_folder_cannot_be_taken_for_the_kernels_package() -> None:
     # transformers probes `import kernels`: with an __init__.py it would take this folder, from the checkout.
     assert not (REPOSITORY / "kernels" / "__init__.py").exists()

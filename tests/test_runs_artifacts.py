@@ -10,12 +10,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from interpcore.runs import (
     RunError,
     atomic_path,
     read_bytes,
     read_json,
+    read_metadata,
     read_tensors,
     write_bytes,
     write_json,
@@ -124,6 +126,32 @@ def test_readers_say_what_is_wrong(tmp_path):
         write_json(tmp_path / "absent" / "x.json", 1)
 
 
+def test_one_flipped_bit_of_tensors_is_told(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(2), "b": torch.arange(3)}, {"seen": "[[0, 4]]"})
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for bit in (at % 8, 5):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            with pytest.raises(RunError, match=r"x\.safetensors .*(damaged|not a safetensors file)"):
+                read_tensors(path)
+    path.write_bytes(whole)
+    assert read_tensors(path, "b")[0].keys() == {"b"}
+    # A part is read when it is whole itself.
+    at = whole.index(torch.ones(2).numpy().tobytes())
+    path.write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
+    assert read_metadata(path) == {"seen": "[[0, 4]]"}
+    assert read_tensors(path, "b")[0]["b"].tolist() == [0, 1, 2]
+    with pytest.raises(RunError, match="changed or damaged"):
+        read_tensors(path, "a")
+
+
+def test_tensors_without_checksums_are_read(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors", {"about": "old"})
+    back, metadata = read_tensors(tmp_path / "x.safetensors")
+    assert metadata == {"about": "old"} and back["w"].tolist() == [1, 1]
+
+
 def test_what_a_library_leaves_beside_its_file_goes_too(tmp_path):
     with atomic_path(tmp_path / "x.bin") as partial:
         partial.with_name(".tmp1").touch()
@@ -132,5 +160,8 @@ def test_what_a_library_leaves_beside_its_file_goes_too(tmp_path):
     left = tmp_path / "below" / ".x.bin.0123.partial"
     left.mkdir(parents=True)
     (left / ".tmp2").touch()
+    remove_partials(tmp_path)
+    assert left.exists(), "its writer may be about to begin"
+    os.utime(left, (0, 0))
     remove_partials(tmp_path)
     assert names(tmp_path) == ["below", "x.bin"] and names(tmp_path / "below") == []

@@ -1,5 +1,6 @@
 """Run folders: cards that must agree, artifacts, and locks that die with their process."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -21,6 +22,7 @@ from interpcore.runs import (
     is_run,
     read_card,
     read_json,
+    sweep,
     write_json,
 )
 
@@ -69,7 +71,8 @@ def test_a_worker_writes_artifacts_without_lock_or_ledger(tmp_path):
 
 
 def test_opening_with_another_card_says_what_differs(tmp_path):
-    RunFolder.create(tmp_path / "run", CARD).close()
+    with RunFolder.create(tmp_path / "run", CARD) as run:
+        run.ledger.record(Row(key="{}", status="done", result=1))
     other = replace(CARD, dtype="bfloat16", seeds={"split": 2})
     for open_ in (RunFolder.open, RunFolder.open_or_create):
         with pytest.raises(
@@ -80,17 +83,118 @@ def test_opening_with_another_card_says_what_differs(tmp_path):
             assert run.card == CARD
 
 
-def test_a_run_without_results_may_be_removed_for_another(tmp_path):
-    other, empty = replace(CARD, dtype="bfloat16"), "or remove that one, where nothing is finished"
-    with RunFolder.create(tmp_path / "run", CARD) as run:
+def test_a_corrected_command_takes_a_folder_where_nothing_is_finished(tmp_path):
+    path, other, third = tmp_path / "run", replace(CARD, dtype="bfloat16"), replace(CARD, dtype="float16")
+    with RunFolder.create(path, CARD) as run:
         run.ledger.record(Row(key="{}", status="failed", error="no"))
-    with pytest.raises(RunError, match=empty):
-        RunFolder.open(tmp_path / "run", other)
-    with RunFolder.open(tmp_path / "run") as run:
+    with pytest.raises(RunError, match="choose another folder"):
+        RunFolder.open(path, other)  # to open is to read: nothing is replaced
+    with RunFolder.open_or_create(path, other) as run:
+        assert run.card == read_card(path) == other
+        assert len(run.ledger) == 0, "the first try's failure is gone"
+    with (
+        RunFolder.open_or_create(path, other, shared=True),
+        pytest.raises(RunError, match="choose another folder"),
+    ):
+        RunFolder.open_or_create(path, third, shared=True)  # somebody works there
+    with RunFolder.open_or_create(path, third, shared=True) as run:
+        RunFolder.open_or_create(path, third, shared=True).close()  # the lock is shared again
+        write_json(run.artifact("x.json"), 1)
+    for card in (other, CARD):
+        with pytest.raises(RunError, match="choose another folder"):
+            RunFolder.open_or_create(path, card)
+    assert read_card(path) == third
+
+
+def test_more_of_the_same_extends_a_run(tmp_path):
+    def card(extends=("trials", "draws", "layers"), **arguments):
+        return replace(CARD, arguments=arguments, extends=extends)
+
+    path = tmp_path / "run"
+    first = card(trials=2, draws=10, layers=[1, 2], share=0.5)
+    with RunFolder.create(path, first) as run:
         run.ledger.record(Row(key="{}", status="done", result=1))
-    with pytest.raises(RunError, match="choose another folder") as caught:
-        RunFolder.open(tmp_path / "run", other)
-    assert empty not in str(caught.value)
+    more = card(trials=3, draws=20, layers=[2, 1, 5], share=0.5)
+    with RunFolder.open_or_create(path, more, shared=True) as run:
+        assert run.card == read_card(path) == more
+        assert run.ledger.get("{}").result == 1
+    for other in (
+        card(trials=2, draws=20, layers=[1, 2, 5], share=0.5),  # fewer
+        card(trials=4, draws=20, layers=[1, 3], share=0.5),  # others
+        card(trials=4, draws=20, layers=[1, 2, 5], share=0.6),  # more, and something else
+        card((), trials=4, draws=20, layers=[1, 2, 5], share=0.5),
+    ):
+        with pytest.raises(RunError, match=r"arguments\['"):
+            RunFolder.open_or_create(path, other)
+    with pytest.raises(RunError, match=r"arguments\['trials'\] is 3"):
+        RunFolder.open(path, card(trials=4, draws=20, layers=[2, 1, 5], share=0.5))
+    assert read_card(path) == more
+
+
+def test_cards_without_what_extends_are_read(tmp_path):
+    value = CARD.to_json()
+    assert "extends" not in value and RunCard.from_json(value) == CARD
+
+
+@pytest.mark.parametrize("name", ["lock", "claims", "card.json", "ledger.sqlite", "artifacts"])
+def test_own_files_that_are_links_are_refused(tmp_path, name):
+    path, other = tmp_path / "run", tmp_path / "other"
+    RunFolder.create(path, CARD).close()
+    moved = path / name
+    moved.rename(other)
+    moved.symlink_to(other)
+    before = other.read_bytes() if other.is_file() else sorted(other.iterdir())
+    for open_ in (lambda: RunFolder.open(path), lambda: RunFolder.open_or_create(path, CARD, shared=True)):
+        with pytest.raises(RunError, match=f"{name} is a symbolic link"):
+            open_()
+    assert (other.read_bytes() if other.is_file() else sorted(other.iterdir())) == before
+
+
+def test_artifacts_do_not_go_through_links(tmp_path):
+    with RunFolder.create(tmp_path / "run", CARD) as run:
+        (run.path / "artifacts" / "a").symlink_to(tmp_path)
+        for name in ("a/x", "a/b/x"):
+            with pytest.raises(RunError, match="is a symbolic link"):
+                run.artifact(name)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Lets no file be opened for writing: as root, rights alone do not."""
+
+    def guarded(path, flags, *rest, **more):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *rest, **more)
+
+    opened = os.open
+    return lambda: monkeypatch.setattr(os, "open", guarded)
+
+
+def double(x):
+    return 2 * x
+
+
+def test_a_finished_run_is_read_on_a_read_only_disk(tmp_path, read_only):
+    path = tmp_path / "run"
+    with RunFolder.create(path, CARD) as run:
+        rows = sweep(double, {"x": [1, 2]}, out=run, progress=False)
+        write_json(run.artifact("a/x.json"), 1)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    read_only()
+    for shared in (True, False):
+        for open_ in (RunFolder.open, RunFolder.open_or_create):
+            with open_(path, CARD, shared=shared) as run, open_(path, CARD, shared=shared):
+                assert run.read_only and list(run.ledger) == rows
+                assert sweep(double, {"x": [1, 2]}, out=run, progress=False) == rows
+                assert read_json(run.artifact("a/x.json")) == 1
+                assert read_json(Artifacts.open(path).artifact("a/x.json")) == 1
+                with pytest.raises(RunError, match="cannot be used"):
+                    sweep(double, {"x": [3]}, out=run, progress=False)
+    with pytest.raises(RunError, match="does not mean the same"):
+        RunFolder.open_or_create(path, replace(CARD, dtype="float16"))
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
 def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
@@ -151,8 +255,15 @@ def test_a_killed_user_leaves_no_lock_and_its_half_artifact_goes(tmp_path):
             RunFolder.open(path)
         os.kill(process.pid, signal.SIGKILL)
     assert len(list((path / "artifacts").iterdir())) == 1
-    with RunFolder.open(path):
-        assert list((path / "artifacts").iterdir()) == []
+    # Others that share the folder may be writing: what they write stays, what a killed one left goes.
+    with (
+        RunFolder.open(path, shared=True) as run,
+        atomic_path(run.artifact("y.bin")) as partial,
+        RunFolder.open(path, shared=True),
+    ):
+        assert [left.name for left in (path / "artifacts").iterdir()] == [partial.parent.name]
+        partial.write_bytes(b"whole")
+    assert [left.name for left in (path / "artifacts").iterdir()] == ["y.bin"]
 
 
 def test_a_failed_open_lets_go(tmp_path):

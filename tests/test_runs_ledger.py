@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -72,6 +73,80 @@ def test_a_truncated_ledger_is_told_in_a_sentence(tmp_path):
         os.truncate(path, int(size * part))
         with pytest.raises(RunError, match=r"the ledger .*l\.sqlite (is damaged|cannot be used)"):
             Ledger(path)
+
+
+@pytest.mark.parametrize("column", ["task", "key", "status", "result", "error", "seconds", "source"])
+def test_a_changed_row_is_told_in_a_sentence(tmp_path, column):
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        ledger.record(row('{"x":1}', result=[3, 0.25], task="t", seconds=1, source="ab"))
+        ledger.record(row('{"x":2}', result=4))
+    connection = sqlite3.connect(path)
+    to = {"seconds": "2.5", "status": "'failed'", "result": "'[3, 0.26]'"}.get(column, "'[8]'")
+    with connection:
+        connection.execute(f"UPDATE cells SET {column} = {to} WHERE task = 't'")
+    connection.close()
+    with Ledger(path) as ledger:
+        with pytest.raises(RunError, match=r"l\.sqlite is damaged: the row of the cell .* was changed"):
+            list(ledger)
+        assert ledger.get('{"x":2}').result == 4
+
+
+VERSION_1 = """
+CREATE TABLE cells (
+    task TEXT NOT NULL, key TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('done', 'failed')),
+    result TEXT NOT NULL, error TEXT, trace TEXT,
+    seconds REAL NOT NULL, started REAL NOT NULL, finished REAL NOT NULL, PRIMARY KEY (task, key));
+INSERT INTO cells VALUES ('t', '{"x":1}', 'done', '[1, 2]', NULL, NULL, 1.5, 2.5, 4.0);
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_ledger_of_the_first_version_is_read_and_goes_on(tmp_path, read_only):
+    path = tmp_path / "l.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.close()
+    old = Row(task="t", key='{"x":1}', status="done", result=[1, 2], seconds=1.5, started=2.5, finished=4.0)
+    with Ledger(path, read_only=read_only) as ledger:
+        assert list(ledger) == [old]
+        if not read_only:
+            assert ledger.record(row("{}", source="ab"))
+            assert ledger.get("{}").source == "ab"
+    with Ledger(path) as ledger:
+        assert ledger.get('{"x":1}', "t") == old
+
+
+def test_a_ledger_opened_to_read_is_left_as_it_is(tmp_path):
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        ledger.record(row("{}", result=1))
+    before = path.read_bytes()
+    with Ledger(path, read_only=True) as ledger:
+        assert ledger.get("{}").result == 1
+        with pytest.raises(RunError, match=r"cannot be used .*readonly"):
+            ledger.record(row("a"))
+        assert [file.name for file in tmp_path.iterdir()] == ["l.sqlite"]
+    assert path.read_bytes() == before
+    # Rows that a killed writer left in the log are read, too.
+    with Ledger(path) as ledger:
+        ledger.record(row("late", result=2))
+        shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    with Ledger(tmp_path.with_name(f"{tmp_path.name}-copy") / "l.sqlite", read_only=True) as ledger:
+        assert ledger.get("late").result == 2
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_a_ledger_that_is_a_link_is_refused(tmp_path, suffix):
+    Ledger(tmp_path / "l.sqlite").close()
+    other = tmp_path / "other"
+    (tmp_path / "l.sqlite").rename(other)
+    (tmp_path / f"l.sqlite{suffix}").symlink_to(other)
+    before = other.read_bytes()
+    with pytest.raises(RunError, match="is a symbolic link"):
+        Ledger(tmp_path / "l.sqlite")
+    assert other.read_bytes() == before
 
 
 WRITER = """

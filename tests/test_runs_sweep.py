@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -25,9 +26,11 @@ from interpcore.runs import (
     RunError,
     RunFolder,
     cell_seed,
+    read_json,
     run_cell,
     sweep,
 )
+from interpcore.runs.grid import source_hash
 
 CELLS = """
 import os, signal, sys, time
@@ -61,6 +64,18 @@ def slow_and_known(x, log):
     count(os.getpid(), log)
     time.sleep(0.03)
     return x
+
+def twice(x):
+    return 2 * x  # twice
+
+def pair(artifacts, model):
+    return artifacts, model
+
+def keep(made, x):
+    from interpcore.runs import write_json
+    artifacts, model = made
+    write_json(artifacts.artifact(f"cells/{x}.json"), [model, x])
+    return f"cells/{x}.json"
 
 def odd(x):
     return {"a": [0, {x}]} if x % 2 else x
@@ -270,12 +285,13 @@ def test_workers_share_the_cores_unless_told_otherwise(cells, monkeypatch):
 
 
 def test_a_folder_of_other_versions_is_refused(cells, tmp_path):
-    RunFolder.create(tmp_path / "run", RunCard(model="tiny", versions={"torch": "0.1"})).close()
+    with RunFolder.create(tmp_path / "run", RunCard(model="tiny", versions={"torch": "0.1"})) as run:
+        run.ledger.record(Row(key="other", status="done"))
     with pytest.raises(RunError, match=r"versions\['torch'\] is '0\.1' in the first run"):
         sweep(cells.draw, {"x": [1]}, out=tmp_path / "run", progress=False)
     with RunFolder.open(tmp_path / "run") as run:
         assert len(sweep(cells.draw, {"x": [1]}, out=run, progress=False)) == 1
-        assert len(run.ledger) == 1
+        assert len(run.ledger) == 2
 
 
 def test_progress_tells_what_was_there_before(cells, tmp_path, capsys):
@@ -286,6 +302,67 @@ def test_progress_tells_what_was_there_before(cells, tmp_path, capsys):
         "odd: 1 of 3 were finished before",
         "odd: 3 of 3 finished, 1 failed in 0 s",
     ]
+
+
+def changed(cells, text: str, by: str):
+    """The module after somebody edits its file."""
+    path = Path(cells.__file__)
+    path.write_text(path.read_text().replace(text, by))
+    importlib.invalidate_caches()
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))  # within one second, bytecode is not made anew
+    return importlib.reload(cells)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_of_an_older_source_are_said_and_run_again_on_demand(cells, tmp_path, capsys, workers):
+    def run(rerun=None, xs=(2, 3)):
+        rows = sweep(
+            cells.twice, {"x": list(xs)}, out=tmp_path / "run", rerun=rerun, workers=workers, progress=False
+        )
+        return results(rows), capsys.readouterr().err
+
+    assert run() == ([4, 6], "")
+    assert run("changed") == ([4, 6], "")
+    changed(cells, "2 * x  # twice", "20 * x")
+    old, said = run()
+    assert old == [4, 6]
+    assert said.startswith("twice: 2 of 2 results are of another source of twice") and said.count("\n") == 1
+    assert 'rerun="changed"' in said
+    assert run(xs=(2, 3, 4))[0] == [4, 6, 80]
+    assert run("changed", xs=(2, 3, 4)) == ([40, 60, 80], "")
+    assert run() == ([40, 60], "")
+    changed(cells, "return 20 * x", "raise KeyError(x)")
+    (row,) = sweep(cells.twice, {"x": [2]}, out=tmp_path / "run", rerun="changed", progress=False)
+    assert row.status == "failed", "the function as it is now does not give the old result"
+    with pytest.raises(ValueError, match="rerun is 'yes'; give 'changed', 'all' or None"):
+        sweep(cells.twice, {"x": [2]}, rerun="yes")
+
+
+def test_everything_runs_again_on_demand(cells, tmp_path):
+    log = tmp_path / "log"
+    grid = {"x": [1, 2], "log": [str(log)]}
+    for rerun in (None, None, "changed", "all"):
+        first = sweep(cells.count, grid, out=tmp_path / "run", rerun=rerun, progress=False)
+    assert log.read_text().split() == ["1", "2", "1", "2"] and results(first) == [1, 2]
+
+
+def test_rows_without_a_source_are_taken_as_they_are(cells, tmp_path, capsys):
+    with RunFolder.create(tmp_path / "run", RunCard()) as run:
+        run.ledger.record(Row(task="sweep_cells.twice", key='{"x":2}', status="done", result=5))
+        for rerun in (None, "changed"):
+            assert results(sweep(cells.twice, {"x": [2]}, out=run, rerun=rerun, progress=False)) == [5]
+    partly = functools.partial(cells.twice)
+    assert source_hash(partly) == source_hash(cells.twice)
+    assert source_hash(cells.Bound().method) is source_hash(len) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_workers_write_artifacts_without_the_ledger(cells, tmp_path):
+    with RunFolder.create(tmp_path / "run", RunCard()) as run:
+        made = functools.partial(cells.pair, run.artifacts, "model")
+        rows = sweep(cells.keep, {"x": [1, 2, 3]}, out=run, initialize=made, workers=2, progress=False)
+        for name, x in zip(results(rows), (1, 2, 3), strict=True):
+            assert read_json(run.artifact(name)) == ["model", x]
 
 
 class Backwards:

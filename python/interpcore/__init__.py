@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from interpcore._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from interpcore.model.jacobians import JacobianOperator as JacobianOperator
     from interpcore.model.jacobians import jacobians as jacobians
     from interpcore.model.load import load as load
-
-__version__ = "0.1.0"
 
 # Public names and where they live; imported on first use, so that `import interpcore` stays light.
 _PUBLIC = {
@@ -18,15 +18,16 @@ _PUBLIC = {
     "jacobians": "interpcore.model.jacobians",
     "load": "interpcore.model.load",
 }
+_FOLDERS = ("ops", "runs", "stats", "model", "data", "lre", "circuits", "neurons")
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
-    if name in ("model", "ops", "runs", "data"):
+    if name in _FOLDERS:
         return import_module(f"interpcore.{name}")
     raise AttributeError(f"module 'interpcore' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted({*globals(), *_PUBLIC, *_FOLDERS})

@@ -16,7 +16,16 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.neurons.parts import BothSides, Part, Sizes, Statistics, load_accumulator
 from interpcore.ops import ColumnMoments
-from interpcore.runs import RunCard, RunError, RunFolder, compare, read_card, write_tensors
+from interpcore.runs import (
+    RunCard,
+    RunError,
+    RunFolder,
+    compare,
+    read_card,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 from interpcore.stats import Accumulator, Examples, GroupTotals, HistogramCounts, Ranges
 
 PILOT = "pilot.safetensors"
@@ -210,20 +219,11 @@ def _number(path: Path) -> int:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-    except SafetensorError as error:
-        raise RunError(f"{path} is damaged ({error}); delete it and run summarize again") from error
+    return {name: json.loads(value) for name, value in read_metadata(path).items()}
 
 
 def _part_state(path: Path, part: Part) -> dict[str, Tensor]:
     """The tensors of one part, the others left on the disk."""
-    from safetensors import safe_open
-
     prefix = f"{part.name}/"
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    tensors, _ = read_tensors(path, prefix)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writers, and readers that say what is wrong with a file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 from interpcore.runs.canonical import plain
 from interpcore.runs.errors import RunError
 from interpcore.runs.fields import parse_json
+from interpcore.runs.hashes import tensor_hashes
+from interpcore.runs.locks import Alive
 
 if TYPE_CHECKING:
     import torch
 
 _PARTIAL = ".partial"
+_WRITER = ".writer"
+_CHECKSUM = "checksum"
+_MARK = "sha256:"  # stands before the checksums, so that they are not overlooked where their name is damaged
+_CHANGED = "{} was changed or damaged after it was written; restore a copy, or run again what writes it"
 
 
 @contextmanager
@@ -26,7 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file has the same name (NumPy and Matplotlib read the format from it) in a hidden folder
     beside it (a rename across file systems is a copy), which also takes what a library puts beside the file
     that it writes. Leaving the block by an exception removes the folder, `remove_partials` what a killed
-    process left.
+    process left: a lock in the folder says whether its writer lives.
 
     Args:
         path: the file's real name; an existing file is replaced.
@@ -44,22 +51,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder.mkdir()
     partial = folder / path.name
     try:
-        yield partial
-        if not partial.is_file():
-            raise RunError(
-                f"cannot write {path}: nothing was written to the temporary path that atomic_path gave"
-            )
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
+        with Alive(folder / _WRITER):
+            yield partial
+            if not partial.is_file():
+                raise RunError(
+                    f"cannot write {path}: nothing was written to the temporary path that atomic_path gave"
+                )
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what killed writers left in a folder and those below it. Not while others write there."""
+    """Removes what killed writers left in a folder and those below it; what living ones write stays."""
     for left in list(folder.rglob(f".*{_PARTIAL}")):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir() and not Alive.there(left / _WRITER):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -96,12 +105,12 @@ def write_tensors(
     tensors: "Mapping[str, torch.Tensor]",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes named tensors as safetensors, atomically.
+    """Writes named tensors as safetensors, atomically, with checksums that `read_tensors` compares.
 
     Args:
         path: the file.
         tensors: name -> tensor [any shape], on any device.
-        metadata: strings kept in the header.
+        metadata: strings kept in the header; the name "checksum" is taken.
 
     Raises:
         RunError: the folder does not exist.
@@ -110,8 +119,10 @@ def write_tensors(
     from safetensors.torch import save_file
 
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header, sums = dict(metadata or {}), _sums(dense)
+    written = {"": _sum_of(sums, header)} | sums
     with atomic_path(path) as partial:
-        save_file(dense, partial, metadata=dict(metadata or {}))
+        save_file(dense, partial, metadata=header | {_CHECKSUM: _MARK + json.dumps(written)})
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -166,31 +177,86 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise RunError(f"{path} cannot be read as JSON: {error}; check that it is the right file") from error
 
 
-def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
+def read_tensors(
+    path: str | os.PathLike[str], prefix: str = ""
+) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
     """Reads a safetensors file onto the CPU.
 
     Args:
         path: the file.
+        prefix: read only the tensors whose names begin so.
 
     Returns:
         The tensors by name [shapes as written], and the header's metadata.
 
     Raises:
-        RunError: the file is missing, cut short, or not safetensors.
+        RunError: the file is missing, cut short, not safetensors, or not as `write_tensors` left it (files
+            without checksums are taken as they are).
     """
+    with _safetensors(path) as file:
+        names, metadata, sums = _header(path, file)
+        found = {name: file.get_tensor(name) for name in names if name.startswith(prefix)}
+    if sums is not None and any(sums[name] != own for name, own in _sums(found).items()):
+        raise RunError(_CHANGED.format(path))
+    return found, metadata
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads the metadata of a safetensors file, and leaves its tensors on the disk.
+
+    Args:
+        path: the file.
+
+    Raises:
+        RunError: as `read_tensors`.
+    """
+    with _safetensors(path) as file:
+        return _header(path, file)[1]
+
+
+@contextmanager
+def _safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise RunError(f"there is no file {path}; check the name, or run again what writes it")
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            yield file
     except SafetensorError as error:
         raise RunError(
             f"{path} ({Path(path).stat().st_size} bytes) is cut short or not a safetensors file ({error}); "
             "check that it is the right file, or run again what writes it"
         ) from error
+
+
+def _header(
+    path: str | os.PathLike[str], file: Any
+) -> tuple[list[str], dict[str, str], dict[str, str] | None]:
+    """Names, metadata, and the tensors' checksums (None: the file has none), which fit names and metadata."""
+    names, metadata = list(file.keys()), dict(file.metadata() or {})
+    marked = [name for name, value in metadata.items() if name == _CHECKSUM or value.startswith(_MARK)]
+    if not marked:
+        return names, metadata, None
+    try:
+        written = metadata.pop(_CHECKSUM)
+        sums = dict(json.loads(written.removeprefix(_MARK)))
+        whole = sums.pop("")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(_CHANGED.format(path)) from error
+    fits = marked == [_CHECKSUM] and written.startswith(_MARK) and whole == _sum_of(sums, metadata)
+    if not fits or sums.keys() != set(names):
+        raise RunError(_CHANGED.format(path))
+    return names, metadata, sums
+
+
+def _sums(tensors: "Mapping[str, torch.Tensor]") -> dict[str, str]:
+    return {name: digest[:16] for name, digest in tensor_hashes(tensors).items()}
+
+
+def _sum_of(sums: Mapping[str, str], metadata: Mapping[str, str]) -> str:
+    text = json.dumps([sorted(sums.items()), sorted(metadata.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _ends_early(text: str, error: json.JSONDecodeError) -> bool:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from interpcore._version import __version__
 from interpcore.runs.canonical import plain
 from interpcore.runs.errors import RunError
 
@@ -38,6 +39,8 @@ class RunCard:
         seeds: name -> seed.
         versions: package -> version.
         arguments: the run's parameters, JSON values.
+        extends: names of arguments whose larger value only adds cells: "more of the same" goes on in the same
+            folder. Circumstance.
         load_check_gap: the load check's largest difference to the reference logits. Circumstance: measured.
         command: what was typed. Circumstance: paths differ between machines; `arguments` carries the meaning.
         created: UTC time, ISO 8601. Circumstance.
@@ -58,6 +61,7 @@ class RunCard:
     seeds: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: current_versions())
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    extends: tuple[str, ...] = field(default=(), metadata=_CIRCUMSTANCE)
     load_check_gap: float | None = field(default=None, metadata=_CIRCUMSTANCE)
     command: str | None = field(default=None, metadata=_CIRCUMSTANCE)
     created: str = field(
@@ -77,8 +81,9 @@ class RunCard:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The card as a JSON object, one entry per field."""
-        return asdict(self)
+        """The card as a JSON object, one entry per field; `extends` only where it names something."""
+        value = asdict(self)
+        return value if self.extends else {name: v for name, v in value.items() if name != "extends"}
 
     @classmethod
     def from_json(cls, value: Any, where: str = "the run card") -> "RunCard":
@@ -98,22 +103,21 @@ class RunCard:
             raise RunError(f"{where} is not a run card: it holds a {type(value).__name__}, not an object")
         value = {"bos": None} | value  # cards from before it was recorded
         names = {f.name for f in fields(cls)}
+        value = {"extends": (), **value}
         if set(value) != names:
             missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
             raise RunError(
                 f"{where} is not a run card of this version (missing: {', '.join(missing) or 'none'}; "
                 f"unknown: {', '.join(unknown) or 'none'}); read it with the interpcore that wrote it"
             )
-        return cls(**{**value, "masks": tuple(value["masks"])})
+        return cls(**{**value, "masks": tuple(value["masks"]), "extends": tuple(value["extends"])})
 
 
 def current_versions() -> dict[str, str]:
     """Versions of what can change a number: interpcore, torch, transformers, and Python's minor version."""
-    import interpcore
-
     major, minor, _ = platform.python_version_tuple()
     found = {name: metadata.version(name) for name in ("torch", "transformers")}
-    return {"interpcore": interpcore.__version__, **found, "python": f"{major}.{minor}"}
+    return {"interpcore": __version__, **found, "python": f"{major}.{minor}"}
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,15 @@ class Difference:
     left: Any
     right: Any
     entry: str | None = None
+
+    def extends(self, card: RunCard) -> bool:
+        """Whether the second run, whose card this is, only asks for more of what the first one did."""
+        if self.field != "arguments" or self.entry not in card.extends:
+            return False
+        if isinstance(self.left, list | tuple) and isinstance(self.right, list | tuple):
+            return all(item in self.right for item in self.left)
+        numbers = all(type(value) in (int, float) for value in (self.left, self.right))
+        return numbers and bool(self.left < self.right)
 
     def __str__(self) -> str:
         name = self.field if self.entry is None else f"{self.field}[{self.entry!r}]"

@@ -1,19 +1,23 @@
 """Run folders: one card, one ledger, artifacts, and a lock against double use."""
 
+import errno
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from interpcore.errors import Refused
 from interpcore.runs.artifacts import read_json, remove_partials, write_json
-from interpcore.runs.card import RunCard, compare
+from interpcore.runs.card import Difference, RunCard, compare
 from interpcore.runs.errors import RunError
 from interpcore.runs.ledger import Ledger
-from interpcore.runs.locks import Claims, UseLock
+from interpcore.runs.locks import Claims, UseLock, refuse_link
 
 _CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS = "card.json", "ledger.sqlite", "claims", "lock", "artifacts"
 _OWN_NAMES = {_CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS}
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ class Artifacts:
                 f"the artifact name {name!r} leads out of the run folder; give a relative path without '..'"
             )
         path = self.path / _ARTIFACTS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for part in (path.parent, *path.parent.parents[: len(Path(name).parts) - 1]):
+            refuse_link(part)
+        with _kept_on_a_read_only_disk():
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
 
@@ -73,24 +80,59 @@ class RunFolder:
         card: what the run means, as the folder says.
         ledger: its finished cells.
         claims: which process works on which cell.
+        read_only: the disk or the folder's rights let nothing be written; then nothing is locked either.
     """
 
     def __init__(
         self, path: Path, card: RunCard | None, *, shared: bool, may_create: bool, allow_difference: bool
     ) -> None:
         self.path = path
+        for name in _OWN_NAMES:
+            refuse_link(path / name)
+        self.read_only = is_run(path) and _read_only(path)
+        self._lock: UseLock | None = None
+        if self.read_only:
+            self.claims = Claims(None)
+            self.card = _agreed(path, card, allow_difference)
+            self.ledger = Ledger(path / _LEDGER, read_only=True)
+            return
         self._lock = UseLock(path / _LOCK, shared=shared, what=f"the run folder {path}")
         self.claims = Claims(path / _CLAIMS)
         try:
-            with self.claims.hold(_CARD):
-                self.card = _agree(path, card, may_create=may_create, allow_difference=allow_difference)
             (path / _ARTIFACTS).mkdir(exist_ok=True)
-            if not shared:
-                remove_partials(path)
-            self.ledger = Ledger(path / _LEDGER)
+            remove_partials(path)
+            with self.claims.hold(_CARD):
+                self.ledger = Ledger(path / _LEDGER)
+                self.card = self._settle(card, may_create=may_create, allow_difference=allow_difference)
         except BaseException:
-            self._unlock()
+            self.close()
             raise
+
+    def _settle(self, card: RunCard | None, *, may_create: bool, allow_difference: bool) -> RunCard:
+        """The folder's card: written where there is none, or where nothing is finished yet; extended where
+        the caller only asks for more of the same."""
+        file = self.path / _CARD
+        if card is None or not may_create:
+            return _agreed(self.path, card, allow_difference)
+        if file.exists():
+            stored = read_card(self.path)
+            differences = [] if allow_difference else compare(stored, card)
+            if not differences:
+                return stored
+            if all(difference.extends(card) for difference in differences):
+                more = {difference.entry: difference.right for difference in differences}
+                card = replace(stored, extends=card.extends, arguments={**stored.arguments, **more})
+            elif self._is_empty() and self._lock is not None and self._lock.alone():
+                self.ledger.clear()
+            else:
+                raise RunError(_another(self.path, differences))
+        write_json(file, card.to_json())
+        return card
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is finished."""
+        kept = any(file.is_file() for file in (self.path / _ARTIFACTS).rglob("*"))
+        return not kept and not any(row.status == "done" for row in self.ledger)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], card: RunCard, *, shared: bool = False) -> Self:
@@ -189,12 +231,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the ledger and lets others use the folder."""
-        self.ledger.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
+        if hasattr(self, "ledger"):
+            self.ledger.close()
         self.claims.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -233,26 +274,38 @@ def _foreign(path: Path) -> list[str]:
     return sorted({entry.name for entry in path.iterdir() if entry.name[0] != "."} - _OWN_NAMES)
 
 
-def _agree(path: Path, card: RunCard | None, *, may_create: bool, allow_difference: bool) -> RunCard:
-    """The folder's card, written first if there is none; refuses one that means something else."""
-    if card is not None and may_create and not (path / _CARD).exists():
-        write_json(path / _CARD, card.to_json())
-        return card
+def _agreed(path: Path, card: RunCard | None, allow_difference: bool) -> RunCard:
+    """The folder's card; refuses one that means something else than the caller's."""
     stored = read_card(path)
     differences = [] if card is None or allow_difference else compare(stored, card)
     if differences:
-        empty = not any(file.is_file() for file in (path / _ARTIFACTS).rglob("*")) and not _finished(path)
-        away = ", or remove that one, where nothing is finished" if empty else ""
-        raise RunError(
-            f"the run in {path} does not mean the same as this one; choose another folder{away} (in Python, "
-            f"also allow_difference=True): {' '.join(map(str, differences))}"
-        )
+        raise RunError(_another(path, differences))
     return stored
 
 
-def _finished(path: Path) -> bool:
-    """Whether a folder's ledger holds a finished cell."""
-    if not (path / _LEDGER).is_file():
-        return False
-    with Ledger(path / _LEDGER) as ledger:
-        return any(row.status == "done" for row in ledger)
+def _another(path: Path, differences: list[Difference]) -> str:
+    return (
+        f"the run in {path} does not mean the same as this one; choose another folder (in Python, also "
+        f"allow_difference=True): {' '.join(map(str, differences))}"
+    )
+
+
+def _read_only(path: Path) -> bool:
+    """Whether nothing can be written into a folder."""
+    try:
+        os.close(os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE:
+            return True
+        raise
+    return False
+
+
+@contextmanager
+def _kept_on_a_read_only_disk() -> Iterator[None]:
+    """Lets a folder be missing where it cannot be made: who reads there is told which file is not there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise

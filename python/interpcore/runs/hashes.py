@@ -22,13 +22,23 @@ def tensors_hash(tensors: "Mapping[str, torch.Tensor]") -> str:
     Raises:
         ValueError: a tensor has no data (meta device).
     """
-    import torch
+    return hashlib.sha256("\n".join(_lines(tensors)).encode()).hexdigest()
 
-    # hashlib lets go of the GIL on large buffers, so threads hash a large model at memory speed.
-    names = sorted(tensors)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        lines = list(pool.map(lambda name: _tensor_line(name, tensors[name]), names))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+def tensor_hashes(tensors: "Mapping[str, torch.Tensor]") -> dict[str, str]:
+    """Hash of each of some named tensors: name, dtype, shape and bytes.
+
+    Args:
+        tensors: name -> tensor [any shape].
+
+    Returns:
+        name -> SHA-256 in hexadecimal, sorted by name.
+
+    Raises:
+        ValueError: a tensor has no data (meta device).
+    """
+    hashes = (hashlib.sha256(line.encode()).hexdigest() for line in _lines(tensors))
+    return dict(zip(sorted(tensors), hashes, strict=True))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -52,6 +62,15 @@ def tokenizer_hash(tokenizer: Any) -> str:
     content = json.loads(backend.to_str())
     content["padding"] = content["truncation"] = None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _lines(tensors: "Mapping[str, torch.Tensor]") -> list[str]:
+    """What is hashed of each tensor, sorted by name."""
+    import torch
+
+    # hashlib lets go of the GIL on large buffers, so threads hash a large model at memory speed.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(lambda name: _tensor_line(name, tensors[name]), sorted(tensors)))
 
 
 def _tensor_line(name: str, tensor: "torch.Tensor") -> str:

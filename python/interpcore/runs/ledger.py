@@ -1,10 +1,11 @@
 """The ledger: one SQLite row per finished cell, safe from several processes and from kill -9."""
 
+import hashlib
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 
 from interpcore.runs.canonical import plain
 from interpcore.runs.errors import RunError
+from interpcore.runs.locks import refuse_link
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (
     task TEXT NOT NULL, key TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('done', 'failed')),
     result TEXT NOT NULL, error TEXT, trace TEXT,
     seconds REAL NOT NULL, started REAL NOT NULL, finished REAL NOT NULL,
+    source TEXT, checksum TEXT,
     PRIMARY KEY (task, key))
 """
+_SINCE_2 = ("source", "checksum")
 _BUSY_SECONDS = 60.0
 _RETRY_SECONDS = 0.01
 
@@ -39,6 +43,7 @@ class Row:
         seconds: time that the cell took.
         started: Unix time.
         finished: Unix time.
+        source: hash of the source of the function that ran, where it has one.
     """
 
     task: str = ""
@@ -50,6 +55,7 @@ class Row:
     seconds: float = 0.0
     started: float = 0.0
     finished: float = 0.0
+    source: str | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -58,31 +64,34 @@ class Row:
         return value
 
 
-_COLUMNS = tuple(f.name for f in fields(Row))
+def _checksum(columns: Mapping[str, Any]) -> str:
+    """Hash of a row as its columns hold it."""
+    text = json.dumps([columns.get(f.name) for f in fields(Row)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Ledger:
     """Finished cells in one SQLite file (write-ahead log; a local disk, as SQLite's log needs one).
 
     A row is committed and on disk when `record` returns. A "done" row is final; a "failed" one gives way to a
-    later row of the same cell.
+    later row of the same cell. Rows carry a checksum, which tells one that was changed on the disk.
 
     Args:
         path: the file, made if missing; None keeps the ledger in memory.
+        read_only: write nothing, not even SQLite's side files, as on a read-only disk.
 
     Raises:
-        RunError: the file is not a ledger, is damaged, or its folder does not exist.
+        RunError: the file is not a ledger, is damaged or a link, or its folder does not exist.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False) -> None:
         self.path = None if path is None else Path(path)
-        if self.path is not None and not self.path.parent.is_dir():
-            raise RunError(
-                f"cannot open the ledger {path}: the folder {self.path.parent} does not exist; make it first"
-            )
+        self._read_only = read_only
+        if self.path is not None:
+            self._check_files(self.path)
         with self._explained():
             self._connection = sqlite3.connect(
-                self.path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None
+                self._address(), timeout=_BUSY_SECONDS, isolation_level=None, uri=True
             )
         try:
             with self._explained():
@@ -91,11 +100,12 @@ class Ledger:
             self._connection.close()
             raise
 
-    def record(self, row: Row) -> bool:
+    def record(self, row: Row, *, again: bool = False) -> bool:
         """Writes one finished cell.
 
         Args:
             row: the cell; its result must be a JSON value.
+            again: replace a row that is done, too.
 
         Returns:
             False when the cell was already done (that row stays), else True.
@@ -105,14 +115,21 @@ class Ledger:
             RunError: the ledger cannot be written.
         """
         values = asdict(row) | {"result": json.dumps(plain(row.result, "the result"))}
+        values |= {name: float(values[name]) for name in ("seconds", "started", "finished")}
+        columns = {**values, "checksum": _checksum(values)}
         with self._explained():
             cursor = self._connection.execute(
-                f"INSERT INTO cells ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)}) "
-                f"ON CONFLICT (task, key) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _COLUMNS)} "
-                "WHERE cells.status <> 'done'",
-                values,
+                f"INSERT INTO cells ({', '.join(columns)}) VALUES ({', '.join(':' + c for c in columns)}) "
+                f"ON CONFLICT (task, key) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in columns)} "
+                "WHERE cells.status <> 'done' OR :again",
+                columns | {"again": again},
             )
         return cursor.rowcount == 1
+
+    def clear(self) -> None:
+        """Forgets every row."""
+        with self._explained():
+            self._connection.execute("DELETE FROM cells")
 
     def get(self, key: str, task: str = "") -> Row | None:
         """The row of one cell, or None.
@@ -168,26 +185,63 @@ class Ledger:
             name
             for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         }
-        if version not in (0, _SCHEMA_VERSION) or (version == 0 and tables - {"cells"}):
+        if version > _SCHEMA_VERSION or (version == 0 and tables - {"cells"}):
             raise RunError(
                 f"{self.path} is a database, but no ledger of this version of interpcore; choose another file"
             )
         damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
             raise sqlite3.DatabaseError(damage)
+        if self._read_only:
+            return
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute(_SCHEMA)
-        self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        with self._connection:  # one transaction: two processes may find an old ledger at once
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(_SCHEMA)
+            present = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(cells)")}
+            for name in _SINCE_2:
+                if name not in present:
+                    self._connection.execute(f"ALTER TABLE cells ADD COLUMN {name} TEXT")
+            self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _select(self, clause: str, values: tuple[str, ...]) -> Iterator[Row]:
         with self._explained():
-            found = self._connection.execute(
-                f"SELECT {', '.join(_COLUMNS)} FROM cells {clause}", values
-            ).fetchall()
-        for columns in found:
-            row = dict(zip(_COLUMNS, columns, strict=True))
-            yield Row(**(row | {"result": json.loads(row["result"])}))
+            found = self._connection.execute(f"SELECT * FROM cells {clause}", values)
+            names = [name for name, *_ in found.description]
+            rows = found.fetchall()
+        for columns in rows:
+            row = dict(zip(names, columns, strict=True))
+            checksum = row.pop("checksum", None)  # rows of version 1 have none
+            try:
+                if checksum is not None and checksum != _checksum(row):
+                    raise ValueError("its checksum does not fit")
+                row["result"] = json.loads(row["result"])
+            except ValueError as error:
+                raise RunError(
+                    f"the ledger {self.path} is damaged: the row of the cell {row['key']} was changed after "
+                    f"it was written ({error}); restore a copy, or move it away to run its cells again"
+                ) from error
+            yield Row(**row)
+
+    def _check_files(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise RunError(
+                f"cannot open the ledger {path}: the folder {path.parent} does not exist; make it first"
+            )
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            refuse_link(path.with_name(path.name + suffix))
+
+    def _address(self) -> str:
+        """SQLite's name for the file. Without side files to write, it may only read a file that nothing is
+        pending for."""
+        if self.path is None:
+            return "file::memory:"
+        address = self.path.absolute().as_uri()
+        if not self._read_only:
+            return address
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return f"{address}?mode=ro" + ("" if log.is_file() and log.stat().st_size else "&immutable=1")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

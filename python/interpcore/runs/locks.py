@@ -5,11 +5,32 @@ import fcntl
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interpcore.runs.errors import RunError
+
+_SECONDS_TO_BEGIN = 600.0
+
+
+def refuse_link(path: Path) -> None:
+    """Refuses to take a symbolic link for one of a run's own files: it may lead to somebody's other file.
+
+    Raises:
+        RunError: it is one.
+    """
+    if path.is_symlink():
+        raise RunError(
+            f"{path} is a symbolic link, and a run's own files are never followed elsewhere; remove it, or "
+            "copy what it leads to in its place"
+        )
+
+
+def _opened(path: Path) -> int:
+    refuse_link(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 class UseLock:
@@ -25,7 +46,7 @@ class UseLock:
     """
 
     def __init__(self, path: Path, *, shared: bool, what: str) -> None:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _opened(path)
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -37,12 +58,67 @@ class UseLock:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._handle: int | None = handle
+        self._shared = shared
+
+    def alone(self) -> bool:
+        """Whether there is no other user now."""
+        if not self._shared:
+            return True
+        assert self._handle is not None
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
 
     def close(self) -> None:
         """Lets go; again is no harm."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+class Alive:
+    """A lock file that says, to whoever finds what this process left, whether the process still lives.
+
+    Args:
+        path: the file, made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        new = path.with_name(f"{path.name}.new")
+        self._handle = _opened(new)
+        with suppress(OSError):  # where a file system has no locks, nobody takes the process for dead
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.rename(path)  # it is locked when it appears
+
+    def __enter__(self) -> "Alive":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._handle)
+
+    @staticmethod
+    def there(path: Path) -> bool:
+        """Whether the process that made the file lives.
+
+        Args:
+            path: the file; where there is none, its folder may be so new that it will come.
+        """
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            folder = path.parent
+            return not folder.exists() or time.time() - folder.stat().st_mtime < _SECONDS_TO_BEGIN
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+        return False
 
 
 class Claims:
@@ -57,7 +133,7 @@ class Claims:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._handle = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._handle = None if path is None else _opened(path)
 
     def take(self, key: str) -> bool:
         """Claims a key; False when another process holds it."""

@@ -18,7 +18,7 @@ from interpcore.runs.errors import RunError
 from interpcore.runs.grid import Cell, require_importable
 from interpcore.runs.ledger import Row
 
-_STARTS_IN_VAIN = 3
+_FAILED_STARTS = 3
 _STOP_SECONDS = 5.0
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -51,19 +51,19 @@ class LocalProcesses:
         if initialize is not None:
             named = initialize.func if isinstance(initialize, partial) else initialize
             require_importable(named, "a sweep over several processes")
-        staff = _Staff(pickle.dumps((function, initialize)), self.workers)
+        pool = _Pool(pickle.dumps((function, initialize)), self.workers)
         source = iter(cells)
         try:
-            while staff.employ(source):
-                yield from staff.rows()
+            while pool.assign(source):
+                yield from pool.rows()
         except BaseException:
-            staff.kill()
+            pool.kill()
             raise
         finally:
-            staff.dismiss()
+            pool.join()
 
 
-class _Staff:
+class _Pool:
     """All workers of one run."""
 
     def __init__(self, job: bytes, size: int) -> None:
@@ -71,9 +71,9 @@ class _Staff:
         self._threads = max(1, _cores() // size)
         self._workers: list[_Worker] = []
         self._returned: list[Cell] = []
-        self._starts_in_vain = 0
+        self._failed_starts = 0
 
-    def employ(self, source: Iterator[Cell]) -> bool:
+    def assign(self, source: Iterator[Cell]) -> bool:
         """Gives idle workers a cell each, starting workers while there are cells for them; False: done."""
         for worker in self._workers:
             if worker.cell is None and (cell := self._next(source)):
@@ -85,14 +85,14 @@ class _Staff:
         return any(worker.cell for worker in self._workers)
 
     def rows(self) -> Generator[Row]:
-        """Waits for news and gives the rows in it; buries workers that died."""
+        """Waits for news and gives the rows in it; removes workers that died."""
         # The end of a process is readable as the end of its pipe.
         readable = wait([worker.connection for worker in self._workers])
         for worker in [worker for worker in self._workers if worker.connection in readable]:
             row = worker.read()
             if not worker.alive:
                 self._workers.remove(worker)
-                self._returned += self._cell_of_a_stillborn(worker)
+                self._returned += self._cell_not_begun(worker)
             if row is not None:
                 yield row
 
@@ -101,20 +101,20 @@ class _Staff:
         for worker in self._workers:
             worker.process.kill()
 
-    def dismiss(self) -> None:
-        """Ends the workers; closing its pipe sends an idle one home."""
+    def join(self) -> None:
+        """Ends the workers; closing its pipe ends an idle one."""
         for worker in self._workers:
-            worker.bury()
+            worker.join()
 
     def _next(self, source: Iterator[Cell]) -> Cell | None:
         return self._returned.pop() if self._returned else next(source, None)
 
-    def _cell_of_a_stillborn(self, worker: "_Worker") -> list[Cell]:
+    def _cell_not_begun(self, worker: "_Worker") -> list[Cell]:
         """The cell of a worker that died before it could begin, for another one; but not for ever."""
-        self._starts_in_vain = 0 if worker.ready else self._starts_in_vain + 1
-        if self._starts_in_vain == _STARTS_IN_VAIN:
+        self._failed_starts = 0 if worker.ready else self._failed_starts + 1
+        if self._failed_starts == _FAILED_STARTS:
             raise RunError(
-                f"{_STARTS_IN_VAIN} worker processes in a row died as they started ({worker.death}); what "
+                f"{_FAILED_STARTS} worker processes in a row died as they started ({worker.death}); what "
                 "they said is above (a script must call sweep under `if __name__ == '__main__':`)"
             )
         return [] if worker.cell is None else [worker.cell]
@@ -160,7 +160,7 @@ class _Worker:
         row: Row = message
         return row
 
-    def bury(self) -> None:
+    def join(self) -> None:
         """Closes the pipe and waits for the end of the process, by force if it does not come."""
         self.connection.close()
         self.process.join(_STOP_SECONDS)
@@ -173,7 +173,7 @@ class _Worker:
 
     def _died(self) -> Row | None:
         self.alive = False
-        self.bury()
+        self.join()
         if self.cell is None or not self.ready:
             return None
         cell, self.cell = self.cell, None

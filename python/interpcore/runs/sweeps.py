@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from interpcore.errors import Refused
@@ -15,7 +16,7 @@ from interpcore.runs.backend import Backend, InProcess
 from interpcore.runs.card import RunCard, current_versions
 from interpcore.runs.errors import RunError
 from interpcore.runs.folder import RunFolder, is_run, read_card
-from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable
+from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable, source_hash
 from interpcore.runs.ledger import Ledger, Row
 from interpcore.runs.locks import Claims
 from interpcore.runs.processes import LocalProcesses
@@ -51,6 +52,7 @@ def sweep(
     seed: int = 0,
     retries: int = 0,
     on_error: Literal["record", "raise"] = "record",
+    rerun: Literal["changed", "all"] | None = None,
     progress: bool = True,
     initialize: Callable[[], Any] | None = None,
     backend: Backend | None = None,
@@ -59,7 +61,8 @@ def sweep(
 
     With `out`, the same call again goes on where the last one stopped, whether it ended, was interrupted or
     killed: cells that are done are not run again, cells that failed are. Several processes may sweep into the
-    same folder at once and share the cells out among them.
+    same folder at once and share the cells out among them. Rows hold a hash of the function's source; where
+    results of another source are given back, a line on standard error says so.
 
     Args:
         function: called as `function(**parameters)`; where it has a parameter `seed` that the grid does not
@@ -71,6 +74,8 @@ def sweep(
         seed: the seed of the cells' seeds.
         retries: how many times a failed cell is tried again before its failure is recorded.
         on_error: "record" a failed cell and go on, or "raise" CellError at the first one.
+        rerun: "changed" runs done cells again whose row holds another source of the function (what it calls
+            is not looked at), "all" every done cell; None gives their rows back.
         progress: show progress on standard error.
         initialize: called once per worker, to make what cells share (a loaded model); its return value is
             then the function's first argument. With several workers it must be importable too, or a
@@ -85,90 +90,117 @@ def sweep(
         RunError: the folder belongs to another run, is damaged or in use, or the workers cannot start.
         TypeError, ValueError: function and grid do not fit together; nothing has run then.
     """
-    _check_options(workers, retries, on_error)
+    _check_options(workers, retries, on_error, rerun)
     if out is not None:
         require_importable(function, "resuming a sweep")
     cells = cells_of(function, grid, seed=seed, with_state=initialize is not None)
     engine = backend or (InProcess() if workers == 1 else LocalProcesses(workers))
     with _opened(out) as (ledger, claims):
-        open_cells = _open_cells(cells, ledger)
+        work = _Work(ledger, claims, rerun, source_hash(function), began=time.time())
+        open_cells = work.open(cells)
         total = len({cell.key for cell in cells})
         name = function_name(function).rpartition(".")[2]
         shown = Progress(name, total, done=total - len(open_cells), shown=progress)
-        finished = _finish(
-            open_cells, ledger, claims, retries, lambda todo: engine.run(function, todo, initialize)
-        )
+        finished = work.finish(open_cells, retries, lambda todo: engine.run(function, todo, initialize))
         with shown, closing(finished):
             for row in finished:
                 shown.advance(failed=row.status == "failed")
                 if row.status == "failed" and on_error == "raise":
                     raise CellError(row)
         rows = {r.key: r for cell in cells if (r := ledger.get(cell.key, cell.task)) is not None}
+    if old := sum(work.changed(row) for row in rows.values()):
+        sys.stderr.write(
+            f"{name}: {old} of {total} results are of another source of {name} than the one at work now; "
+            'rerun="changed" runs their cells again\n'
+        )
     return [rows[cell.key] for cell in cells]
 
 
-def _check_options(workers: int, retries: int, on_error: str) -> None:
+def _check_options(workers: int, retries: int, on_error: str, rerun: str | None) -> None:
     if on_error not in ("record", "raise"):
         raise Refused(f"on_error is {on_error!r}; give 'record' or 'raise'")
+    if rerun not in (None, "changed", "all"):
+        raise Refused(f"rerun is {rerun!r}; give 'changed', 'all' or None")
     if workers < 1 or retries < 0:
         raise Refused(f"workers is {workers} and retries is {retries}; give at least 1 worker and 0 retries")
 
 
-def _finish(
-    open_cells: dict[str, Cell],
-    ledger: Ledger,
-    claims: Claims,
-    retries: int,
-    run: Callable[[Iterator[Cell]], Generator[Row]],
-) -> Generator[Row]:
-    """Works the open cells off, and yields each one's final row once that is in the ledger.
+@dataclass(frozen=True)
+class _Work:
+    """What decides which cells of a sweep run.
 
-    Cells to be tried again, and cells that another process works on, stay open for the next round.
+    Attributes:
+        ledger: their rows.
+        claims: which process works on which.
+        rerun: which done cells run again.
+        source: hash of the function's source; None where it has none.
+        began: Unix time; what another process finishes after it is not run here again.
     """
-    began, failures = time.time(), Counter[str]()
-    while open_cells:
-        idle, elsewhere = True, list[Row]()
-        with closing(run(_claimed(open_cells, ledger, claims, began, elsewhere))) as rows:
-            for row in rows:
-                idle = False
-                failures[row.key] += row.status == "failed"
-                final = row.status == "done" or failures[row.key] > retries
-                if final:
-                    ledger.record(row)
-                    del open_cells[row.key]
-                claims.release(_claim(row))
-                if final:
-                    yield row
-        yield from elsewhere
-        if idle and not elsewhere and open_cells:
-            time.sleep(_POLL_SECONDS)
 
+    ledger: Ledger
+    claims: Claims
+    rerun: str | None
+    source: str | None
+    began: float
 
-def _claimed(
-    open_cells: dict[str, Cell], ledger: Ledger, claims: Claims, began: float, elsewhere: list[Row]
-) -> Iterator[Cell]:
-    """The open cells that nobody else works on; those that another process has finished go to `elsewhere`."""
-    for cell in list(open_cells.values()):
-        if not claims.take(_claim(cell)):
-            continue
-        row = ledger.get(cell.key, cell.task)
-        if row is not None and (row.status == "done" or row.finished > began):
-            claims.release(_claim(cell))
-            del open_cells[cell.key]
-            elsewhere.append(row)
-        else:
-            yield cell
+    def changed(self, row: Row) -> bool:
+        """Whether a row is of another source of the function."""
+        return None not in (row.source, self.source) and row.source != self.source
+
+    def open(self, cells: list[Cell]) -> dict[str, Cell]:
+        """The cells that are to run, by key, in grid order."""
+        rows = {cell.key: self.ledger.get(cell.key, cell.task) for cell in cells}
+        return {cell.key: cell for cell in cells if not self._stands(rows[cell.key])}
+
+    def _stands(self, row: Row | None) -> bool:
+        if row is None or row.status != "done":
+            return False
+        return self.rerun is None or (self.rerun == "changed" and not self.changed(row))
+
+    def finish(
+        self, open_cells: dict[str, Cell], retries: int, run: Callable[[Iterator[Cell]], Generator[Row]]
+    ) -> Generator[Row]:
+        """Works the open cells off, and yields each one's final row once that is in the ledger.
+
+        Cells to be tried again, and cells that another process works on, stay open for the next round.
+        """
+        failures = Counter[str]()
+        while open_cells:
+            idle, elsewhere = True, list[Row]()
+            with closing(run(self._claimed(open_cells, elsewhere))) as rows:
+                for row in rows:
+                    idle = False
+                    row = replace(row, source=self.source)
+                    failures[row.key] += row.status == "failed"
+                    final = row.status == "done" or failures[row.key] > retries
+                    if final:
+                        self.ledger.record(row, again=self.rerun is not None)
+                        del open_cells[row.key]
+                    self.claims.release(_claim(row))
+                    if final:
+                        yield row
+            yield from elsewhere
+            if idle and not elsewhere and open_cells:
+                time.sleep(_POLL_SECONDS)
+
+    def _claimed(self, open_cells: dict[str, Cell], elsewhere: list[Row]) -> Iterator[Cell]:
+        """The open cells that nobody else works on; those that another process has finished go to
+        `elsewhere`."""
+        for cell in list(open_cells.values()):
+            if not self.claims.take(_claim(cell)):
+                continue
+            row = self.ledger.get(cell.key, cell.task)
+            if row is not None and (self._stands(row) or row.finished > self.began):
+                self.claims.release(_claim(cell))
+                del open_cells[cell.key]
+                elsewhere.append(row)
+            else:
+                yield cell
 
 
 def _claim(cell: Cell | Row) -> str:
     """What stands for a cell among all sweeps of a folder."""
     return f"{cell.task}\n{cell.key}"
-
-
-def _open_cells(cells: list[Cell], ledger: Ledger) -> dict[str, Cell]:
-    """The cells that are not done yet, by key, in grid order."""
-    rows = {cell.key: ledger.get(cell.key, cell.task) for cell in cells}
-    return {cell.key: cell for cell in cells if (row := rows[cell.key]) is None or row.status != "done"}
 
 
 @contextmanager
