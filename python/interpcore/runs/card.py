@@ -101,9 +101,8 @@ class RunCard:
         """
         if not isinstance(value, dict):
             raise RunError(f"{where} is not a run card: it holds a {type(value).__name__}, not an object")
-        value = {"bos": None} | value  # cards from before it was recorded
+        value = {"bos": None, "extends": ()} | value  # cards from before these were recorded
         names = {f.name for f in fields(cls)}
-        value = {"extends": (), **value}
         if set(value) != names:
             missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
             raise RunError(

@@ -120,7 +120,7 @@ class RunFolder:
             if not differences:
                 return stored
             if all(difference.extends(card) for difference in differences):
-                more = {difference.entry: difference.right for difference in differences}
+                more = {str(difference.entry): difference.right for difference in differences}
                 card = replace(stored, extends=card.extends, arguments={**stored.arguments, **more})
             elif self._is_empty() and self._lock is not None and self._lock.alone():
                 self.ledger.clear()
