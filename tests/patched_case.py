@@ -37,7 +37,7 @@ def naive_logits(model: Model, graph: Graph, pair: Pairs, standing_in: Sources, 
     the sources whose edge is not kept exchanged for what stands in for them."""
     tokens = pair.clean[:, : int(pair.lengths[0])]
     layout = read_layout(tuple(tokens.shape), None, None, model.device)
-    ctx = Context(layout, n_calls=model.plan.n_calls, absent=model.spec.absent)
+    ctx = Context(layout, plan=model.plan, absent=model.spec.absent)
     clean = record(model, tokens, pair.lengths)
     stream = clean.resid[0]
     current, other = [clean.sources.input], [standing_in.input]

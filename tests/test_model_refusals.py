@@ -126,8 +126,8 @@ def test_plans_that_cannot_be(model):
         model.with_plan(Plan.identity(5))
     with pytest.raises(IndexError, match="no block call 4"):
         plan.skip(4)
-    with pytest.raises(ValueError, match="norm or adapter calls"):
-        recurrent_model().plan.swap(0, 1)
+    with pytest.raises(ValueError, match="use skip and repeat"):
+        recurrent_model().plan.permute([0, 1])
     with pytest.raises(ValueError, match="streams="):
         recurrent_model().run_from(1, torch.zeros(1, 2, D, dtype=torch.float64))
 

@@ -17,7 +17,7 @@ def bare_context(model: Model) -> Context:
     """A context without taps or edits, for parts of a model that run on their own."""
     one = torch.ones(1, dtype=torch.int64)
     layout = Layout(torch.zeros_like(one), one, None, 1, model.device)
-    return Context(layout, n_calls=model.plan.n_calls, absent=model.spec.absent)
+    return Context(layout, plan=model.plan, absent=model.spec.absent)
 
 
 def apply(norm: Norm | None, x: Tensor) -> Tensor:

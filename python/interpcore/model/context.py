@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
-from .sites import SITES, Edit, Selected, Tap, check_address, select
+from .plan import Plan
+from .sites import SITES, Edit, Selected, Tap, at_depths, select
 
 Activation = Callable[[Tensor], Tensor]
 # Called (function, pre, depth) by a plain MLP, (function, pre, depth, up) by a gated one.
@@ -22,8 +23,8 @@ class Context:
     Args:
         layout: packed rows of this forward.
         taps: sites to read.
-        edits: resolved edits.
-        n_calls: number of block calls of the plan.
+        edits: resolved edits (`sites.resolve`).
+        plan: of this forward.
         absent: sites the model does not have, with the reason.
         record: keep what the linearised decoder needs of every block, in `kept`, and the inputs of every
             edit.
@@ -38,7 +39,7 @@ class Context:
         taps: Sequence[Tap] = (),
         edits: Sequence[Selected] = (),
         *,
-        n_calls: int,
+        plan: Plan,
         absent: Mapping[str, str],
         activation: ActivationHook | None = None,
         record: bool = False,
@@ -47,19 +48,30 @@ class Context:
         self.record = record
         self.kept: dict[object, dict[str, Tensor]] = defaultdict(dict)
         self.activation_hook = activation
-        self.values: dict[Tap, Tensor] = {}
+        self._read_at: dict[Tap, Tensor] = {}
+        self._depths: dict[Tap, list[Tap]] = {}
         self.shared: dict[object, Tensor] = {}
         self._taps: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
         self._edits: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
         stop = layout.totals
         for edit in edits:
-            self._edits[edit.spec.site, check_address(edit.spec, n_calls, absent)].append(
-                edit.within(layout.start, stop)
-            )
+            self._edits[edit.place].append(edit.within(layout.start, stop))
         for tap in taps:
-            self._taps[tap.site, check_address(tap, n_calls, absent)].append(self._readable(tap))
+            self._depths[tap] = at_depths(tap, plan, absent)
+            for one in self._depths[tap]:
+                selected = self._readable(one)
+                self._taps[selected.place].append(selected)
         self._active = {*self._taps, *self._edits}
         self.inputs: dict[int, Tensor] = {}
+
+    @property
+    def values(self) -> dict[Tap, Tensor]:
+        """What the taps have read; of several steps [step, rows, positions, *feature]."""
+        return {
+            tap: torch.stack([self._read_at[one] for one in at]) if tap.steps else self._read_at[at[0]]
+            for tap, at in self._depths.items()
+            if all(one in self._read_at for one in at)
+        }
 
     def _readable(self, tap: Tap) -> Selected:
         selected = select(tap, self.layout.totals)
@@ -106,7 +118,7 @@ class Context:
         for edit in self._edits.get((site, depth), ()):
             value = self._write(value, edit)
         for tap in self._taps.get((site, depth), ()):
-            self.values[tap.spec] = self._read(value, tap)  # type: ignore[index]
+            self._read_at[tap.spec] = self._read(value, tap)  # type: ignore[index]
         return value
 
     def activation(self, function: Activation, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:

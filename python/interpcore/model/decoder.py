@@ -24,7 +24,7 @@ from .origin import Origin
 from .plan import RESID, Plan
 from .projection import Projection
 from .prompts import check_length, encode, read_prompts
-from .sites import Edit, Tap, select
+from .sites import Edit, Tap, resolve, select
 from .spec import ModelSpec
 from .weights import Weights
 
@@ -186,10 +186,8 @@ class Model:
         """
         start = None if cache is None else cache.start(len(tokens))
         layout, packed = read_prompts(tokens, attention_mask, start, self.spec, self.device)
-        resolved = [select(edit, layout.totals, more=cache is not None) for edit in edits]
-        ctx = Context(
-            layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent, activation=activation
-        )
+        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent, more=cache is not None)
+        ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent, activation=activation)
         writer = None
         if cache is not None:
             cache.check(self.identity, self.plan, resolved, layout.start)
@@ -203,7 +201,7 @@ class Model:
 
     def run_from(
         self,
-        depth: int,
+        depth: int | tuple[str, int, int],
         resid: Tensor,
         cache: Cache | None = None,
         *,
@@ -216,7 +214,8 @@ class Model:
         """Start the plan at block call `depth` with a given residual stream, after a cached prefix.
 
         Args:
-            depth: block call to enter, 0 to D (D: only the final norm and the unembedding run).
+            depth: block call to enter, 0 to D or (group, block, step); D runs only the final norm and the
+                unembedding.
             resid: stream entering it at the tokens after the cached ones [rows, position, d_model].
             cache: keys and values of the tokens before them; a shared one serves any number of rows. It is
                 read only.
@@ -231,7 +230,7 @@ class Model:
         mask = None if lengths is None else torch.arange(width) < lengths.cpu()[:, None]
         layout = read_layout((rows, width), mask, cache.start(rows), self.device)
         check_length(layout, self.spec)
-        resolved = [select(edit, layout.totals) for edit in edits]
+        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent)
         cache.check(self.identity, self.plan, resolved, layout.start)
         missing = self.plan.streams - {RESID} - set(streams or {})
         if missing:
@@ -239,7 +238,7 @@ class Model:
                 f"The plan also has the stream(s) {', '.join(sorted(missing))}; pass "
                 f"streams={{name: [rows, position, d_model]}}."
             )
-        ctx = Context(layout, taps, resolved, n_calls=self.plan.n_calls, absent=self.spec.absent)
+        ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent)
         writer = CacheWriter(cache, layout) if cache.segments else None
         stream = self.run_plan(layout.pack(resid), ctx, writer, depth, streams)
         return Output(self.read_logits(stream, ctx, logits_at), ctx.values, None, layout.totals)

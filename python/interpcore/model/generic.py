@@ -23,7 +23,7 @@ from .names import site_table
 from .origin import Origin
 from .plan import Plan
 from .prompts import encode, read_prompts
-from .sites import SITES, Edit, Tap, select
+from .sites import SITES, Edit, Tap, resolve
 from .spec import ModelSpec
 from .weights import Weights
 
@@ -150,8 +150,8 @@ class GenericModel:
                 f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
             )
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
-        resolved = [select(edit, layout.totals) for edit in edits]
-        ctx = Context(layout, taps, resolved, n_calls=len(self.layers), absent=self.spec.absent)
+        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent)
+        ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent)
         with _hooked(self, ctx):
             # Real tokens come first in every row, so causal attention needs no mask.
             logits = self.hf(input_ids=packed, use_cache=False).logits

@@ -8,13 +8,21 @@ Plans are values: comparable, hashable and printable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from interpcore.errors import Refused
 
 RESID = "resid"
 KINDS = ("block", "norm", "adapter")
+
+
+Address = int | tuple[str, int, int | slice | range]
+
+
+class NoSuchCall(Refused, IndexError):
+    """An address that a plan does not have."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,13 @@ class Call:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise Refused(f"A call's kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
+        if self.kind == "block" and not re.fullmatch(r".+\.\d+", self.module):
+            raise Refused(f"A block's name is `group.index`, such as core.0; got {self.module!r}.")
+        for name in ("reads", "writes"):
+            streams = getattr(self, name)
+            if isinstance(streams, str) or not streams:
+                raise Refused(f"The streams that {self.module} {name} are a tuple of names; got {streams!r}.")
+            object.__setattr__(self, name, tuple(streams))
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,14 @@ class Plan:
         slots = iter(range(len(self.calls)))
         numbered = tuple(replace(c, slot=next(slots) if c.kind == "block" else None) for c in self.calls)
         object.__setattr__(self, "calls", numbered)
+        written = {RESID}
+        for call in numbered:
+            if unknown := sorted(set(call.reads) - written):
+                raise Refused(
+                    f"The plan's call of {call.module} reads the stream {unknown[0]!r}, which no call before "
+                    "it writes."
+                )
+            written.update(call.writes)
 
     @classmethod
     def identity(cls, n_blocks: int, group: str = "block") -> Plan:
@@ -81,22 +104,47 @@ class Plan:
             address: a depth from -(D+1) to D, or (group, block, step): the step-th call (negative from the
                 end) of block `group.block`.
         Returns: depth from 0 to D.
-        Raises: IndexError when no such depth or call exists.
+        Raises: NoSuchCall, a ValueError and IndexError, when no such depth or call exists.
         """
-        if not isinstance(address, int):
+        if isinstance(address, tuple):
             group, block, step = address
-            at = [d for d, call in enumerate(self.blocks) if call.module == f"{group}.{block}"]
+            at = self._steps(group, block)
             if not -len(at) <= step < len(at):
-                raise IndexError(
+                raise NoSuchCall(
                     f"Block {group}.{block} is called {len(at)} times in this plan; step {step} is not there."
                 )
             return at[step]
         if not -(self.n_calls + 1) <= address <= self.n_calls:
-            raise IndexError(
+            raise NoSuchCall(
                 f"Depth {address} is outside this plan: it has depths 0 to {self.n_calls} (or -1 to "
                 f"-{self.n_calls + 1})."
             )
         return address % (self.n_calls + 1)
+
+    def depths(self, address: Address) -> list[int]:
+        """Residual depths of an address whose step may be a range: `("core", 0, slice(None))` is every call
+        of block core.0.
+
+        Raises: NoSuchCall as `depth`, and for a range that holds no step.
+        """
+        if isinstance(address, int):
+            return [self.depth(address)]
+        if len(address) != 3:
+            raise NoSuchCall(f"An address is a depth or (group, block, step); got {address!r}.")
+        group, block, step = address
+        if isinstance(step, int):
+            return [self.depth((group, block, step))]
+        at = self._steps(group, block)
+        found = at[step] if isinstance(step, slice) else [self.depth((group, block, one)) for one in step]
+        if not found:
+            raise NoSuchCall(
+                f"Block {group}.{block} is called {len(at)} times in this plan; it has no step in {step}."
+            )
+        return found
+
+    def _steps(self, group: str, block: int) -> list[int]:
+        """Depths of the calls of a block, in order."""
+        return [d for d, call in enumerate(self.blocks) if call.module == f"{group}.{block}"]
 
     def first_call(self, depth: int) -> int:
         """Index in `calls` of the block call that depth enters; the number of calls for depth D."""
@@ -109,53 +157,74 @@ class Plan:
         group, _, block = module.rpartition(".")
         return group, int(block), sum(c.module == module for c in self.blocks[:depth])
 
-    def skip(self, *depths: int) -> Plan:
-        """Without the block calls at these depths."""
-        drop = {self._call_depth(d) for d in depths}
-        return self._with_blocks([[] if d in drop else [d] for d in range(self.n_calls)])
+    def skip(self, *calls: int | tuple[str, int, int]) -> Plan:
+        """Without these block calls, addressed by depth or (group, block, step); what stands between blocks
+        stays."""
+        drop = {self._call_depth(call) for call in calls}
+        return self._in_places([None if d in drop else d for d in range(self.n_calls)])
 
-    def repeat(self, first: int, last: int | None = None, times: int = 2) -> Plan:
-        """With the block calls from depth `first` through `last` (default: `first`) run `times` times in a
-        row."""
-        first = self._call_depth(first)
-        last = first if last is None else self._call_depth(last)
-        if times < 0 or last < first:
+    def repeat(
+        self,
+        first: int | tuple[str, int, int],
+        last: int | tuple[str, int, int] | None = None,
+        times: int = 2,
+    ) -> Plan:
+        """With the calls from block call `first` through `last` (default: `first`) run `times` times in a
+        row; 0 cuts them out.
+
+        What stands between them is repeated with them, and so are adapters directly before `first` that read
+        the residual stream, as they make its input: (adapter, core.0) repeated is one more recurrent step.
+        """
+        start, stop = self._call_depth(first), self._call_depth(first if last is None else last)
+        if times < 0 or stop < start:
             raise Refused(
-                f"Cannot repeat depths {first} to {last} {times} times; give first <= last and times >= 0."
+                f"Cannot repeat depths {start} to {stop} {times} times; give first <= last and times >= 0."
             )
-        order = [*range(first), *list(range(first, last + 1)) * times, *range(last + 1, self.n_calls)]
-        return self.permute(order)
+        begin, end = self.first_call(start), self.first_call(stop) + 1
+        while begin and self.calls[begin - 1].kind == "adapter" and RESID in self.calls[begin - 1].reads:
+            begin -= 1
+        return Plan(self.calls[:begin] + self.calls[begin:end] * times + self.calls[end:])
 
-    def swap(self, a: int, b: int) -> Plan:
-        """With the block calls at depths a and b exchanged."""
+    def swap(self, a: int | tuple[str, int, int], b: int | tuple[str, int, int]) -> Plan:
+        """With the blocks of two block calls exchanged."""
         order = list(range(self.n_calls))
         a, b = self._call_depth(a), self._call_depth(b)
         order[a], order[b] = order[b], order[a]
         return self.permute(order)
 
-    def permute(self, order: Sequence[int]) -> Plan:
-        """With the block calls in this order of depths; a depth may be left out or named several times.
+    def permute(self, order: Sequence[int | tuple[str, int, int]]) -> Plan:
+        """With the blocks in this order of block calls; one may be left out or named several times.
 
-        Only plans made of block calls alone can be reordered as a whole.
+        In a plan with norms or adapters these stay where they are, and blocks take one another's places with
+        the streams of the place; the order then has one entry for each place.
         """
-        if len(self.blocks) != len(self.calls):
+        depths = [self._call_depth(d) for d in order]
+        if len(self.blocks) == len(self.calls) and self.streams == {RESID}:
+            return Plan(tuple(self.blocks[d] for d in depths))
+        if len(depths) != self.n_calls:
             raise Refused(
-                "This plan has norm or adapter calls between its blocks; reorder its calls by hand with "
-                "Plan(calls)."
+                f"This plan has norms or adapters between its {self.n_calls} block calls, and an order of "
+                f"{len(depths)} does not say where they go; use skip and repeat to change their number."
             )
-        return Plan(tuple(self.blocks[self._call_depth(d)] for d in order))
+        return self._in_places(depths)
 
-    def _with_blocks(self, replacement: Iterable[Sequence[int]]) -> Plan:
-        by_depth = iter(replacement)
+    def _in_places(self, depths: Sequence[int | None]) -> Plan:
+        """For the place of each block call the depth whose block runs there, None for no call."""
+        blocks, wanted = self.blocks, iter(depths)
         calls: list[Call] = []
         for call in self.calls:
-            calls += [call] if call.kind != "block" else [self.blocks[d] for d in next(by_depth)]
+            if call.kind != "block":
+                calls.append(call)
+            elif (depth := next(wanted)) is not None:
+                calls.append(replace(call, module=blocks[depth].module))
         return Plan(tuple(calls))
 
-    def _call_depth(self, depth: int) -> int:
-        if not -self.n_calls <= depth < self.n_calls:
-            raise IndexError(f"There is no block call {depth}: this plan has calls 0 to {self.n_calls - 1}.")
-        return depth % self.n_calls
+    def _call_depth(self, call: int | tuple[str, int, int]) -> int:
+        if isinstance(call, tuple):
+            return self.depth(call)
+        if not -self.n_calls <= call < self.n_calls:
+            raise NoSuchCall(f"There is no block call {call}: this plan has calls 0 to {self.n_calls - 1}.")
+        return call % self.n_calls
 
     def __str__(self) -> str:
         runs: list[list[int | str]] = []

@@ -8,8 +8,8 @@ last call.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 
 from .maps import Map, Selection
+from .plan import Address, Plan
 
 Positions = int | Sequence[int] | slice | Tensor | None
 
@@ -86,7 +87,9 @@ class Tap:
 
     Args:
         site: name in `SITES`.
-        depth: residual depth or block call, negative from the end; None for sites without depth.
+        depth: residual depth or block call, negative from the end; or (group, block, step), the step-th call
+            of block `group.block`, negative from the end; None for sites without depth. A range of steps (a
+            slice or range) reads all of them, the value then [step, rows, positions, *feature].
         positions: None (all), an int, a sequence of ints, a slice, or int64 [batch] / [batch, n] with one or
             n positions per row.
         rows: batch rows, None for all.
@@ -96,29 +99,38 @@ class Tap:
     """
 
     site: str
-    depth: int | None = None
+    depth: Address | None = None
     positions: Positions = None
     rows: Sequence[int] | None = None
     heads: Sequence[int] | None = None
 
+    @property
+    def steps(self) -> bool:
+        """Whether the depth is a range of steps."""
+        return isinstance(self.depth, tuple) and not isinstance(self.depth[2], int)
+
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Writes a site: the selected activations x become map(x). Arguments as in `Tap`, then the map."""
+    """Writes a site: the selected activations x become map(x). Arguments as in `Tap`, then the map; a range
+    of steps is written at each of them."""
 
     site: str
-    depth: int | None
+    depth: Address | None
     positions: Positions
     map: Map
     rows: Sequence[int] | None = None
     heads: Sequence[int] | None = None
 
 
+Spec = TypeVar("Spec", Tap, Edit)
+
+
 class Selected(NamedTuple):
     """A tap or edit resolved on a batch: absolute positions, row by row.
 
     Args:
-        spec: the tap or edit.
+        spec: the tap or edit, its depth from 0.
         row: batch row of each selected entry [selected].
         position: absolute position of each selected entry [selected].
         at: which of the spec's rows and positions each entry is.
@@ -128,6 +140,12 @@ class Selected(NamedTuple):
     row: Tensor
     position: Tensor
     at: Selection
+
+    @property
+    def place(self) -> tuple[str, int | None]:
+        """Site, and depth from 0 where it has one."""
+        assert not isinstance(self.spec.depth, tuple)
+        return self.spec.site, self.spec.depth
 
     def within(self, start: Tensor, stop: Tensor) -> Selected:
         """Only the entries at positions in [start, stop) of their row; both [batch]."""
@@ -142,7 +160,7 @@ class Selected(NamedTuple):
         a, b = self.spec, other.spec
         if not (isinstance(a, Edit) and isinstance(b, Edit)):
             return False
-        places = a.site == b.site and a.depth == b.depth and list(a.heads or ()) == list(b.heads or ())
+        places = self.place == other.place and list(a.heads or ()) == list(b.heads or ())
         entries = all(
             torch.equal(x, y)
             for x, y in (
@@ -155,14 +173,15 @@ class Selected(NamedTuple):
         return places and entries and a.map.same(b.map)
 
 
-def check_address(spec: Tap | Edit, n_calls: int, absent: Mapping[str, str]) -> int | None:
-    """Depth of a tap or edit counted from 0.
+def at_depths(spec: Spec, plan: Plan, absent: Mapping[str, str]) -> list[Spec]:
+    """A tap or edit at each depth that it names, counted from 0: several for a range of steps.
 
     Args:
         spec: tap or edit.
-        n_calls: number of block calls of the plan.
+        plan: of the forward.
         absent: sites that the model does not have, with the reason.
-    Raises: ValueError for an unknown or absent site, a depth out of range, or heads where there are none.
+    Raises: ValueError for an unknown or absent site, a depth or block that the plan does not have, or heads
+    where there are none.
     """
     site = SITES.get(spec.site)
     if site is None:
@@ -174,13 +193,24 @@ def check_address(spec: Tap | Edit, n_calls: int, absent: Mapping[str, str]) -> 
     if site.depths == "none":
         if spec.depth is not None:
             raise Refused(f"Site {spec.site!r} has no depth; leave depth=None.")
-        return None
-    count = n_calls + (site.depths == "calls+1")
-    if spec.depth is None or not -count <= spec.depth < count:
+        return [spec]
+    if isinstance(spec.depth, tuple):
+        return [replace(spec, depth=depth) for depth in plan.depths(spec.depth)]
+    count = plan.n_calls + (site.depths == "calls+1")
+    if not isinstance(spec.depth, int) or not -count <= spec.depth < count:
         raise Refused(
-            f"Site {spec.site!r} has depths 0 to {count - 1} (negative from the end); got {spec.depth}."
+            f"Site {spec.site!r} has depths 0 to {count - 1} (negative from the end), or (group, block, "
+            f"step); got {spec.depth!r}."
         )
-    return spec.depth % count
+    return [spec if spec.depth >= 0 else replace(spec, depth=spec.depth % count)]
+
+
+def resolve(
+    edits: Sequence[Edit], totals: Tensor, plan: Plan, absent: Mapping[str, str], more: bool = False
+) -> list[Selected]:
+    """Edits at the depths, rows and positions that they name, in their order; arguments as in `at_depths` and
+    `select`."""
+    return [select(at, totals, more) for edit in edits for at in at_depths(edit, plan, absent)]
 
 
 def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:

@@ -37,7 +37,7 @@ class ModelSpec:
     embed_scale: float = 1.0
     logit_softcap: float | None = None
     module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
-    absent: Mapping[str, str] = None  # type: ignore[assignment]  # filled in below
+    absent: Mapping[str, str] = field(default=None, hash=False)  # type: ignore[arg-type]  # filled in below
 
     def __post_init__(self) -> None:
         if self.absent is None:

@@ -19,7 +19,7 @@ from interpcore.model.cache import Cache
 from interpcore.model.decoder import LogitsAt, Model
 from interpcore.model.layout import read_layout
 from interpcore.model.prompts import read_prompts
-from interpcore.model.sites import SITES, Edit, Tap, check_address, select
+from interpcore.model.sites import Edit, Tap, at_depths, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +141,8 @@ def run_versions(
     """
     if any(edit.rows is not None for edits in versions for edit in edits):
         raise ValueError("Edits of a version apply to its own row; leave rows=None.")
+    plan, absent = model.plan, model.spec.absent
+    versions = [[at for edit in edits for at in at_depths(edit, plan, absent)] for edits in versions]
     totals = read_layout((1, len(tokens)), None, None, model.device).totals
     groups: dict[int, list[int]] = defaultdict(list)
     own = len(tokens) - 1
@@ -164,20 +166,17 @@ def _entry(model: Model, edits: Sequence[Edit], totals: Tensor) -> tuple[int, in
     """First position that a version's edits touch, and the depth whose stream they all leave as it was."""
     position, depth = int(totals[0]) - 1, model.plan.n_calls
     for edit in edits:
-        at = check_address(edit, model.plan.n_calls, model.spec.absent)
-        selected = select(edit, totals)
-        if not len(selected.row):
-            continue
-        position = min(position, int(selected.position.min()))
         if edit.site == "embed":
-            depth = -1
-        elif SITES[edit.site].depths != "none" and at is not None:
-            depth = min(depth, at)
-    if depth < 0:
-        raise ValueError("run_versions starts at the residual stream; write resid depth 0 instead of embed.")
+            raise ValueError(
+                "run_versions starts at the residual stream; write resid depth 0 instead of embed."
+            )
+        selected = select(edit, totals)
+        if len(selected.row):
+            position = min(position, int(selected.position.min()))
+            depth = min(depth, depth if selected.place[1] is None else selected.place[1])
     return position, depth
 
 
 def _merged(edits: Sequence[Edit]) -> list[Edit]:
-    """The edits in an order in which those of one place stay in their version's order."""
+    """The edits, at depths from 0, in an order in which those of one place stay in their version's order."""
     return sorted(edits, key=lambda e: (e.site, -1 if e.depth is None else e.depth))

@@ -22,7 +22,7 @@ from ..decoder import Model
 from ..norm import Norm
 from ..plan import RESID
 from ..prompts import read_prompts
-from ..sites import Edit, Tap, select
+from ..sites import Edit, Tap, resolve
 from .block import LinearBlock
 from .edits import pull, push
 from .heads import RAW, head_inputs
@@ -209,10 +209,8 @@ def linearize(
             raise ValueError(
                 "Edits of scores need rows with equal numbers of cached tokens; run the rows one by one."
             )
-        resolved = [select(edit, layout.totals) for edit in edits]
-        ctx = Context(
-            layout, taps, resolved, n_calls=model.plan.n_calls, absent=model.spec.absent, record=True
-        )
+        resolved = resolve(edits, layout.totals, model.plan, model.spec.absent)
+        ctx = Context(layout, taps, resolved, plan=model.plan, absent=model.spec.absent, record=True)
         writer = None
         if cache is not None:
             cache.check(model.identity, model.plan, resolved, layout.start)
