@@ -150,6 +150,17 @@ def test_own_files_that_are_links_are_refused(tmp_path, name):
     assert (other.read_bytes() if other.is_file() else sorted(other.iterdir())) == before
 
 
+def test_a_lock_that_is_another_file_is_left_as_it_is(tmp_path):
+    RunFolder.create(tmp_path / "run", CARD).close()
+    other = tmp_path / "other"
+    other.write_text("dear diary")
+    (tmp_path / "run" / "lock").unlink()
+    (tmp_path / "run" / "lock").hardlink_to(other)
+    with pytest.raises(RunError, match="lock holds something else than a lock"):
+        RunFolder.open(tmp_path / "run")
+    assert other.read_text() == "dear diary"
+
+
 def test_artifacts_do_not_go_through_links(tmp_path):
     with RunFolder.create(tmp_path / "run", CARD) as run:
         (run.path / "artifacts" / "a").symlink_to(tmp_path)

@@ -8,7 +8,6 @@ refused.
 from __future__ import annotations
 
 import csv
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from interpcore.data.tinyworld import words
 from interpcore.data.tinyworld.world import reserve
 from interpcore.errors import Refused
 from interpcore.model import prompts
+from interpcore.runs import atomic_path
 
 COLUMNS = {
     "ioi": ("clean", "corrupted", "corrupted_hard", "correct_idx", "incorrect_idx"),
@@ -56,13 +56,10 @@ class PromptPairs:
 
     def write_csv(self, path: str | Path) -> None:
         """Write the rows in the published CSV format."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".part")
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, path)
 
 
 def generate(task: str, tokenizer: Any, count: int = 200, seed: int = 0, part: str = "study") -> PromptPairs:

@@ -55,6 +55,10 @@ class UseLock:
             raise RunError(
                 f"{what} is in use by {user}; wait until it ends, or choose another folder"
             ) from error
+        said = os.pread(handle, 200, 0)
+        if said and not said.startswith(b"process "):  # such as another file's content, by a hard link
+            os.close(handle)
+            raise RunError(f"{path} holds something else than a lock; remove it from the folder")
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._handle: int | None = handle
