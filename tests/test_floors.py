@@ -72,6 +72,17 @@ def test_what_lies_below_all_floors_imports_none() -> None:
             )
 
 
+@pytest.mark.parametrize("floor", [*FAMILIES, "data", "cli"])
+def test_what_the_upper_floors_refuse_is_told_in_a_sentence(floor: str) -> None:
+    """A bare ValueError or RuntimeError is a defect: raise Refused, RunError or Unavailable."""
+    for path in (path for path in files() if floor_of(path) == floor):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                name = ast.unparse(node.exc).partition("(")[0]
+                where = f"{path.relative_to(PACKAGE)}, line {node.lineno}"
+                assert name not in ("ValueError", "RuntimeError", "Exception"), where
+
+
 def test_modules_load_only_the_libraries_that_every_installation_has() -> None:
     allowed = ALWAYS | set(sys.stdlib_module_names)
     for path in files():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -284,18 +285,17 @@ def sizes_of(
     """
     found, total = [], graph.n_edges if total is None else total
     for size in sizes:
+        text = str(size).strip()
         try:
-            text = str(size).strip()
-            if text.endswith("%"):
-                number = float(text[:-1]) / 100 * total
-            else:
-                number = float(text) if text.isdigit() else float(text) * total
-                if not text.isdigit() and float(text) > 1:
-                    raise ValueError
+            number = float(text.removesuffix("%"))
         except ValueError:
-            raise GraphError(
-                f"A size is a count (200), a share (0.05) or a percentage (5%); got {size!r}."
-            ) from None
+            number = math.nan
+        if text.endswith("%"):
+            number = number / 100 * total
+        elif not text.isdigit():
+            number = number * total if number <= 1 else math.nan
+        if math.isnan(number):
+            raise GraphError(f"A size is a count (200), a share (0.05) or a percentage (5%); got {size!r}.")
         if not 0 <= number <= total:
             raise GraphError(f"The size {size} is outside the graph of {total:,} {what}s.")
         found.append(round(number))
