@@ -38,7 +38,7 @@ if part == "merge":
     part = "all"
 elif part != "all":
     folder += "-" + part
-correlate(models, shards, settings, names=names, folder=folder, sequences=ranges[part])
+correlate(models, shards, settings, names=names, folder=folder, span=ranges[part])
 """
 
 

@@ -120,7 +120,7 @@ def test_merge_of_parts(
 
     def part(name: str, start: int, stop: int) -> Path:
         folder = tmp_path / name
-        made = correlate(models, shards, settings, names=NAMES, folder=folder, sequences=(start, stop))
+        made = correlate(models, shards, settings, names=NAMES, folder=folder, span=(start, stop))
         assert made is None
         return folder
 
@@ -166,7 +166,7 @@ def test_refusals(models: list[Model], shards: TokenShards) -> None:
     with pytest.raises(ValueError, match="has no site 'mlp_act': why"):
         correlate([blind, models[1]], shards, names=NAMES[:2])
     with pytest.raises(ValueError, match="need a folder"):
-        correlate(models, shards, names=NAMES, sequences=(0, 2))
+        correlate(models, shards, names=NAMES, span=(0, 2))
 
 
 def test_estimate(

@@ -101,7 +101,7 @@ def test_sums_depend_on_their_options_and_the_version(model, tmp_path, monkeypat
         model, corpus(), [lb.TokenLabels(feature)], path=path, progress=False, **options
     )
     sums(table())
-    for feature, options in ((table(1), {}), (table(), {"sequences": 20})):  # the same names of labels
+    for feature, options in ((table(1), {}), (table(), {"limit": 20})):  # the same names of labels
         with pytest.raises(RunError, match="sums of something else"):
             sums(feature, **options)
     monkeypatch.setattr(interpcore, "__version__", "0.0.0")
@@ -166,7 +166,7 @@ def test_rotations_by_a_function_are_known_by_their_matrices(model, tmp_path):
     ids=["a value's last digits", "counts with the same sum", "what the caller says"],
 )
 def test_interventions_of_something_else_are_refused(changed, model, tmp_path):
-    same = {"interventions": [Intervention("fixed", 1.0)], "counts": torch.arange(61), "sequences": 2}
+    same = {"interventions": [Intervention("fixed", 1.0)], "counts": torch.arange(61), "limit": 2}
     intervention_study(model, corpus(), [(1, 2)], out=tmp_path / "run", progress=False, **same)
     with pytest.raises(RunError, match="does not mean the same"):
         intervention_study(

@@ -17,7 +17,7 @@ from interpcore import ops
 from interpcore.data.tokens import TokenShards, write_shards
 from interpcore.model import Model, Tap
 from interpcore.neurons import summarize as module
-from interpcore.neurons.parts import Sizes, Statistics, plan_passes
+from interpcore.neurons.accumulate import Sizes, Statistics, plan_passes
 from interpcore.neurons.summarize import estimate, part_range, summarize
 from interpcore.neurons.summary import Summary, merge_summaries
 from interpcore.runs import RunError
@@ -113,7 +113,7 @@ def test_the_factor_beside_the_gate(gpt2: Model, tmp_path: Path) -> None:
     assert (got.count == int(mask.sum())).all()
     torch.testing.assert_close(got.mean, exact.mean(0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(got.variance, exact.var(0, correction=0), rtol=1e-5, atol=0)
-    halves = [run(gated, tmp_path / f"{a}", up, sequences=(a, a + 20 - a // 5)) for a in (0, 20)]
+    halves = [run(gated, tmp_path / f"{a}", up, span=(a, a + 20 - a // 5)) for a in (0, 20)]
     merged = merge_summaries([half.folder for half in halves], tmp_path / "both").up_moments(2)
     torch.testing.assert_close(merged.m4, got.m4, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="MLPs without a gate, so there is no factor"):
@@ -147,8 +147,8 @@ def test_several_passes_are_one(gpt2: Model, tmp_path: Path) -> None:
 
 def test_two_halves_merge_into_the_whole(gpt2: Model, tmp_path: Path) -> None:
     whole = run(gpt2, tmp_path / "whole")
-    run(gpt2, tmp_path / "a", sequences=(0, 16))
-    run(gpt2, tmp_path / "b", sequences=(16, SEQUENCES))
+    run(gpt2, tmp_path / "a", span=(0, 16))
+    run(gpt2, tmp_path / "b", span=(16, SEQUENCES))
     merged = merge_summaries([tmp_path / "b", tmp_path / "a"], tmp_path / "merged")
     assert str(merged.ranges) == f"0 to {SEQUENCES}"
     expect_same_bits(run(gpt2, tmp_path / "merged"), merged)
@@ -178,11 +178,11 @@ def test_parts_cover_the_tokens_on_the_grid() -> None:
 
 def test_what_does_not_belong_together_is_not_merged(gpt2: Model, tmp_path: Path) -> None:
     few = Statistics(top=2, histogram=False, published=False, position=False)
-    run(gpt2, tmp_path / "a", few, sequences=(0, 16))
-    run(gpt2, tmp_path / "b", few, sequences=(12, 24))
-    run(gpt2, tmp_path / "c", few, sequences=(16, 24), shards=shards().with_mask(("padding",)))
+    run(gpt2, tmp_path / "a", few, span=(0, 16))
+    run(gpt2, tmp_path / "b", few, span=(12, 24))
+    run(gpt2, tmp_path / "c", few, span=(16, 24), shards=shards().with_mask(("padding",)))
     other = interpcore.load(transformers_model("gpt2", seed=1))
-    run(other, tmp_path / "d", few, sequences=(16, 24))
+    run(other, tmp_path / "d", few, span=(16, 24))
     shutil.copytree(tmp_path / "b", tmp_path / "e")
     for folder, error, sentence in (
         ("b", MergeError, "Sequences 12 to 16 are in both"),
@@ -220,15 +220,15 @@ def test_goes_on_from_a_checkpoint_with_the_same_bits(
 
 def test_another_run_in_the_same_folder_is_refused(gpt2: Model, tmp_path: Path) -> None:
     few = Statistics(top=2, histogram=False, published=False, position=False, by_token=("token",))
-    run(gpt2, tmp_path / "run", few, sequences=(0, 16))
+    run(gpt2, tmp_path / "run", few, span=(0, 16))
     for change, sentence in (
-        ({"sequences": (16, 32)}, "choose another folder for another range"),
+        ({"span": (16, 32)}, "choose another folder for another range"),
         ({"memory": 150_000}, "begun with another memory budget"),
         ({"batch": 8}, r"arguments\['batch'\] is 4"),
         ({"statistics": Statistics()}, r"arguments\['statistics'\]"),
         ({"shards": shards().with_mask(())}, "masks is"),
     ):
-        options = {"statistics": few, "sequences": (0, 16)} | change
+        options = {"statistics": few, "span": (0, 16)} | change
         with pytest.raises(RunError, match=sentence):
             run(gpt2, tmp_path / "run", **options)
     assert Summary.open(tmp_path / "run").n_tokens == 16 * CONTEXT
@@ -275,9 +275,9 @@ def test_masked_batches(gpt2: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"sequences": (0, 10)}, "Sequence 10 is within a batch of 4"),
-        ({"sequences": (8, 8)}, "Sequences 8 to 8 are no range of the 36"),
-        ({"sequences": (0, 40)}, "no range of the 36"),
+        ({"span": (0, 10)}, "Sequence 10 is within a batch of 4"),
+        ({"span": (8, 8)}, "Sequences 8 to 8 are no range of the 36"),
+        ({"span": (0, 40)}, "no range of the 36"),
         ({"batch": 0}, "batch=0 reads nothing"),
         ({"shards": shards(vocabulary=200)}, "61 embeddings"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from summary_case import expect_same_bits, one_block
 
 from interpcore.data.tokens import TokenShards, write_shards
-from interpcore.neurons.parts import Statistics
+from interpcore.neurons.accumulate import Statistics
 from interpcore.neurons.summarize import summarize
 from interpcore.neurons.summary import Summary
 
@@ -60,7 +60,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from interpcore.data.tokens import TokenShards
-from interpcore.neurons.parts import Statistics
+from interpcore.neurons.accumulate import Statistics
 from interpcore.neurons.summarize import summarize
 from summary_case import one_block
 folder = Path(sys.argv[2])

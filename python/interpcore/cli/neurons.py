@@ -322,7 +322,7 @@ def report(
         settings=study_settings(protocol, seed, budget),
         memory=memory,
         seed=seed,
-        sequences=sequences,
+        limit=sequences,
         published=published or (),
         universal=universal,
     )

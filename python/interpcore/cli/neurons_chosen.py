@@ -68,7 +68,7 @@ def explain(
         features=None if features is None else str(features),
         unigram_least=unigram_least,
         spacy=spacy,
-        sequences=sequences,
+        limit=sequences,
     )
     found = study.explanations(options)
     best = found.best[found.best.place == 0].nlargest(15, "variance_reduction")
@@ -102,7 +102,7 @@ def intervene(
     from interpcore.neurons.neuron_study import intervention_step
 
     study = open_study(
-        out, model, tokens, device=device, quiet=quiet, protocol=protocol, seed=seed, sequences=sequences
+        out, model, tokens, device=device, quiet=quiet, protocol=protocol, seed=seed, limit=sequences
     )
     chosen = None if neurons is None else parse_neurons(neurons, study.model)
     try:
@@ -136,7 +136,7 @@ def deactivation(
     """
     from interpcore.neurons.interventions import parse_neurons
 
-    study = open_study(out, model, tokens, device=device, quiet=quiet, seed=seed, sequences=sequences)
+    study = open_study(out, model, tokens, device=device, quiet=quiet, seed=seed, limit=sequences)
     chosen = None if neurons is None else parse_neurons(neurons, study.model)
     heads, scores, _ = study.deactivation(chosen, first)
     show(
@@ -174,7 +174,7 @@ def cache(
         study.tokens,
         parse_neurons(neurons, study.model),
         study.step("cache"),
-        sequences=sequences,
+        limit=sequences,
         dtype=getattr(torch, dtype),
         protocol=study.protocol,
         progress=study.progress,

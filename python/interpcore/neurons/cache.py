@@ -58,7 +58,7 @@ def cache(
     neurons: Sequence[Neuron],
     out: str | os.PathLike[str],
     *,
-    sequences: int | None = None,
+    limit: int | None = None,
     block: int = 32,
     batch: int = 8,
     dtype: torch.dtype = torch.float32,
@@ -74,7 +74,7 @@ def cache(
         shards: the corpus.
         neurons: which; named twice counts once.
         out: the run folder; one file per block of sequences.
-        sequences: only the first so many.
+        limit: only the first so many sequences.
         block: sequences of a file.
         batch: sequences in one forward.
         dtype: of the activations on disk.
@@ -87,21 +87,20 @@ def cache(
     chosen = tuple(dict.fromkeys((int(layer), int(number)) for layer, number in neurons))
     if not chosen:
         raise Refused("Name at least one neuron to cache.")
-    n = min(shards.n_sequences, sequences or shards.n_sequences)
     card = corpus_card(
         model,
         shards,
         protocol,
         command,
         neurons=[f"{layer}.{number}" for layer, number in chosen],
-        sequences=n,
+        sequences=shards.count(limit),
         block=block,
         dtype=str(dtype).removeprefix("torch."),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         readout = Readout(model, published=protocol == "paper")
         work = _Work(model, shards, chosen, folder, batch, dtype, readout)
-        grid = [{"start": start, "stop": min(n, start + block)} for start in range(0, n, block)]
+        grid = shards.spans(block, limit)
         sweep(cache_block, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise")
     return read_cache(out)
 
@@ -109,14 +108,13 @@ def cache(
 def cache_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
     """Write the file of one block of sequences; returns its name."""
     parts = []
-    for first in range(start, stop, work.batch):
-        tokens = work.shards.sequences(first, min(stop, first + work.batch)).to(work.model.device)
+    for _, tokens, mask in work.shards.blocks(work.batch, start, stop, work.model.device):
         clean = clean_run(work.model, tokens, work.neurons)
         found = measure_clean(work.model, clean, work.readout)
         parts.append(
             {
                 "tokens": tokens,
-                "mask": work.shards.mask(tokens),
+                "mask": mask,
                 "pre": torch.stack([clean.pre[n] for n in work.neurons], -1).to(work.dtype),
                 "post": torch.stack([clean.post[n] for n in work.neurons], -1).to(work.dtype),
                 "loss": found.loss,

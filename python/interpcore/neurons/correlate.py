@@ -46,7 +46,7 @@ def correlate(
     *,
     names: Sequence[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
-    sequences: tuple[int, int] | None = None,
+    span: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Correlations | None:
     """Similarities of all neurons of all pairs of models, each model run once per pass.
@@ -61,8 +61,8 @@ def correlate(
         settings: see `Settings`.
         names: of the models; None for their own.
         folder: keeps sums and results; None keeps nothing.
-        sequences: sum over these alone, for `merge_sums` later: (first, one after the last), on the grid of
-            blocks.
+        span: sum over these sequences alone, for `merge_sums` later: (first, one after the last), on the
+            grid of blocks.
         progress: show it.
 
     Returns:
@@ -73,27 +73,27 @@ def correlate(
         RunError: the folder holds other sums, or the disk does not hold two copies of them.
     """
     study = Study(models, shards, settings or Settings(), names)
-    if sequences is not None and folder is None:
+    if span is not None and folder is None:
         raise Refused("Sums over a part of the sequences need a folder to be kept in.")
     path = None if folder is None else Path(folder)
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
         remove_partials(path)
         _check_disk(path, study)
-    blocks = study.block_range(sequences)
+    blocks = study.block_range(span)
     study.reader.measure_pilots()
     reduction = Reduction(study)
-    if path is not None and sequences is None:
+    if path is not None and span is None:
         reduction.restore(path)
     for number in range(reduction.passes, len(study.passes)):
         sums = _sum(study, number, blocks, path, progress)
-        if sequences is None:
+        if span is None:
             reduction.add(sums.state, study.passes[number])
             reduction.passes = number + 1
             if path is not None:
                 reduction.save(path)
                 sums_path(path, number).unlink()
-    return None if sequences is not None else reduction.result()
+    return None if span is not None else reduction.result()
 
 
 def _sum(study: Study, number: int, blocks: range, path: Path | None, progress: bool) -> CrossSums:
@@ -129,7 +129,7 @@ def merge_sums(
     """Adds up sums over parts of the sequences, so that `correlate` with the new folder finds them done.
 
     Args:
-        folders: of calls of `correlate` with sequences=, over parts that together are all sequences.
+        folders: of calls of `correlate` with span=, over parts that together are all sequences.
         folder: the new one.
         models, shards, settings, names: as in those calls.
 

@@ -192,15 +192,15 @@ class Study:
         digest = hashlib.sha256(meaning.encode()).hexdigest()[:8]
         return Path(folder) / f"{label.replace(' ', '-')}-{digest}.safetensors"
 
-    def block_range(self, sequences: tuple[int, int] | None) -> range:
+    def block_range(self, span: tuple[int, int] | None) -> range:
         """The blocks of a range of sequences.
 
         Raises:
             ValueError: it does not begin and end between two blocks.
         """
-        if sequences is None:
+        if span is None:
             return range(self.n_blocks)
-        start, stop = sequences
+        start, stop = span
         ends = stop == self.shards.n_sequences or stop % self.block == 0
         if not (0 <= start < stop <= self.shards.n_sequences and start % self.block == 0 and ends):
             raise Refused(

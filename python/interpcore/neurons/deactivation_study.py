@@ -85,7 +85,7 @@ def deactivation_study(
     out: str | os.PathLike[str],
     *,
     first: int = 64,
-    sequences: int | None = None,
+    limit: int | None = None,
     block: int = 8,
     batch: int = 8,
     progress: bool = True,
@@ -100,7 +100,7 @@ def deactivation_study(
         neurons: which; those of the last layer have no later heads and are left out.
         out: the run folder, which the same call goes on with.
         first: positions before this one stay as they are.
-        sequences: only the first so many.
+        limit: only the first so many sequences.
         block: sequences of one file.
         batch: sequences in one forward.
         progress: show it.
@@ -117,7 +117,6 @@ def deactivation_study(
     chosen = tuple(dict.fromkeys((int(a), int(b)) for a, b in neurons if a < last))
     if not chosen:
         raise Refused("All these neurons are in the last layer, which no attention follows.")
-    n = min(shards.n_sequences, sequences or shards.n_sequences)
     card = corpus_card(
         model,
         shards,
@@ -125,13 +124,13 @@ def deactivation_study(
         command,
         neurons=[f"{layer}.{number}" for layer, number in chosen],
         first=first,
-        sequences=n,
+        sequences=shards.count(limit),
         block=block,
         **(about or {}),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         work = _Work(model, shards, chosen, folder, first, batch)
-        blocks = [{"start": start, "stop": min(n, start + block)} for start in range(0, n, block)]
+        blocks = shards.spans(block, limit)
         layers = range(min(layer for layer, _ in chosen) + 1, last + 1)
         grid = [{"other": other, **b} for other in layers for b in blocks]
         sweep(
@@ -144,9 +143,8 @@ def deactivation_block(work: _Work, other: int, start: int, stop: int) -> dict[s
     """Write one block's activations and changes at one attention layer; returns the file's name."""
     earlier = [neuron for neuron in work.neurons if neuron[0] < other]
     parts: dict[str, list[torch.Tensor]] = {}
-    for begin in range(start, stop, work.batch):
-        tokens = work.shards.sequences(begin, min(stop, begin + work.batch)).to(work.model.device)
-        keep = work.shards.mask(tokens)[:, work.first :]
+    for _, tokens, mask in work.shards.blocks(work.batch, start, stop, work.model.device):
+        keep = mask[:, work.first :]
         found = path_ablation(work.model, tokens, earlier, other, first=work.first)
         for (layer, number), ablated in found.items():
             for name in ("activation", "pattern", "norm"):

@@ -7,6 +7,7 @@ token id's count, sum and sum of squares: all features times all neurons are one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,20 @@ class LabelSums:
             self.all_square - self.all_count * mean.square(),
             shift,
         )
+
+
+def joined_sums(parts: Sequence[LabelSums]) -> LabelSums:
+    """Sums over the same labels and tokens of some neurons, then of others; each with its shift."""
+    first = parts[0]
+    return LabelSums(
+        first.count,
+        torch.cat([p.total for p in parts], 1),
+        torch.cat([p.square for p in parts], 1),
+        first.all_count,
+        torch.cat([p.all_total for p in parts]),
+        torch.cat([p.all_square for p in parts]),
+        torch.cat([p.shift for p in parts if p.shift is not None]),
+    )
 
 
 @dataclass(frozen=True, eq=False)

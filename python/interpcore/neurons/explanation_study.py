@@ -20,11 +20,12 @@ from interpcore.neurons.explain import (
     explain,
     explain_logits,
     families,
+    joined_sums,
     letter_neurons,
     token_sums,
 )
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
-from interpcore.neurons.labels import Labeller, SpacyLabels, Subsets, Surroundings, TokenLabels, label_sums
+from interpcore.neurons.labels import Labeller, SpacyLabels, TokenLabels, corpus_labellers, label_sums
 from interpcore.neurons.positions import (
     position_information,
     position_spread,
@@ -50,7 +51,7 @@ class Options:
         unigram_most: the commonest so many words at most.
         spacy: name of a spaCy pipeline, or None.
         context: run a pass for labels that the token alone does not give.
-        sequences: of that pass; None for all.
+        limit: sequences of that pass, the first so many; None for all.
         keep: best labels kept per neuron.
     """
 
@@ -59,7 +60,7 @@ class Options:
     unigram_most: int = 500
     spacy: str | None = None
     context: bool = True
-    sequences: int | None = None
+    limit: int | None = None
     keep: int = 3
 
     def meaning(self) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def explain_neurons(
     by_position: Sequence[GroupTotals],
     options: Options | None = None,
     *,
+    counted: LabelSums | None = None,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Explanations:
@@ -111,7 +113,9 @@ def explain_neurons(
         by_token, by_previous: sums of activations per token id and per id of the token before, by layer.
         by_position: sums of pre-activations per position, by layer.
         options: what labels.
-        path: keeps the sums of the context pass, so that it can be killed and go on.
+        counted: sums over the labels of `corpus_labellers`, as a summary holds them; None makes a pass for
+            them. Labels of a spaCy pipeline, and a limit, always need a pass of their own.
+        path: keeps the sums of that pass, so that it can be killed and go on.
         progress: show it.
     Raises: ValueError for a model without a tokenizer.
     """
@@ -126,12 +130,10 @@ def explain_neurons(
     found = [explain(group_label_sums(current.has, by_token))]
     found.append(explain(group_label_sums(rules.has, by_previous)))
     names, groups = [*current.names, *before.names], [*current.groups, *before.groups]
-    labellers = _labellers(shards, texts, options)
-    if labellers:
-        sums = label_sums(model, shards, labellers, path=path, sequences=options.sequences, progress=progress)
-        found.append(explain(sums))
-        names += [name for labeller in labellers for name in labeller.names]
-        groups += [group for labeller in labellers for group in labeller.groups]
+    labellers, sums = _in_context(model, shards, texts, options, counted, path, progress)
+    found += [explain(of_labels) for of_labels in sums]
+    names += [name for labeller in labellers for name in labeller.names]
+    groups += [group for labeller in labellers for group in labeller.groups]
     whole = Explained(
         *(
             torch.cat([getattr(f, n) for f in found])
@@ -164,16 +166,7 @@ def group_label_sums(has: Tensor, layers: Sequence[GroupTotals]) -> LabelSums:
         broken = groups.missing.to_dense().sum(0) > 0
         sums.all_square[broken] = torch.nan
         parts.append(replace(sums, shift=groups.shift))
-    first = parts[0]
-    return LabelSums(
-        first.count,
-        torch.cat([p.total for p in parts], 1),
-        torch.cat([p.square for p in parts], 1),
-        first.all_count,
-        torch.cat([p.all_total for p in parts]),
-        torch.cat([p.all_square for p in parts]),
-        torch.cat([p.shift for p in parts if p.shift is not None]),
-    )
+    return joined_sums(parts)
 
 
 def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
@@ -231,17 +224,29 @@ def position_table(layers: Sequence[GroupTotals]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _labellers(shards: TokenShards, texts: Sequence[str], options: Options) -> list[Labeller]:
+def _in_context(
+    model: Model,
+    shards: TokenShards,
+    texts: Sequence[str],
+    options: Options,
+    counted: LabelSums | None,
+    path: str | os.PathLike[str] | None,
+    progress: bool,
+) -> tuple[list[Labeller], list[LabelSums]]:
+    """Labels that the token alone does not give, and sums over them: those of the summary, or of a pass."""
     if not options.context:
-        return []
-    bos = shards.manifest["masks"].get("bos", ())
-    found: list[Labeller] = [Surroundings(texts, bos)]
-    if len(shards.subset_names) > 1:
-        found.append(Subsets(shards))
+        return [], []
+    labellers, sums = corpus_labellers(texts, shards), []
+    if counted is not None and options.limit is None:
+        sums.append(counted)
+    wanted: list[Labeller] = [] if sums else list(labellers)
     if options.spacy is not None:
         # What a token without text stands for ends a text.
-        found.append(SpacyLabels(options.spacy, [text or "\n" for text in texts]))
-    return found
+        wanted.append(SpacyLabels(options.spacy, [text or "\n" for text in texts]))
+        labellers.append(wanted[-1])
+    if wanted:
+        sums.append(label_sums(model, shards, wanted, path=path, limit=options.limit, progress=progress))
+    return labellers, sums
 
 
 def _addressed(table: pd.DataFrame, model: Model) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def intervention_study(
     *,
     frozen: bool = True,
     counts: Tensor | None = None,
-    sequences: int | None = None,
+    limit: int | None = None,
     block: int = 8,
     batch: int = 8,
     protocol: str = "default",
@@ -72,7 +72,7 @@ def intervention_study(
         out: the run folder, which the same call goes on with; None keeps nothing.
         frozen: also measure each with the final norm's scale frozen.
         counts: occurrences of each token id [vocabulary], for `unigram_kl`; None leaves it NaN.
-        sequences: only the first so many.
+        limit: only the first so many sequences.
         block: sequences of one ledger row, which is also one group of the standard errors.
         batch: sequences in one forward.
         protocol: "paper" takes the published entropy.
@@ -87,7 +87,6 @@ def intervention_study(
     shards.check_model(model)
     check_neurons(model, neurons)
     chosen = tuple(dict.fromkeys((int(layer), int(number)) for layer, number in neurons))
-    n = min(shards.n_sequences, sequences or shards.n_sequences)
     work = _Work(
         model,
         shards,
@@ -96,7 +95,7 @@ def intervention_study(
         batch,
         Readout(model, protocol == "paper", None if counts is None else log_unigram(counts)),
     )
-    grid = [{"start": start, "stop": min(n, start + block)} for start in range(0, n, block)]
+    grid = shards.spans(block, limit)
     if out is None:
         return _table(work, [intervention_block(work, **cell) for cell in grid])
     card = corpus_card(
@@ -108,7 +107,7 @@ def intervention_study(
         interventions=[[asdict(i) for i in done] for done in work.interventions.values()],
         frozen=frozen,
         counts=None if counts is None else tensors_hash({"counts": counts}),
-        sequences=n,
+        sequences=shards.count(limit),
         block=block,
         **(about or {}),
     )
@@ -128,8 +127,7 @@ def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
     if work.frozen:
         sums["frozen"] = torch.zeros(shape, dtype=torch.float64)
     tokens_seen = 0
-    for first in range(start, stop, work.batch):
-        tokens = work.shards.sequences(first, min(stop, first + work.batch)).to(work.model.device)
+    for _, tokens, _ in work.shards.blocks(work.batch, start, stop, work.model.device):
         valid = predicting(work.shards, tokens)
         tokens_seen += int(valid.sum())
         clean = clean_run(work.model, tokens, list(work.interventions))

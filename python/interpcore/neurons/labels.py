@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -17,12 +18,17 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
-from interpcore.model import Model, Tap
+from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.explain import LabelSums
+from interpcore.neurons.explain import LabelSums, joined_sums
 from interpcore.neurons.features import FeatureTable
+from interpcore.neurons.token_pass import Part, accumulate, measure_pilot, mlp_widths
 from interpcore.ops import product
-from interpcore.runs import canonical_json, checkpointed, tensors_hash
+from interpcore.runs import canonical_json, tensors_hash
+from interpcore.stats.accumulators import State, expect_same
+
+LABELS = ("context", "subset")
+"""Kinds of labels that need nothing but the corpus and the tokens' texts."""
 
 
 class Labeller(Protocol):
@@ -114,18 +120,21 @@ class Surroundings:
         """The texts, and the ids that begin a sequence."""
         return f"surroundings {list(self.bos)} {_hash(self.texts)}"
 
-    def __call__(self, tokens: Tensor, first: int) -> Tensor:
+    @cached_property
+    def _flags(self) -> Tensor:
+        """Which ids end a sentence, quote, open, close and break a line [5, vocabulary] bool."""
         stripped = [text.strip() for text in self.texts]
-        ends, quotes, opens, closes, lines = (
-            torch.tensor(flags)[tokens]
-            for flags in (
-                [text[:1] in (".", "!", "?") and bool(text) for text in stripped],
-                [text in ('"', "\u201c", "\u201d") for text in stripped],
-                [text in ("(", "[", "{") for text in stripped],
-                [text[:1] in (")", "]", "}") and bool(text) for text in stripped],
-                ["\n" in text for text in self.texts],
-            )
+        flags = (
+            [text[:1] in (".", "!", "?") and bool(text) for text in stripped],
+            [text in ('"', "\u201c", "\u201d") for text in stripped],
+            [text in ("(", "[", "{") for text in stripped],
+            [text[:1] in (")", "]", "}") and bool(text) for text in stripped],
+            ["\n" in text for text in self.texts],
         )
+        return torch.tensor(flags)
+
+    def __call__(self, tokens: Tensor, first: int) -> Tensor:
+        ends, quotes, opens, closes, lines = self._flags[:, tokens]
         begins = torch.isin(tokens, torch.tensor(list(self.bos), dtype=tokens.dtype))
         since = _since(ends | lines | begins)
         same = tokens[:, 1:] == tokens[:, :-1]
@@ -242,50 +251,92 @@ class SpacyLabels:
         return out
 
 
+class LabelTotals:
+    """Sums of every column over the tokens with each label.
+
+    Args:
+        labels: how many.
+        shift: a value near each column's mean [N] float32.
+    """
+
+    def __init__(self, labels: int, shift: Tensor) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=shift.device)
+
+        n = len(shift)
+        self._state = {
+            "count": zeros(labels),
+            "total": zeros(2, labels, n),
+            "all_count": zeros(1),
+            "all_total": zeros(2, n),
+            "shift": shift,
+        }
+
+    def update(self, values: Tensor, labels: Tensor) -> None:
+        """Adds values [T, N] of tokens with labels [label, T] float32."""
+        state = self._state
+        state["count"] += labels.sum(1).double()
+        state["all_count"] += labels.shape[1]
+        x = values.float() - state["shift"]
+        for power, of_values in enumerate((x, x.square())):
+            state["total"][power] += product(labels, of_values)
+            state["all_total"][power] += of_values.sum(0, dtype=torch.float64)
+
+    def merge(self, other: LabelTotals) -> None:
+        """Adds another's, within 1e-12."""
+        expect_same("their shift", self._state["shift"], other._state["shift"])
+        for name in ("count", "total", "all_count", "all_total"):
+            self._state[name] += other._state[name]
+
+    def state_dict(self) -> State:
+        """count [label], total [2, label, N], all_count [1], all_total [2, N]: of values minus shift [N] and
+        of their squares."""
+        return self._state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a state."""
+        for name, tensor in self._state.items():
+            tensor.copy_(state[name])
+
+    def finalize(self) -> LabelSums:
+        """The sums."""
+        state = {name: x.cpu() for name, x in self._state.items()}
+        total, square = state["total"]
+        all_total, all_square = state["all_total"]
+        all_count, shift = float(state["all_count"]), state["shift"].double()
+        return LabelSums(state["count"], total, square, all_count, all_total, all_square, shift)
+
+
 def label_sums(
     model: Model,
     shards: TokenShards,
     labellers: Sequence[Labeller],
     *,
     path: str | os.PathLike[str] | None = None,
-    sequences: int | None = None,
+    limit: int | None = None,
     batch: int = 8,
     progress: bool = True,
 ) -> LabelSums:
-    """Sums of every neuron's activation over the tokens with each label; masked tokens count nowhere.
+    """Sums of every neuron's activation over the tokens with each label, by a pass of their own; masked
+    tokens count nowhere.
 
     Args:
         model: the decoder.
         shards: the corpus.
         labellers: their labels follow one another.
         path: where to keep the sums, so that the pass can be killed and go on; None keeps nothing.
-        sequences: use only the first so many.
+        limit: use only the first so many sequences.
         batch: sequences in one forward.
         progress: show it.
     Returns: sums over labels [label, layer * d_mlp + neuron].
     """
     shards.check_model(model)
-    layers, width = model.plan.n_calls, model.spec.d_mlp
-    n = min(shards.n_sequences, sequences or shards.n_sequences)
-    names = [name for labeller in labellers for name in labeller.names]
-    groups = [group for labeller in labellers for group in labeller.groups]
-    state = {
-        "count": torch.zeros(len(names), dtype=torch.float64),
-        "total": torch.zeros(2, len(names), layers, width, dtype=torch.float64),
-        "all_count": torch.zeros(1, dtype=torch.float64),
-        "all_total": torch.zeros(2, layers, width, dtype=torch.float64),
-        "shift": torch.zeros(layers, width),
+    n, labels = shards.count(limit), sum(len(labeller.names) for labeller in labellers)
+    pilot = measure_pilot(model, shards, batch)
+    sums = {
+        Part("labels", depth, 0, width): LabelTotals(labels, pilot[depth]["post"])
+        for depth, width in enumerate(mlp_widths(model))
     }
-    taps = [Tap("mlp_act", depth) for depth in range(layers)]
-
-    def step(block: int) -> None:
-        first = block * batch
-        tokens = shards.sequences(first, min(n, first + batch))
-        with torch.no_grad():
-            out = model.forward(tokens.to(model.device), taps=taps, logits_at=None)
-        labels = torch.cat([labeller(tokens, first) for labeller in labellers], -1)
-        add_block(state, labels, shards.mask(tokens), [out.taps[tap] for tap in taps])
-
     card = corpus_card(
         model,
         shards,
@@ -294,48 +345,43 @@ def label_sums(
         step="labels",
         limit=n,
         batch=batch,
-        labels=[list(x) for x in zip(names, groups, strict=True)],
-        labellers=[labeller.meaning for labeller in labellers],
+        labellers=[labeller_meaning(labeller) for labeller in labellers],
     )
-    checkpointed(
-        path, state, -(-n // batch), step, meaning=card.key, label="explain: blocks", progress=progress
+    accumulate(
+        model,
+        shards,
+        sums,
+        card=card,
+        limit=n,
+        batch=batch,
+        labellers=labellers,
+        path=path,
+        progress=progress,
     )
-    total, square = state["total"].flatten(2)
-    all_total, all_square = state["all_total"].flatten(1)
-    return LabelSums(
-        state["count"],
-        total,
-        square,
-        float(state["all_count"]),
-        all_total,
-        all_square,
-        state["shift"].flatten().double(),
-    )
+    return joined_sums([of_layer.finalize() for of_layer in sums.values()])
 
 
-def add_block(state: dict[str, Tensor], labels: Tensor, mask: Tensor, acts: Sequence[Tensor]) -> None:
-    """Add one block of activations to the sums.
+def corpus_labellers(
+    texts: Sequence[str], shards: TokenShards, kinds: Sequence[str] = LABELS
+) -> list[Labeller]:
+    """The labellers of some kinds for a corpus, those that would label nothing left out.
 
     Args:
-        state: as `label_sums` makes it; the first block with a token that counts sets the shift.
-        labels: [batch, position, label] bool.
-        mask: tokens that count [batch, position] bool.
-        acts: per layer [batch, position, d_mlp].
+        texts: text of each token id [vocabulary].
+        shards: the corpus.
+        kinds: of `LABELS`.
     """
-    if not bool(mask.any()):
-        return
-    y = labels[mask].float().mT.contiguous()  # [label, token]
-    begins = not bool(state["all_count"])
-    state["count"] += y.sum(1).double()
-    state["all_count"] += y.shape[1]
-    for layer, act in enumerate(acts):
-        x = act[mask.to(act.device)].float().cpu()
-        if begins:
-            state["shift"][layer] = x.mean(0)
-        x = x - state["shift"][layer]
-        for power, values in enumerate((x, x.square())):
-            state["total"][power, :, layer] += product(y, values)
-            state["all_total"][power, layer] += values.sum(0, dtype=torch.float64)
+    found: list[Labeller] = []
+    if "context" in kinds:
+        found.append(Surroundings(texts, shards.manifest["masks"].get("bos", ())))
+    if "subset" in kinds and len(shards.subset_names) > 1:
+        found.append(Subsets(shards))
+    return found
+
+
+def labeller_meaning(labeller: Labeller) -> list[Any]:
+    """Everything that a labeller's labels depend on besides the corpus, as JSON."""
+    return [labeller.meaning, list(labeller.names), list(labeller.groups)]
 
 
 def _hash(texts: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ are left out in turn."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,13 +12,67 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
+from interpcore.neurons.token_pass import Part, accumulate, mlp_widths
 from interpcore.ops import ColumnMoments
 from interpcore.ops.column_moments import RunningMoments
-from interpcore.runs import checkpointed
+from interpcore.stats import TokenBlock
+from interpcore.stats.accumulators import State
 from interpcore.stats.jackknife import jackknife_error
 
-GROUPS = 20
+GROUPS, BLOCK = 20, 8
+"""Groups of sequences, and sequences of the blocks that groups are made of."""
 _THRESHOLDS = (0.0,)
+
+
+class GroupMoments:
+    """Moments of every column in each group of sequences that follow one another.
+
+    Args:
+        columns: N.
+        groups: G; fewer where there are fewer blocks.
+        sequences: of the corpus.
+        block: sequences that are never in two groups.
+        context: tokens of a sequence.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        groups: int,
+        sequences: int,
+        block: int,
+        context: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._blocks, self._tokens = -(-sequences // block), block * context
+        groups = min(groups, self._blocks)
+        self.groups = [RunningMoments(columns, _THRESHOLDS, device=device) for _ in range(groups)]
+
+    def update(self, values: Tensor, tokens: TokenBlock) -> None:
+        """Adds values [T, N]."""
+        group = tokens.index // self._tokens * len(self.groups) // self._blocks
+        there, counts = group.unique_consecutive(return_counts=True)
+        for number, rows in zip(there.tolist(), values.split(counts.tolist()), strict=True):
+            self.groups[number].add(rows)
+
+    def merge(self, other: GroupMoments) -> None:
+        """Adds another's, within 1e-12."""
+        for mine, its in zip(self.groups, other.groups, strict=True):
+            mine.take(its.counts, its.moments)
+
+    def state_dict(self) -> State:
+        """counts/g [3, N] int64 and moments/g [6, N] float64 of each group."""
+        state = {f"counts/{g}": s.counts for g, s in enumerate(self.groups)}
+        return state | {f"moments/{g}": s.moments for g, s in enumerate(self.groups)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a state."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+    def finalize(self) -> dict[str, Tensor]:
+        """What `errors_of` gives."""
+        return errors_of(self.groups)
 
 
 def moment_errors(
@@ -26,18 +80,19 @@ def moment_errors(
     shards: TokenShards,
     *,
     groups: int = GROUPS,
-    sequences: int | None = None,
-    batch: int = 8,
+    limit: int | None = None,
+    batch: int = BLOCK,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
-    """Delete-a-group jackknife errors of the moments of every neuron's pre-activation.
+    """Delete-a-group jackknife errors of the moments of every neuron's pre-activation, by a pass of their
+    own; `summarize` takes them in its pass where it is asked for `errors`.
 
     Args:
         model: the decoder; gated neurons: of the gate.
         shards: the corpus, cut into groups of sequences that follow one another.
         groups: 20 or more; fewer only where there are fewer batches.
-        sequences: only the first so many.
+        limit: only the first so many sequences.
         batch: sequences in one forward.
         path: keeps the sums, so that the pass can be killed and go on.
         progress: show it.
@@ -45,35 +100,21 @@ def moment_errors(
     groups.
     """
     shards.check_model(model)
-    n = min(shards.n_sequences, sequences or shards.n_sequences)
-    blocks = -(-n // batch)
-    groups = min(groups, blocks)
-    width = model.plan.n_calls * model.spec.d_mlp
-    sums = [RunningMoments(width, _THRESHOLDS, device=model.device) for _ in range(groups)]
-    state = {f"counts/{g}": s.counts for g, s in enumerate(sums)}
-    state |= {f"moments/{g}": s.moments for g, s in enumerate(sums)}
+    n = shards.count(limit)
+    sums = {
+        Part("errors", depth, 0, width): GroupMoments(width, groups, n, batch, shards.context, model.device)
+        for depth, width in enumerate(mlp_widths(model))
+    }
+    card = corpus_card(
+        model, shards, "default", None, step="moment errors", limit=n, batch=batch, groups=groups
+    )
+    accumulate(model, shards, sums, card=card, limit=n, batch=batch, path=path, progress=progress)
+    return joined_errors([of_layer.finalize() for of_layer in sums.values()])
 
-    def step(block: int) -> None:
-        tokens = shards.sequences(block * batch, min(n, (block + 1) * batch))
-        mask = shards.mask(tokens).flatten().to(model.device)
-        found: list[RunningMoments] = []
 
-        def hook(
-            function: Callable[[Tensor], Tensor], pre: Tensor, depth: int, up: Tensor | None = None
-        ) -> Tensor:
-            of_layer = RunningMoments(pre.shape[-1], _THRESHOLDS, device=model.device)
-            of_layer.add(pre.flatten(0, 1), mask)
-            found.append(of_layer)
-            return function(pre) if up is None else function(pre) * up
-
-        with torch.no_grad():
-            model.forward(tokens.to(model.device), logits_at=None, activation=hook)
-        into = sums[block * groups // blocks]
-        into.take(torch.cat([f.counts for f in found], 1), torch.cat([f.moments for f in found], 1))
-
-    card = corpus_card(model, shards, "default", None, step="errors", limit=n, batch=batch, groups=groups)
-    checkpointed(path, state, blocks, step, meaning=card.key, label="moment errors", progress=progress)
-    return errors_of(sums)
+def joined_errors(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The errors of all layers' neurons, one layer after another."""
+    return {name: torch.cat([of_layer[name] for of_layer in layers]) for name in _MEASURES}
 
 
 def errors_of(sums: Sequence[RunningMoments]) -> dict[str, Tensor]:

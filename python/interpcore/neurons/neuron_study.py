@@ -16,6 +16,7 @@ from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.neurons import correlation_study
+from interpcore.neurons.accumulate import Statistics
 from interpcore.neurons.cards import corpus_card, file_hashes
 from interpcore.neurons.correlate import Correlations, Settings, correlate, merge_sums
 from interpcore.neurons.dataframe import neuron_table, write_table
@@ -26,11 +27,11 @@ from interpcore.neurons.families import entropy_candidates, entropy_controls, fr
 from interpcore.neurons.intervention_study import PUBLISHED_VALUES, intervention_study
 from interpcore.neurons.interventions import WITH_VALUE, Intervention, Neuron
 from interpcore.neurons.jackknife import Jackknife, jackknife
-from interpcore.neurons.moment_errors import moment_errors
+from interpcore.neurons.labels import LABELS
+from interpcore.neurons.moment_errors import GROUPS
 from interpcore.neurons.null_baselines import null_baseline
-from interpcore.neurons.parts import Statistics
 from interpcore.neurons.published import UNIVERSAL
-from interpcore.neurons.quadrants import quadrant_table, quadrants
+from interpcore.neurons.quadrants import check_gated, quadrant_table
 from interpcore.neurons.sketch import Sketched, correlate_by_sketch
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.summarize import MEMORY, part_range, summarize
@@ -43,6 +44,10 @@ from interpcore.runs.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+QUADRANT_SEQUENCES = 64
+"""Sequences in which gated neurons are counted by the signs of gate and factor."""
 
 
 @dataclass(eq=False)
@@ -58,7 +63,7 @@ class NeuronStudy:
         protocol: "default" or "paper".
         settings: of correlations; None for the default ones.
         memory: bytes for what a token pass accumulates.
-        sequences: how many sequences interventions, deactivation and cache read at most.
+        limit: how many sequences interventions, deactivation and cache read at most.
         seed: of every draw.
         progress: show it.
         command: what was typed, for the cards.
@@ -73,7 +78,7 @@ class NeuronStudy:
     protocol: str = "default"
     settings: Settings | None = None
     memory: float = MEMORY
-    sequences: int | None = 64
+    limit: int | None = 64
     seed: int = 0
     progress: bool = True
     command: str | None = None
@@ -92,7 +97,14 @@ class NeuronStudy:
     @property
     def statistics(self) -> Statistics:
         """What one token pass gathers for all steps."""
-        return Statistics(by_token=("token", "previous"), up=self.model.spec.gated)
+        gated = self.model.spec.gated
+        return Statistics(
+            by_token=("token", "previous"),
+            up=gated,
+            errors=GROUPS,
+            quadrants=QUADRANT_SEQUENCES if gated else 0,
+            labels=() if self.model.tokenizer is None else LABELS,
+        )
 
     @property
     def tokens(self) -> TokenShards:
@@ -177,13 +189,13 @@ class NeuronStudy:
             )
         return merge_summaries(folders, self.step("summary"))
 
-    def _summarize(self, step: str, sequences: tuple[int, int] | None) -> Summary:
+    def _summarize(self, step: str, span: tuple[int, int] | None) -> Summary:
         return summarize(
             self.model,
             self.tokens,
             self.step(step),
             self.statistics,
-            sequences=sequences,
+            span=span,
             memory=self.memory,
             progress=self.progress,
             command=self.command,
@@ -219,7 +231,7 @@ class NeuronStudy:
                 self.tokens,
                 self.correlating.settings,
                 folder=run.artifact("sums"),
-                sequences=span,
+                span=span,
                 progress=self.progress,
             )
         return self.step(name)
@@ -277,20 +289,17 @@ class NeuronStudy:
         return jackknife(self.models, self.tokens, self.correlations, folder=folder, progress=self.progress)
 
     @cached_property
-    def moment_errors(self) -> dict[str, Tensor]:
-        """Standard errors of the moments, by a second pass."""
-        with RunFolder.open_or_create(self.step("errors"), self.card("errors")) as run:
-            path = run.artifact("sums.safetensors")
-            return moment_errors(self.model, self.tokens, path=path, progress=self.progress)
-
-    @cached_property
     def quadrants(self) -> pd.DataFrame:
         """Gated neurons by the signs of gate and factor: what `quadrant_table` gives, over the first
-        `sequences`."""
-        card = self.card("quadrants", limit=self.sequences)
+        `QUADRANT_SEQUENCES` sequences.
+
+        Raises:
+            Refused: the MLPs have no gate.
+        """
+        check_gated(self.model)
+        table = quadrant_table(self.summary.quadrants())
+        card = self.card("quadrants", statistics=self.statistics.to_json())
         with RunFolder.open_or_create(self.step("quadrants"), card) as run:
-            found = quadrants(self.model, self.tokens, sequences=self.sequences, progress=self.progress)
-            table = quadrant_table(found)
             write_frame(run.artifact("quadrants"), table)
         return table
 
@@ -314,7 +323,7 @@ class NeuronStudy:
             joined_moments([self.summary.moments(d)[0] for d in layers]),
             torch.cat([self.summary.histogram(d, published=True).counts for d in layers]),
             None if found is None else universality(found, 0, errors=self.jackknife, protocol=self.protocol),
-            errors=self.moment_errors,
+            errors=self.summary.moment_errors(),
             protocol=self.protocol,
         )
         if self.summary.statistics.up:
@@ -354,6 +363,7 @@ class NeuronStudy:
                 [self.summary.groups("previous", d) for d in layers],
                 [self.summary.groups("position", d) for d in layers],
                 options,
+                counted=self.summary.label_sums() if self.statistics.labels else None,
                 path=run.artifact("sums.safetensors"),
                 progress=self.progress,
             )
@@ -408,7 +418,7 @@ class NeuronStudy:
             done,
             step,
             counts=self.token_counts,
-            sequences=self.sequences,
+            limit=self.limit,
             protocol=self.protocol,
             progress=self.progress,
             command=self.command,
@@ -444,7 +454,7 @@ class NeuronStudy:
             neurons,
             self.step("deactivation"),
             first=self.tokens.context // 4 if first is None else first,
-            sequences=self.sequences,
+            limit=self.limit,
             progress=self.progress,
             command=self.command,
             about={"seed": self.seed, "bos": int(bos[0])},
@@ -492,7 +502,7 @@ class NeuronStudy:
             self.partners,
             **self._framing(),
             explain=options.meaning(),
-            sequences=self.sequences,
+            limit=self.limit,
             seed=self.seed,
         )
 

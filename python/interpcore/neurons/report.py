@@ -215,7 +215,7 @@ def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> 
         study.tokens,
         neurons,
         study.step("next_class"),
-        sequences=study.sequences,
+        limit=study.limit,
         protocol=study.protocol,
         progress=study.progress,
         command=study.command,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
+from interpcore.neurons.accumulate import Sizes, Statistics, make_accumulator, part_bytes, plan_passes
 from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.parts import Sizes, Statistics, mlp_widths, part_bytes, plan_passes
+from interpcore.neurons.features import word_texts
+from interpcore.neurons.labels import Labeller, corpus_labellers, labeller_meaning
+from interpcore.neurons.quadrants import check_gated
 from interpcore.neurons.summary import PILOT, Summary
-from interpcore.neurons.token_pass import Pass, Shifts, measure_pilot
+from interpcore.neurons.token_pass import Part, Pass, Shifts, measure_pilot, mlp_widths
 from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
 
 BATCH_TOKENS, MEMORY = 2048, 4e9
@@ -25,7 +28,7 @@ def summarize(
     folder: str | os.PathLike[str],
     statistics: Statistics | None = None,
     *,
-    sequences: tuple[int, int] | None = None,
+    span: tuple[int, int] | None = None,
     batch: int | None = None,
     memory: float = MEMORY,
     checkpoint_every: float = 20.0,
@@ -42,7 +45,7 @@ def summarize(
         shards: the tokens; the model reads those that the mask leaves out too, but they enter no statistic.
         folder: the run folder, new or that of the same run.
         statistics: which; None for the default ones.
-        sequences: the range to read, from the first up to the second; on multiples of `batch`, or up to the
+        span: the sequences to read, from the first up to the second; on multiples of `batch`, or up to the
             last. None for all.
         batch: sequences of a forward; None for about 2048 tokens.
         memory: bytes for what is accumulated; more takes several passes.
@@ -56,19 +59,28 @@ def summarize(
         RunError: the folder is another run's, or the disk is too small or full.
     """
     statistics = statistics or Statistics()
-    sizes = _sizes(model, shards, statistics)
+    labellers = _labellers(model, shards, statistics)
+    sizes = _sizes(model, shards, statistics, labellers)
     batch = default_batch(shards) if batch is None else batch
-    span = check_range(shards, sequences, batch)
+    span = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     card = corpus_card(
-        model, shards, "default", command, **sizes.to_json(), statistics=statistics.to_json(), batch=batch
+        model,
+        shards,
+        "default",
+        command,
+        **sizes.to_json(),
+        statistics=statistics.to_json(),
+        labellers=[labeller_meaning(labeller) for labeller in labellers],
+        batch=batch,
     )
     with RunFolder.open_or_create(folder, card) as run:
         pilot = _pilot(model, shards, batch, run)
         for number, parts in enumerate(passes):
-            one = Pass(model, shards, parts, statistics, sizes, pilot)
+            one = _pass(model, shards, parts, statistics, sizes, pilot, labellers)
             path = run.artifact(f"pass-{number}.safetensors")
-            checkpoint = Checkpoint(path, one.bytes, at_least=checkpoint_every)
+            size = part_bytes(parts, statistics, sizes)
+            checkpoint = Checkpoint(path, size, at_least=checkpoint_every)
             label = f"token batches, pass {number + 1} of {len(passes)}"
             one.run(checkpoint, span, batch, label, progress)
     return Summary.open(folder)
@@ -107,7 +119,7 @@ def estimate(
     shards: TokenShards,
     statistics: Statistics | None = None,
     *,
-    sequences: tuple[int, int] | None = None,
+    span: tuple[int, int] | None = None,
     batch: int | None = None,
     memory: float = MEMORY,
     seconds: float = 5.0,
@@ -119,11 +131,13 @@ def estimate(
         seconds: how long to read, after a first batch that is not timed unless it is the only one.
     """
     statistics = statistics or Statistics()
-    sizes = _sizes(model, shards, statistics)
+    labellers = _labellers(model, shards, statistics)
+    sizes = _sizes(model, shards, statistics, labellers)
     batch = default_batch(shards) if batch is None else batch
-    start, stop = check_range(shards, sequences, batch)
+    start, stop = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
-    one = Pass(model, shards, passes[0], statistics, sizes, measure_pilot(model, shards, batch))
+    pilot = measure_pilot(model, shards, batch)
+    one = _pass(model, shards, passes[0], statistics, sizes, pilot, labellers)
     done, begun = 0, clock()
     for first in range(start, stop, batch):
         end = min(first + batch, stop)
@@ -145,7 +159,7 @@ def default_batch(shards: TokenShards) -> int:
     return max(BATCH_TOKENS // shards.context, 1)
 
 
-def check_range(shards: TokenShards, sequences: tuple[int, int] | None, batch: int) -> tuple[int, int]:
+def check_range(shards: TokenShards, span: tuple[int, int] | None, batch: int) -> tuple[int, int]:
     """The range of sequences to read.
 
     Raises:
@@ -153,7 +167,7 @@ def check_range(shards: TokenShards, sequences: tuple[int, int] | None, batch: i
     """
     if batch < 1:
         raise Refused(f"batch={batch} reads nothing; give 1 or more.")
-    start, stop = (0, shards.n_sequences) if sequences is None else sequences
+    start, stop = (0, shards.n_sequences) if span is None else span
     if not 0 <= start < stop <= shards.n_sequences:
         raise Refused(f"Sequences {start} to {stop} are no range of the {shards.n_sequences} there are.")
     off = next((x for x in (start, stop) if x % batch and x != shards.n_sequences), None)
@@ -186,12 +200,43 @@ def part_range(shards: TokenShards, number: int, of: int, batch: int | None = No
     return start, min(stop, shards.n_sequences)
 
 
-def _sizes(model: Model, shards: TokenShards, statistics: Statistics) -> Sizes:
+def _labellers(model: Model, shards: TokenShards, statistics: Statistics) -> list[Labeller]:
+    """What gives the labels that are counted."""
+    if not statistics.labels:
+        return []
+    if model.tokenizer is None:
+        raise Refused(f"{model.spec.name} has no tokenizer, and labels are rules on its tokens' texts.")
+    texts = word_texts(model.tokenizer, model.embedding.shape[0])
+    return corpus_labellers(texts, shards, statistics.labels)
+
+
+def _sizes(model: Model, shards: TokenShards, statistics: Statistics, labellers: Sequence[Labeller]) -> Sizes:
     widths = mlp_widths(model)
     if statistics.up and not model.spec.gated:
         raise Refused(f"{model.spec.name} has MLPs without a gate, so there is no factor beside it.")
+    if statistics.quadrants:
+        check_gated(model)
     shards.check_model(model)
-    return Sizes(widths, shards.context, shards.vocab_size)
+    labels = sum(len(labeller.names) for labeller in labellers)
+    return Sizes(widths, shards.context, shards.vocab_size, shards.n_sequences, labels)
+
+
+def _pass(
+    model: Model,
+    shards: TokenShards,
+    parts: Sequence[Part],
+    statistics: Statistics,
+    sizes: Sizes,
+    pilot: Shifts,
+    labellers: Sequence[Labeller],
+) -> Pass:
+    """A pass with new accumulators for some parts."""
+    accumulators = {}
+    for part in parts:
+        columns = slice(part.start, part.stop)
+        shifts = {side: shift[columns].clone() for side, shift in pilot[part.depth].items()}
+        accumulators[part] = make_accumulator(part, statistics, sizes, shifts)
+    return Pass(model, shards, accumulators, labellers)
 
 
 def _pilot(model: Model, shards: TokenShards, batch: int, run: RunFolder) -> Shifts:

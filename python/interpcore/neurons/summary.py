@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.neurons.parts import BothSides, Part, Sizes, Statistics, load_accumulator
+from interpcore.neurons.accumulate import Sizes, Statistics, load_accumulator
+from interpcore.neurons.explain import LabelSums, joined_sums
+from interpcore.neurons.moment_errors import joined_errors
+from interpcore.neurons.quadrants import Quadrants, joined_quadrants
+from interpcore.neurons.token_pass import Part
 from interpcore.ops import ColumnMoments
 from interpcore.runs import (
     RunCard,
@@ -26,7 +30,7 @@ from interpcore.runs import (
     read_tensors,
     write_tensors,
 )
-from interpcore.stats import Accumulator, Examples, GroupTotals, HistogramCounts, Ranges
+from interpcore.stats import Examples, GroupTotals, HistogramCounts, Ranges
 
 PILOT = "pilot.safetensors"
 """Artifact with the shifts of a run."""
@@ -81,8 +85,7 @@ class Summary:
     @property
     def sizes(self) -> Sizes:
         """Sizes of model and tokens."""
-        names = ("context", "vocab_size")
-        return Sizes(tuple(self.card.arguments["widths"]), *(self.card.arguments[name] for name in names))
+        return Sizes.from_json(self.card.arguments)
 
     @property
     def n_layers(self) -> int:
@@ -125,6 +128,20 @@ class Summary:
         missing = torch.cat([one.missing for one in found], 1)
         return replace(found[0], **joined, missing=missing)
 
+    def moment_errors(self) -> dict[str, Tensor]:
+        """Standard errors of the moments of all neurons before the activation, as `errors_of` gives them."""
+        parts = (part for depth in range(self.n_layers) for part in self._parts("errors", depth))
+        return joined_errors([part.finalize() for part in parts])
+
+    def quadrants(self) -> Quadrants:
+        """Gated neurons by the signs of gate and factor, over the first sequences."""
+        return joined_quadrants([self._parts("quadrants", depth) for depth in range(self.n_layers)])
+
+    def label_sums(self) -> LabelSums:
+        """Sums after the activation over the tokens with each label, over all neurons."""
+        parts = (part for depth in range(self.n_layers) for part in self._parts("labels", depth))
+        return joined_sums([part.finalize() for part in parts])
+
     def defects(self) -> list[dict[str, Any]]:
         """Neurons with something wrong, by name: layer, neuron, defect and number of tokens.
 
@@ -151,7 +168,7 @@ class Summary:
         (accumulator,) = self._parts(kind, depth)
         return accumulator.finalize()
 
-    def _parts(self, kind: str, depth: int) -> list[Accumulator | BothSides]:
+    def _parts(self, kind: str, depth: int) -> list[Any]:
         """The accumulators that together hold one kind of a block call's neurons."""
         if not 0 <= depth < self.n_layers:
             raise Refused(f"There is no block call {depth} among the {self.n_layers} of {self.card.model}.")
@@ -163,7 +180,7 @@ class Summary:
             )
         return [self.load(part) for part in parts]
 
-    def load(self, part: Part) -> Accumulator | BothSides:
+    def load(self, part: Part) -> Any:
         """A part's accumulator."""
         return load_accumulator(part, self.statistics, self.sizes, _part_state(self.files[part], part))
 
@@ -204,7 +221,7 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
             for part in parts:
                 whole = first.load(part)
                 for other in rest:
-                    whole.merge(other.load(part))  # type: ignore[arg-type]
+                    whole.merge(other.load(part))
                 state |= {f"{part.name}/{name}": x for name, x in whole.state_dict().items()}
             header = {"parts": [list(vars(part).values()) for part in parts], "seen": list(seen)}
             if len(list(seen)) == 1:

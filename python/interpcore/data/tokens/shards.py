@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,32 @@ class TokenShards:
                 chosen.append(torch.from_numpy(part[low:high].astype(np.int64)))
             first += len(part)
         return torch.cat(chosen) if chosen else torch.empty((0, self.context), dtype=torch.int64)
+
+    def count(self, limit: int | None = None) -> int:
+        """How many sequences the first `limit` of them are; None for all."""
+        return min(self.n_sequences, limit or self.n_sequences)
+
+    def spans(self, size: int, limit: int | None = None) -> list[dict[str, int]]:
+        """The first `limit` sequences cut into blocks, the last one perhaps shorter.
+
+        Returns:
+            start and stop of each block, as cells of a sweep.
+        """
+        n = self.count(limit)
+        return [{"start": start, "stop": min(n, start + size)} for start in range(0, n, size)]
+
+    def blocks(
+        self, size: int, start: int, stop: int, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The sequences from `start` up to `stop`, `size` at a time.
+
+        Yields:
+            The number of the first one, the tokens [sequence, position] int64 and which of them count
+            [sequence, position] bool, on the device.
+        """
+        for first in range(start, stop, size):
+            tokens = self.sequences(first, min(first + size, stop)).to(device)
+            yield first, tokens, self.mask(tokens)
 
     def mask(self, tokens: Tensor) -> Tensor:
         """Which tokens count: all but the ids of the kinds in `masked`.

@@ -10,32 +10,15 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.model import Model
-from interpcore.model.mlp import MLP
-from interpcore.stats import (
-    Accumulator,
-    GroupSums,
-    Histogram,
-    LinearBins,
-    Moments,
-    OctaveBins,
-    TopExamples,
-)
-from interpcore.stats.accumulators import State
+from interpcore.neurons.labels import LABELS, LabelTotals
+from interpcore.neurons.moment_errors import BLOCK, GroupMoments
+from interpcore.neurons.quadrants import QuadrantSums
+from interpcore.neurons.token_pass import READS, BothSides, Part
+from interpcore.stats import GroupSums, Histogram, LinearBins, Moments, OctaveBins, TopExamples
 from interpcore.stats.histograms import Bins
 
 BINS: dict[str, Bins] = {"histogram": OctaveBins(), "published": LinearBins()}
 BY_TOKEN = ("token", "previous")
-# What a kind reads: before or after the activation, or the factor beside a gate; moments read pre and post.
-SIDE = {
-    "up": "up",
-    "histogram": "pre",
-    "published": "pre",
-    "position": "pre",
-    "top": "post",
-    "token": "post",
-    "previous": "post",
-}
 
 
 @dataclass(frozen=True)
@@ -51,6 +34,11 @@ class Statistics:
         position: sums of pre by position, and how often it is above 0.
         by_token: sums of post by token id ("token") and by the id before it ("previous").
         depths: block calls for `by_token`; None for all.
+        errors: groups of sequences by which moments of pre are summed apart, for their standard errors; 0 for
+            none.
+        quadrants: the first so many sequences in which gated neurons are counted by the signs of gate and
+            factor; 0 for none.
+        labels: kinds of labels, of `labels.LABELS`, whose tokens post is summed over.
     """
 
     thresholds: tuple[float, ...] = (0.0, -0.098)
@@ -61,11 +49,15 @@ class Statistics:
     up: bool = False
     by_token: tuple[str, ...] = ()
     depths: tuple[int, ...] | None = None
+    errors: int = 0
+    quadrants: int = 0
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.by_token) - set(BY_TOKEN))
-        if unknown:
-            raise Refused(f"by_token={unknown[0]!r} is unknown; choose from {', '.join(BY_TOKEN)}.")
+        for name, known in (("by_token", BY_TOKEN), ("labels", LABELS)):
+            unknown = sorted(set(getattr(self, name)) - set(known))
+            if unknown:
+                raise Refused(f"{name}={unknown[0]!r} is unknown; choose from {', '.join(known)}.")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -87,23 +79,11 @@ class Statistics:
             "published": self.published,
             "top": self.top > 0,
             "position": self.position,
+            "errors": self.errors > 0,
+            "quadrants": self.quadrants > 0,
+            "labels": bool(self.labels),
         }
         return tuple(kind for kind, there in wanted.items() if there)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One kind of statistic of some neurons of a block call: those from `start` up to `stop`."""
-
-    kind: str
-    depth: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """Its name in a state file."""
-        return f"{self.kind}/{self.depth}/{self.start}-{self.stop}"
 
 
 @dataclass(frozen=True)
@@ -114,15 +94,25 @@ class Sizes:
         widths: neurons of each block call.
         context: tokens of a sequence.
         vocab_size: number of token ids.
+        sequences: of the corpus.
+        labels: how many there are.
     """
 
     widths: tuple[int, ...]
     context: int
     vocab_size: int
+    sequences: int = 0
+    labels: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self) | {"widths": list(self.widths)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Sizes:
+        """Reads what `to_json` gave, among other entries; the last ones may be missing in an old card."""
+        numbers = {name: value.get(name, 0) for name in ("context", "vocab_size", "sequences", "labels")}
+        return cls(tuple(value["widths"]), **numbers)
 
     def bytes_per_neuron(self, kind: str, statistics: Statistics) -> int:
         """Bytes of a kind's state for one neuron."""
@@ -134,31 +124,17 @@ class Sizes:
             return 8 * (len(BINS[kind].edges) + 2)
         if kind == "top":
             return 12 * statistics.top
+        if kind == "errors":
+            return 8 * (3 + 6) * statistics.errors
+        if kind == "quadrants":
+            return 4 * (8 + 8 + 4 + 8)
+        if kind == "labels":
+            return 8 * 2 * (self.labels + 1) + 4
         return (20 if kind == "position" else 16) * self.groups(kind) + 4
 
     def groups(self, kind: str) -> int:
         """Groups of a kind of group sums."""
         return self.context if kind == "position" else self.vocab_size
-
-
-def mlp_widths(model: Model) -> tuple[int, ...]:
-    """Neurons of each block call.
-
-    Raises:
-        ValueError: the model has no MLP that a study of neurons can read.
-    """
-    if not isinstance(model, Model):
-        raise Refused(
-            f"{model.spec.name} runs through the generic adapter, which shows no neurons; "
-            "statistics of neurons need a family with hand-written blocks."
-        )
-    widths = []
-    for depth in range(model.plan.n_calls):
-        mlp = getattr(model.block(depth), "mlp", None)
-        if not isinstance(mlp, MLP):
-            raise Refused(f"Block call {depth} of {model.spec.name} has no MLP with one activation; skip it.")
-        widths.append(mlp.down.weight.shape[0])
-    return tuple(widths)
 
 
 def plan_passes(statistics: Statistics, sizes: Sizes, memory: float) -> list[list[Part]]:
@@ -199,40 +175,7 @@ def part_bytes(parts: Sequence[Part], statistics: Statistics, sizes: Sizes) -> i
     return sum((p.stop - p.start) * sizes.bytes_per_neuron(p.kind, statistics) for p in parts)
 
 
-class BothSides:
-    """Moments of a block call's neurons before and after the activation.
-
-    Args:
-        pre_shift, post_shift: [N] float32.
-        thresholds: of pre.
-    """
-
-    def __init__(self, pre_shift: Tensor, post_shift: Tensor, thresholds: Sequence[float]) -> None:
-        self.pre, self.post = Moments(pre_shift, thresholds), Moments(post_shift)
-
-    def merge(self, other: BothSides) -> None:
-        """Adds another's."""
-        self.pre.merge(other.pre)
-        self.post.merge(other.post)
-
-    def state_dict(self) -> State:
-        """Both sides' tensors, as pre/... and post/..."""
-        sides = {"pre": self.pre, "post": self.post}
-        return {f"{side}/{k}": x for side, m in sides.items() for k, x in m.state_dict().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a state."""
-        for side, moments in (("pre", self.pre), ("post", self.post)):
-            moments.load_state_dict({k: state[f"{side}/{k}"] for k in moments.state_dict()})
-
-    def finalize(self) -> tuple[Any, Any]:
-        """Moments of pre and of post."""
-        return self.pre.finalize(), self.post.finalize()
-
-
-def make_accumulator(
-    part: Part, statistics: Statistics, sizes: Sizes, shifts: Mapping[str, Tensor]
-) -> Accumulator | BothSides:
+def make_accumulator(part: Part, statistics: Statistics, sizes: Sizes, shifts: Mapping[str, Tensor]) -> Any:
     """A new accumulator for a part.
 
     Args:
@@ -240,24 +183,27 @@ def make_accumulator(
     """
     if part.kind == "moments":
         return BothSides(shifts["pre"], shifts["post"], statistics.thresholds)
-    shift = shifts[SIDE[part.kind]]
+    shift = shifts[READS[part.kind][-1]]
+    width, device = len(shift), shift.device
     if part.kind == "up":
         return Moments(shift)
     if part.kind in BINS:
-        return Histogram(len(shift), BINS[part.kind], shift.device)
+        return Histogram(width, BINS[part.kind], device)
     if part.kind == "top":
-        return TopExamples(len(shift), statistics.top, shift.device)
+        return TopExamples(width, statistics.top, device)
+    if part.kind == "errors":
+        return GroupMoments(width, statistics.errors, sizes.sequences, BLOCK, sizes.context, device)
+    if part.kind == "quadrants":
+        return QuadrantSums(width, statistics.quadrants * sizes.context, device)
+    if part.kind == "labels":
+        return LabelTotals(sizes.labels, shift)
     return GroupSums(part.kind, sizes.groups(part.kind), shift, active=part.kind == "position")
 
 
-def load_accumulator(
-    part: Part, statistics: Statistics, sizes: Sizes, state: Mapping[str, Tensor]
-) -> Accumulator | BothSides:
+def load_accumulator(part: Part, statistics: Statistics, sizes: Sizes, state: Mapping[str, Tensor]) -> Any:
     """A part's accumulator from its state, which brings its own shifts."""
-    if part.kind == "moments":
-        shifts = {side: state[f"{side}/shift"] for side in ("pre", "post")}
-    else:
-        shifts = {SIDE[part.kind]: state.get("shift", torch.zeros(part.stop - part.start))}
+    none = torch.zeros(part.stop - part.start)
+    shifts = {side: state.get(f"{side}/shift", state.get("shift", none)) for side in ("pre", "post", "up")}
     accumulator = make_accumulator(part, statistics, sizes, shifts)
     accumulator.load_state_dict(state)
     return accumulator
