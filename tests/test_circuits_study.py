@@ -91,7 +91,8 @@ def test_whole_circuits_are_the_model_and_curves_are_published_tables(folder) ->
     long = read(folder, "faithfulness")
     whole = long[(long.requested == 479) & (long.method != "random")]
     assert (whole.faithfulness - 1).abs().max() < 1e-4 and (whole.kept == 479).all()
-    assert (long.low <= long.faithfulness).all() and (long.faithfulness <= long.high).all()
+    assert (long.faithfulness_low <= long.faithfulness).all()
+    assert (long.faithfulness <= long.faithfulness_high).all()
     table = read(folder, "pareto/ioi")
     assert list(table.columns) == [
         *("baseline", "corrupted_baseline", "edges", "edges_EAP", "loss_EAP", "edges_EAP-IG", "loss_EAP-IG"),
@@ -110,9 +111,9 @@ def test_methods_are_compared_on_the_same_pairs(folder) -> None:
     for row in pairs.itertuples():
         first, second = (by_cell[row.task, method, row.requested] for method in (row.first, row.second))
         assert row.difference == pytest.approx(second - first, abs=1e-9)
-        assert row.low <= row.difference <= row.high
+        assert row.difference_low <= row.difference <= row.difference_high
     whole = pairs[pairs.requested == 479]
-    assert (whole.high - whole.low).max() < 1e-9
+    assert (whole.difference_high - whole.difference_low).max() < 1e-9
 
 
 def test_pairs_of_unequal_length_are_named(model, tmp_path) -> None:
@@ -314,3 +315,13 @@ def test_six_tasks_on_tiny_in_ten_minutes(model, tmp_path, record_property) -> N
     assert (table["gap_EAP-IG-auto"].abs() < 0.02).all()
     good = (table.faithfulness >= 0.85) & (table.share <= 0.3) & (table.random_best < 0.85)
     assert int(good.sum()) >= 4
+
+
+def test_rows_of_an_older_run_are_read_under_todays_names(folder) -> None:
+    """Ledgers and tables of version 0.1.0 call the ends of faithfulness's interval low and high."""
+    old = {"faithfulness": 0.9, "low": 0.8, "high": 1.0}
+    now = {"faithfulness": 0.9, "faithfulness_low": 0.8, "faithfulness_high": 1.0}
+    assert cells._renamed([[old], "a path"]) == [[now], "a path"]
+    frame = read(folder, "faithfulness")
+    earlier = frame.rename(columns={new: name for name, new in OLD_NAMES.items()})
+    assert earlier.rename(columns=OLD_NAMES).equals(frame)

@@ -53,8 +53,8 @@ def test_contrasts_are_within_layers(table):
     table["excess_corr"] = np.where(order <= 5, 0.8, 0.1)
     found = fm.universal_contrasts(table, ["kurt", "l2_penalty", "absent"]).set_index("column")
     assert list(found.index) == ["kurt", "l2_penalty"]
-    assert found.percentile["kurt"] == pytest.approx(95) and found.low["kurt"] > 90
-    assert found.low["l2_penalty"] < 50 < found.high["l2_penalty"]
+    assert found.percentile["kurt"] == pytest.approx(95) and found.percentile_low["kurt"] > 90
+    assert found.percentile_low["l2_penalty"] < 50 < found.percentile_high["l2_penalty"]
     ranks = fm.percentiles_within_layer(table, ["kurt"])
     assert ranks["kurt"].groupby(table.layer).mean().tolist() == pytest.approx([50, 50])
 

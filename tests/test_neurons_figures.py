@@ -62,8 +62,8 @@ def test_contrasts_and_skews(table):
         {
             "column": ["vocab_kurt", "x"],
             "percentile": [60.0, np.nan],
-            "low": [55.0, np.nan],
-            "high": [65.0, np.nan],
+            "percentile_low": [55.0, np.nan],
+            "percentile_high": [65.0, np.nan],
         }
     )
     ranks = pd.DataFrame({"vocab_kurt": [50.0, 60, 70], "x": [np.nan] * 3})

@@ -1,11 +1,12 @@
-"""Intervals: the cluster bootstrap against known cases, Fisher's interval, refusals."""
+"""Intervals: exact ones and those over clusters against known cases, Fisher's interval, refusals."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from interpcore.stats import cluster_bootstrap, correlation, paired_above, ratio_of_means
+from interpcore.stats import cluster_bootstrap, correlation, paired_sign_test, ratio_of_means
 
 
 def test_the_estimate_is_the_plain_mean_and_the_seed_fixes_the_interval():
@@ -33,21 +34,68 @@ def test_repeating_a_subject_does_not_narrow_the_interval():
     assert naive.high - naive.low < 0.7 * (once.high - once.low)
 
 
-def test_coverage_is_close_to_its_level():
-    generator = np.random.default_rng(2)
-    covered = 0
-    for i in range(200):
-        rates = generator.beta(2, 2, size=30)
-        values = (generator.random((30, 3)) < rates[:, None]).ravel()
-        got = cluster_bootstrap(values, np.repeat(np.arange(30), 3).tolist(), draws=400, seed=i)
-        covered += got.low <= 0.5 <= got.high
-    assert 0.88 <= covered / 200 <= 0.99
+def test_a_share_of_all_or_none_has_the_exact_interval_of_its_units():
+    """Clopper and Pearson's: (alpha / 2)^(1 / n) below n of n. Repeats of a subject add nothing."""
+    ten = cluster_bootstrap([1] * 10, list(range(10)))
+    assert (ten.value, ten.high) == (1, 1) and ten.low == pytest.approx(0.025**0.1)
+    again = cluster_bootstrap([1] * 30, np.repeat(np.arange(10), 3).tolist())
+    assert again.low == pytest.approx(ten.low) and again.n == 10
+    none = cluster_bootstrap([0] * 10, list(range(10)))
+    assert none.low == 0 and none.high == pytest.approx(1 - ten.low)
+    uneven = cluster_bootstrap([1] * 12, [0] * 10 + [1, 2])  # one subject is nearly all there is
+    assert uneven.low < cluster_bootstrap([1] * 3, [0, 1, 2]).low < ten.low
+    alone = cluster_bootstrap([True] * 5, ["a"] * 5)
+    assert (alone.low, alone.high) == (pytest.approx(0.025), 1)
 
 
-def test_paired_differences():
-    clusters = list(range(20))
-    assert paired_above([1] * 20, [0.5] * 20, clusters)
-    assert not paired_above([1, 0] * 10, [0.5] * 20, clusters)
+def test_independent_shares_have_clopper_and_pearsons_interval():
+    for hits, n in ((1, 8), (19, 20), (7, 12)):
+        want = stats.binomtest(hits, n).proportion_ci()
+        got = cluster_bootstrap([1] * hits + [0] * (n - hits), list(range(n)))
+        assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-9)
+
+
+def test_values_of_a_cluster_that_vary_freely_count_more_than_its_one():
+    """Subjects that are right in 2 of 3 trials each: nothing says that trials repeat one another."""
+    clusters = np.repeat(np.arange(8), 3).tolist()
+    free = cluster_bootstrap([1, 1, 0] * 8, clusters)
+    alike = cluster_bootstrap([1] * 15 + [0] * 9, clusters)
+    want = stats.binomtest(16, 24).proportion_ci()
+    assert (free.low, free.high) == pytest.approx((want.low, want.high), abs=1e-9)
+    assert alike.high - alike.low > 1.4 * (free.high - free.low)
+
+
+def test_interval_and_test_are_one():
+    """The p-value of a number is small exactly where the interval at that level leaves it out."""
+    values = np.random.default_rng(5).normal(0.4, 1, size=20)
+    cases = [
+        cluster_bootstrap([1] * 14 + [0] * 2, list(range(16))),
+        cluster_bootstrap(values, list(range(20))),
+        ratio_of_means(values + 2, np.full(20, 3.0) + values / 9),
+        correlation(values, values + np.random.default_rng(6).normal(size=20)),
+    ]
+    for got in cases:
+        for at in (got.low, got.high):
+            assert got.p(at) == pytest.approx(0.05, rel=5e-3), got
+        assert got.p(got.low - 0.05) < 0.05 < got.p((got.low + got.value) / 2)
+    assert cases[0].p(0.5) == pytest.approx(stats.binomtest(14, 16).pvalue, rel=0.01)
+    assert np.isnan(cluster_bootstrap([0.3, 0.4], ["a", "a"]).p(0.5))
+
+
+def test_the_paired_test_is_mcnemars_exact_one_by_unit():
+    def p(better, worse, ties=5):
+        values = [1] * better + [0] * worse + [1] * ties
+        others = [0] * better + [1] * worse + [1] * ties
+        return paired_sign_test(values, others, list(range(len(values))))
+
+    for better, worse in ((8, 0), (6, 0), (5, 0), (9, 2), (0, 6), (0, 0)):
+        n = better + worse
+        want = stats.binomtest(better, n).pvalue if n else 1.0
+        assert p(better, worse) == pytest.approx(want)
+    assert p(5, 0) > 0.05 > p(6, 0)  # five subjects never carry a star
+    clusters = np.repeat(np.arange(5), 3).tolist()  # nor do five in three trials
+    assert paired_sign_test([1] * 15, [0] * 15, clusters) == p(5, 0)
+    assert paired_sign_test([1, 1, 0] * 6, [0, 0, 1] * 6, np.repeat(np.arange(6), 3).tolist()) == p(6, 0)
 
 
 def test_correlation_has_fisher_s_interval():
@@ -83,28 +131,38 @@ def test_a_ratio_of_paired_means_does_not_vary_where_the_pairs_agree():
     assert noisy.low < noisy.value < noisy.high
 
 
-def test_draws_without_a_denominator_count_as_beyond_either_end():
-    """Few pairs of zeros and ones, as accuracies are: some draws have nothing below the line."""
-    bottom = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    top = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
-    got = ratio_of_means(top, bottom, draws=4000)
-    weights = np.random.default_rng(0).multinomial(8, [1 / 8] * 8, size=4000)
-    below = weights @ bottom
-    assert 0 < (below == 0).sum() < 100
-    ratios = (weights @ top)[below > 0] / below[below > 0]
-    missing = [np.full((below == 0).sum(), end) for end in (-np.inf, np.inf)]
-    low, high = (np.sort(np.append(ratios, m)) for m in missing)
-    assert (got.low, got.high) == (low[int(0.025 * 3999)], high[int(np.ceil(0.975 * 3999))])
-    assert np.isfinite([got.low, got.high]).all()
-    with pytest.raises(ValueError, match="the ratio has no bounds"):
-        ratio_of_means(top[2:], bottom[2:])
+def test_a_ratio_is_where_students_test_of_the_difference_turns():
+    g = np.random.default_rng(4)
+    bottom = g.normal(3, 1, size=12)
+    top = 0.8 * bottom + g.normal(0, 1, size=12)
+    got = ratio_of_means(top, bottom)
+    for end in (got.low, got.high):
+        assert stats.ttest_1samp(top - end * bottom, 0).pvalue == pytest.approx(0.05)
+
+
+def test_right_answers_that_happen_to_agree_do_not_make_a_ratio_certain():
+    """A circuit as accurate as the model on each of 10 pairs, as measured by accuracy."""
+    right = np.array([1.0, 1, 1, 0, 0, 1, 1, 1, 1, 1])
+    got = ratio_of_means(right, right)
+    assert got.value == 1 and got.low < 0.8 and got.high > 1.2
+    whole = ratio_of_means(2.5 * right, 2.5 * right)  # a measure of degree that agrees is the same circuit
+    assert (whole.low, whole.high) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_two_pairs_have_a_ratio_but_bound_nothing():
+    got = ratio_of_means([4.0, 9.0], [5.0, 10.0])
+    assert got.value == pytest.approx(13 / 15) and (got.low, got.high) == (-np.inf, np.inf)
+    assert (ratio_of_means([4.0], [5.0]).low, ratio_of_means([4.0], [5.0]).value) == (-np.inf, 0.8)
+    for bottom in ([5.0, -5.0], [0.0, 0.0], [0.0], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="the ratio has no bounds"):
+            ratio_of_means(np.ones(len(bottom)), bottom)
 
 
 def test_the_interval_of_a_ratio_agrees_with_the_delta_method():
     generator = np.random.default_rng(3)
     bottom = generator.normal(5, 1, size=300)
     top = 0.5 * bottom + generator.normal(0, 1, size=300)
-    got = ratio_of_means(top, bottom, draws=4000)
+    got = ratio_of_means(top, bottom)
     error = (top - got.value * bottom).std() / bottom.mean() / np.sqrt(300)
     assert got.high - got.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 

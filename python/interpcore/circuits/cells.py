@@ -17,6 +17,7 @@ from interpcore.circuits.files import load_scores
 from interpcore.circuits.methods import Method, method_of
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import Study
+from interpcore.circuits.tables import OLD_NAMES
 from interpcore.circuits.tasks import task_info
 from interpcore.errors import Refused
 from interpcore.runs import Ledger, cell_seed, sweep, write_tensors
@@ -308,4 +309,13 @@ def _run(function: Any, study: Study, grid: list[dict[str, Any]], progress: bool
         on_error="raise",
         seed=study.options.seed,
     )
-    return [row.result for row in rows]
+    return [_renamed(row.result) for row in rows]
+
+
+def _renamed(found: Any) -> Any:
+    """A cell's rows under the names of this version."""
+    if isinstance(found, list):
+        return [_renamed(row) for row in found]
+    return (
+        {OLD_NAMES.get(key, key): value for key, value in found.items()} if isinstance(found, dict) else found
+    )

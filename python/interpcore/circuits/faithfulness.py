@@ -157,22 +157,20 @@ def faithfulness(
     empty: ArrayLike,
     *,
     level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> Interval:
-    """(m(C) - m(0)) / (m(full) - m(0)) with the means over pairs taken before the ratio, and the interval of
-    a bootstrap over the pairs.
+    """(m(C) - m(0)) / (m(full) - m(0)) with the means over pairs taken before the ratio, and Fieller's
+    interval over the pairs, see `ratio_of_means`.
 
     Args:
         values: the circuit's metric on each pair [n].
         full: the model's [n].
         empty: with every edge corrupted by the same intervention [n].
-        level, draws, seed: of the bootstrap.
+        level: coverage.
     Raises: GraphError where m(full) - m(0) has an interval that includes zero.
     """
     values, full, empty = (torch.as_tensor(x, dtype=torch.float64) for x in (values, full, empty))
     try:
-        return ratio_of_means(values - empty, full - empty, level=level, draws=draws, seed=seed)
+        return ratio_of_means(values - empty, full - empty, level=level)
     except Refused as error:
         raise GraphError(
             "Faithfulness is not defined here: the full model and the fully corrupted one do not differ. "
@@ -187,11 +185,9 @@ def more_faithful(
     empty: ArrayLike,
     *,
     level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """Difference of two circuits' faithfulness on the same pairs, with its paired interval; arguments as in
     `faithfulness`."""
     difference = torch.as_tensor(values, dtype=torch.float64) - torch.as_tensor(others, dtype=torch.float64)
     shifted = difference + torch.as_tensor(empty, dtype=torch.float64)
-    return faithfulness(shifted, full, empty, level=level, draws=draws, seed=seed)
+    return faithfulness(shifted, full, empty, level=level)

@@ -187,7 +187,8 @@ def _faithfulness(
         x = part.share if share else part.kept.clip(lower=1)
         color = COLORS.get(method, "#555555")
         panel.plot(x, part.faithfulness, ".-", color=color, lw=1.2, ms=3, label=_label(method))
-        panel.fill_between(x, part.low, part.high, color=color, alpha=0.13, lw=0)
+        ends = (part[f"faithfulness_{end}"].clip(-9, 9) for end in ("low", "high"))  # few pairs bound nothing
+        panel.fill_between(x, *ends, color=color, alpha=0.13, lw=0)
     panel.axhline(0.85, color="#999999", lw=0.7, ls="--")
     panel.axhline(1.0, color="#999999", lw=0.5)
     low = float(np.nanmin(rows.faithfulness))

@@ -16,7 +16,7 @@ from interpcore.circuits.graph import GraphError
 from interpcore.circuits.manual import GPT2_SMALL, manual_circuit, recovery
 from interpcore.circuits.methods import IG_STEPS, method_of
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study import Study
+from interpcore.circuits.study import MEASURED, Study
 from interpcore.circuits.tasks import MAIN_TASKS, TASKS, task_info
 from interpcore.runs import RunCard, RunError, read_card, read_tensors, write_json
 from interpcore.runs.frames import read_frame, write_frame
@@ -104,8 +104,8 @@ def _difference(value: Tensor, other: Tensor, ends: Tensor) -> dict[str, float]:
     try:
         found = more_faithful(value, other, *ends)
     except GraphError:
-        return dict.fromkeys(("difference", "low", "high"), float("nan"))
-    return {"difference": found.value, "low": found.low, "high": found.high}
+        return dict.fromkeys(("difference", "difference_low", "difference_high"), float("nan"))
+    return {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
 
 
 def summary(
@@ -129,7 +129,7 @@ def summary(
             if method_of(method).options.get("steps") == "auto":
                 line["steps_auto"] = notes["steps"]
         line |= {"method": best["method"], "kept": best["kept"], "share": best["kept"] / study.graph.n_edges}
-        line |= {name: best[name] for name in ("faithfulness", "low", "high", "refused")}
+        line |= {name: best[name] for name in (*MEASURED, "refused")}
         drawn = [row["faithfulness"] for row in chance if row["task"] == task]
         if drawn:
             line |= {
@@ -357,7 +357,7 @@ def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame
             raise RunError(
                 f"{other} has no faithfulness table; run `interpcore circuits pareto` into it first"
             )
-        rows = read_frame(path)
+        rows = read_frame(path).rename(columns=tables.OLD_NAMES)
         card = read_card(other)
         shown = figures.faithfulness_figure(rows[rows.method != "random"], share=True)
         files += _save(study, f"figure-11-{card.model}", shown, card)

@@ -32,6 +32,7 @@ from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
 from interpcore.runs import RunCard, RunError, RunFolder
 
+MEASURED = ("faithfulness", "faithfulness_low", "faithfulness_high")
 PAPER_SIZES = (*range(30, 100, 10), *range(100, 1001, 100))
 SMALL_SHARES = (
     0.01,
@@ -265,11 +266,11 @@ class Study:
     def _faithfulness(self, value: Tensor, full: Tensor, empty: Tensor) -> dict[str, Any]:
         """Faithfulness with its interval, or NaN and why."""
         try:
-            found = faithfulness(value, full, empty, seed=self.options.seed)
+            found = faithfulness(value, full, empty)
         except GraphError as error:
-            nothing = float("nan")
-            return {"faithfulness": nothing, "low": nothing, "high": nothing, "refused": str(error)}
-        return {"faithfulness": found.value, "low": found.low, "high": found.high, "refused": None}
+            return dict.fromkeys(MEASURED, float("nan")) | {"refused": str(error)}
+        ends = {"faithfulness_low": found.low, "faithfulness_high": found.high}
+        return {"faithfulness": found.value, **ends, "refused": None}
 
 
 def open_study(

@@ -27,6 +27,8 @@ PAPER_ORDER = (
     "greater-than-price",
     "greater-than-sequence",
 )
+# What runs of version 0.1.0 called the ends of faithfulness's interval.
+OLD_NAMES = {"low": "faithfulness_low", "high": "faithfulness_high"}
 # Names that published agreement tables give to methods.
 SHORT = {"eap": "vanilla", "eap-ig": "ig"}
 
@@ -56,7 +58,7 @@ def pareto_table(rows: Rows) -> pd.DataFrame:
 
 def faithfulness_table(rows: Rows) -> pd.DataFrame:
     """All rows: task, on, method, requested, kept, share, nodes, metric, value, clean, ablated, faithfulness
-    with its interval, pairs."""
+    with `faithfulness_low` and `faithfulness_high` (95%, Fieller's interval over pairs), pairs."""
     import pandas as pd
 
     return pd.DataFrame(list(rows))

@@ -294,7 +294,8 @@ SCORED = (
 )
 FAITHFUL = (
     "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
-    "(clean - ablated) of the metric on held-out pairs, low to high its 95% interval."
+    "(clean - ablated) of the metric on held-out pairs, _low to _high its 95% interval (Fieller's, "
+    "over pairs)."
 )
 BESIDE = (
     "One row per task: its smallest circuit that keeps 85%, share: of all edges; gap_<method>: completeness "
@@ -309,8 +310,8 @@ SHOWN = (
     "clean",
     "ablated",
     "faithfulness",
-    "low",
-    "high",
+    "faithfulness_low",
+    "faithfulness_high",
     "refused",
 )
 

@@ -138,7 +138,8 @@ def universal_contrasts(
         columns: what to compare.
         universal: excess correlation above which a neuron is universal.
         seed: of the bootstrap over neurons.
-    Returns: column, neurons, universal_mean, rest_mean, percentile with low and high (95%).
+    Returns: column, neurons, universal_mean, rest_mean, percentile, its percentile_low and
+        percentile_high (95%, bootstrap over neurons; NaN for one).
     """
     import pandas as pd
 
@@ -159,8 +160,8 @@ def universal_contrasts(
                 "universal_mean": float(table.loc[chosen, name].mean()),
                 "rest_mean": float(table.loc[~chosen, name].mean()),
                 "percentile": found.value,
-                "low": found.low,
-                "high": found.high,
+                "percentile_low": found.low,
+                "percentile_high": found.high,
             }
         )
     return pd.DataFrame(rows)

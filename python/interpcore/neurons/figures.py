@@ -69,7 +69,10 @@ def contrast_figure(contrasts: pd.DataFrame, ranks: pd.DataFrame | None = None) 
         if len(values):
             for (low, high), width in (((5, 95), 1), ((25, 75), 5)):
                 axes.hlines(place, *np.percentile(values, [low, high]), color="lightgrey", lw=width)
-    error = [contrasts.percentile - contrasts.low, contrasts.high - contrasts.percentile]
+    error = [
+        contrasts.percentile - contrasts.percentile_low,
+        contrasts.percentile_high - contrasts.percentile,
+    ]
     axes.errorbar(contrasts.percentile, places, xerr=np.clip(error, 0, None), fmt="o", color=COLORS[0], ms=4)
     axes.axvline(50, color="black", lw=1, ls=":")
     axes.set_yticks(places, list(contrasts.column))

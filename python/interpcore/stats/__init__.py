@@ -3,7 +3,13 @@
 from interpcore.stats.accumulators import Accumulator, MergeError, Ranges, TokenBlock
 from interpcore.stats.group_sums import GroupSums, GroupTotals
 from interpcore.stats.histograms import Histogram, HistogramCounts, LinearBins, OctaveBins
-from interpcore.stats.intervals import Interval, cluster_bootstrap, correlation, paired_above, ratio_of_means
+from interpcore.stats.intervals import (
+    Interval,
+    cluster_bootstrap,
+    correlation,
+    paired_sign_test,
+    ratio_of_means,
+)
 from interpcore.stats.matching import mutual, one_to_one
 from interpcore.stats.moments import Moments
 from interpcore.stats.top_examples import Examples, TopExamples
@@ -27,6 +33,6 @@ __all__ = [
     "correlation",
     "mutual",
     "one_to_one",
-    "paired_above",
+    "paired_sign_test",
     "ratio_of_means",
 ]

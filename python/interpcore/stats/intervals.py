@@ -1,9 +1,14 @@
-"""Estimates with an interval: means over repeated subjects, and correlations."""
+"""Estimates with an interval and the test that agrees with it: shares, means, ratios, correlations.
+
+Few units are the rule here (8 subjects, 12 prompt pairs), so no interval relies on a large number of them.
+Each method was chosen by its simulated coverage, which `tests/test_stats_coverage.py` holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from math import comb, log
 from statistics import NormalDist
 
 import numpy as np
@@ -11,21 +16,46 @@ from numpy.typing import ArrayLike, NDArray
 
 from interpcore.errors import Refused
 
+Ends = Callable[[float], tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its interval.
+    """An estimate, its interval, and the test that goes with it.
 
     Attributes:
         value: the estimate.
         low, high: the interval's ends.
-        n: what was resampled or counted: clusters, or pairs of a correlation.
+        n: what was resampled or counted: clusters, or pairs.
+        method: how the interval was made, in words.
+        ends: the interval at any level.
     """
 
     value: float
     low: float
     high: float
     n: int
+    method: str = ""
+    ends: Ends | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def at(cls, level: float, value: float, ends: Ends, n: int, method: str) -> Interval:
+        """The interval of an estimate at a level."""
+        return cls(value, *ends(level), n, method, ends)
+
+    def p(self, at: float) -> float:
+        """Two-sided p-value of the true value being `at`: the smallest alpha whose 1 - alpha interval leaves
+        it out (to a relative 1e-3, not below 1e-9), so that interval and test never disagree; NaN where the
+        interval has no ends.
+        """
+        if self.ends is None or np.isnan(self.low):
+            return float("nan")
+        inside, outside = log(1e-9), 0.0
+        while outside - inside > 1e-3:
+            middle = (inside + outside) / 2
+            low, high = self.ends(1 - float(np.exp(middle)))
+            inside, outside = (middle, outside) if low <= at <= high else (inside, middle)
+        return float(np.exp(outside))
 
 
 def cluster_bootstrap(
@@ -36,9 +66,18 @@ def cluster_bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of values that come in clusters, with the percentile interval of a bootstrap over whole clusters
-    (Cameron, Gelbach and Miller 2008). The mean of a draw is the sum over its values divided by their number.
-    Where all values are equal the interval has no width.
+    """Mean of values that come in clusters, with an interval over whole clusters.
+
+    A share (values of 0 and 1 alone) has the exact interval of Clopper and Pearson (1934) at its effective
+    number of values, as Korn and Graubard (1998) have it: n / deff times the squared ratio of the t quantiles
+    at n - 1 and at clusters - 1, where deff is the variance over clusters against that of n independent
+    values; never more than n, nor less than (sum of sizes)^2 / sum of squared sizes, which is what counts
+    where all values of a cluster agree. With one value per cluster it is Clopper and Pearson's own, and 10 of
+    10 has the interval [0.69, 1].
+
+    Other values have the percentile interval of a bootstrap over clusters (Cameron, Gelbach and Miller 2008),
+    the mean of a draw being the sum over its values divided by their number, at quantiles widened to those of
+    Student's t (Hesterberg 2015); where all clusters are equal it has no width.
 
     Args:
         values: [n], finite; True and False count as 1 and 0.
@@ -46,72 +85,72 @@ def cluster_bootstrap(
         level: coverage.
         draws: number of resamples.
         seed: fixes them.
-    Raises: ValueError for no values, lengths that differ, or a value that is not finite.
+
+    Returns:
+        The interval; its ends are NaN for a single cluster of values that are no share.
+
+    Raises:
+        ValueError: no values, lengths that differ, or a value that is not finite.
     """
     sums, counts = _by_cluster(values, clusters)
-    weights = _resamples(len(sums), draws, seed)
-    means = (weights @ sums) / (weights @ counts)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(sums))
+    if np.isin(np.asarray(values, dtype=np.float64), (0.0, 1.0)).all():
+        ends, method = _share_ends(sums, counts), "exact, at the effective number of values"
+    else:
+        ends, method = _bootstrap_ends(sums, counts, draws, seed), "bootstrap, t quantiles"
+    return Interval.at(level, float(sums.sum() / counts.sum()), ends, len(sums), method)
 
 
-def paired_above(
-    values: ArrayLike,
-    others: ArrayLike,
-    clusters: Sequence[Hashable],
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> bool:
-    """Whether the interval of the mean difference values - others, paired, lies above zero; arguments as in
-    `cluster_bootstrap`."""
+def paired_sign_test(values: ArrayLike, others: ArrayLike, clusters: Sequence[Hashable]) -> float:
+    """Exact two-sided p-value of paired values and others being alike: the sign test over clusters, each of
+    which counts once, by the sign of its summed difference; clusters without one do not count. With one value
+    per cluster that is 0 or 1 it is McNemar's exact test.
+
+    Args:
+        values, others: [n] each, finite.
+        clusters: what each pair belongs to [n].
+
+    Raises:
+        ValueError: as `cluster_bootstrap`.
+    """
     difference = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
-    return cluster_bootstrap(difference, clusters, level=level, draws=draws, seed=seed).low > 0
+    sums, _ = _by_cluster(difference, clusters)
+    more, less = int((sums > 0).sum()), int((sums < 0).sum())
+    tail = sum(comb(more + less, k) for k in range(min(more, less) + 1))
+    return min(1.0, 2 * tail / 2 ** (more + less))
 
 
-def ratio_of_means(
-    numerators: ArrayLike,
-    denominators: ArrayLike,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """mean(numerators) / mean(denominators) of paired values, with the percentile interval of a bootstrap
-    over the pairs: both means of a draw are over the same pairs. A draw whose denominator is zero or has
-    changed its sign bounds nothing; it counts as beyond either end.
+def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike, *, level: float = 0.95) -> Interval:
+    """mean(numerators) / mean(denominators) of paired values, with Fieller's interval (1954): all r at which
+    Student's t of numerators - r denominators is no larger than its quantile.
+
+    Where all values are -1, 0 or 1 (differences of right and wrong answers), a pair of each kind, (1, 0),
+    (0, 1), (1, 1) and (0, 0), is added to the interval's pairs, not to the value's (as Agresti and Caffo
+    2000 add four trials), so that pairs that happen to agree do not make it certain.
 
     Args:
         numerators, denominators: [n] each, finite.
         level: coverage.
-        draws: number of resamples.
-        seed: fixes them.
-    Raises: ValueError for no values, lengths that differ, or a denominator whose mean has an interval that
-        includes zero.
+
+    Returns:
+        The interval; it is unbounded where so few pairs do not bound the denominator away from zero.
+
+    Raises:
+        ValueError: no values, lengths that differ, or a denominator whose mean does not differ from zero even
+            by the normal quantile.
     """
     top, bottom = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
     if top.ndim != 1 or top.shape != bottom.shape or not len(top):
         raise ValueError(f"A ratio of means needs paired values; got {top.shape} and {bottom.shape}.")
     if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise Refused("A ratio of means needs finite values; leave missing pairs out.")
-    weights = _resamples(len(top), draws, seed)
-    ends = [(1 - level) / 2, (1 + level) / 2]
-    below = weights @ bottom
-    low, high = np.quantile(below, ends) / len(bottom)
-    bounded = below * bottom.mean() > 0
-    if low <= 0 <= high or np.count_nonzero(~bounded) > int(ends[0] * (draws - 1)):
+    error = bottom.std(ddof=1) / len(bottom) ** 0.5 if len(bottom) > 1 else 0.0
+    if abs(bottom.mean()) <= NormalDist().inv_cdf((1 + level) / 2) * error or not bottom.any():
         raise Refused(
-            f"The denominator's mean is {bottom.mean():.4g} with interval [{low:.4g}, {high:.4g}], which "
-            "includes zero, so the ratio has no bounds."
+            f"The denominator's mean is {bottom.mean():.4g} with a standard error of {error:.4g} over "
+            f"{len(bottom)} pairs, an interval that includes zero, so the ratio has no bounds."
         )
-    ratios = np.divide(weights @ top, below, out=np.zeros(draws), where=bounded)
-    if bounded.all():
-        low, high = np.quantile(ratios, ends)
-    else:
-        low = np.quantile(np.where(bounded, ratios, -np.inf), ends[0], method="lower")
-        high = np.quantile(np.where(bounded, ratios, np.inf), ends[1], method="higher")
-    return Interval(float(top.mean() / bottom.mean()), float(low), float(high), len(top))
+    ends = _fieller_ends(top, bottom)
+    return Interval.at(level, float(top.mean() / bottom.mean()), ends, len(top), "Fieller")
 
 
 def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -130,10 +169,14 @@ def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     if a.std() == 0 or b.std() == 0:
         raise Refused("A correlation needs values that differ; those of one side are all equal.")
     r = float(np.corrcoef(a, b)[0, 1].clip(-1, 1))
-    reach = NormalDist().inv_cdf((1 + level) / 2) / np.sqrt(len(a) - 3)
-    with np.errstate(divide="ignore"):  # r = 1 has the interval [1, 1]
-        low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
-    return Interval(r, float(low), float(high), len(a))
+
+    def ends(level: float) -> tuple[float, float]:
+        reach = NormalDist().inv_cdf((1 + level) / 2) / np.sqrt(len(a) - 3)
+        with np.errstate(divide="ignore"):  # r = 1 has the interval [1, 1]
+            low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
+        return float(low), float(high)
+
+    return Interval.at(level, r, ends, len(a), "Fisher")
 
 
 def _by_cluster(
@@ -153,7 +196,66 @@ def _by_cluster(
     return np.bincount(which, numbers).astype(np.float64), np.bincount(which).astype(np.float64)
 
 
-def _resamples(n: int, draws: int, seed: int) -> NDArray[np.float64]:
-    """How often each of n clusters is drawn [draw, cluster]."""
+def _share_ends(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Ends:
+    """Clopper and Pearson's interval of a share at its effective number of values."""
+    from scipy.stats import beta, t
+
+    n, clusters = counts.sum(), len(counts)
+    share = sums.sum() / n
+    least = n**2 / np.square(counts).sum()
+    variance = np.square(sums - share * counts).sum() / n**2 * clusters / max(clusters - 1, 1)
+
+    def ends(level: float) -> tuple[float, float]:
+        alpha, effective = 1 - level, least
+        if clusters > 1 and 0 < share < 1:
+            few = t.ppf(alpha / 2, n - 1) / t.ppf(alpha / 2, clusters - 1)
+            effective = np.clip(share * (1 - share) * few**2 / max(variance, 1e-12), least, n)
+        hits, misses = share * effective, (1 - share) * effective
+        low = 0.0 if share == 0 else float(beta.ppf(alpha / 2, hits, misses + 1))
+        high = 1.0 if share == 1 else float(beta.ppf(1 - alpha / 2, hits + 1, misses))
+        return low, high
+
+    return ends
+
+
+def _bootstrap_ends(sums: NDArray[np.float64], counts: NDArray[np.float64], draws: int, seed: int) -> Ends:
+    """Percentiles of the means of whole clusters drawn anew, at widened quantiles."""
+    from scipy.stats import t
+
+    n = len(sums)
+    if n < 2:
+        return lambda level: (float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    return generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    weights = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    means = (weights @ sums) / (weights @ counts)
+
+    def ends(level: float) -> tuple[float, float]:
+        wide = NormalDist().cdf((n / (n - 1)) ** 0.5 * float(t.ppf((1 - level) / 2, n - 1)))
+        if wide * draws < 1:  # more than these draws can say
+            return -np.inf, np.inf
+        low, high = np.quantile(means, [wide, 1 - wide])
+        return float(low), float(high)
+
+    return ends
+
+
+def _fieller_ends(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> Ends:
+    """Fieller's interval of a ratio; unbounded where the denominator's includes zero."""
+    from scipy.stats import t
+
+    degrees = len(top) - 1
+    if np.isin((top, bottom), (-1.0, 0.0, 1.0)).all():
+        top, bottom = np.append(top, (1.0, 0.0, 1.0, 0.0)), np.append(bottom, (0.0, 1.0, 1.0, 0.0))
+    if not degrees:
+        return lambda level: (-np.inf, np.inf)
+    means, spread = np.array((top.mean(), bottom.mean())), np.cov(top, bottom) / len(top)
+
+    def ends(level: float) -> tuple[float, float]:
+        # The roots of a r^2 - 2 b r + c, where t(r) is its quantile.
+        (c, b), (_, a) = np.outer(means, means) - float(t.ppf((1 + level) / 2, degrees)) ** 2 * spread
+        if a <= 0:
+            return -np.inf, np.inf
+        reach = max(b**2 - a * c, 0.0) ** 0.5
+        return float((b - reach) / a), float((b + reach) / a)
+
+    return ends
