@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 import interpcore
 from interpcore.circuits import Graph, load_scores
-from interpcore.circuits.cells import run_curves, run_scores
+from interpcore.circuits.cells import _renamed, run_curves, run_scores
 from interpcore.circuits.methods import METHODS, method_of
 from interpcore.circuits.report import paper_figures, pareto
 from interpcore.circuits.study import Options, Study, open_study
+from interpcore.circuits.tables import OLD_NAMES
 from interpcore.circuits.tasks import MAIN_TASKS
 from interpcore.cli import app
 from interpcore.data import prompt_pairs
@@ -321,7 +322,7 @@ def test_rows_of_an_older_run_are_read_under_todays_names(folder) -> None:
     """Ledgers and tables of version 0.1.0 call the ends of faithfulness's interval low and high."""
     old = {"faithfulness": 0.9, "low": 0.8, "high": 1.0}
     now = {"faithfulness": 0.9, "faithfulness_low": 0.8, "faithfulness_high": 1.0}
-    assert cells._renamed([[old], "a path"]) == [[now], "a path"]
+    assert _renamed([[old], "a path"]) == [[now], "a path"]
     frame = read(folder, "faithfulness")
     earlier = frame.rename(columns={new: name for name, new in OLD_NAMES.items()})
     assert earlier.rename(columns=OLD_NAMES).equals(frame)
