@@ -12,10 +12,10 @@ from interpcore.data.tokens import TokenShards
 from interpcore.model import Tap
 from interpcore.neurons.dataframe import compare_tables, neuron_table, table_counts, write_table
 from interpcore.neurons.moment_errors import moment_errors
-from interpcore.neurons.published import BIN_EDGES, COLUMNS
+from interpcore.neurons.published import BIN_EDGES, COLUMNS, read_published
 from interpcore.neurons.weight_study import weight_study
 from interpcore.ops import column_moments
-from interpcore.runs import RunCard, RunFolder, read_json
+from interpcore.runs import Refused, RunCard, RunFolder, read_json
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -135,3 +135,23 @@ def test_a_written_table_and_its_comparison(weights, pre, tmp_path):
     assert read_json(made / "counts.json")["neurons"] == 512
     # Without partner models nothing is known of universality, and nothing is said.
     assert "universal" not in compare_tables(table, {}).quantity.to_list()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("layer,neuron,mean\n0,1,high\n", "the column mean holds other things than numbers"),
+        ("layer,neuron,mean\n0,1,inf\n", "the column mean holds numbers that are not finite"),
+        ("layer,neuron,mean\n0,1.5,2\n", "the column neuron holds other things than whole numbers"),
+        ("layer,neuron,mean\n-1,1,2\n", "the column layer holds other things"),
+        ("layer,neuron,mean\n", "has no rows"),
+        ("layer,neuron,mean\n0,1,2\n0,1,2,3\n", "is no CSV file"),
+    ],
+)
+def test_a_table_of_other_things_than_neurons_is_refused(text, said, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(Refused, match=said) as told:
+        read_published(tmp_path / "t.csv")
+    assert "\n" not in str(told.value)
+    (tmp_path / "t.csv").write_text("layer,neuron,mean\n0,1,2\n", encoding="utf-8-sig")
+    assert read_published(tmp_path / "t.csv")["mean"].tolist() == [2]

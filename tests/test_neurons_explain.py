@@ -13,6 +13,7 @@ import interpcore
 from interpcore.model.token_text import token_texts
 from interpcore.neurons import explain as ex
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
+from interpcore.neurons.positions import position_variance_reduction
 from interpcore.neurons.weights import fold
 
 pd = pytest.importorskip("pandas")
@@ -161,12 +162,15 @@ def test_feature_files_can_be_ones_own(tmp_path):
         ({"name": "a", "group": "b"}, "is no feature; it needs"),
         ({"name": "a", "group": "b", "pattern": "("}, "does not compile"),
         ({"name": "a", "group": "b", "pattern": "x", "on": "sound"}, "is no feature"),
+        ({"name": "a", "group": "b", "pattern": 3}, "features 1: pattern is 3, not text"),
+        ({"name": "", "group": "b", "pattern": "x"}, "features 1: name is '', not text"),
+        ({"name": "a", "group": "b", "pattern": "(" * 9999}, "does not compile"),
     ):
         path.write_text(json.dumps({"features": [wrong]}))
         with pytest.raises(ValueError, match=what):
             rule_features(["x"], path)
     path.write_text("[1]")
-    with pytest.raises(ValueError, match="needs a list under 'features'"):
+    with pytest.raises(ValueError, match=r"mine\.json is \[1\], not an object"):
         rule_features(["x"], path)
 
 
@@ -198,3 +202,36 @@ def test_token_texts_of_the_tiny_world():
     assert [w for i, w in enumerate(words) if i not in special] == [
         t for i, t in enumerate(texts) if i not in special
     ]
+
+
+def test_what_is_constant_but_for_rounding_is_undefined():
+    """Not a mean difference of 1e15 or infinity, nor a share of a variance that rounding left."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, V, T)
+    has = torch.from_numpy(np.arange(V) < np.array([[8], [V], [0]]))
+    x = rng.standard_normal((T, 6))
+    x[:, 0] = 0.1  # constant: its variance from raw sums is not 0
+    x[:, 1] = 0.1 + 1e-9 * rng.standard_normal(T)  # below what float32 can hold
+    x[:, 2] = np.where(ids < 8, 2.0, 1.0)  # the label is all that varies
+    x[:, 3] -= x[:, 3].mean()  # a mean of 0
+    x[:, 4] = 0.0
+    found = ex.explain(summed(ids, x, has))
+    reduction, difference, t = found.variance_reduction, found.mean_difference, found.welch_t
+    for value in (reduction, difference, t):
+        assert value[1:].isnan().all()  # always there, never there
+        assert value[0, [0, 1, 4]].isnan().all() and value[0, 5].isfinite() and not value.isinf().any()
+    assert abs(float(reduction[0, 2]) - 1) < 1e-9 and difference[0, 2] > 0 and t[0, 2].isnan()
+    count, total = torch.ones(20), torch.full((20, 1), 0.1, dtype=torch.float64)
+    assert position_variance_reduction(count, total, total.square() * (1 + 1e-16)).isnan().all()
+    assert difference[0, 3].isnan() and t[0, 3].isfinite() and reduction[0, 3].isfinite()
+
+
+def test_effects_on_logits_have_no_mean_to_be_relative_to():
+    folded = fold(interpcore.load(transformers_model("gpt2", dtype=torch.float64)))
+    write = folded.neurons(0).write
+    has = torch.rand(3, folded.unembedding.shape[-1], generator=torch.Generator().manual_seed(0)) < 0.4
+    found = ex.explain_logits(folded, torch.cat((write, torch.zeros_like(write[:1]))), has)
+    assert found.explained.mean_difference.isnan().all()
+    assert found.explained.variance_reduction[:, :-1].isfinite().all()
+    for value in (found.explained.variance_reduction, found.skew_reduction, found.kurtosis_reduction):
+        assert value[:, -1].isnan().all()

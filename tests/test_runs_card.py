@@ -117,3 +117,20 @@ def test_tokenizer_hash_sees_the_vocabulary_and_not_the_last_call():
     assert tokenizer_hash(tokenizer("?ba")) != before
     with pytest.raises(TypeError, match="no serialised form"):
         tokenizer_hash(object())
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"masks": 5}, "masks is 5, not a list"),
+        ({"masks": "bos"}, "masks is 'bos', not a list"),
+        ({"seeds": []}, r"seeds is \[\], not an object"),
+        ({"versions": 1}, "versions is 1, not an object"),
+        ({"arguments": None}, "arguments is None, not an object"),
+        ({"weights": 7}, "weights is 7, not text"),
+        ({"protocol": None}, "protocol is None, not text"),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(change, said):
+    with pytest.raises(RunError, match=f"the run card.* {said}"):
+        RunCard.from_json(RunCard(model="m").to_json() | change)

@@ -208,3 +208,13 @@ def test_several_processes_make_the_same_ledger_at_once(tmp_path):
     for path in tmp_path.glob("*.sqlite"):
         with Ledger(path) as ledger:
             assert {row.key for row in ledger} == {"a", "b", "c"}
+
+
+def test_a_row_of_bytes_is_told_in_one_line(tmp_path):
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.record(Row(key="a", status="done", result=1))
+    with sqlite3.connect(tmp_path / "l.sqlite") as connection:
+        connection.execute("UPDATE cells SET result = ?", (b"\xff",))
+    with Ledger(tmp_path / "l.sqlite") as ledger, pytest.raises(RunError, match="'a' was changed") as told:
+        list(ledger)
+    assert "\n" not in str(told.value)

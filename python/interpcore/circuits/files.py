@@ -256,7 +256,7 @@ def _load_json(path: Path, where: str) -> Loaded:
     if unknown:
         raise GraphError(f"{where}: it lists the node {unknown[0]!r}.")
     place = {name: i for i, name in enumerate(_names(graph))}
-    values = torch.full((graph.n_edges,), torch.nan)
+    values = torch.full((graph.n_edges,), torch.nan, dtype=torch.float64)
     inside = torch.zeros(graph.n_edges, dtype=torch.bool)
     for name, edge in edges.items():
         if name not in place:
@@ -265,7 +265,7 @@ def _load_json(path: Path, where: str) -> Loaded:
         values[place[name]], inside[place[name]] = score, kept
     sources, destinations = graph.published_order()
     tensors = {"values": torch.full(graph.legal.shape, torch.nan), "edges": torch.zeros_like(graph.legal)}
-    tensors["values"][sources, destinations] = values
+    tensors["values"][sources, destinations] = values.float()
     tensors["edges"][sources, destinations] = inside
     return graph, tensors | _node_tensors(graph, nodes, where), own
 
@@ -290,8 +290,8 @@ def _node_tensors(graph: Graph, nodes: Mapping[str, Any], where: str) -> dict[st
     described = [row if isinstance(row, Mapping) else {} for row in rows]
     tensors = {}
     for key, name, fits, dtype in (
-        ("score", "nodes", is_number, torch.float32),
-        ("neurons_scores", "neurons", is_number, torch.float32),
+        ("score", "nodes", is_number, torch.float64),
+        ("neurons_scores", "neurons", is_number, torch.float64),
         ("neurons", "neurons_in", lambda item: isinstance(item, bool), torch.bool),
     ):
         if not all(key in row for row in described):
@@ -305,7 +305,8 @@ def _node_tensors(graph: Graph, nodes: Mapping[str, Any], where: str) -> dict[st
         ):
             raise GraphError(f"{where}: {key} of its nodes is not of one kind and length everywhere.")
         table = torch.tensor(lists, dtype=dtype)
-        tensors[name] = table[:, 0] if key == "score" else table
+        tensors[name] = table if dtype is torch.bool else table.float()
+        tensors[name] = tensors[name][:, 0] if key == "score" else tensors[name]
     return tensors
 
 

@@ -21,6 +21,9 @@ from interpcore.ops import product
 if TYPE_CHECKING:
     import pandas as pd
 
+_SUMS, _ACTIVATIONS = 1e-13, 2.0**-46
+"""Shares of a mean square below which rounding alone says something: of float64 sums, of float32 squared."""
+
 
 @dataclass(frozen=True, eq=False)
 class LabelSums:
@@ -74,13 +77,13 @@ def joined_sums(parts: Sequence[LabelSums]) -> LabelSums:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What labels say about neurons, each [label, neuron] float64; NaN where a label is always or never
-    there, or a neuron never varies.
+    """What labels say about neurons, each [label, neuron] float64. NaN is undefined: a label that is always
+    or never there, a neuron that never varies (but for rounding), and what is said below.
 
     Args:
         variance_reduction: see the module.
-        mean_difference: (mean with - mean without) / overall mean.
-        welch_t: Welch's t statistic of the two means.
+        mean_difference: (mean with - mean without) / overall mean; undefined where that mean is 0.
+        welch_t: Welch's t statistic of the two means; undefined where neither side varies.
     """
 
     variance_reduction: Tensor
@@ -119,13 +122,17 @@ def explain(sums: LabelSums) -> Explained:
     overall = c.all_square / (n - 1)
     b = n1 / n
     assert c.shift is not None
+    mean_square = overall + c.shift.square()
+    # What rounding leaves of a variance: of these sums, and of float32 activations about their mean.
+    noise = _SUMS * sums.all_square / n + _ACTIVATIONS * c.shift.square()
     reduction = 1 - ((1 - b) * without + b * with_label) / overall
-    defined = (n1 >= 2) & (n0 >= 2) & (overall > 0)
+    spread = with_label / n1 + without / n0
+    defined = (n1 >= 2) & (n0 >= 2) & (overall > noise)
     nothing = torch.nan
     return Explained(
         reduction.where(defined, nothing),
-        ((mean1 - mean0) / c.shift).where(defined, nothing),
-        ((mean1 - mean0) / (with_label / n1 + without / n0).sqrt()).where(defined, nothing),
+        ((mean1 - mean0) / c.shift).where(defined & (c.shift.square() > _ACTIVATIONS * mean_square), nothing),
+        ((mean1 - mean0) / spread.sqrt()).where(defined & (with_label + without > noise), nothing),
     )
 
 
@@ -137,7 +144,7 @@ class LogitExplained:
     Args:
         explained: as for activations, each token counting once.
         skew_reduction, kurtosis_reduction: 1 - (n1 m1 + n0 m0) / (n m), m the absolute skewness, or the
-            kurtosis, of the tokens with the feature, without it, and of all.
+            kurtosis, of the tokens with the feature, without it, and of all; undefined where m is 0.
     """
 
     explained: Explained
@@ -171,7 +178,7 @@ def explain_logits(folded: FoldedWeights, write: Tensor, has: Tensor, tile: int 
     classes = (_shape(n1, powers), _shape(n - n1, [e - p for e, p in zip(every, powers, strict=True)]))
     whole = _shape(torch.tensor(n, dtype=torch.float64), every)
     reductions = [
-        1 - (n1 * with_label + (n - n1) * without) / (n * overall)
+        (1 - (n1 * with_label + (n - n1) * without) / (n * overall)).where(overall > _SUMS, torch.nan)
         for with_label, without, overall in zip(*classes, whole, strict=True)
     ]
     return LogitExplained(explain(sums), *reductions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -18,6 +17,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.token_text import token_texts
 from interpcore.runs import read_json
+from interpcore.runs.fields import Fields
 
 VIEWS = {"text": lambda t: t, "word": str.strip, "lower": lambda t: t.strip().lower()}
 """How a rule may look at a token's text: as it is, stripped, or stripped and lower-cased."""
@@ -104,25 +104,23 @@ def unigram_features(
     return FeatureTable(tuple(f"'{word}'" for word in chosen), ("unigram",) * len(chosen), has)
 
 
-def _entries(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    where = "features.json" if path is None else str(path)
-    if path is None:
-        content = json.loads((files("interpcore.neurons") / "features.json").read_text())
-    else:
-        content = read_json(Path(path))
-    if not isinstance(content, dict) or not isinstance(content.get("features"), list):
-        raise Refused(f"{where} is no feature file: it needs a list under 'features'.")
-    for entry in content["features"]:
-        rule = isinstance(entry, dict) and {"name", "group"} <= set(entry)
-        if not rule or ("words" in entry) == ("pattern" in entry) or entry.get("on", "lower") not in VIEWS:
+def _entries(path: str | os.PathLike[str] | None) -> list[dict[str, str]]:
+    where = Path(str(files("interpcore.neurons") / "features.json")) if path is None else Path(path)
+    found = Fields.of(read_json(where), str(where), Refused).objects("features")
+    for entry in found:
+        entry.only({"about", "name", "group", "words", "pattern", "on", "each"}, {"name", "group"})
+        for name in entry.content:
+            entry.text(name, empty=name not in ("name", "group"))
+        rule = ("words" in entry.content) != ("pattern" in entry.content)
+        if not rule or entry.content.get("on", "lower") not in VIEWS:
             raise Refused(
-                f"{where}: {entry!r} is no feature; it needs 'name', 'group', either 'words' or 'pattern', "
-                f"and 'on' as one of {', '.join(VIEWS)}."
+                f"{where}: {dict(entry.content)!r} is no feature; it needs 'name', 'group', either 'words' "
+                f"or 'pattern', and 'on' as one of {', '.join(VIEWS)}."
             )
-    return content["features"]
+    return [dict(entry.content) for entry in found]
 
 
-def _matches(entry: dict[str, Any], item: str | None, views: dict[str, list[str]]) -> list[bool]:
+def _matches(entry: dict[str, str], item: str | None, views: dict[str, list[str]]) -> list[bool]:
     """Which tokens an entry names, for one item of its 'each'."""
     if "words" in entry:
         words = set(entry["words"].split())
@@ -130,7 +128,7 @@ def _matches(entry: dict[str, Any], item: str | None, views: dict[str, list[str]
     pattern = entry["pattern"] if item is None else entry["pattern"].replace("{}", item)
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise Refused(
             f"The feature {entry['name']!r} has a pattern that does not compile: {error}."
         ) from error

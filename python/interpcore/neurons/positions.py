@@ -52,5 +52,6 @@ def position_variance_reduction(count: Tensor, total: Tensor, square: Tensor) ->
     n, s = count[there].double()[:, None], total[there].double()
     mean = s.sum(0) / n.sum()
     between = ((s / n - mean).square() * n).sum(0)
-    whole = square[there].double().sum(0) - n.sum() * mean.square()
-    return (between / whole).where(whole > 0, torch.nan)
+    raw = square[there].double().sum(0)
+    whole = raw - n.sum() * mean.square()
+    return (between / whole).where(whole > 1e-13 * raw, torch.nan)  # less is what rounding left

@@ -76,19 +76,39 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not Path(path).is_file():
         raise Refused(f"There is no file {path}.")
     try:
-        table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} is no CSV file: {error}") from error
+        table = pd.read_csv(path, encoding="utf-8-sig")
+    except ValueError as error:
+        raise Refused(f"{path} is no CSV file: {' '.join(str(error).split())}") from error
     table = table.loc[:, [not str(name).startswith("Unnamed") for name in table.columns]]
     if not {"layer", "neuron"} <= set(table.columns):
-        raise Refused(f"{path} has no columns layer and neuron; it has {', '.join(map(str, table.columns))}.")
+        shown = ", ".join(map(str, table.columns))[:200]
+        raise Refused(f"{path} has no columns layer and neuron; it has {shown}.")
     if len(table.columns) < 3:
         raise Refused(f"{path} has no column besides layer and neuron.")
+    _check_columns(table, path)
     keys = [name for name in ("layer", "neuron", "model") if name in table]
     table = table.drop_duplicates(keys).reset_index(drop=True)
     if "excess_corr" not in table and {"mean_corr", "mean_baseline"} <= set(table.columns):
         table["excess_corr"] = table.mean_corr - table.mean_baseline
     return table
+
+
+def _check_columns(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Layers and neurons are whole numbers from 0, the published columns finite numbers or empty."""
+    if table.empty:
+        raise Refused(f"{path} has no rows.")
+    for name in ("layer", "neuron"):
+        column = table[name]
+        wrong = [True] if column.dtype.kind not in "iu" else (column < 0).tolist()
+        if any(wrong):
+            raise Refused(f"{path}: the column {name} holds other things than whole numbers from 0.")
+    for name in (*COLUMNS[2:], "excess_corr"):
+        if name not in table:
+            continue
+        if table[name].dtype.kind not in "iuf":
+            raise Refused(f"{path}: the column {name} holds other things than numbers.")
+        if np.isinf(table[name]).any():
+            raise Refused(f"{path}: the column {name} holds numbers that are not finite.")
 
 
 def summarize_table(table: pd.DataFrame, universal: float = UNIVERSAL) -> dict[str, Any]:

@@ -13,8 +13,11 @@ from typing import Any
 from interpcore._version import __version__
 from interpcore.runs.canonical import plain
 from interpcore.runs.errors import RunError
+from interpcore.runs.fields import Fields
 
 _CIRCUMSTANCE = {"circumstance": True}
+_TEXTS = ("model", "revision", "weights", "tokenizer", "dtype", "plan", "plan_hash", "command")
+"""Fields that are text where they are recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ class RunCard:
             The card; it compares equal to the one written.
 
         Raises:
-            RunError: not an object, or fields are missing or unknown.
+            RunError: not an object, or fields are missing, unknown or of another kind.
         """
         if not isinstance(value, dict):
             raise RunError(f"{where} is not a run card: it holds a {type(value).__name__}, not an object")
@@ -109,7 +112,14 @@ class RunCard:
                 f"{where} is not a run card of this version (missing: {', '.join(missing) or 'none'}; "
                 f"unknown: {', '.join(unknown) or 'none'}); read it with the interpcore that wrote it"
             )
-        return cls(**{**value, "masks": tuple(value["masks"]), "extends": tuple(value["extends"])})
+        found = Fields(value, where, RunError)
+        lists = {name: found.texts(name) for name in ("masks", "extends")}
+        for name in ("seeds", "versions", "arguments"):
+            found.object(name)
+        for name in ("protocol", "created", "host", *_TEXTS):
+            if name not in _TEXTS or value[name] is not None:
+                found.text(name)
+        return cls(**value | lists)
 
 
 def current_versions() -> dict[str, str]:

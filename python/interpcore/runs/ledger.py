@@ -216,13 +216,13 @@ class Ledger:
             try:
                 if checksum is not None and checksum != _checksum(row):
                     raise ValueError("its checksum does not fit")
-                row["result"] = json.loads(row["result"])
-            except ValueError as error:
+                read = Row(**row | {"result": json.loads(row["result"])})
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise RunError(
-                    f"the ledger {self.path} is damaged: the row of the cell {row['key']} was changed after "
-                    f"it was written ({error}); restore a copy, or move it away to run its cells again"
+                    f"the ledger {self.path} is damaged: the row of the cell {row.get('key')!r} was changed "
+                    f"after it was written ({error}); restore a copy, or move it away to run its cells again"
                 ) from error
-            yield Row(**row)
+            yield read
 
     def _check_files(self, path: Path) -> None:
         if not path.parent.is_dir():
@@ -252,8 +252,9 @@ class Ledger:
                 f"the ledger {self.path} cannot be used ({error}); check its folder's rights, free space and "
                 "other users"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split())
             raise RunError(
-                f"the ledger {self.path} is damaged or not a ledger ({error}); move it away to start "
+                f"the ledger {self.path} is damaged or not a ledger ({said}); move it away to start "
                 "again, or restore a copy"
             ) from error

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tokenize import TokenError  # what NumPy's reader of headers lets out
 from typing import Any
 
 import numpy as np
@@ -295,7 +296,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
         raise TokenShardError(f"The token file {path} is missing; make the shards again.")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, OverflowError, TokenError) as error:
         raise TokenShardError(
             f"The token file {path} ({path.stat().st_size} bytes) is cut short or damaged; make the shards "
             "again."

@@ -1,0 +1,364 @@
+"""Damaged inputs of every kind: each is refused in one sentence, or read as something whole; nothing else."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mutations
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+import interpcore
+from interpcore.circuits import Graph, Scores, select
+from interpcore.circuits.files import load_mib, load_scores, save_mib, save_scores
+from interpcore.circuits.tasks import TASKS, load_pairs
+from interpcore.data import prompt_pairs
+from interpcore.data.relations import load_relations
+from interpcore.data.tinyworld.models import model_folder
+from interpcore.data.tokens import TokenShards, write_shards
+from interpcore.data.verbs import read_verbs
+from interpcore.errors import InterpcoreError
+from interpcore.lre.operator import Operator
+from interpcore.model.made_on import MadeOn
+from interpcore.neurons.features import rule_features
+from interpcore.neurons.published import read_published
+from interpcore.runs import Ledger, Row, RunCard, read_card, write_json
+
+SECONDS = 5.0
+"""What reading a damaged small file may take at most; a hang or gigabytes take longer."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input.
+
+    Args:
+        write: puts a good one into a folder and returns the file to damage.
+        read: reads what lies in that folder, and asserts that it is whole.
+        damage: what may happen to the file.
+        count: how many times it does.
+    """
+
+    write: Callable[[Path], Path]
+    read: Callable[[Path], None]
+    damage: tuple[mutations.Mutation, ...]
+    count: int = 60
+
+
+def tokenizer() -> Any:
+    return tf.AutoTokenizer.from_pretrained(model_folder("tiny"), local_files_only=True)
+
+
+def write_relation(folder: Path) -> Path:
+    facts = [("France", "Paris"), ("Peru", "Lima"), ("Spain", "Madrid"), ("Italy", "Rome")]
+    content = {
+        "name": "capital",
+        "prompt_templates": ["The capital of {} is"],
+        "prompt_templates_zs": ["{}:"],
+        "properties": {
+            "relation_type": "factual",
+            "domain_name": "country",
+            "range_name": "city",
+            "symmetric": False,
+        },
+        "samples": [{"subject": s, "object": o} for s, o in facts],
+        "range": [o for _, o in facts],
+    }
+    (folder / "capital.json").write_text(json.dumps(content))
+    return folder / "capital.json"
+
+
+def read_relation(path: Path) -> None:
+    (relation,) = load_relations(path)
+    texts = [relation.name, *(t for s in relation.samples for t in (s.subject, s.object))]
+    assert all(isinstance(t, str) and t.strip() and t.encode() for t in texts)
+    assert all(t.count("{}") == 1 for t in (*relation.prompt_templates, *relation.prompt_templates_zs))
+    assert len(set(relation.samples)) == len(relation.samples) > 0 and isinstance(relation.symmetric, bool)
+
+
+def table_kind(task: str) -> Kind:
+    def write(folder: Path) -> Path:
+        prompt_pairs.generate(task, tokenizer(), 12, seed=2).write_csv(folder / "rows.csv")
+        return folder / "rows.csv"
+
+    words = tokenizer()
+
+    def read(path: Path) -> None:
+        pairs = load_pairs(task, path, words)
+        for side in (pairs.good, pairs.bad):
+            assert side.min() >= -1 and side.max() < len(words) and (side >= 0).any(1).all()
+        assert not (pairs.clean == pairs.corrupted).all(1).any() and pairs.lengths.min() > 0
+        assert pairs.clean.min() >= 0 and pairs.clean.max() < len(words)
+        assert len(pairs.texts) == len(pairs)
+
+    return Kind(write, read, mutations.TABLE, 40)
+
+
+def some_scores() -> Scores:
+    graph = Graph(2, 2, 2)
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(graph.legal.shape, generator=draw)
+    nodes, neurons = (
+        torch.randn(graph.n_sources, generator=draw),
+        torch.randn(graph.n_sources, 3, generator=draw),
+    )
+    notes = {"steps": 5, "rules": None}
+    made_on = MadeOn("abc", "def")
+    return Scores(
+        graph,
+        values,
+        "eap",
+        "kl",
+        "zero",
+        "m",
+        "ioi",
+        examples=7,
+        nodes=nodes,
+        neurons=neurons,
+        notes=notes,
+        made_on=made_on,
+    )
+
+
+def score_kind(suffix: str, own: bool = True) -> Kind:
+    def write(folder: Path) -> Path:
+        scores, path = some_scores(), folder / f"s.{suffix}"
+        save_scores(scores, path, select(scores, 12))
+        if not own:
+            found = json.loads(path.read_text())
+            del found["interpcore"]
+            path.write_text(json.dumps(found))
+        return path
+
+    damage = {"safetensors": mutations.SAFETENSORS, "json": mutations.JSON, "pt": mutations.BYTES}[suffix]
+    return Kind(write, read_scores, damage, 150 if suffix == "json" else 60)
+
+
+def read_scores(path: Path) -> None:
+    scores, circuit = load_scores(path)
+    graph = scores.graph
+    assert graph == circuit.graph and graph.n_edges < 1000
+    assert tuple(scores.values.shape) == tuple(circuit.edges.shape) == tuple(graph.legal.shape)
+    assert not scores.values.isinf().any() and not (circuit.edges & ~graph.legal).any()
+    assert scores.direction.startswith("metric(clean)") and isinstance(scores.examples, int)
+    for value in (scores.nodes, scores.neurons):
+        assert value is None or (len(value) == graph.n_sources and not value.isinf().any())
+    assert circuit.neurons is None or circuit.neurons.dtype is torch.bool
+
+
+def write_mib(folder: Path) -> Path:
+    return save_mib(some_scores(), folder, "ioi", "m", circuits=True)[3]
+
+
+def read_mib(path: Path) -> None:
+    assert len(load_mib(path.parent)) == 9
+    read_scores(path)
+
+
+def write_operator(folder: Path) -> Path:
+    made_on = MadeOn("abc", "def")
+    Operator((None, 2), torch.randn(2, 4, 4), torch.randn(2, 4), made_on).save(folder / "o.safetensors")
+    return folder / "o.safetensors"
+
+
+def read_operator(path: Path) -> None:
+    operator, _ = Operator.load(path)
+    assert operator.weight.isfinite().all() and operator.bias.isfinite().all()
+    assert all(d is None or (isinstance(d, int) and d >= 0) for d in operator.depths)
+    assert operator.read(torch.ones(1, len(operator.depths), operator.bias.shape[1]), [1.0]).dim() == 4
+
+
+def shard_kind(file: str, sealed: bool = True) -> Kind:
+    def write(folder: Path) -> Path:
+        draw = np.random.default_rng(0)
+        shards = write_shards(
+            folder / "t",
+            draw.integers(0, 61, (20, 8)),
+            61,
+            subset=np.arange(20) % 2,
+            subsets=("a", "b"),
+            masks={"bos": [0], "newline": [5, 7]},
+            shard_tokens=100,
+        )
+        if not sealed:
+            manifest = {k: v for k, v in shards.manifest.items() if k not in ("sha256", "labels")}
+            write_json(folder / "t" / "manifest.json", manifest)
+        return folder / "t" / file
+
+    return Kind(write, read_shards, mutations.JSON if file.endswith("json") else mutations.BYTES, 60)
+
+
+def read_shards(path: Path) -> None:
+    shards = TokenShards.open(path.parent)
+    tokens = shards.sequences(0, shards.n_sequences)
+    assert tuple(tokens.shape) == (shards.n_sequences, shards.context)
+    assert tokens.min() >= 0 and tokens.max() <= shards.manifest["largest_id"] < shards.vocab_size
+    assert shards.subset.max() < len(shards.subset_names) and len(shards.subset) == shards.n_sequences
+    assert shards.mask(tokens).shape == tokens.shape
+
+
+def model_kind(file: str) -> Kind:
+    def write(folder: Path) -> Path:
+        words = tokenizer()
+        config = tf.GPT2Config(
+            vocab_size=len(words),
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=32,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            tf.GPT2LMHeadModel(config).save_pretrained(folder)
+        words.save_pretrained(folder)
+        return folder / file
+
+    return Kind(
+        write, read_model, mutations.SAFETENSORS if file.endswith("safetensors") else mutations.JSON, 25
+    )
+
+
+def read_model(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = interpcore.load(path.parent)
+        ids = torch.tensor([[1, 2, 3]])
+        logits = model.forward(ids).logits
+    assert logits is not None and logits.shape == (1, 3, model.spec.vocab_size) and logits.isfinite().all()
+
+
+def write_frame(folder: Path) -> Path:
+    rows = [f"{layer},{neuron},{0.1 * neuron},{3 + layer}" for layer in range(2) for neuron in range(5)]
+    (folder / "neurons.csv").write_text("\n".join(("layer,neuron,mean,kurt", *rows, "")))
+    return folder / "neurons.csv"
+
+
+def read_frame(path: Path) -> None:
+    table = read_published(path)
+    for name in ("layer", "neuron"):
+        assert table[name].dtype.kind in "iu" and (table[name] >= 0).all()
+    assert not table.duplicated(["layer", "neuron"]).any() and len(table)
+    for name in ("mean", "kurt"):
+        assert name not in table or (table[name].dtype.kind in "iuf" and not np.isinf(table[name]).any())
+
+
+def write_features(folder: Path) -> Path:
+    features = [
+        {"name": "digit", "group": "number", "pattern": "^[0-9]+$", "on": "word"},
+        {"name": "{} alone", "group": "alphabet", "pattern": "^{}$", "each": "a b c"},
+        {"name": "days", "group": "topic", "words": "monday tuesday"},
+    ]
+    write_json(folder / "features.json", {"features": features})
+    return folder / "features.json"
+
+
+def read_features(path: Path) -> None:
+    table = rule_features(["12", " a", " Monday", "x", ""], path)
+    assert len(table.names) == len(table.groups) == len(table.has)
+    assert all(isinstance(text, str) and text for text in (*table.names, *table.groups))
+
+
+def write_card(folder: Path) -> Path:
+    card = RunCard(
+        model="m", weights="w", masks=("bos",), seeds={"study": 1}, arguments={"n": 3, "of": [1, 2]}
+    )
+    write_json(folder / "card.json", card.to_json())
+    return folder / "card.json"
+
+
+def read_run_card(path: Path) -> None:
+    card = read_card(path.parent)
+    assert isinstance(card.key, str) and all(isinstance(mask, str) for mask in card.masks)
+    assert all(isinstance(getattr(card, n), dict) for n in ("seeds", "versions", "arguments"))
+
+
+def write_verbs(folder: Path) -> Path:
+    (folder / "verbs.csv").write_text("idx,sing,plur\n0,is,are\n1,has,have\n2,does,do\n")
+    return folder / "verbs.csv"
+
+
+def read_verb_list(path: Path) -> None:
+    assert all(isinstance(word, str) and word for pair in read_verbs(path) for word in pair)
+
+
+def write_ledger(folder: Path) -> Path:
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        for i in range(20):
+            ledger.record(Row(task="t", key=json.dumps({"i": i}), status="done", result={"value": i / 7}))
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return folder / "ledger.sqlite"
+
+
+def read_ledger(path: Path) -> None:
+    with Ledger(path) as ledger:
+        for row in ledger:
+            assert row.status in ("done", "failed") and isinstance(row.parameters, dict)
+
+
+KINDS = {
+    "relation": Kind(write_relation, read_relation, mutations.JSON, 120),
+    **{f"pairs of {task}": table_kind(task) for task in TASKS},
+    "own scores, safetensors": score_kind("safetensors"),
+    "own scores, json": score_kind("json"),
+    "published scores, json": score_kind("json", own=False),
+    "scores, pt": score_kind("pt"),
+    "mib": Kind(write_mib, read_mib, mutations.JSON, 20),
+    "operator": Kind(write_operator, read_operator, mutations.SAFETENSORS),
+    "manifest": shard_kind("manifest.json"),
+    "older manifest": shard_kind("manifest.json", sealed=False),
+    "shard": shard_kind("shard-00000.npy"),
+    "labels": shard_kind("subsets.npy"),
+    "config": model_kind("config.json"),
+    "tokenizer": model_kind("tokenizer.json"),
+    "weights": model_kind("model.safetensors"),
+    "neuron table": Kind(write_frame, read_frame, mutations.TABLE, 80),
+    "features": Kind(write_features, read_features, mutations.JSON, 80),
+    "card": Kind(write_card, read_run_card, mutations.JSON, 80),
+    "verbs": Kind(write_verbs, read_verb_list, mutations.TABLE, 40),
+    "ledger": Kind(write_ledger, read_ledger, mutations.BYTES, 40),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_is_refused_in_a_sentence_or_leaves_something_whole(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    good = tmp_path / "good"
+    good.mkdir()
+    file = kind.write(good)
+    data = file.read_bytes()
+    kind.read(file)
+    refused = 0
+    for number in range(kind.count):
+        rng = random.Random(f"{name} {number}")
+        damaged = rng.choice(kind.damage)(rng, data)
+        folder = tmp_path / "bad"
+        shutil.copytree(good, folder)
+        path = folder / file.relative_to(good)
+        path.write_bytes(damaged)
+        began = time.process_time()
+        try:
+            kind.read(path)
+        except (InterpcoreError, OSError) as error:
+            said = str(error)
+            assert said and "\n" not in said and len(said) < 1500, (number, said)
+            refused += 1
+        except BaseException as error:
+            error.add_note(f"{name}, damage number {number}: {damaged[:300]!r}")
+            raise
+        assert time.process_time() - began < SECONDS, (number, damaged[:300])
+        shutil.rmtree(folder)
+    assert refused > kind.count / 10
