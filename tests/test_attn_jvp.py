@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dtypes import every_shape_and_dtype
 from test_attn_vjp import NAN, SHAPES, TRITON_SHAPES, relative_errors
 from test_attn_vjp import variants as variants_of_vjp
 from torch import Tensor
@@ -95,8 +96,7 @@ def test_cpu(shape: tuple[int, ...], isa: str, monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(ops.attn_jvp(**args), out)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", TRITON_SHAPES)
+@every_shape_and_dtype(TRITON_SHAPES)
 def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) -> None:
     # The interpreter cuts float32 to bfloat16 where a GPU rounds, which alone doubles an error.
     slack = 1e-6 if dtype == torch.float32 or triton_device == "cuda" else torch.finfo(dtype).eps / 2

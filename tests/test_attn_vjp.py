@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from dtypes import every_shape_and_dtype
 from torch import Tensor
 
 from interpcore import ops
@@ -143,8 +144,7 @@ def test_cpu(shape: tuple[int, ...], isa: str, monkeypatch: pytest.MonkeyPatch) 
         assert all(torch.equal(x, y) for x, y in zip(again, out, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", TRITON_SHAPES)
+@every_shape_and_dtype(TRITON_SHAPES)
 def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) -> None:
     # The interpreter cuts float32 to bfloat16 where a GPU rounds, which alone doubles an error.
     slack = 1e-6 if dtype == torch.float32 or triton_device == "cuda" else torch.finfo(dtype).eps / 2

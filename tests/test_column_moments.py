@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dtypes import every_shape_and_dtype
 from torch import Tensor
 
 from interpcore import ops
@@ -153,8 +154,7 @@ def test_columns_that_are_mostly_zero(rows: int, isa: str, monkeypatch: pytest.M
         expect_close(got, ops.column_moments(x, backend="reference"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (257, 123), (1500, 65)])
+@every_shape_and_dtype([(1, 1), (257, 123), (1500, 65)])
 def test_triton(shape: tuple[int, int], dtype: torch.dtype, triton_device: str) -> None:
     x = normal(shape).to(dtype)
     x[shape[0] // 2, shape[1] // 3] = torch.nan

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dtypes import every_shape_and_dtype
 from test_norm_vjp import SHAPES, relative_error, variants
 from test_norm_vjp import arguments as arguments_of_vjp
 from torch import Tensor
@@ -76,8 +77,7 @@ def test_cpu(shape: tuple[int, ...], isa: str, monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(ops.norm_jvp(**args), out)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[1:3])
+@every_shape_and_dtype(SHAPES[1:3])
 def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) -> None:
     for args in map(renamed, variants(arguments(shape, dtype))):
         args = {k: v.to(triton_device) if isinstance(v, Tensor) else v for k, v in args.items()}

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from dtypes import every_shape_and_dtype
 from torch import Tensor
 
 from interpcore import ops
@@ -96,8 +97,7 @@ def test_cpu(shape: tuple[int, ...], isa: str, monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(ops.norm_vjp(**args), out)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[1:3])
+@every_shape_and_dtype(SHAPES[1:3])
 def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) -> None:
     for args in variants(arguments(shape, dtype)):
         args = {k: v.to(triton_device) if isinstance(v, Tensor) else v for k, v in args.items()}
