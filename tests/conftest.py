@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MOST_WORKERS = 4
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads its options
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite runs in a worker per core, files kept whole; tests asked for by name run in this
     process, which saves a worker's imports. `-n 0` keeps all in one, and so does a missing pytest-xdist."""
