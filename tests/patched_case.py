@@ -59,8 +59,8 @@ def naive_logits(model: Model, graph: Graph, pair: Pairs, standing_in: Sources, 
             raw = [attention.qkv(norm(read(b)))[i] for b in inputs]
             repeat = len(raw) // raw[0].shape[-2] if len(raw) > raw[0].shape[-2] else 1
             parts.append(torch.stack([x[..., j // repeat, :] for j, x in enumerate(raw)], -2))
-        q, k = attention._normed(parts[0], attention.q_norm), attention._normed(parts[1], attention.k_norm)
-        q, k = attention.rotate(q, k, ctx)
+        q = attention.ready(parts[0], attention.q_norm, layout.positions)
+        k = attention.ready(parts[1], attention.k_norm, layout.positions)
         z = attention._mix_explicit(q, k, parts[2], (), None, ctx, layer)
         z = z * post_scale(block, z)
         heads = [head_output(block, h, z[..., h, :]) for h in range(graph.heads)]

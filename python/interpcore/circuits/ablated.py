@@ -15,6 +15,7 @@ from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.sources import Record, Sources, check_blocks, constant_output, heads_output, record
 from interpcore.model import Model
+from interpcore.model.norm import apply
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ def ablate(model: Model, pairs: Pairs, intervention: Intervention, clean: Record
         for d in range(model.plan.n_calls):
             block = model.block(d)
             attn_in.append(stream)
-            normed = stream if block.attn_norm is None else block.attn_norm(stream)
-            for into, part in zip((q, k, v), block.attention.qkv(normed), strict=True):
+            parts = block.attention.qkv(apply(block.attn_norm, stream))
+            for into, part in zip((q, k, v), parts, strict=True):
                 into.append(part)
             middle = stream + heads_output(block, sources.z[d]) + constant_output(block)
             mlp_in.append(stream if block.parallel else middle)

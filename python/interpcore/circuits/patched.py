@@ -21,11 +21,10 @@ from torch import Tensor
 
 from interpcore.circuits.ablated import Ablated
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.heads import apply, bare_context, mix, normed_heads, rotated, visible
 from interpcore.circuits.sources import head_output, post_scale
 from interpcore.model import Model
 from interpcore.model.attention import Attention
-from interpcore.model.norm import Norm
+from interpcore.model.norm import Norm, apply
 
 
 @dataclass(eq=False)
@@ -141,7 +140,6 @@ class _Run:
             neurons,
             watch,
         )
-        self.ctx = bare_context(model)
         self.edges = edges.cpu()
         self.used = torch.ones_like(edges[:, :, 0]) if watch else self.edges.any(2)
         self.there = torch.zeros_like(self.used)
@@ -301,20 +299,17 @@ class _Run:
 
     def _ready(self, attention: Attention, norm: Norm | None, x: Tensor, pairs: Tensor) -> Tensor:
         """Queries or keys x [n, batch, position, d_head] of (circuit, head) pairs after norm and rotary."""
-        if norm is not None and attention.norm_over_heads:
-            together = x.unflatten(0, (int(pairs.any(1).sum()), -1)).movedim(1, -2)
-            x = normed_heads(norm, True, together).movedim(-2, 1).flatten(0, 1)
-        elif norm is not None:
-            x = norm(x)
         positions = self.positions if not self.narrowed else (self.last + self.ablated.first)[:, None]
-        return rotated(attention, x[..., None, :], positions)[..., 0, :]
+        if norm is None or not attention.norm_over_heads:
+            return attention.ready(x[..., None, :], norm, positions)[..., 0, :]
+        together = x.unflatten(0, (int(pairs.any(1).sum()), -1)).movedim(1, -2)
+        return attention.ready(together, norm, positions).movedim(-2, 1).flatten(0, 1)
 
     def _before(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the positions before the first live one [group, batch, position, d_head]."""
         attention, first = self.model.block(layer).attention, self.ablated.first
         k, v = (part[layer][:, :first] for part in (self.ablated.k, self.ablated.v))
-        k = normed_heads(attention.k_norm, attention.norm_over_heads, k)
-        k = rotated(attention, k, torch.arange(first, device=k.device)[None])
+        k = attention.ready(k, attention.k_norm, torch.arange(first, device=k.device)[None])
         return k.movedim(2, 0), v.movedim(2, 0)
 
     def _mixed(self, layer: int, computed: Tensor, groups: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -330,8 +325,8 @@ class _Run:
             model_group = (pairs[:, 1] // (graph.heads // self.model.spec.n_kv_heads)).to(k.device)
             k, v = (torch.cat([b[model_group], x], 2) for b, x in zip(before, (k, v), strict=True))
         queries = (self.last + self.ablated.first)[:, None] if self.narrowed else self.positions
-        seen = visible(block.attention, queries, k.shape[2])
-        z = mix(block.attention, q[..., None, :], k[..., None, :], v[..., None, :], seen)[..., 0, :]
+        seen = block.attention.sees(queries, k.shape[2])
+        z = block.attention.mix(q[..., None, :], k[..., None, :], v[..., None, :], seen)[..., 0, :]
         if block.attn_post_norm is not None:
             together = z.unflatten(0, (-1, graph.heads)).movedim(1, -2)
             z = (together * post_scale(block, together)).movedim(-2, 1).flatten(0, 1)
@@ -353,7 +348,6 @@ class _Run:
         if not bool(wanted.any()):
             return
         x, which = self._inputs(wanted[:, None], torch.tensor([destination]), self.ablated.mlp_in[layer])
-        out = apply(block.mlp_post_norm, block.mlp(apply(block.mlp_norm, x), self.ctx, layer))
-        difference = out - self._live(self.ablated.sources.mlp[layer])
+        difference = block.mlp_branch(x) - self._live(self.ablated.sources.mlp[layer])
         for row, c in enumerate(which[:, 0].tolist()):
             self._write(c, source, difference[row])

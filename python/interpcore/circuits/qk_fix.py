@@ -18,9 +18,9 @@ from torch import Tensor
 
 from interpcore.circuits.gradients import Points, walk
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.heads import apply, mix, normed_heads, rotated, visible
 from interpcore.model import Model
 from interpcore.model.linearize.block import LinearBlock
+from interpcore.model.norm import apply
 
 # Bytes of the sources' changed streams that are held at once.
 CHUNK = 32 << 20
@@ -70,7 +70,7 @@ class _Heads:
         self.linear, self.attention = block.attention, block.attention.attention
         start, length = points.batch.start, points.batch.length
         self.positions = torch.arange(start, length, device=g.device)[None]
-        self.seen = visible(self.attention, self.positions[:, -g.shape[1] :], length)
+        self.seen = self.attention.sees(self.positions[:, -g.shape[1] :], length)
         norm = block.attn_norm
         assert norm is not None
         # A norm does not see what it centres away, so this stream serves as well as the one that was read.
@@ -85,9 +85,7 @@ class _Heads:
         heads = slice(0, (self.linear.q if letter == "q" else self.linear.keys).shape[2])
         raw = attention.qkv.part(letter, heads)(apply(self.block.block.attn_norm, self.stream + moved))
         norm = attention.q_norm if letter == "q" else attention.k_norm
-        changed = rotated(
-            attention, normed_heads(norm, False, raw.unflatten(-1, (heads.stop, -1))), self.positions
-        )
+        changed = attention.ready(raw.unflatten(-1, (heads.stop, -1)), norm, self.positions)
         if letter == "q":
             z = self._mixed(changed, self.linear.keys[None].expand(len(moved), *[-1] * 4))
         else:
@@ -101,4 +99,4 @@ class _Heads:
     def _mixed(self, q: Tensor, k: Tensor) -> Tensor:
         """z [copies, batch, last positions, head, d_head] of queries and keys."""
         values = self.linear.values[None].expand(len(q), *[-1] * 4)
-        return mix(self.attention, q[:, :, -self.g.shape[1] :], k, values, self.seen)
+        return self.attention.mix(q[:, :, -self.g.shape[1] :], k, values, self.seen)

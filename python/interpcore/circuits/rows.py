@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph
-from interpcore.circuits.heads import apply, mix, normed_heads, rotated, visible
 from interpcore.circuits.sources import Record, Sources, head_output
 from interpcore.circuits.suffix import Suffix, with_prefix
 from interpcore.model import Model
+from interpcore.model.norm import apply
 from interpcore.ops import product
 
 
@@ -89,7 +89,7 @@ class Rows:
             stream, enters = self._live(self.clean.resid[layer + 1]) + changed, layer + 1
         else:
             middle = self._live(self.clean.mlp_in[layer]) + changed
-            stream, enters = middle + self.suffix.mlp(layer, middle), layer + 1
+            stream, enters = middle + self.model.block(layer).mlp_branch(middle), layer + 1
         if enters > self.suffix.top:
             stream = self.suffix.at_last(stream, self.first)
         return Change(enters, self.first, stream, torch.zeros(len(column), dtype=torch.int64), column)
@@ -125,7 +125,7 @@ class Rows:
         read = self._cut(layer, self._live(self.clean.mlp_in[layer])[None], self.first)
         middle = self.clean.resid[layer] + apply(block.attn_post_norm, attn_raw)
         middle = self._cut(layer, self._live(middle)[None], self.first)
-        stream = middle + self.suffix.mlp(layer, read + self._cut(layer, delta[chosen], self.first))
+        stream = middle + block.mlp_branch(read + self._cut(layer, delta[chosen], self.first))
         yield Change(layer + 1, self.first, stream, chosen, torch.full_like(chosen, destination))
 
     def _into_heads(self, layer: int, delta: Tensor, wanted: Tensor, attn_raw: Tensor) -> Iterator[Change]:
@@ -145,7 +145,7 @@ class Rows:
                 own = part[:, :, :, j // shared]
                 own = own if len(chosen) == len(own) else own[chosen]
                 written = raw + self._written(layer, letter, j, own, first)
-                stream = self.suffix.after_attention(layer, entering, apply(block.attn_post_norm, written))
+                stream = block.after_attention(entering, written)
                 yield Change(layer + 1, first, stream, chosen, torch.full_like(chosen, where.start + j))
 
     def _written(self, layer: int, letter: str, j: int, own: Tensor, first: int) -> Tensor:
@@ -177,7 +177,7 @@ class Rows:
             v = with_prefix(self.clean.v[layer][:, : self.first, kv], own[..., None, :])
         q = self._cut(layer, q, first)
         q, k, v = (x.expand(copies, -1, -1, -1, -1) for x in (q, k, v))
-        z = mix(attention, q, k, v, visible(attention, queries, suffix.width))
+        z = attention.mix(q, k, v, attention.sees(queries, suffix.width))
         clean = self._cut(layer, self.clean.z[layer][None, :, first:, affected], first)
         d_head = z.shape[-1]
         weight = attention.out.weight[affected.start * d_head : affected.stop * d_head]
@@ -188,8 +188,7 @@ class Rows:
         heads where they are normed together."""
         attention = self.model.block(layer).attention
         norm = attention.q_norm if letter == "q" else attention.k_norm
-        together = attention.norm_over_heads and norm is not None
-        if together:
+        if attention.norm_over_heads and norm is not None:
             normed = apply(self.model.block(layer).attn_norm, self.clean.resid[layer][:, first:])
             clean = attention.qkv(normed)["qkv".index(letter)]
             own = torch.cat(
@@ -202,7 +201,7 @@ class Rows:
             )
         else:
             own = own[..., None, :]
-        return rotated(attention, normed_heads(norm, together, own), self.suffix.positions(first))
+        return attention.ready(own, norm, self.suffix.positions(first))
 
     def _live(self, x: Tensor) -> Tensor:
         return x[:, self.first :]

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interpcore.circuits.heads import apply, bare_context, mix, normed_heads, rotated, visible
 from interpcore.circuits.sources import Record
 from interpcore.model import Model
+from interpcore.model.norm import apply
 
 
 class Suffix:
@@ -24,13 +24,13 @@ class Suffix:
     """
 
     def __init__(self, model: Model, clean: Record):
-        self.model, self.clean, self.ctx = model, clean, bare_context(model)
+        self.model, self.clean = model, clean
         self.last = (clean.lengths - 1).to(model.device)
         self.width = clean.resid[0].shape[1]
         positions = torch.arange(self.width, device=model.device)[None]
         depths = range(model.plan.n_calls)
-        self.q = [rotated(model.block(d).attention, clean.q[d], positions) for d in depths]
-        self.k = [rotated(model.block(d).attention, clean.k[d], positions) for d in depths]
+        self.q = [model.block(d).attention.rotated(clean.q[d], positions) for d in depths]
+        self.k = [model.block(d).attention.rotated(clean.k[d], positions) for d in depths]
 
     @property
     def top(self) -> int:
@@ -58,18 +58,6 @@ class Suffix:
             stream = self._block(at, stream, first)
         return self.model.unembed(self.model.final_norm(stream.squeeze(2)))
 
-    def after_attention(self, layer: int, entering: Tensor, attn_out: Tensor) -> Tensor:
-        """The stream after a layer whose attention wrote attn_out; all [copies, batch, position, d_model], or
-        broadcasting copies."""
-        block = self.model.block(layer)
-        middle = entering + attn_out
-        return middle + self.mlp(layer, entering if block.parallel else middle)
-
-    def mlp(self, layer: int, x: Tensor) -> Tensor:
-        """What a layer's MLP writes when it reads x [..., position, d_model]."""
-        block = self.model.block(layer)
-        return apply(block.mlp_post_norm, block.mlp(apply(block.mlp_norm, x), self.ctx, layer))
-
     def _block(self, layer: int, x: Tensor, first: int) -> Tensor:
         block = self.model.block(layer)
         attention = block.attention
@@ -83,12 +71,12 @@ class Suffix:
             k, v = (attention.qkv.part(letter, groups)(normed) for letter in "kv")
             q, k, v = (part.unflatten(-1, (-1, self.model.spec.d_head)) for part in (q, k, v))
         queries = self.queries(layer, first)
-        q = rotated(attention, normed_heads(attention.q_norm, attention.norm_over_heads, q), queries)
-        k = normed_heads(attention.k_norm, attention.norm_over_heads, k)
-        k = with_prefix(self.k[layer][:, :first], rotated(attention, k, self.positions(first)))
+        q = attention.ready(q, attention.q_norm, queries)
+        k = attention.ready(k, attention.k_norm, self.positions(first))
+        k = with_prefix(self.k[layer][:, :first], k)
         v = with_prefix(self.clean.v[layer][:, :first], v)
-        z = mix(attention, q, k, v, visible(attention, queries, self.width))
-        return self.after_attention(layer, x, apply(block.attn_post_norm, attention.out(z.flatten(-2))))
+        z = attention.mix(q, k, v, attention.sees(queries, self.width))
+        return block.after_attention(x, attention.out(z.flatten(-2)))
 
 
 def with_prefix(clean: Tensor, own: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from .cache import CacheWriter, Segment
 from .context import Context
-from .layout import Layout
 from .norm import Norm
 from .projection import FusedQKV, Projection, SplitQKV
 from .rotary import Rotary
@@ -45,7 +45,7 @@ class Attention:
         """Attention output [batch, position, d_model], bias included, of the normed stream x [batch,
         position, d_model]."""
         q, k, v = self.heads(x, ctx, depth)
-        q, k = self.rotate(q, k, ctx)
+        q, k = (self.rotated(x, ctx.layout.positions, ctx.shared) for x in (q, k))
         shared: Sequence[tuple[Segment, Tensor, Tensor]] = ()
         if writer is not None:
             shared = [(s, s.buffer.keys[slot], s.buffer.values[slot]) for s in writer.shared]
@@ -65,23 +65,88 @@ class Attention:
         """q, k and v [batch, position, heads, d_head] before rotary, edited."""
         q, k, v = self.qkv(x)
         ctx.keep(depth, q_raw=q, k_raw=k)
-        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        q, k = self.normed(q, self.q_norm), self.normed(k, self.k_norm)
         return ctx.site("q", depth, q), ctx.site("k", depth, k), ctx.site("v", depth, v)
 
-    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+    def normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """Queries or keys x [..., head, d_head] after `q_norm` or `k_norm`, whichever is given."""
         if norm is None:
             return x
         return norm(x.flatten(-2)).view_as(x) if self.norm_over_heads else norm(x)
 
-    def rotate(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Queries and keys [batch, position, heads, d_head] at their absolute positions."""
+    def rotated(self, x: Tensor, positions: Tensor, tables: dict[object, Any] | None = None) -> Tensor:
+        """Queries or keys x [..., batch, position, head, d_head] turned to their absolute positions [batch or
+        1, position].
+
+        `tables` keeps cosines and sines for others at the same positions.
+        """
         if self.rotary is None:
-            return q, k
-        names = ("cos", id(self.rotary)), ("sin", id(self.rotary))
-        if names[0] not in ctx.shared:
-            ctx.shared[names[0]], ctx.shared[names[1]] = self.rotary.tables(ctx.layout.positions, q.dtype)
-        cos, sin = ctx.shared[names[0]], ctx.shared[names[1]]
-        return self.rotary(q, cos, sin), self.rotary(k, cos, sin)
+            return x
+        tables, name = {} if tables is None else tables, ("rotary", id(self.rotary))
+        if name not in tables:
+            tables[name] = self.rotary.tables(positions, x.dtype)
+        return self.rotary(x, *tables[name])
+
+    def ready(self, x: Tensor, norm: Norm | None, positions: Tensor) -> Tensor:
+        """Queries or keys as scores compare them, from what the projections give; arguments as in `normed`
+        and `rotated`."""
+        return self.rotated(self.normed(x, norm), positions)
+
+    def sees(self, queries: Tensor, n_keys: int, first: int = 0) -> Tensor:
+        """Which of the keys at positions first, ..., first + n_keys - 1 queries at positions [batch or 1,
+        query] see [batch or 1, query, key]."""
+        back = queries[..., None] - torch.arange(first, first + n_keys, device=queries.device)
+        return back >= 0 if self.window is None else (back >= 0) & (back < self.window)
+
+    def scores(self, dots: Tensor) -> Tensor:
+        """Scaled, soft-capped scores, float32 or wider, of products q.k [...]."""
+        scores = dots.to(torch.promote_types(dots.dtype, torch.float32)) * self.scale
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        """Attention probabilities [..., key] of scores [..., key], -inf where a key is not seen."""
+        return scores.softmax(-1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool = False) -> Tensor:
+        """Heads' mixed values z [..., head, query, d_head].
+
+        Args:
+            q: [..., head, query, d_head], ready.
+            k, v: [..., kv_head, key, d_head], keys ready; kv_head divides head.
+            seen: which keys a query sees, broadcasting to [..., head, query, key]; None for all of them, or
+                for those of queries counted from the first key where `causal`.
+        """
+        grouped = q.shape[-3] != k.shape[-3]
+        if self.softcap is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, is_causal=causal, scale=self.scale, enable_gqa=grouped
+            )
+        assert seen is not None
+        if grouped:
+            k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+        scores = self.scores(q @ k.mT).masked_fill(~seen, -torch.inf)
+        return self.pattern(scores).to(v.dtype) @ v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        """Mixed values of many copies of a batch.
+
+        Args:
+            q: [copies, batch, query, head, d_head], ready.
+            k, v: [copies, batch, key, kv_head, d_head], keys ready.
+            seen: which keys a query sees [batch or 1, query, key].
+        Returns: z [copies, batch, query, head, d_head].
+        """
+        copies, batch = q.shape[:2]
+        if seen.shape[0] == 1:
+            q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))
+            return self.attend(q, k, v, seen).transpose(1, 2).unflatten(0, (copies, batch))
+        # [copies * head, batch, ...]: the mask depends on the batch alone.
+        groups = q.shape[-2] // k.shape[-2]
+        q, k, v = (x.movedim(-2, 1) for x in (q, k, v))
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        return self.attend(q, k, v, seen).unflatten(0, (copies, -1)).movedim(1, -2)
 
     def with_precision(self, precision: str) -> Attention:
         """The same with derivatives in another precision."""
@@ -98,21 +163,10 @@ class Attention:
         """torch's fused attention over the own segment alone."""
         first = before is None or not bool(before.any())
         single = ctx.layout.n_new == 1 and ctx.layout.uniform_start is not None and self.window is None
-        mask = (
-            None
-            if single or (first and self.window is None)
-            else visible(ctx, self.window, before, k.shape[1])[:, None]
-        )
-        z = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=first and mask is None and q.shape[1] > 1,
-            scale=self.scale,
-            enable_gqa=q.shape[2] != k.shape[2],
-        )
-        return z.transpose(1, 2)
+        plain = single or (first and self.window is None)
+        mask = None if plain else self._own_seen(ctx, before, k.shape[1])[:, None]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return self.attend(q, k, v, mask, causal=first and mask is None and q.shape[2] > 1).transpose(1, 2)
 
     def _mix_explicit(
         self,
@@ -132,17 +186,15 @@ class Attention:
         scores, masks = [], []
         for first, keys, _ in parts:
             scores.append(torch.einsum("bpgre,tge->bpgrt", q, keys[0]))
-            masks.append(_window_mask(ctx.layout, first, keys.shape[1], self.window))
+            masks.append(self.sees(ctx.layout.positions, keys.shape[1], first))
         scores.append(torch.einsum("bpgre,btge->bpgrt", q, k))
-        masks.append(visible(ctx, self.window, before, k.shape[1], own_first))
-        full = torch.cat(scores, -1) if len(scores) > 1 else scores[0]
-        full = full.to(torch.promote_types(q.dtype, torch.float32)) * self.scale
-        if self.softcap is not None:
-            full = self.softcap * torch.tanh(full / self.softcap)
+        masks.append(self._own_seen(ctx, before, k.shape[1], own_first))
+        full = self.scores(torch.cat(scores, -1) if len(scores) > 1 else scores[0])
         rows = max(len(m) for m in masks)
         mask = torch.cat([m.expand(rows, -1, -1) for m in masks], -1)
-        full = full.masked_fill(~mask[:, :, None, None], -torch.inf).flatten(2, 3)
-        pattern = ctx.site("scores", depth, full).softmax(-1).to(v.dtype)
+        full, mask = full.flatten(2, 3), mask[:, :, None]
+        full = full.masked_fill(~mask, -torch.inf)
+        pattern = self.pattern(ctx.site("scores", depth, full)).to(v.dtype)
         if ctx.record:
             keys, values = (
                 # A cache's own segment is cut off from the room that later tokens are written into.
@@ -170,6 +222,23 @@ class Attention:
         own = torch.einsum("bpgrt,btge->bpgre", pattern[..., at:], v)
         return (own if z is None else z + own).flatten(2, 3)
 
+    def _own_seen(self, ctx: Context, before: Tensor | None, width: int, own_first: int = 0) -> Tensor:
+        """Which keys of the own segment a query sees [batch or 1, query, key]; shared by the layers of a
+        forward.
+
+        Args:
+            before: tokens of the own segment cached before this forward [batch], None for none.
+            width: keys of the own segment.
+            own_first: absolute position of its first key (only differences matter; it keys the store).
+        """
+        key = ("seen", self.window, width, own_first)
+        if key not in ctx.shared:
+            start = torch.zeros(1, dtype=torch.int64) if before is None else before
+            start = start[:1] if bool((start == start[0]).all()) else start
+            queries = start[:, None] + torch.arange(ctx.layout.n_new)
+            ctx.shared[key] = self.sees(queries, width).to(ctx.layout.device)
+        return ctx.shared[key]
+
     @staticmethod
     def _keep(ctx: Context, depth: int, before: Tensor | None, own_first: int, **kept: Tensor) -> None:
         """Keep values for linearisation with this forward's own keys last, also where rows cached different
@@ -185,38 +254,3 @@ class Attention:
             for name in ("scores", "pattern"):
                 kept[name] = kept[name].take_along_dim(order[:, None, None], 3)
         ctx.keep(depth, **kept)
-
-
-def visible(
-    ctx: Context, window: int | None, before: Tensor | None, width: int, own_first: int = 0
-) -> Tensor:
-    """Which keys of the own segment a query sees, [batch or 1, query, key]; shared by the layers of a
-    forward.
-
-    Args:
-        before: tokens of the own segment cached before this forward [batch], None for none.
-        width: keys of the own segment.
-        own_first: absolute position of its first key (only differences matter; it keys the store).
-    """
-    key = ("visible", window, width, own_first)
-    if key not in ctx.shared:
-        layout = ctx.layout
-        start = torch.zeros(1, dtype=torch.int64) if before is None else before
-        start = start[:1] if bool((start == start[0]).all()) else start
-        query = (start[:, None] + torch.arange(layout.n_new))[:, :, None]
-        keys = torch.arange(width)
-        mask = keys <= query
-        if window is not None:
-            mask &= query - keys < window
-        ctx.shared[key] = mask.to(layout.device)
-    return ctx.shared[key]
-
-
-def _window_mask(layout: Layout, first: int, width: int, window: int | None) -> Tensor:
-    """Which keys of a shared segment a query sees [batch or 1, query, key]: all of them, or those within the
-    window."""
-    positions = layout.positions[:, :, None]
-    if window is None:
-        return torch.ones_like(positions, dtype=torch.bool).expand(-1, -1, width)
-    keys = torch.arange(first, first + width, device=layout.device)
-    return positions - keys < window

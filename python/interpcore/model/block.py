@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .attention import Attention
 from .cache import CacheWriter
-from .context import Context
+from .context import UNWATCHED, Context, Unwatched
 from .mlp import MLP
-from .norm import Norm
+from .norm import Norm, apply
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,19 +42,29 @@ class Block:
     def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:
         """The stream after the block, [batch, position, d_model], of the stream x entering it."""
         attn_in = ctx.site("attn_in", depth, x)
-        normed = _apply(self.attn_norm, attn_in)
+        normed = apply(self.attn_norm, attn_in)
         attn_raw = self.attention(normed, ctx, depth, slot, writer)
-        attn_out = _apply(self.attn_post_norm, attn_raw)
-        attn_out = ctx.site("attn_out", depth, attn_out)
+        attn_out = ctx.site("attn_out", depth, apply(self.attn_post_norm, attn_raw))
+        ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw)
         middle = x + attn_out
         mlp_in = ctx.site("mlp_in", depth, x if self.parallel else middle)
-        if not (mlp_in is attn_in and self.mlp_norm is self.attn_norm):
-            normed = _apply(self.mlp_norm, mlp_in)
-        mlp_raw = self.mlp(normed, ctx, depth)
-        mlp_out = _apply(self.mlp_post_norm, mlp_raw)
-        ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw, mlp_in=mlp_in, mlp_raw=mlp_raw)
+        same = mlp_in is attn_in and self.mlp_norm is self.attn_norm
+        mlp_out = self.mlp_branch(mlp_in, ctx, depth, normed if same else None)
         return middle + ctx.site("mlp_out", depth, mlp_out)
 
+    def mlp_branch(
+        self, x: Tensor, ctx: Unwatched = UNWATCHED, depth: int = 0, normed: Tensor | None = None
+    ) -> Tensor:
+        """What the MLP adds to the stream when it reads x [..., position, d_model], its norms included.
 
-def _apply(norm: Norm | None, x: Tensor) -> Tensor:
-    return x if norm is None else norm(x)
+        `normed` is x after the norm, where that is known.
+        """
+        raw = self.mlp(apply(self.mlp_norm, x) if normed is None else normed, ctx, depth)
+        ctx.keep(depth, mlp_in=x, mlp_raw=raw)
+        return apply(self.mlp_post_norm, raw)
+
+    def after_attention(self, entering: Tensor, attn_raw: Tensor) -> Tensor:
+        """The stream that leaves the block, of the stream entering it and what attention's output projection
+        writes, both [..., position, d_model] or broadcasting."""
+        middle = entering + apply(self.attn_post_norm, attn_raw)
+        return middle + self.mlp_branch(entering if self.parallel else middle)

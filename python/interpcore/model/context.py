@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,34 @@ Activation = Callable[[Tensor], Tensor]
 ActivationHook = Callable[..., Tensor]
 
 
-class Context:
+class Unwatched:
+    """What parts of a model that run on their own are given: no taps, no edits, nothing kept."""
+
+    def keep(self, call: object, **values: Tensor) -> None:
+        """Keep values of a block call (its depth) or another call ("call", index), when a forward records."""
+
+    def site(self, site: str, depth: int | None, value: Tensor) -> Tensor:
+        """The value of a site after its edits, handed to its taps.
+
+        Args:
+            value: [batch, position, *feature], packed; feature starts with heads for per-head sites.
+        Returns: the same tensor where nothing is edited, else a new one.
+        """
+        return value
+
+    def activation(self, function: Activation, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:
+        """function(pre), times `up` where there is one, through the study's hook when there is one.
+
+        Args:
+            pre, up: [batch, position, d_mlp].
+        """
+        return function(pre) if up is None else function(pre) * up
+
+
+UNWATCHED = Unwatched()
+
+
+class Context(Unwatched):
     """What a forward passes to its blocks.
 
     Args:
@@ -50,7 +78,7 @@ class Context:
         self.activation_hook = activation
         self._read_at: dict[Tap, Tensor] = {}
         self._depths: dict[Tap, list[Tap]] = {}
-        self.shared: dict[object, Tensor] = {}
+        self.shared: dict[object, Any] = {}
         self._taps: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
         self._edits: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
         stop = layout.totals
@@ -101,18 +129,10 @@ class Context:
         return self._edits.get((site, depth), ())
 
     def keep(self, call: object, **values: Tensor) -> None:
-        """Keep values of a block call (its depth) or another call ("call", index), when this forward
-        records."""
         if self.record:
             self.kept[call] |= values
 
     def site(self, site: str, depth: int | None, value: Tensor) -> Tensor:
-        """The value of a site after its edits, handed to its taps.
-
-        Args:
-            value: [batch, position, *feature], packed; feature starts with heads for per-head sites.
-        Returns: the same tensor where nothing is edited, else a new one.
-        """
         if (site, depth) not in self._active:
             return value
         for edit in self._edits.get((site, depth), ()):
@@ -122,13 +142,8 @@ class Context:
         return value
 
     def activation(self, function: Activation, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:
-        """function(pre), times `up` where there is one, through the study's hook when there is one.
-
-        Args:
-            pre, up: [batch, position, d_mlp].
-        """
         if self.activation_hook is None:
-            return function(pre) if up is None else function(pre) * up
+            return super().activation(function, pre, depth, up)
         factors = () if up is None else (up,)
         return self.activation_hook(function, pre, depth, *factors)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from .context import Context
+from .context import UNWATCHED, Unwatched
 from .projection import Projection
 
 
@@ -49,7 +49,7 @@ class MLP:
         up, down = replace(self.up, precision=precision), replace(self.down, precision=precision)
         return replace(self, up=up, down=down, gate=gate)
 
-    def __call__(self, x: Tensor, ctx: Context, depth: int) -> Tensor:
+    def __call__(self, x: Tensor, ctx: Unwatched = UNWATCHED, depth: int = 0) -> Tensor:
         """MLP output [batch, position, d_model], bias included, of the normed stream x."""
         function = ACTIVATIONS[self.activation]
         if self.gate is None:

@@ -43,3 +43,8 @@ class Norm:
             wide = wide - wide.mean(-1, keepdim=True)
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide * rstd, rstd.squeeze(-1)
+
+
+def apply(norm: Norm | None, x: Tensor) -> Tensor:
+    """x [..., d] after a norm, where there is one."""
+    return x if norm is None else norm(x)

@@ -190,12 +190,12 @@ class LinearAttention:
         padded = torch.cat([g, g.new_zeros(*g.shape[:2], self.q.shape[1] - g.shape[2], *g.shape[3:])], 2)
         return pull(self.ctx, site, self.depth, padded)[:, :, : g.shape[2]]
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        name = id(self.attention.rotary)
-        return self.ctx.shared["cos", name][:, None], self.ctx.shared["sin", name][:, None]
-
     def _rotated(self, t: Tensor) -> Tensor:
         return t if self.attention.rotary is None else self.attention.rotary(t, *self._tables())
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        cos, sin = self.ctx.shared["rotary", id(self.attention.rotary)]
+        return cos[:, None], sin[:, None]
 
     def _unrotated(self, g: Tensor, first_only: bool) -> Tensor:
         """The rotation's transpose, at the first position or at the last ones."""
