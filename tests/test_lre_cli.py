@@ -166,8 +166,8 @@ def test_bad_relations_are_named_and_the_rest_is_kept(model, relation, tmp_path)
     [
         (lambda folder: None, "There is no folder"),
         (lambda folder: (folder / "bias").mkdir(parents=True), "no relation files"),
-        (lambda folder: put(folder, "{"), "x.json: not valid JSON"),
-        (lambda folder: put(folder, "[]"), "holds one JSON object"),
+        (lambda folder: put(folder, "{"), "x.json is cut short"),
+        (lambda folder: put(folder, "[]"), "x.json is [], not an object"),
     ],
 )
 def test_bad_folders_are_refused_before_anything_runs(model, tmp_path, change, said):

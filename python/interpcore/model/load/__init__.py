@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interpcore.errors import Refused
+
 from ..decoder import Model
 from ..origin import Origin
 from ..plan import Plan
@@ -101,6 +103,8 @@ def from_transformers(hf: Any, name: str, tokenizer: Any = None) -> Model:
             f"there are no hand-written blocks for {family!r} (there are for {', '.join(FAMILIES)})"
         )
     parts = FAMILIES[family](hf)
+    if not parts.blocks:
+        raise Refused(f"{name} has no blocks; its config gives their number as 0 or less.")
     first = parts.blocks[0].mlp
     spec = ModelSpec(
         family=family,

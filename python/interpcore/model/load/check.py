@@ -10,6 +10,7 @@ import torch
 from interpcore.errors import Refused
 
 from ..decoder import Model
+from .source import first_line
 
 N_TOKENS = 16
 # Largest |logit difference| over largest |logit| that a correct load shows: rounding, by dtype. transformers
@@ -38,7 +39,13 @@ def check_against_transformers(model: Model, hf: Any) -> Model:
     generator = torch.Generator().manual_seed(0)
     n = min(N_TOKENS, model.spec.max_positions or N_TOKENS)
     tokens = torch.randint(model.spec.vocab_size, (1, n), generator=generator).to(model.device)
-    theirs = hf(tokens, use_cache=False).logits.to(torch.float64)
+    try:
+        theirs = hf(tokens, use_cache=False).logits.to(torch.float64)
+    except Exception as error:  # whatever a config that does not fit the weights brings about
+        raise Refused(
+            f"transformers cannot run {model.spec.name} ({first_line(error)}); its config does not fit its "
+            "weights."
+        ) from error
     ours = model.forward(tokens).logits
     assert ours is not None
     gap = float((ours.to(torch.float64) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))

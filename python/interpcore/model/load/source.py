@@ -103,7 +103,7 @@ def _on_the_hub(name: str, revision: str | None) -> Location:
         ) from answer
     if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         raise Refused(
-            f"There is no folder {name}, the hub cannot be asked ({_first_line(answer)}), and its cache here "
+            f"There is no folder {name}, the hub cannot be asked ({first_line(answer)}), and its cache here "
             f"has no such model{hint}"
         ) from answer
     return Location(name, name, revision, cached=True)
@@ -129,7 +129,7 @@ def read_checkpoint(
         config = AutoConfig.from_pretrained(place, **options)
     except Exception as error:
         raise Refused(
-            f"{source} has no readable config that transformers knows: {_first_line(error)}"
+            f"{source} has no readable config that transformers knows: {first_line(error)}"
         ) from error
     place_of_weights = check_device(device)
     wanted = dtype or (torch.float32 if place_of_weights.type == "cpu" else "auto")
@@ -145,7 +145,7 @@ def read_checkpoint(
             )
     except Exception as error:
         raise Refused(
-            f"{source} could not be loaded as a causal language model: {_first_line(error)}"
+            f"{source} could not be loaded as a causal language model: {first_line(error)}"
         ) from error
     hf, problems = loaded
     missing = sorted(problems.get("missing_keys", ()))
@@ -183,7 +183,7 @@ def check_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = _first_line(error).rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise Refused(f"The device {str(device)!r} cannot be used here: {reason}.") from error
     return found
 
@@ -222,12 +222,13 @@ def _tokenizer(location: Location, options: dict[str, Any]) -> Any:
         if not written and isinstance(error, OSError | ValueError):
             return None
         raise Refused(
-            f"The tokenizer of {location.source} cannot be read ({_first_line(error)}); mend its files, or "
+            f"The tokenizer of {location.source} cannot be read ({first_line(error)}); mend its files, or "
             "take them away to work with token ids alone."
         ) from error
     return tokenizer if tokenizer.vocab_size else None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0]
