@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from interpcore.lre.tables import READING_CONTROLS
+from interpcore.runs.plots import named_ticks, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,77 +17,94 @@ if TYPE_CHECKING:
 
 COLORS = {"factual": "#3b6ea8", "commonsense": "#c8772e", "linguistic": "#4c9a57", "bias": "#8a5aa8"}
 MARKERS = dict(zip(READING_CONTROLS, "xo^s", strict=True))
+LABELS = {"b alone": "bias term alone", "shuffled": "shuffled subjects"}
 
 
 def faithfulness_figure(table: pd.DataFrame) -> Figure:
-    """Faithfulness of every relation with its interval, by category, beside its controls."""
-    figure, [axes] = _new(9, 0.34 * len(table) + 1.6)
+    """Faithfulness of every relation with its interval, by category, above the marks of its controls; a star
+    where the paired test against the best control says so."""
+    figure, [axes] = new_figure(9, 0.42 * len(table) + 1.6)
     table = table.sort_values(["relation_type", "faithfulness"]).reset_index(drop=True)
-    errors = [table.faithfulness - table.faithfulness_low, table.faithfulness_high - table.faithfulness]
-    colors = [COLORS[kind] for kind in table.relation_type]
-    axes.barh(table.index, table.faithfulness, color=colors, alpha=0.75, height=0.7)
-    axes.errorbar(table.faithfulness, table.index, xerr=errors, fmt="none", ecolor="black", lw=1, capsize=2)
-    for control in (c for c in READING_CONTROLS if c in table):
+    for kind, part in table.groupby("relation_type"):
+        ends = part.faithfulness_low, part.faithfulness_high
+        errors = [(part.faithfulness - ends[0]).clip(lower=0), (ends[1] - part.faithfulness).clip(lower=0)]
+        style = {"fmt": "o", "color": COLORS[str(kind)], "ms": 5, "capsize": 2, "label": kind}
+        axes.errorbar(part.faithfulness, part.index + 0.28, xerr=errors, **style)
+    for place, control in enumerate(c for c in READING_CONTROLS if c in table):
         axes.plot(
-            table[control], table.index, MARKERS[control], color="black", mfc="white", ms=5, label=control
+            table[control],
+            table.index + 0.04 - 0.15 * place,
+            MARKERS[control],
+            color="#555555",
+            mfc="none",
+            ms=4,
+            label=LABELS.get(control, control),
         )
-    for kind in sorted(set(table.relation_type)):
-        axes.barh([0], [0], color=COLORS[kind], alpha=0.75, label=kind)
-    axes.set_yticks(
-        table.index, [f"{r} ({n})" for r, n in zip(table.relation, table.n_subjects, strict=True)]
-    )
-    axes.set(xlim=(0, 1.02), xlabel="faithfulness on held-out known subjects (95% interval)")
+    names = [
+        f"{r.relation} ({r.n_subjects}){' *' if r.faithfulness_above else '  '}" for r in table.itertuples()
+    ]
+    axes.set_yticks(table.index, names)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.7, len(table) - 0.4))
+    axes.set_xlabel("faithfulness on held-out known subjects (95% interval)")
+    axes.grid(axis="x", color="#eeeeee")
+    axes.set_axisbelow(True)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
 def depth_figure(curves: pd.DataFrame) -> Figure:
     """Faithfulness and causality by source depth, one line per category, cross-fitted at each depth."""
-    figure, panels = _new(9, 3.8, panels=2)
+    figure, panels = new_figure(9, 3.8, panels=2)
     for panel, measure in zip(panels, ("faithfulness", "causality"), strict=True):
         chosen = curves[curves.curve == f"{measure} by depth"]
-        for kind, part in chosen.groupby("relation_type"):
-            means = part.groupby("place")["value"].agg(["mean", "std", "count"])
-            error = means["std"].fillna(0) / means["count"] ** 0.5
-            panel.plot(means.index, means["mean"], "o-", color=COLORS[str(kind)], label=kind)
-            panel.fill_between(
-                means.index, means["mean"] - error, means["mean"] + error, color=COLORS[str(kind)], alpha=0.15
-            )
+        _mean_lines(panel, chosen, "o-")
         names = chosen.drop_duplicates("place").sort_values("place")
-        panel.set_xticks(names["place"], names["at"])
-        panel.set(xlabel="source depth", ylabel=measure, ylim=(-0.02, 1.02))
-    panels[0].legend(frameon=False)
+        named_ticks(panel.xaxis, list(names.place), list(names["at"]))
+        panel.set(xlabel="source depth", ylabel=measure)
     return figure
 
 
 def rank_figure(curves: pd.DataFrame) -> Figure:
     """Causality by the rank of the inverse, one line per category, at the cross-fitted depth."""
-    figure, [axes] = _new(6, 3.8)
-    for kind, part in curves[curves.curve == "causality by rank"].groupby("relation_type"):
-        means = part.groupby("place")["value"].mean()
-        axes.plot(means.index, means, "-", color=COLORS[str(kind)], label=kind)
-    axes.set(xlabel="rank of the inverse", ylabel="causality", ylim=(-0.02, 1.02))
-    axes.legend(frameon=False)
+    figure, [axes] = new_figure(6, 3.8)
+    _mean_lines(axes, curves[curves.curve == "causality by rank"], "-")
+    axes.set(xlabel="rank of the inverse", ylabel="causality")
     return figure
 
 
 def agreement_figure(table: pd.DataFrame) -> Figure:
-    """Faithfulness against causality, one point per relation."""
-    figure, [axes] = _new(5, 4.6)
-    for kind, part in table.groupby("relation_type"):
-        axes.scatter(part.faithfulness, part.causality, color=COLORS[str(kind)], label=kind)
+    """Faithfulness against causality, one point per relation, those of equal place side by side; named where
+    the two differ by more than 0.2."""
+    figure, [axes] = new_figure(6, 5)
     axes.plot([0, 1], [0, 1], ":", color="grey", lw=1)
-    axes.set(xlabel="faithfulness", ylabel="causality", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    axes.legend(frameon=False)
+    taken: Counter[tuple[float, float]] = Counter()
+    for kind, part in table.groupby("relation_type"):
+        places = []
+        for row in part.itertuples():
+            place = (round(row.faithfulness, 2), round(row.causality, 2))
+            places.append((row.faithfulness - 0.02 * taken[place], row.causality))
+            taken[place] += 1
+            if abs(row.faithfulness - row.causality) > 0.2:
+                axes.annotate(row.relation, places[-1], (4, 4), textcoords="offset points", fontsize=6)
+        label = f"{kind} ({len(part)})"
+        axes.scatter(*np.transpose(places), color=COLORS[str(kind)], alpha=0.8, s=22, label=label)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="causality")
+    axes.set_xlabel("faithfulness (equal relations side by side)")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
-def _new(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure that belongs to no window and no global state, and its panels."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.subplots(1, panels)
-    for one in figure.axes:
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, figure.axes
+def _mean_lines(axes: Axes, curves: pd.DataFrame, style: str) -> None:
+    """Mean over trials and relations of each category, with a band of one standard error over relations."""
+    for kind, part in curves.groupby("relation_type"):
+        by_relation = part.groupby(["place", "relation"])["value"].mean().groupby("place")
+        mean, error = by_relation.mean(), by_relation.sem().fillna(0)
+        color, n = COLORS[str(kind)], part.relation.nunique()
+        axes.plot(mean.index, mean, style, color=color, ms=4, label=f"{kind} ({n})")
+        axes.fill_between(mean.index, mean - error, mean + error, color=color, alpha=0.15, lw=0)
+    axes.set_ylim(-0.02, 1.02)
+    if len(curves):
+        title = "mean over relations (number), band: its standard error"
+        axes.legend(frameon=False, fontsize=8, title=title, title_fontsize=7)
+    else:
+        axes.set_title("no relation was measured", fontsize=9)

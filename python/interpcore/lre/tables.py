@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import cluster_bootstrap, paired_sign_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +18,10 @@ READING = ("faithfulness", "recall@1", "recall@2", "recall@3", "first_token@1")
 EDITING = ("causality",)
 READING_CONTROLS = ("majority", "b alone", "other operator", "shuffled")
 EDITING_CONTROLS = ("no edit", "random edit", "other edit")
+INTERVALS = (
+    "Intervals are 95%, exact at the effective number of facts, over subjects. A star: higher than the best "
+    "control with p < 0.05 in the exact paired test over subjects (sign test)."
+)
 CURVES = {"faithfulness by depth": "depth", "causality by depth": "depth", "causality by rank": "rank"}
 
 
@@ -25,9 +29,10 @@ def relation_table(results: Sequence[Result]) -> pd.DataFrame:
     """One row per relation, in order of first appearance.
 
     Columns: relation, relation_type, n_objects, trials (measured), n_test and n_known (summed over trials),
-    n_subjects (distinct known ones); each measure over the known facts with `_low`, `_high` (95% cluster
-    bootstrap over subjects) and `_all` (over all test facts); each control over the known facts;
-    `faithfulness_above`, `causality_above`: whether the interval lies above every control; depth, beta,
+    n_subjects (distinct known ones); each measure over the known facts with `_low`, `_high` (95%, exact at
+    the effective number of facts, over subjects, see `cluster_bootstrap`) and `_all` (over all test facts);
+    each control over the known facts; for faithfulness and causality the best control, `_control`, the exact
+    p-value against it by subject, `_p` (`paired_sign_test`), and `_above`: higher with p < 0.05; depth, beta,
     edit_depth and rank as most often chosen; status of the trials, "measured" if any was; reason: why others
     were not, or "".
 
@@ -155,9 +160,9 @@ def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             row[f"{name}_all"] = float(values.mean())
         present = [name for name in controls if all(name in r["outcomes"] for r in done)]
-        against = {name: float(_outcome(done, name)[known].mean()) for name in present}
-        row |= against
-        row[f"{measures[0]}_above"] = bool(row[f"{measures[0]}_low"] > max(against.values()))
+        against = {name: _outcome(done, name)[known] for name in present}
+        row |= {name: float(values.mean()) for name, values in against.items()}
+        row |= _against_best(measures[0], _outcome(done, measures[0])[known], against, clusters)
     chosen = {
         "depth": _most(done, "faithfulness", "depth"),
         "beta": _most(done, "faithfulness", "beta"),
@@ -166,6 +171,16 @@ def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
     }
     names = {key: depth_name(chosen[key]) for key in ("depth", "edit_depth")}
     return row | chosen | names
+
+
+def _against_best(
+    measure: str, values: np.ndarray, controls: dict[str, np.ndarray], clusters: Sequence[str]
+) -> dict[str, Any]:
+    """The best control and the exact paired test against it; of equals, the one with the largest p."""
+    p = {name: paired_sign_test(values, others, clusters) for name, others in controls.items()}
+    best = max(controls, key=lambda name: (float(controls[name].mean()), p[name]))
+    above = bool(values.mean() > controls[best].mean() and p[best] < 0.05)
+    return {f"{measure}_control": best, f"{measure}_p": p[best], f"{measure}_above": above}
 
 
 def _outcome(results: Sequence[Result], name: str) -> np.ndarray:
