@@ -126,6 +126,8 @@ def read_relations(source: str) -> list[Relation]:
 
 def show(report: Report) -> None:
     """Print the table, what was left out, the files and the edits' speed."""
+    from interpcore.lre.tables import INTERVALS
+
     # Cells must stay whole where the output is no terminal, which Rich takes to be 80 columns wide.
     console = Console(width=max(WIDTH, Console().width))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -139,8 +141,8 @@ def show(report: Report) -> None:
         "obj: distinct objects; known: test facts that the model itself answers, of all.\n"
         "faithful: the operator's top token is the model's, on held-out known subjects; causal: the edited "
         "model says the target.\nall: over all test facts; control: the best of majority, b alone, other "
-        "operator, shuffled (edits: none, random, other);\n* the interval lies above it. depth: of the "
-        "subject's state (emb: token embedding) for reading/editing; rank: of the inverse.",
+        "operator, shuffled (edits: none, random, other); depth:\nof the subject's state (emb: token "
+        f"embedding) for reading/editing; rank: of the inverse.\n{INTERVALS}",
         style="dim",
         highlight=False,
     )

@@ -87,7 +87,8 @@ def agreement_figure(table: pd.DataFrame) -> Figure:
             if abs(row.faithfulness - row.causality) > 0.2:
                 axes.annotate(row.relation, places[-1], (4, 4), textcoords="offset points", fontsize=6)
         label = f"{kind} ({len(part)})"
-        axes.scatter(*np.transpose(places), color=COLORS[str(kind)], alpha=0.8, s=22, label=label)
+        x, y = np.transpose(places)
+        axes.scatter(x, y, color=COLORS[str(kind)], alpha=0.8, s=22, label=label)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="causality")
     axes.set_xlabel("faithfulness (equal relations side by side)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
