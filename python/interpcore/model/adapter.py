@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.model.shown import ShortRepr
+
 from .projection import Projection
 
 
@@ -25,8 +27,8 @@ class ConcatAdapter:
         return self.projection(torch.cat(streams, -1))
 
 
-@dataclass(frozen=True, eq=False)
-class ConstantState:
+@dataclass(frozen=True, eq=False, repr=False)
+class ConstantState(ShortRepr):
     """The same value at every position: the initial state of a recurrence.
 
     Args:

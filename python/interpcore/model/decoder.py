@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.shown import ShortRepr
 
 from . import generate as generation
 from .adapter import ConcatAdapter, ConstantState
@@ -32,8 +33,8 @@ Module = Block | Norm | ConcatAdapter | ConstantState
 LogitsAt = str | int | Sequence[int] | Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class Output:
+@dataclass(frozen=True, eq=False, repr=False)
+class Output(ShortRepr):
     """What a forward returns.
 
     Args:

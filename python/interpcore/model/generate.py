@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.shown import ShortRepr
 
 from .cache import Cache
 from .prompts import read_prompts
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from .generic import GenericModel
 
 
-@dataclass(frozen=True, eq=False)
-class Generation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Generation(ShortRepr):
     """Continuations of a batch of prompts.
 
     Args:

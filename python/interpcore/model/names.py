@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 from interpcore.errors import Refused
+from interpcore.model.shown import Rows
 
 from .sites import SITES
 from .spec import ModelSpec
@@ -96,7 +97,7 @@ def site_name(site: str, depth: int | None, n_calls: int, convention: str = "int
     raise Refused(f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}.")
 
 
-def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
+def site_table(spec: ModelSpec, n_calls: int) -> Rows:
     """A row per site of a model: site, depths, shape with sizes, meaning, transformers' module and
     TransformerLens' hook."""
     sizes = {
@@ -107,7 +108,7 @@ def site_table(spec: ModelSpec, n_calls: int) -> list[dict[str, str]]:
         "head": spec.n_heads,
         "vocabulary": spec.vocab_size,
     }
-    rows = []
+    rows = Rows()
     for name, site in SITES.items():
         if name in spec.absent:
             continue

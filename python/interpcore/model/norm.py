@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpcore.model.shown import ShortRepr
 
-@dataclass(frozen=True, eq=False)
-class Norm:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Norm(ShortRepr):
     """y = (x - mean) / sqrt(variance + eps) * (weight + offset) + bias, without the mean when `center` is
     False.
 

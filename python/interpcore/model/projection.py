@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore.model.shown import ShortRepr
 from interpcore.ops import product
 
 
-@dataclass(frozen=True, eq=False)
-class Projection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Projection(ShortRepr):
     """y = x W + b.
 
     Args:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.model.shown import ShortRepr
 
-@dataclass(frozen=True, eq=False)
-class Rotary:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rotary(ShortRepr):
     """Rotates the first `2 * len(frequencies)` entries of each head by angle position * frequency.
 
     Args:

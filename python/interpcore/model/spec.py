@@ -36,7 +36,7 @@ class ModelSpec:
     gated: bool
     embed_scale: float = 1.0
     logit_softcap: float | None = None
-    module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
+    module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
     absent: Mapping[str, str] = field(default=None, hash=False)  # type: ignore[arg-type]  # filled in below
 
     def __post_init__(self) -> None:
