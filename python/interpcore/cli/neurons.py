@@ -43,12 +43,6 @@ WEIGHTS = (
     "(sim); vocab_: variance, skewness and kurtosis (normal: 3) of its effects on the logits; null_space: "
     "share of w_out where the unembedding hardly reads."
 )
-SIMILAR = (
-    "Shares of neurons with a neuron like them, by the largest |r| in each partner; shuffled: with the "
-    "partner's tokens shuffled; same neuron: the most similar one has the same layer and number. Where these "
-    "are high and the excess is low, rotated neurons are as much alike: the models share most of what they "
-    "compute."
-)
 app = typer.Typer(help="Neurons: statistics, universality, explanations, effects.", no_args_is_help=True)
 
 
@@ -161,7 +155,7 @@ def correlate(
     """
     from interpcore.neurons.correlate import Settings
     from interpcore.neurons.correlate import estimate as estimate_correlations
-    from interpcore.neurons.universal import universality
+    from interpcore.neurons.universal import SIMILAR, universality
 
     kind = "published" if protocol is Protocol.paper else rotation.value
     settings = Settings(rotation=kind, draws=draws, seed=seed, budget=budget * 1e9)

@@ -28,7 +28,7 @@ from interpcore.errors import Refused
 
 EXPLAINED = (
     "variance_reduction: share of the activation's variance that the feature explains; mean_difference, "
-    "welch_t: of the activation with and without it."
+    "welch_t: of the activation with and without it, - where undefined (a mean of 0, neither side varies)."
 )
 CHANGES = (
     "Means over tokens, intervened minus clean: loss and entropy in nats, rank of the true token; norm: the "
@@ -199,7 +199,7 @@ def view(
 
     Example: interpcore neurons view tiny 3 120 --tokens runs/tokens-tiny --out runs/neurons-tiny
     """
-    from interpcore.neurons.view import neuron_page
+    from interpcore.neurons.neuron_page import neuron_page
     from interpcore.runs import write_bytes
 
     study = open_study(out, model, tokens, device=device, quiet=True)

@@ -5,7 +5,7 @@ that this family follows and extends).
 
 Tokens once, all statistics
     `summarize` (its result is a `summary.Summary`), `moment_errors`, `correlate` with `universal`,
-    `jackknife`, `sketch`; `row_summary` is what is kept of similarities, and of cosines.
+    `jackknife`, `sketch`; `extremes` is what is kept of similarities, and of cosines.
 Weights
     `weights` (norms folded in, writing weights centred), `cosines`, `composition`, `weight_study`.
 What a neuron responds to
@@ -15,5 +15,5 @@ What it does
     `interventions` with `intervention_study`, `deactivation` with `deactivation_study`, `cache`.
 Together
     `dataframe` (one row per neuron), `families`, `published` (tables), `neuron_study.NeuronStudy` (a folder
-    with every step; `study_tables`), `view` (one neuron's page), `report` (all figures).
+    with every step; `study_tables`), `neuron_page`, `report` (all figures).
 """

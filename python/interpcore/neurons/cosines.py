@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.neurons.row_summary import EDGES, add_counts, keep_extremes
+from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
 from interpcore.neurons.weights import FoldedWeights, NeuronWeights
 from interpcore.ops import column_moments, product
 from interpcore.ops.column_moments import ColumnMoments

@@ -214,13 +214,20 @@ def _heads_at(scores: Tensor, z: Tensor, first: int) -> tuple[Tensor, Tensor]:
 def _check_path(model: Model, neurons: Sequence[Neuron], other: int, width: int, first: int) -> None:
     if not 0 <= other < model.plan.n_calls or any(layer >= other for layer, _ in neurons):
         raise Refused(f"Neurons act on the attention of later layers only; layer {other} is not later.")
+    check_paths(model)
+    if not 0 < first < width:
+        raise Refused(f"Positions from {first} on are ablated; the sequences have {width} tokens.")
+
+
+def check_paths(model: Model) -> None:
+    """Raises: Refused for a model in which no neuron's path to a later attention can be cut."""
+    if model.plan.n_calls < 2:
+        raise Refused(f"{model.spec.name} has one block, and no attention follows its neurons.")
     if model.plan.streams != {"resid"}:
         raise Refused("Path ablation needs a plan whose only stream is the residual one.")
-    blocks: list[Block] = [model.block(layer) for layer, _ in neurons]
+    blocks: list[Block] = [model.block(depth) for depth in range(model.plan.n_calls)]
     if not all(block.additive for block in blocks):
         raise Refused(
             f"{model.spec.name} norms its MLPs' outputs, so a neuron's share of the stream is not act * "
             "w_out."
         )
-    if not 0 < first < width:
-        raise Refused(f"Positions from {first} on are ablated; the sequences have {width} tokens.")

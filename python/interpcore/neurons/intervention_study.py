@@ -95,6 +95,7 @@ def intervention_study(
         batch,
         Readout(model, protocol == "paper", None if counts is None else log_unigram(counts)),
     )
+    check_predicting(shards, limit)
     grid = shards.spans(block, limit)
     if out is None:
         return _table(work, [intervention_block(work, **cell) for cell in grid])
@@ -145,6 +146,22 @@ def intervention_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
     }
 
 
+def check_predicting(shards: TokenShards, limit: int | None = None) -> None:
+    """Raises: Refused where no token that counts has a next token to predict in the first `limit`
+    sequences."""
+    n, counting = shards.count(limit), False
+    for _, tokens, mask in shards.blocks(256, 0, n):
+        if bool(predicting(shards, tokens).any()):
+            return
+        counting |= bool(mask.any())
+    if counting:
+        raise Refused(
+            f"No token that counts in the first {n} sequences has a next token to predict: only last "
+            "positions count, or what follows is padding."
+        )
+    raise Refused(f"No token counts: the masks leave nothing of the first {n} sequences.")
+
+
 def predicting(shards: TokenShards, tokens: Tensor) -> Tensor:
     """Tokens that count, are not the last of their sequence, and whose next token is no padding.
 
@@ -182,8 +199,6 @@ def _table(work: _Work, blocks: Sequence[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     blocks = [block for block in blocks if block["tokens"]]
-    if not blocks:
-        raise Refused("No token counts: the masks leave nothing of these sequences.")
     counts = torch.tensor([b["tokens"] for b in blocks], dtype=torch.float64)
     clean = torch.tensor([b["clean"] for b in blocks], dtype=torch.float64)
 

@@ -20,7 +20,7 @@ from interpcore.neurons.accumulate import Statistics
 from interpcore.neurons.cards import corpus_card, file_hashes
 from interpcore.neurons.correlate import Correlations, Settings, correlate, merge_sums
 from interpcore.neurons.dataframe import neuron_table, write_table
-from interpcore.neurons.deactivation import first_value_norms
+from interpcore.neurons.deactivation import check_paths, first_value_norms
 from interpcore.neurons.deactivation_study import deactivation_study, score_table
 from interpcore.neurons.explanation_study import Explanations, Options, explain_neurons
 from interpcore.neurons.families import entropy_candidates, entropy_controls, frequency_candidates
@@ -443,6 +443,7 @@ class NeuronStudy:
         """
         import pandas as pd
 
+        check_paths(self.model)
         bos = self.tokens.manifest["masks"].get("bos") or [int(self.tokens.sequences(0, 1)[0, 0])]
         scores, flat = score_table(self.folded, self.model, int(bos[0]), seed=self.seed)
         if neurons is None:

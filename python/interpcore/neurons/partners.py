@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from interpcore.neurons.row_summary import EDGES, add_counts, keep_extremes
+from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROTOCOLS = ("default", "paper")
+SIMILAR = (
+    "Shares of neurons with a neuron like them, by the largest |r| in each partner; shuffled: with the "
+    "partner's tokens shuffled; same neuron: the most similar one has the same layer and number. Where these "
+    "are high and the excess is low, rotated neurons are as much alike: the models share most of what they "
+    "compute."
+)
+"""What a reader of `similar_shares` needs."""
 SHARES = (0.5, 0.9)
 """Sizes of correlations whose shares say how alike two models are."""
 

@@ -21,11 +21,11 @@ from interpcore.neurons.cosines import summarize_cosines, token_vectors, unit_ro
 from interpcore.neurons.figures import composition_figure
 from interpcore.neurons.figures_behaviour import histogram_figure, subset_figure
 from interpcore.neurons.interventions import check_neurons, clean_run
-from interpcore.neurons.pages import highlighted, page, picture, side_by_side, table
 from interpcore.neurons.summary import Summary
 from interpcore.neurons.weights import FoldedWeights, NeuronWeights, fold
 from interpcore.runs import read_card, read_tensors
 from interpcore.runs.frames import read_frame
+from interpcore.runs.pages import highlighted, joined, note, page, picture, side_by_side, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ def _contexts(one: _Neuron, examples: int) -> str:
     index, value = found.index[:examples, one.number], found.value[:examples, one.number]
     index, value = index[index >= 0], value[index >= 0]
     if not len(index):
-        return '<p class="note">No token.</p>'
+        return note("No token.")
     context = one.shards.context
     rows = torch.cat([one.shards.sequences(int(i) // context, int(i) // context + 1) for i in index])
     acts = clean_run(one.model, rows, [(one.layer, one.number)]).post[one.layer, one.number].float()
@@ -163,8 +163,8 @@ def _contexts(one: _Neuron, examples: int) -> str:
         window = slice(max(0, place - WINDOW), min(context, place + WINDOW // 2))
         shown = [one.texts[t] for t in row[window].tolist()]
         text = highlighted(shown, act[window].tolist(), float(value[0]), place - window.start)
-        lines.append(f'<span class="note">{v:.3f}, token {i}</span>{text}')
-    return "\n".join(lines)
+        lines += [note(f"{v:.3f}, token {i}"), text]
+    return joined(lines)
 
 
 def _tokens(one: _Neuron) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from interpcore.neurons.cosines import summarize_cosines
+from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
 from interpcore.neurons.partners import Partners
-from interpcore.neurons.row_summary import EDGES, add_counts, keep_extremes
 
 
 def test_extremes_among_equals_and_gaps() -> None:

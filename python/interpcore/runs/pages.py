@@ -1,0 +1,132 @@
+"""HTML pages that stand alone: text, tables, highlighted tokens, pictures. Everything is escaped here, by
+Jinja2, and what these functions return is marked as safe."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+_STYLE = """
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222; }
+h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin-top: 1.6em; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: .5em 0; } td, th { padding: 1px 8px; text-align: right; }
+th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; } .text { font-family: monospace; margin: .3em 0; white-space: pre-wrap; }
+.side { display: inline-block; vertical-align: top; margin-right: 3em; } .note { color: #666; }
+"""
+_TEMPLATES = {
+    "page": """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>{{ style }}</style></head>
+<body><h1>{{ title }}</h1>
+{% for head, body in sections if body %}<h2>{{ head }}</h2>
+{{ body }}
+{% endfor %}</body></html>
+""",
+    "image": '<img alt="{{ name }}" src="{{ source }}">',
+    "note": '<p class="note">{{ text }}</p>',
+    "table": """<table><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>""",
+    "side": '{% for part in parts %}<div class="side">{{ part }}</div>{% endfor %}',
+    "text": """<div class="text">{% for style, value, text in spans -%}
+<span style="{{ style }}" title="{{ value }}">{{ text }}</span>{% endfor %}</div>""",
+}
+
+
+def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A whole page.
+
+    Args:
+        title: of the page.
+        sections: heading and body of each, the body made by the functions below (plain text is escaped);
+            those without a body are left out.
+    """
+    return _rendered("page", title=title, sections=sections, style=_safe(_STYLE))
+
+
+def image(source: str, name: str) -> Markup:
+    """An image.
+
+    Args:
+        source: its address, relative to the page.
+        name: what it shows.
+    """
+    return _rendered("image", source=source, name=name)
+
+
+def picture(figure: Figure, name: str) -> Markup:
+    """A figure as an image inside the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return image(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", name)
+
+
+def note(text: str) -> Markup:
+    """A paragraph about what is shown, or why something is not."""
+    return _rendered("note", text=text)
+
+
+def table(frame: pd.DataFrame, digits: int = 4) -> Markup:
+    """A table; numbers with so many significant digits."""
+    rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
+    return _rendered("table", names=list(frame.columns), rows=rows)
+
+
+def side_by_side(parts: Sequence[str]) -> Markup:
+    """Parts next to one another where the window has room."""
+    return _rendered("side", parts=parts)
+
+
+def joined(parts: Sequence[str]) -> Markup:
+    """Parts below one another."""
+    return _safe("\n").join(parts)
+
+
+def highlighted(texts: Sequence[str], values: Sequence[float], top: float, mark: int | None = None) -> Markup:
+    """Tokens coloured by their activation: red above 0, blue below.
+
+    Args:
+        texts, values: of each token.
+        top: activation of full colour.
+        mark: a token to underline.
+    """
+    spans = []
+    for place, (text, value) in enumerate(zip(texts, values, strict=True)):
+        share = min(abs(value) / top, 1.0) if top > 0 else 0.0
+        red, green, blue = (214, 69, 65) if value > 0 else (59, 110, 168)
+        style = f"background: rgba({red},{green},{blue},{share:.2f})"
+        style += "; text-decoration: underline" if place == mark else ""
+        spans.append((style, f"{value:.3f}", text.replace("\n", "\u21b5")))
+    return _rendered("text", spans=spans)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import DictLoader, Environment
+
+    return Environment(loader=DictLoader(_TEMPLATES), autoescape=True, keep_trailing_newline=True)
+
+
+def _rendered(template: str, **values: Any) -> Markup:
+    return _safe(_environment().get_template(template).render(values))
+
+
+def _safe(html: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup(html)
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.{digits}g}"
+    return str(value)
