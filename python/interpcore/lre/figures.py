@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interpcore.lre.tables import READING_CONTROLS
-from interpcore.runs.plots import named_ticks, new_figure
+from interpcore.lre.tables import INTERVALS, READING_CONTROLS
+from interpcore.runs.plots import caption, named_ticks, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +50,17 @@ def faithfulness_figure(table: pd.DataFrame) -> Figure:
     axes.set_axisbelow(True)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
+
+
+def caption_of(table: pd.DataFrame, model: str) -> str:
+    """What goes below a picture of measured relations."""
+    trials = int(table.trials.max())
+    return caption(
+        model=model,
+        data=f"{len(table)} relations, {trials} trial{'s' if trials > 1 else ''} each",
+        n=f"{int(table.n_known.sum())} facts that the model knows (subjects beside each relation)",
+        note=INTERVALS,
+    )
 
 
 def depth_figure(curves: pd.DataFrame) -> Figure:
