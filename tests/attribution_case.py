@@ -12,10 +12,10 @@ from torch import Tensor
 
 import interpcore
 from interpcore.circuits import Graph, Metric, Pairs
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.patched import Watch, run_patched
-from interpcore.circuits.sources import Sources, head_output, record
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import Watch, run_patched
+from interpcore.circuits.patching.sources import Sources, head_output, record
 from interpcore.model import Model
 
 

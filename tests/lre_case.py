@@ -9,9 +9,13 @@ import numpy as np
 
 import interpcore
 from interpcore.data.relations import Relation, Sample
-from interpcore.lre.study import Options, run_study
+from interpcore.lre.options import Options
+from interpcore.lre.report import write_report
+from interpcore.lre.study import open_study
+from interpcore.runs import Row, RunFolder
+from interpcore.runs.experiment import Report
 
-OPTIONS = Options(trials=2, examples=5, betas=(0.0, 1.0, 2.25), ranks=5)
+OPTIONS = Options(trials=2, examples=5, betas=(0.0, 1.0, 2.25), ranks=9)
 
 
 def load_case(shared: Path):
@@ -39,6 +43,18 @@ def halves(relation: Relation) -> list[Relation]:
     ]
 
 
+def run_study(model, relations, out, options, workers: int = 1) -> list[Row]:
+    """Every trial of a study in a folder, run or read."""
+    with open_study(model, out, options, relations=relations, workers=workers, progress=False) as study:
+        return study.run()
+
+
+def report_of(out: Path) -> Report:
+    """The report of a study in a folder."""
+    with RunFolder.open(out, shared=True) as folder:
+        return write_report(folder)
+
+
 if __name__ == "__main__":
     model, relation = load_case(Path(sys.argv[1]))
-    run_study(model, halves(relation), sys.argv[2], OPTIONS, progress=False)
+    run_study(model, halves(relation), sys.argv[2], OPTIONS)

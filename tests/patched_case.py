@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits import Graph, Pairs
-from interpcore.circuits.sources import Sources, constant_output, head_output, post_scale, record
+from interpcore.circuits.patching.sources import Sources, constant_output, head_output, post_scale, record
 from interpcore.model import Model
 from interpcore.model.context import Context
 from interpcore.model.layout import read_layout

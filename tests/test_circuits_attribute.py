@@ -13,12 +13,12 @@ from patched_case import random_pairs
 
 import interpcore
 from interpcore.circuits import Graph, GraphError, Metric, load_scores, save_scores
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.attribute import attribute
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.patched import Watch, run_patched
-from interpcore.circuits.sources import record
-from interpcore.circuits.totals import Segments
+from interpcore.circuits.attribution.attribute import attribute
+from interpcore.circuits.attribution.scoring import Segments
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import Watch, run_patched
+from interpcore.circuits.patching.sources import record
 from interpcore.model.linearize import RAW, Rules, head_inputs, linearize
 from interpcore.model.linearize.block import LinearBlock
 
@@ -171,7 +171,7 @@ def test_steps_double_until_the_gap_is_small():
 
 
 def test_an_integral_that_does_not_close_is_returned_with_a_warning(monkeypatch):
-    module = importlib.import_module("interpcore.circuits.attribute")
+    module = importlib.import_module("interpcore.circuits.attribution.attribute")
     monkeypatch.setattr(module, "AUTO_LAST", 5)
     with pytest.warns(UserWarning, match=r"5 steps of eap-ig-inputs leaves a completeness gap of -?\d"):
         found = attribute(

@@ -14,7 +14,7 @@ from patched_case import random_pairs
 
 import interpcore
 from interpcore.circuits import Graph, GraphError
-from interpcore.circuits.attribute import attribute
+from interpcore.circuits.attribution.attribute import attribute
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_metric_that_is_no_number_names_its_pair():
 def test_batches_are_halved_when_memory_runs_out(monkeypatch):
     model, pairs = load("gpt2"), random_pairs(5, same=1)
     expected = attribute(model, pairs)
-    module = importlib.import_module("interpcore.circuits.attribute")
+    module = importlib.import_module("interpcore.circuits.attribution.attribute")
     sizes, plain = [], module.score_batch
 
     def scored(batch, *rest):
@@ -75,7 +75,8 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     model, pairs = load("gpt2"), random_pairs(6, ragged=True, same=1)
     options = {"method": "eap-ig-inputs", "steps": 2, "batch_size": 1, "segment": "position"}
     whole = attribute(model, pairs, **options)
-    module, path = importlib.import_module("interpcore.circuits.attribute"), tmp_path / "sums.safetensors"
+    module = importlib.import_module("interpcore.circuits.attribution.attribute")
+    path = tmp_path / "sums.safetensors"
     seen, plain = [], module.score_batch
 
     def stopped(batch, *rest):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from interpcore.circuits import Circuit, Graph, GraphError, Scores, select
-from interpcore.circuits.draw import HELPS, HURTS, draw
-from interpcore.circuits.layout import arrows, places
-from interpcore.circuits.manual import GPT2_SMALL, manual_circuit, recovery, touched
+from interpcore.circuits.study.draw import HELPS, HURTS, draw
+from interpcore.circuits.study.placement import arrows, places
+from interpcore.circuits.study.published import GPT2_SMALL, manual_circuit, recovery, touched
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from patched_case import random_edges, random_pairs
 
 import interpcore
 from interpcore.circuits import Graph, GraphError, Metric, Scores
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.exact import exact, verify
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.patched import run_patched
-from interpcore.circuits.suffix import Suffix
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.exact import exact, verify
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import run_patched
+from interpcore.circuits.patching.suffix import Suffix
 from interpcore.model.memory import OutOfMemory
 from interpcore.runs import Ledger
 

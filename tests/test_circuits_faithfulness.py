@@ -13,15 +13,15 @@ from patched_case import random_edges, random_pairs
 
 import interpcore
 from interpcore.circuits import Circuit, Graph, GraphError, Metric, MetricError
-from interpcore.circuits import patched as patched_module
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.attribute import attribute
+from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.circuit import nested, select, threshold
-from interpcore.circuits.exact import verify
-from interpcore.circuits.faithfulness import evaluate, faithfulness, more_faithful
-from interpcore.circuits.interventions import INTERVENTIONS, Intervention
-from interpcore.circuits.patched import Watch, run_patched
-from interpcore.circuits.sources import head_output, record
+from interpcore.circuits.patching import patched as patched_module
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.exact import verify
+from interpcore.circuits.patching.faithfulness import evaluate, faithfulness, more_faithful
+from interpcore.circuits.patching.interventions import INTERVENTIONS, Intervention
+from interpcore.circuits.patching.patched import Watch, run_patched
+from interpcore.circuits.patching.sources import head_output, record
 from interpcore.model.made_on import MadeOn
 from interpcore.model.memory import OutOfMemory
 from interpcore.model.mlp import MLP

@@ -9,10 +9,10 @@ from patched_case import random_edges, random_pairs
 
 import interpcore
 from interpcore.circuits import Graph, GraphError, Metric
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.attribute import attribute
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.patched import Watch, run_patched
+from interpcore.circuits.attribution.attribute import attribute
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import Watch, run_patched
 
 
 def load(family: str):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from interpcore.circuits import Circuit, Graph, GraphError, Scores, select
-from interpcore.circuits.agreement import agreement, average_overlap, cmd, cpr
-from interpcore.circuits.overlap import edge_overlap, node_overlap, overlap_table
+from interpcore.circuits.study.agreement import agreement, average_overlap, cmd, cpr
+from interpcore.circuits.study.overlap import edge_overlap, node_overlap, overlap_table
 
 GRAPH = Graph(2, 2, 2)
 

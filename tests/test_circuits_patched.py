@@ -9,10 +9,10 @@ from patched_case import naive_logits, random_edges, random_pairs
 
 import interpcore
 from interpcore.circuits import Graph, GraphError
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.interventions import INTERVENTIONS, Intervention
-from interpcore.circuits.patched import run_patched
-from interpcore.circuits.sources import record
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.interventions import INTERVENTIONS, Intervention
+from interpcore.circuits.patching.patched import run_patched
+from interpcore.circuits.patching.sources import record
 
 FAMILIES = sorted(CONFIGS)
 

@@ -10,10 +10,10 @@ from attribution_case import close, differences, load
 from patched_case import random_pairs
 
 from interpcore.circuits import Graph, Metric
-from interpcore.circuits.ablated import ablate
-from interpcore.circuits.attribute import attribute
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.patched import Watch, run_patched
+from interpcore.circuits.attribution.attribute import attribute
+from interpcore.circuits.patching.ablated import ablate
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import Watch, run_patched
 
 
 class Nudged(Watch):

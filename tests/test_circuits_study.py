@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 import interpcore
 from interpcore.circuits import Graph, load_scores
-from interpcore.circuits.cells import _renamed, run_curves, run_scores
 from interpcore.circuits.methods import METHODS, method_of
-from interpcore.circuits.report import paper_figures, pareto
-from interpcore.circuits.study import Options, Study, open_study
-from interpcore.circuits.tables import OLD_NAMES
+from interpcore.circuits.options import Figures, Options, Pareto
+from interpcore.circuits.study.cells import run_curves, run_scores
+from interpcore.circuits.study.paper import paper_figures
+from interpcore.circuits.study.report import pareto
+from interpcore.circuits.study.study import Study, open_study
+from interpcore.circuits.study.tables import OLD_NAMES, renamed
 from interpcore.circuits.tasks import MAIN_TASKS
 from interpcore.cli import app
 from interpcore.data import prompt_pairs
@@ -39,17 +41,16 @@ def model():
 def folder(model, tmp_path_factory) -> Path:
     """A finished study of two tasks."""
     out = tmp_path_factory.mktemp("circuits") / "run"
-    study = open_study(model, out, OPTIONS)
-    with study.folder:
-        pareto(study, TASKS, ["eap", "eap-ig", "eap-ig-auto", "exact"], SIZES, 8, progress=False)
+    methods = ("eap", "eap-ig", "eap-ig-auto", "exact")
+    with open_study(model, out, OPTIONS, progress=False) as study:
+        pareto(study, Pareto(tasks=TASKS, methods=methods, sizes=[str(n) for n in SIZES], random=8))
     return out
 
 
 @pytest.fixture
 def study(model, folder) -> Study:
-    opened = open_study(model, folder, OPTIONS)
-    yield opened
-    opened.folder.close()
+    with open_study(model, folder, OPTIONS, progress=False) as opened:
+        yield opened
 
 
 def read(folder: Path, name: str) -> pd.DataFrame:
@@ -64,8 +65,8 @@ def test_finished_work_is_not_done_again(study, monkeypatch) -> None:
         raise AssertionError("ran again")
 
     for name in ("cells.attribute", "cells.exact", "study.evaluate"):
-        monkeypatch.setattr(f"interpcore.circuits.{name}", fail)
-    rows = run_curves(study, TASKS, ["eap", "exact"], SIZES, progress=False)
+        monkeypatch.setattr(f"interpcore.circuits.study.{name}", fail)
+    rows = run_curves(study, TASKS, ["eap", "exact"], SIZES)
     assert len(rows) == 16 and {row["method"] for row in rows} == {"eap", "exact"}
 
 
@@ -76,7 +77,7 @@ def test_scores_come_from_pairs_that_measure_nothing(study) -> None:
         assert len(discovery) == len(held_out) == 12
         scores = study.scores(task, "exact")
         assert (scores.split, scores.examples, scores.task, scores.model) == ("discovery", 12, task, "tiny")
-    paper = Study(study.model, Options(head=24, protocol="paper"), study.folder)
+    paper = Study(study.model, Options(head=24, protocol="paper"), study.artifacts)
     discovery, held_out = paper.pairs("ioi")
     assert discovery is held_out and len(held_out) == 24
 
@@ -135,7 +136,7 @@ def test_another_study_does_not_enter_the_folder(model, folder) -> None:
 
 
 def test_a_failing_task_keeps_the_others(model, tmp_path, monkeypatch) -> None:
-    from interpcore.circuits import cells as module
+    from interpcore.circuits.study import cells as module
 
     real = module._attributed
 
@@ -145,10 +146,9 @@ def test_a_failing_task_keeps_the_others(model, tmp_path, monkeypatch) -> None:
         return real(study, task, *more)
 
     monkeypatch.setattr(module, "_attributed", sometimes)
-    study = open_study(model, tmp_path / "run", Options(head=8))
-    with study.folder:
+    with open_study(model, tmp_path / "run", Options(head=8), progress=False) as study:
         with pytest.raises(CellError, match="made to fail"):
-            run_scores(study, ["ioi", "sva"], ["eap"], progress=False)
+            run_scores(study, ["ioi", "sva"], ["eap"])
         assert study.scores("ioi", "eap").method == "eap"
 
 
@@ -205,7 +205,7 @@ def test_evaluate_compare_and_draw_take_files(used, tmp_path) -> None:
     assert "logit_diff" in invoke("evaluate", scores / "eap.safetensors", "--size", "10%", *study)
     assert " 479 " in invoke("evaluate", scores / "eap.safetensors", "--circuit", *study)
     assert "cpr" in invoke("evaluate", scores / "exact.safetensors", "--mib", *study)
-    said = invoke("compare", scores / "eap.safetensors", scores / "exact.safetensors")
+    said = invoke("compare-files", scores / "eap.safetensors", scores / "exact.safetensors")
     assert "pearson" in said
     invoke("draw", scores / "eap.safetensors", tmp_path / "ioi.html", "--size", "5%")
     assert (tmp_path / "ioi.html").stat().st_size > 1000
@@ -234,11 +234,11 @@ def test_nodes_and_neurons_on_the_command_line(level, tmp_path) -> None:
         next(line.split() for line in said.splitlines() if " logit_diff " in line) for said in (whole, share)
     ]
     assert rows[0] == rows[1] and rows[0][:3] == [str(found[0].size), "479", "21"]
-    said = invoke("compare", scores / f"eap-{level}.safetensors", scores / f"exact-{level}.safetensors")
+    said = invoke("compare-files", scores / f"eap-{level}.safetensors", scores / f"exact-{level}.safetensors")
     assert f" {found[0].size} " in f" {' '.join(said.split())} "
     invoke("draw", scores / f"exact-{level}.safetensors", tmp_path / "ioi.svg", "--size", "60%")
     for bad in (
-        ("compare", scores / f"eap-{level}.safetensors", scores / "eap.safetensors"),
+        ("compare-files", scores / f"eap-{level}.safetensors", scores / "eap.safetensors"),
         ("exact", "--top", "5", "--level", level, *study),
     ):
         assert CliRunner().invoke(app, ["circuits", *map(str, bad)]).exit_code == 1
@@ -247,14 +247,12 @@ def test_nodes_and_neurons_on_the_command_line(level, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("attribute", "--task", "odd"), "no task 'odd'; tasks are ioi"),
+        (("attribute", "--task", "odd"), "tasks is one of ioi, "),
         (("attribute", "--method", "odd"), "no method 'odd'; methods are eap"),
-        (("attribute", "--metric", "odd"), "no metric 'odd'; metrics are logit_diff"),
         (("attribute", "--metric", "kl", "--method", "eap"), "gradient on the clean prompt is zero"),
         (("attribute", "--data", "nowhere"), "no folder nowhere"),
         (("pareto", "--size", "many"), "A size is a count"),
         (("evaluate", "nothing.json"), "There is no file nothing.json"),
-        (("figures",), "--paper"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, why, tmp_path) -> None:
@@ -263,9 +261,9 @@ def test_bad_input_is_one_sentence(arguments, why, tmp_path) -> None:
 
 
 def test_the_papers_figures(model, tmp_path) -> None:
-    study = open_study(model, tmp_path / "run", Options(head=8))
-    with study.folder:
-        files = paper_figures(study, ["ioi", "greater-than-price"], [20, 143], (2, 5), progress=False)
+    asked = Figures(tasks=("ioi", "greater-than-price"), sizes=("20", "143"), steps=(2, 5))
+    with open_study(model, tmp_path / "run", Options(head=8), progress=False) as study:
+        files = paper_figures(study, asked).files
     assert all(file.stat().st_size > 2000 for file in files)
     numbers = {f"figure-{n}" for n in (1, 3, 4, 5, 6, 7, 8, 9, 10, 11)} | {"figure-5-recall"}
     assert {file.stem for file in files} == numbers and {file.suffix for file in files} == {".svg", ".png"}
@@ -298,17 +296,16 @@ def test_six_tasks_on_tiny_in_ten_minutes(model, tmp_path, record_property) -> N
     about a minute of CPU time. Circuits of at most 30% of the edges reach 85% on held-out pairs for at least
     four tasks, where the best random one of the same size does not."""
     began = time.process_time()
-    study = open_study(model, tmp_path / "run", Options(head=200))
-    with study.folder:
-        table = pareto(
-            study, MAIN_TASKS, ["eap", "eap-ig", "eap-ig-auto", "exact"], study.sizes(), 100, progress=False
-        ).table
+    methods = ("eap", "eap-ig", "eap-ig-auto", "exact")
+    with open_study(model, tmp_path / "run", Options(head=200), progress=False) as study:
+        table = pareto(study, Pareto(methods=methods)).table
         for task in MAIN_TASKS:
             assert int(study.scores(task, "exact").scored.sum()) == Graph.of(model).n_edges == 479
         seconds = time.process_time() - began
-        files = paper_figures(
-            study, ["ioi"], [20, 143], (2,), exact=False, others=[study.folder.path], progress=False
+        asked = Figures(
+            tasks=("ioi",), sizes=("20", "143"), steps=(2,), exact=False, also=(str(tmp_path / "run"),)
         )
+        files = paper_figures(study, asked).files
     record_property("found", table.to_json())
     numbers = {f"figure-{n}" for n in (1, 3, 5, 6, 7)} | {"figure-5-recall", "figure-11-tiny"}
     assert {file.stem for file in files} == numbers
@@ -322,7 +319,7 @@ def test_rows_of_an_older_run_are_read_under_todays_names(folder) -> None:
     """Ledgers and tables of version 0.1.0 call the ends of faithfulness's interval low and high."""
     old = {"faithfulness": 0.9, "low": 0.8, "high": 1.0}
     now = {"faithfulness": 0.9, "faithfulness_low": 0.8, "faithfulness_high": 1.0}
-    assert _renamed([[old], "a path"]) == [[now], "a path"]
+    assert renamed([[old], "a path"]) == [[now], "a path"]
     frame = read(folder, "faithfulness")
     earlier = frame.rename(columns={new: name for name, new in OLD_NAMES.items()})
     assert earlier.rename(columns=OLD_NAMES).equals(frame)

@@ -3,7 +3,6 @@
 import errno
 import os
 import pkgutil
-import sys
 from importlib import import_module
 
 import numpy as np
@@ -63,7 +62,7 @@ def test_defects_keep_their_traceback(defect, kind, monkeypatch):
     with pytest.raises(kind), told_in_a_sentence("program"):
         defect()
     # The same inside a command.
-    monkeypatch.setattr(sys.modules["interpcore.cli.info"], "product_probe", defect)
+    monkeypatch.setattr(interpcore.ops, "product_probe", defect)
     monkeypatch.setattr("sys.argv", ["interpcore", "info"])
     with pytest.raises(kind):
         main()
@@ -97,14 +96,14 @@ def test_a_device_that_is_not_there():
     [
         (["lre", "run", "--relations", "absent"], "There is no folder absent of relation files"),
         (["lre", "run", "--out", "file"], "file is a file, and a run needs a folder"),
-        (["lre", "run", "--beta-max", "nan"], "betas"),
-        (["circuits", "attribute", "--metric", "odd"], "There is no metric 'odd'"),
-        (["circuits", "attribute", "--intervention", "odd"], "odd"),
-        (["circuits", "attribute", "--unequal", "odd"], "odd"),
+        (["lre", "run", "--betas", "nan"], "betas is nan; give a finite number"),
+        (["lre", "run", "--betas", "1,x"], "betas holds 'x'; give numbers"),
+        (["lre", "run", "--trials", "0"], "trials is 0; give at least 1"),
+        (["circuits", "attribute", "--task", "odd"], "tasks is one of ioi, "),
         (["circuits", "attribute", "--data", "absent"], "There is no folder absent"),
         (["circuits", "attribute", "--verbs", "absent.csv"], "absent.csv"),
         (["circuits", "attribute", "--verbs", "latin.csv"], "latin.csv is no CSV file: "),
-        (["circuits", "exact", "--task", "ioi", "--top", "0"], "--top"),
+        (["circuits", "exact", "--task", "ioi", "--top", "0"], "A size of 0 is no edge"),
         (["circuits", "evaluate", "absent.json"], "There is no file absent.json"),
         (["circuits", "evaluate", "cut.json"], "cut.json is no file of scores"),
         (["neurons", "tokens", "absent.txt"], "There is no file or folder absent.txt"),

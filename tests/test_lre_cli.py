@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from lre_case import halves, load_case
+from lre_case import halves, load_case, report_of
 from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.data.relations import Sample
-from interpcore.lre.report import compare_runs, write_report
+from interpcore.lre.report import compare_runs
 from interpcore.lre.tables import published_hparams, relation_table
 from interpcore.runs import RunError
 
@@ -158,7 +158,7 @@ def test_bad_relations_are_named_and_the_rest_is_kept(model, relation, tmp_path)
     assert result.exit_code == 1
     for words in ("one: all samples have the object 'fish'", "long: The prompt has", "The rest is kept"):
         assert words in str(result.exception)
-    table = write_report(tmp_path / "run").table.set_index("relation")
+    table = report_of(tmp_path / "run").table.set_index("relation")
     assert table.loc["object superclass", "trials"] == 1 and table.loc["one", "status"] == "refused"
 
 
@@ -198,4 +198,4 @@ def test_a_model_of_stories_knows_no_such_facts(shared, relation, tmp_path):
     result = lre_run(folder, facts, tmp_path / "run", "--template", "0")
     assert result.exit_code == 1 and "knows no such facts" in str(result.exception)
     assert "Left out: object superclass: the model knows" in result.output
-    assert write_report(tmp_path / "run").table.trials.sum() == 0
+    assert report_of(tmp_path / "run").table.trials.sum() == 0

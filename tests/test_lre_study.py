@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lre_case import OPTIONS, halves, load_case
+from lre_case import OPTIONS, halves, load_case, run_study
 
 from interpcore.data.relations import Relation, RelationError, Sample
 from interpcore.lre.answers import Answers
 from interpcore.lre.known import dataset_filter
 from interpcore.lre.operator import Operator
-from interpcore.lre.study import Study, load_study, run_study, study_card
+from interpcore.lre.study import Study, study_card
 from interpcore.lre.trial import draw_targets, run_trial
 from interpcore.runs import Ledger, RunError, compare
 
@@ -31,7 +31,7 @@ def case(shared):
 
 def study_of(case, options=OPTIONS, *more: Relation) -> Study:
     model, relation = case
-    return Study(model, {r.name: r for r in (relation, *more)}, options)
+    return Study(model, options, relations={r.name: r for r in (relation, *more)})
 
 
 def untimed(result):
@@ -148,7 +148,7 @@ def test_the_dataset_filter_keeps_what_three_prompts_agree_on(case):
     assert dataset_filter(model, answers, relation, seed=0, max_rows=7) == thrice
     nonsense = replace(relation, samples=tuple(Sample(s.subject, "zzz") for s in relation.samples))
     assert len(dataset_filter(model, answers, relation, least=60, seed=0).samples) >= 60
-    with pytest.raises(RelationError, match="answers 0 of 76 facts in all of 3 prompts; 10 are needed"):
+    with pytest.raises(RelationError, match="answers 0 of 64 facts in all of 3 prompts; 10 are needed"):
         dataset_filter(model, answers, nonsense)
 
 
@@ -167,21 +167,18 @@ def test_a_worker_measures_the_same(case, tmp_path):
     model, relation = case
     # One trial, so one worker starts: each takes seconds to import. Several at once: test_runs_sweep.py.
     small, part = replace(OPTIONS, trials=1), halves(relation)[:1]
-    alone = run_study(model, part, tmp_path / "alone", small, progress=False)
-    shared_out = run_study(model, part, tmp_path / "two", small, workers=2, progress=False)
+    alone = run_study(model, part, tmp_path / "alone", small)
+    shared_out = run_study(model, part, tmp_path / "two", small, workers=2)
     assert [row.status for row in shared_out] == ["done"]
     for one, other in zip(alone, shared_out, strict=True):
         assert untimed(one.result) == untimed(other.result)
     operators = [sorted((tmp_path / run).rglob("operators/*/*.safetensors")) for run in ("alone", "two")]
     assert [p.parent.name for p in operators[0]] == [p.parent.name for p in operators[1]] == ["even"]
-    origin = {"source": model.spec.name}
-    with pytest.raises(ValueError, match="holds other weights than this study's model"):
-        load_study(origin, model.plan, "another hash", part, small, tmp_path / "two")
 
 
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(shared, case, tmp_path):
     relations = halves(case[1])
-    whole = run_study(case[0], relations, tmp_path / "whole", OPTIONS, progress=False)
+    whole = run_study(case[0], relations, tmp_path / "whole", OPTIONS)
     out = tmp_path / "killed"
     script = Path(__file__).with_name("lre_case.py")
     child = subprocess.Popen([sys.executable, str(script), str(shared), str(out)], env=dict(os.environ))
@@ -191,7 +188,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(shared, case, tmp
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert 0 < finished <= len(whole)
-    again = run_study(case[0], relations, out, OPTIONS, progress=False)
+    again = run_study(case[0], relations, out, OPTIONS)
     assert [untimed(r.result) for r in again] == [untimed(r.result) for r in whole]
     files = sorted(p.relative_to(out) for p in out.rglob("*.safetensors"))
     assert len(files) == 4
@@ -202,7 +199,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(shared, case, tmp
     depths = {c["depth"] for c in json.loads(about["choices"])}
     assert set(operator.depths) == depths and about["relation"] == "even"
     with pytest.raises(RunError, match="damping"):
-        run_study(case[0], relations, out, replace(OPTIONS, damping=0.5), progress=False)
+        run_study(case[0], relations, out, replace(OPTIONS, damping=0.5))
 
 
 def finished_cells(out: Path) -> int:
@@ -221,7 +218,7 @@ def test_refusals(case):
         run_study(model, [relation, relation], "unused", OPTIONS)
     with pytest.raises(ValueError, match="protocol is one of"):
         replace(OPTIONS, protocol="old")
-    with pytest.raises(ValueError, match="at least 1 trial"):
+    with pytest.raises(ValueError, match="trials is 0; give at least 1"):
         replace(OPTIONS, trials=0)
     with pytest.raises(RelationError, match="has 1 templates; template 3 is not there"):
         study_of(case, replace(OPTIONS, template=3))

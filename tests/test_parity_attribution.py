@@ -14,7 +14,7 @@ from circuits_parity import published_model
 
 import interpcore
 from interpcore.circuits import Metric, Pairs
-from interpcore.circuits.attribute import attribute
+from interpcore.circuits.attribution.attribute import attribute
 
 
 def published(folder: Path | None):

@@ -3,49 +3,30 @@
 Sign everywhere: score = metric(clean) - metric(edge corrupted), so that a positive edge helps.
 """
 
-from interpcore.circuits.attribute import attribute
-from interpcore.circuits.circuit import Circuit, nested, random_circuit, select, sizes_of, threshold
-from interpcore.circuits.draw import draw
-from interpcore.circuits.exact import exact, verify
-from interpcore.circuits.faithfulness import evaluate, faithfulness, more_faithful
-from interpcore.circuits.files import load_mib, load_scores, save_mib, save_scores
-from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.metrics import Metric, MetricError
-from interpcore.circuits.pairs import Pairs, PairsError
-from interpcore.circuits.scores import SIGN, Scores
-from interpcore.circuits.tasks import TASKS, generate_pairs, load_pairs
-from interpcore.circuits.totals import Segments
+from typing import Any
 
-__all__ = [
-    "SIGN",
-    "TASKS",
-    "Circuit",
-    "Graph",
-    "GraphError",
-    "Intervention",
-    "Metric",
-    "MetricError",
-    "Pairs",
-    "PairsError",
-    "Scores",
-    "Segments",
-    "attribute",
-    "draw",
-    "evaluate",
-    "exact",
-    "faithfulness",
-    "generate_pairs",
-    "load_mib",
-    "load_pairs",
-    "load_scores",
-    "more_faithful",
-    "nested",
-    "random_circuit",
-    "save_mib",
-    "save_scores",
-    "select",
-    "sizes_of",
-    "threshold",
-    "verify",
-]
+from interpcore._faces import names, shown
+
+_FACE = {
+    "attribution.attribute": "attribute",
+    "attribution.scoring": "Segments",
+    "circuit": "Circuit nested random_circuit select sizes_of threshold",
+    "experiments": "EXPERIMENTS",
+    "files": "load_mib load_scores save_mib save_scores",
+    "graph": "Graph GraphError",
+    "metrics": "Metric MetricError",
+    "options": "Options",
+    "pairs": "Pairs PairsError",
+    "patching.exact": "exact verify",
+    "patching.faithfulness": "evaluate faithfulness more_faithful",
+    "patching.interventions": "Intervention",
+    "scores": "SIGN Scores",
+    "study.draw": "draw",
+    "study.study": "Study open_study",
+    "tasks": "TASKS generate_pairs load_pairs",
+}
+__all__ = names(_FACE)
+
+
+def __getattr__(name: str) -> Any:
+    return shown(__name__, _FACE, name)

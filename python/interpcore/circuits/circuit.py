@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.options import LEVELS, SELECTIONS
 from interpcore.circuits.scores import Scores
 from interpcore.model.made_on import MadeOn
-
-SELECTIONS = ("topn", "greedy")
-LEVELS = ("edge", "node", "neuron")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from interpcore.circuits.circuit import Circuit, nested
 from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.options import DIRECTIONS
 from interpcore.circuits.scores import Scores
 from interpcore.model.made_on import NOT_RECORDED, MadeOn
 from interpcore.runs import RunError, atomic_path, read_json, read_tensors, write_tensors
 from interpcore.runs.fields import Fields, is_number, parse_json
 
-DIRECTIONS = ("helps", "hurts")
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _TENSORS = ("values", "squares", "nodes", "neurons", "segments", "segment_squares")
 _OWN = "interpcore"

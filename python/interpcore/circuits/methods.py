@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from interpcore.circuits.graph import GraphError
+from interpcore.errors import Refused
 
-IG_STEPS = (2, 3, 5, 7, 10, 15, 20, 30, 50)
 PAPER_METHODS = ("eap", "eap-ig", "eap-ig-kl")
 
 
@@ -58,11 +57,11 @@ METHODS = tuple(_METHODS)
 def method_of(name: str) -> Method:
     """A method by name; "eap-ig-7" is EAP-IG with 7 steps.
 
-    Raises: GraphError for an unknown name.
+    Raises: Refused for an unknown name.
     """
     if name in _METHODS:
         return _METHODS[name]
     steps = re.fullmatch(r"eap-ig-([1-9]\d*)", name)
     if steps:
         return Method(name, f"EAP-IG-{steps[1]}", options=_IG | {"steps": int(steps[1])})
-    raise GraphError(f"There is no method {name!r}; methods are {', '.join(METHODS)} and eap-ig-<steps>.")
+    raise Refused(f"There is no method {name!r}; methods are {', '.join(METHODS)} and eap-ig-<steps>.")

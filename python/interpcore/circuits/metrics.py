@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpcore.circuits.options import METRICS
 from interpcore.circuits.pairs import Pairs
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.projection import Projection
+from interpcore.runs.options import PROTOCOLS
 
-METRICS = ("logit_diff", "prob_diff", "kl", "js", "accuracy")
 ALIASES = {"kl_divergence": "kl", "js_divergence": "js"}
-PROTOCOLS = (None, "paper")
 
 
 class MetricError(Refused):
@@ -40,14 +40,14 @@ class Metric:
     """
 
     name: str
-    protocol: str | None = None
+    protocol: str = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", ALIASES.get(self.name, self.name))
         if self.name not in METRICS:
             raise MetricError(f"There is no metric {self.name!r}; metrics are {', '.join(METRICS)}.")
         if self.protocol not in PROTOCOLS:
-            raise MetricError(f"The protocol is None or 'paper'; got {self.protocol!r}.")
+            raise MetricError(f"The protocol is 'default' or 'paper'; got {self.protocol!r}.")
 
     @property
     def positions(self) -> str:
@@ -124,7 +124,7 @@ class Metric:
         return 1 / logits.shape[-1] if self.protocol == "paper" else 1.0
 
     def __str__(self) -> str:
-        return self.name if self.protocol is None or not self.divergence else f"{self.name}/vocabulary"
+        return self.name if self.protocol != "paper" or not self.divergence else f"{self.name}/vocabulary"
 
 
 def as_metrics(metrics: str | Metric | Sequence[str | Metric]) -> list[Metric]:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore.circuits.options import UNEQUAL
 from interpcore.errors import Refused
 from interpcore.model.prompts import pad, token_ids
 from interpcore.runs.fields import is_text
 
-UNEQUAL = ("skip", "align", "refuse")
 EQUAL = ("skip", "keep")
 Answers = Sequence[Sequence[int | str]]
 

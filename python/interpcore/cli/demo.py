@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from interpcore.cli import lre
+from interpcore.cli.study import run, show_and_end
+from interpcore.lre.experiments import RUN
+
 
 def demo(
     model: Annotated[str, typer.Option(help="A shipped model, a folder or a hub id.")] = "tiny",
@@ -17,17 +21,13 @@ def demo(
 
     Example: interpcore demo
     """
-    from interpcore.cli.lre import finish, show, study
-    from interpcore.lre.study import Options
-
     console = Console()
     console.print(
         f"Linear relational embeddings on {model}: from 8 examples, an affine map of the subject's state "
         "that predicts the answer, and its inverse that changes it.",
         highlight=False,
     )
-    report = study(model, "tiny", out, Options(trials=1))
-    show(report)
+    report = run(RUN, out=out, model=model, trials=1)
     console.print(
         "\nTry next:\n"
         "  interpcore lre run --model tiny --trials 3 --out runs/tiny         narrower intervals\n"
@@ -37,4 +37,4 @@ def demo(
         highlight=False,
         soft_wrap=True,
     )
-    finish(report, model)
+    show_and_end(report, lre.show)

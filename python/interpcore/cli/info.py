@@ -1,17 +1,18 @@
 """`interpcore info`: what is installed, what runs here and how fast the dense products are."""
 
+from __future__ import annotations
+
 import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from interpcore.ops import product_probe
-from interpcore.ops.backend import BackendStatus, isa, native_cpu, status, supported_isas
+if TYPE_CHECKING:
+    from interpcore.ops.backend import BackendStatus
 
 PACKAGES = ("interpcore", "torch", "transformers", "triton", "numpy", "safetensors")
 
@@ -51,6 +52,8 @@ def gather() -> dict[str, Any]:
     Raises:
         RuntimeError: $INTERPCORE_ISA or $INTERPCORE_PRODUCT names something that is not available here.
     """
+    from interpcore.ops.backend import status
+
     backends: list[BackendStatus] = status()
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -69,6 +72,10 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> dict[str, str]:
+    import torch
+
+    from interpcore.ops.backend import isa, native_cpu, supported_isas
+
     native = native_cpu()
     threads = str(torch.get_num_threads())
     if native is not None and not native.openmp:
@@ -84,6 +91,8 @@ def _processor() -> dict[str, str]:
 
 
 def _product() -> dict[str, str]:
+    from interpcore.ops import product_probe
+
     probe = product_probe()
     speeds = {"torch.matmul": probe.matmul, "oneDNN": probe.onednn}
     unit = "GFLOP per CPU second"

@@ -10,6 +10,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interpcore.runs.experiment import Report
+
 
 def show(frame: pd.DataFrame, *notes: str) -> None:
     """Print a table whole, empty columns left out, and notes below."""
@@ -25,6 +27,15 @@ def show(frame: pd.DataFrame, *notes: str) -> None:
     console.print(table)
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)
+
+
+def show_report(report: Report) -> None:
+    """Print an experiment's table, what must be known about it, and what was written."""
+    show(
+        report.table[list(report.shown)] if report.shown else report.table,
+        *report.notes,
+        *map(str, report.files),
+    )
 
 
 def _cell(value: object) -> str:

@@ -4,29 +4,22 @@ LRE(h) = beta * W h + b, where W and b are means over a few examples of the Jaco
 to the last token's, and of its remainder (Hernandez et al. 2023, arXiv 2308.09124).
 """
 
-from interpcore.lre.edits import Inverse, edited_logits, edited_tokens
-from interpcore.lre.operator import Operator, estimate, predict
-from interpcore.lre.prompts import Query, encode_query, relation_queries
-from interpcore.lre.report import Comparison, Report, compare_runs, write_report
-from interpcore.lre.states import PromptStates, read_states
-from interpcore.lre.study import Options, run_study
+from typing import Any
 
-__all__ = [
-    "Comparison",
-    "Inverse",
-    "Operator",
-    "Options",
-    "PromptStates",
-    "Query",
-    "Report",
-    "compare_runs",
-    "edited_logits",
-    "edited_tokens",
-    "encode_query",
-    "estimate",
-    "predict",
-    "read_states",
-    "relation_queries",
-    "run_study",
-    "write_report",
-]
+from interpcore._faces import names, shown
+
+_FACE = {
+    "edits": "Inverse edited_logits edited_tokens",
+    "experiments": "EXPERIMENTS",
+    "operator": "Operator estimate predict",
+    "options": "Options",
+    "prompts": "Query encode_query relation_queries",
+    "report": "Comparison compare_runs write_report",
+    "states": "PromptStates read_states",
+    "study": "Study open_study",
+}
+__all__ = names(_FACE)
+
+
+def __getattr__(name: str) -> Any:
+    return shown(__name__, _FACE, name)

@@ -9,8 +9,8 @@ from typing import Any
 from interpcore.data.relations import Prompt, Sample, few_shot_prompt
 from interpcore.errors import Refused
 from interpcore.model.prompts import token_offsets
+from interpcore.runs.options import PROTOCOLS
 
-PROTOCOLS = ("default", "paper")
 Offsets = Sequence[tuple[int, int]]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interpcore.lre import figures, tables
+from interpcore.lre.trial import run_trial
 from interpcore.runs import RunError, RunFolder, atomic_path, compare, read_card, write_json
+from interpcore.runs.experiment import Report
 from interpcore.runs.frames import read_frame
 from interpcore.stats import Interval, correlation
 
@@ -19,21 +22,15 @@ if TYPE_CHECKING:
 RELATIONS = "tables/relations.parquet"
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What a study found.
-
-    Args:
-        table: one row per relation, see `tables.relation_table`.
-        files: what was written.
-        speedup: of the batched edits over the published way; None where nothing was measured.
-        refused: relations whose input does not serve, and trials that broke off, one sentence each.
-    """
-
-    table: pd.DataFrame
-    files: tuple[Path, ...]
-    speedup: float | None
-    refused: tuple[str, ...]
+LEGEND = (
+    "obj: distinct objects; known: test facts that the model itself answers, of all.",
+    "faithful: the operator's top token is the model's, on held-out known subjects; causal: the edited model "
+    "says the target.",
+    "all: over all test facts; control: the best of majority, b alone, other operator, shuffled (edits: "
+    "none, random, other).",
+    "depth: of the subject's state (emb: token embedding) for reading/editing; rank: of the inverse.",
+    tables.INTERVALS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,43 +48,51 @@ class Comparison:
     differences: tuple[str, ...]
 
 
-def write_report(out: str | os.PathLike[str]) -> Report:
+def write_report(folder: RunFolder) -> Report:
     """Write the Parquet tables, the hparams files and the figures of a run's finished trials.
 
+    Returns: the table has one row per relation, see `tables.relation_table`.
     Raises: RunError where the folder holds no finished trial.
     """
-    with RunFolder.open(out, shared=True) as folder:
-        rows = [row for row in folder.ledger if row.task.endswith("run_trial")]
-        results = sorted((row.result for row in rows if row.status == "done"), key=lambda r: r["trial"])
-        broken = [f"{row.key} broke off: {row.error}" for row in rows if row.status == "failed"]
-        if not results:
-            why = f"all {len(broken)} failed, the first: {broken[0]}" if broken else "run the study first"
-            raise RunError(f"{out} holds no finished LRE trial; {why}")
-        table, files = tables.relation_table(results), []
-        refused = dict.fromkeys(r["reason"] for r in results if r["status"] == "refused")
-        done = tables.measured(results)
-        written = {RELATIONS: table}
-        if done:
-            written |= {
-                "tables/subjects.parquet": tables.subject_table(done),
-                "tables/curves.parquet": tables.curve_table(done),
-            }
-        for name, frame in written.items():
-            files.append(folder.artifact(name))
+    rows = [row for row in folder.ledger if row.task == f"{run_trial.__module__}.{run_trial.__qualname__}"]
+    results = sorted((row.result for row in rows if row.status == "done"), key=lambda r: r["trial"])
+    broken = [f"{row.key} broke off: {row.error}" for row in rows if row.status == "failed"]
+    if not results:
+        why = f"all {len(broken)} failed, the first: {broken[0]}" if broken else "run the study first"
+        raise RunError(f"{folder.path} holds no finished LRE trial; {why}")
+    done = tables.measured(results)
+    written = {RELATIONS: tables.relation_table(results)}
+    if done:
+        written |= {
+            "tables/subjects.parquet": tables.subject_table(done),
+            "tables/curves.parquet": tables.curve_table(done),
+        }
+    table, files, model = written[RELATIONS], [], folder.card.model or "model"
+    for name, frame in written.items():
+        files.append(folder.artifact(name))
+        with atomic_path(files[-1]) as path:
+            frame.to_parquet(path, index=False)
+    for relation in dict.fromkeys(result["relation"] for result in done):
+        mine = [result for result in done if result["relation"] == relation]
+        files.append(folder.artifact(f"hparams/{model}/{relation.replace(' ', '_')}.json"))
+        write_json(files[-1], tables.published_hparams(model, mine))
+    if done:
+        for name, figure in _figures(table[table.trials > 0], written["tables/curves.parquet"]).items():
+            files.append(folder.artifact(f"figures/{name}.png"))
             with atomic_path(files[-1]) as path:
-                frame.to_parquet(path, index=False)
-        model = folder.card.model or "model"
-        for relation in dict.fromkeys(result["relation"] for result in done):
-            mine = [result for result in done if result["relation"] == relation]
-            files.append(folder.artifact(f"hparams/{model}/{relation.replace(' ', '_')}.json"))
-            write_json(files[-1], tables.published_hparams(model, mine))
-        if done:
-            drawn = _figures(table[table.trials > 0], written["tables/curves.parquet"])
-            for name, figure in drawn.items():
-                files.append(folder.artifact(f"figures/{name}.png"))
-                with atomic_path(files[-1]) as path:
-                    figure.savefig(path, dpi=150)
-    return Report(table, tuple(files), tables.speedup(done) if done else None, (*refused, *broken))
+                figure.savefig(path, dpi=150)
+    refused = list(dict.fromkeys(r["reason"] for r in results if r["status"] == "refused"))
+    problems = [*refused, *broken]
+    if not done and not problems:
+        problems = [f"{model} knows no such facts: no relation has enough known test facts to measure"]
+    return Report(table, tuple(files), (*LEGEND, *_notes(table, done)), tuple(problems))
+
+
+def _notes(table: pd.DataFrame, done: list[tables.Result]) -> Iterator[str]:
+    for reason in table[table.status == "not known"].reason:
+        yield f"Left out: {reason}"
+    if done:
+        yield f"Edits ran {tables.speedup(done):.0f} times as fast as one by one."
 
 
 def compare_runs(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:

@@ -3,7 +3,7 @@ prompt is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from .cache import Cache, CacheWriter
 from .context import ActivationHook, Context
 from .layout import Layout, read_layout
 from .norm import Norm
-from .origin import Origin
+from .origin import Origin, reloader
 from .plan import RESID, Plan
 from .projection import Projection
 from .prompts import check_length, encode, read_prompts
@@ -119,6 +119,10 @@ class Model:
         module = self.modules[self.plan.blocks[depth].module]
         assert isinstance(module, Block)
         return module
+
+    def reloader(self) -> Callable[[], Any]:
+        """What loads this very model in another process, see `origin.reloader`."""
+        return reloader(self)
 
     def with_plan(self, plan: Plan) -> Model:
         """The same weights under another plan."""

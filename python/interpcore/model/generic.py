@@ -20,7 +20,7 @@ from .context import Context
 from .decoder import LogitsAt, Output, at_positions
 from .generate import Generation, generate
 from .names import site_table
-from .origin import Origin
+from .origin import Origin, reloader
 from .plan import Plan
 from .prompts import encode, read_prompts
 from .sites import SITES, Edit, Tap, resolve
@@ -113,6 +113,10 @@ class GenericModel:
     def plan(self) -> Plan:
         """The identity plan; other plans need hand-written blocks."""
         return Plan.identity(len(self.layers))
+
+    def reloader(self) -> Callable[[], Any]:
+        """What loads this very model in another process, see `origin.reloader`."""
+        return reloader(self)
 
     def with_plan(self, plan: Plan) -> GenericModel:
         """Refused: only hand-written blocks run other plans."""

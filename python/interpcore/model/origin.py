@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,3 +61,18 @@ class Origin:
                 "old ones back, or begin anew with the new ones."
             )
         return model if plan is None or plan == model.plan else model.with_plan(plan)
+
+
+def reloader(model: Model | GenericModel) -> Callable[[], Model | GenericModel]:
+    """What loads this very model in another process: the same weights, the same plan. It can be pickled.
+
+    Raises: Refused for a model that was made of an object in memory.
+    """
+    from interpcore.model.card import weights_hash
+
+    if model.origin is None:
+        raise Refused(
+            f"{model.spec.name} was made of an object in memory, which another process cannot load; use one "
+            "worker, or save it to a folder and load that."
+        )
+    return partial(model.origin.load, model.plan, weights_hash(model))

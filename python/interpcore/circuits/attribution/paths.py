@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interpcore.circuits.gradients import Points, check_finite, linearised
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.live import LiveBatch, written
+from interpcore.circuits.attribution.batches import LiveBatch, written
+from interpcore.circuits.attribution.gradients import Points, check_finite, linearised
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.sources import Sources, constant_output, heads_output
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.sources import Sources, constant_output, heads_output
 from interpcore.model import Edit, Model, Replace
 from interpcore.model.linearize import Rules
 

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.sources import Record, Sources, check_blocks, constant_output, heads_output, record
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.sources import (
+    Record,
+    Sources,
+    check_blocks,
+    constant_output,
+    heads_output,
+    record,
+)
 from interpcore.model import Model
 from interpcore.model.norm import apply
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore.circuits.attribution.batches import LiveBatch, SourceTaps
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.live import LiveBatch, SourceTaps
 from interpcore.circuits.metrics import Metric
-from interpcore.circuits.sources import Sources
+from interpcore.circuits.patching.sources import Sources
 from interpcore.model import Edit, Model
 from interpcore.model.linearize import RAW, Linearization, Rules, Step, head_inputs, linearize
 from interpcore.model.linearize.block import LinearBlock

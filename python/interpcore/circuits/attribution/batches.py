@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.sources import Sources, after_post_norm, post_scale
+from interpcore.circuits.patching.sources import Sources, after_post_norm, post_scale
 from interpcore.model import Cache, Model, Tap
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interpcore.circuits.ablated import Ablated
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.sources import head_output, post_scale
+from interpcore.circuits.patching.ablated import Ablated
+from interpcore.circuits.patching.sources import head_output, post_scale
 from interpcore.model import Model
 from interpcore.model.attention import Attention
 from interpcore.model.norm import Norm, apply

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from interpcore.circuits.agreement import agreement, average_overlap
 from interpcore.circuits.circuit import Circuit, nested
 from interpcore.circuits.graph import GraphError
-from interpcore.circuits.manual import Recovery
 from interpcore.circuits.methods import method_of
-from interpcore.circuits.overlap import overlap_table
 from interpcore.circuits.scores import Scores
+from interpcore.circuits.study.agreement import agreement, average_overlap
+from interpcore.circuits.study.overlap import overlap_table
+from interpcore.circuits.study.published import Recovery
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,15 @@ def in_paper_order(tasks: Sequence[str]) -> list[str]:
     return sorted(set(tasks), key=PAPER_ORDER.index)
 
 
+def renamed(found: Any) -> Any:
+    """A cell's rows under the names of this version."""
+    if isinstance(found, list):
+        return [renamed(row) for row in found]
+    if isinstance(found, dict):
+        return {OLD_NAMES.get(key, key): value for key, value in found.items()}
+    return found
+
+
 def pareto_table(rows: Rows) -> pd.DataFrame:
     """One task's metric by requested size: `baseline`, `corrupted_baseline` (every edge corrupted), `edges`,
     and per method the edges kept `edges_<method>` and the metric `loss_<method>` (published name; larger is
@@ -56,12 +65,20 @@ def pareto_table(rows: Rows) -> pd.DataFrame:
     return pd.DataFrame({key: [value] * len(sizes) for key, value in table.items()} | columns)
 
 
-def faithfulness_table(rows: Rows) -> pd.DataFrame:
-    """All rows: task, on, method, requested, kept, share, nodes, metric, value, clean, ablated, faithfulness
-    with `faithfulness_low` and `faithfulness_high` (95%, Fieller's interval over pairs), pairs."""
+def frame(rows: Rows) -> pd.DataFrame:
+    """Rows as a table; of curves: task, on, method, requested, kept, share, nodes, metric, value, clean,
+    ablated, faithfulness with `faithfulness_low` and `faithfulness_high` (95%, Fieller's interval over
+    pairs), pairs."""
     import pandas as pd
 
     return pd.DataFrame(list(rows))
+
+
+def labelled(table: pd.DataFrame, corner: str) -> pd.DataFrame:
+    """A square table with its columns' names in front of the rows."""
+    table = table.copy()
+    table.insert(0, corner, list(table.columns))
+    return table
 
 
 def cross_table(rows: Rows, tasks: Sequence[str], what: str = "value") -> pd.DataFrame:
@@ -77,7 +94,7 @@ def cross_table(rows: Rows, tasks: Sequence[str], what: str = "value") -> pd.Dat
     return pd.DataFrame(table)
 
 
-def overlap_tables(circuits: dict[str, Circuit], protocol: str | None = None) -> dict[str, pd.DataFrame]:
+def overlap_tables(circuits: dict[str, Circuit], protocol: str = "default") -> dict[str, pd.DataFrame]:
     """Overlap of all tasks' circuits: `<node|edge>_ious`, `<node|edge>_iou_ps` (hypergeometric) and
     `<node|edge>_overlap` (recall of the row's circuit in the column's)."""
     import pandas as pd

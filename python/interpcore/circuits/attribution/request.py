@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from interpcore.circuits.attribution.paths import METHODS, ROUTES, Plan
+from interpcore.circuits.attribution.qk_fix import check_separate
+from interpcore.circuits.attribution.quadrature import path_points
+from interpcore.circuits.attribution.scoring import Segments
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.metrics import Metric
+from interpcore.circuits.options import LEVELS
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import METHODS, ROUTES, Plan
-from interpcore.circuits.patched import check_over_heads
-from interpcore.circuits.qk_fix import check_separate
-from interpcore.circuits.quadrature import path_points
-from interpcore.circuits.sources import check_blocks, notes
-from interpcore.circuits.totals import Segments
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import check_over_heads
+from interpcore.circuits.patching.sources import check_blocks, notes
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.linearize import EXACT, Rules
 from interpcore.runs.hashes import tensors_hash
-
-LEVELS = ("edge", "node", "neuron")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interpcore.circuits.gradients import Points, destination_gradients, node_gradients
+from interpcore.circuits.attribution.batches import LiveBatch
+from interpcore.circuits.attribution.gradients import Points, destination_gradients, node_gradients
+from interpcore.circuits.attribution.paths import ROUTES, Part, Plan, parts
+from interpcore.circuits.attribution.qk_fix import qk_scores
+from interpcore.circuits.attribution.routes import route_scores
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.live import LiveBatch
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import ROUTES, Part, Plan, parts
-from interpcore.circuits.qk_fix import qk_scores
-from interpcore.circuits.routes import route_scores
 from interpcore.model import Model
 from interpcore.ops import edge_scores
 from interpcore.runs.checkpoint import Checkpoint

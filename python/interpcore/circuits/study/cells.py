@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from interpcore.circuits.agreement import MIB_POINTS, cmd, cpr
-from interpcore.circuits.attribute import attribute
+from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.circuit import nested, random_circuit, select, sizes_of
-from interpcore.circuits.exact import exact, verify
 from interpcore.circuits.files import load_scores
 from interpcore.circuits.methods import Method, method_of
+from interpcore.circuits.patching.exact import exact, verify
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study import Study
-from interpcore.circuits.tables import OLD_NAMES
+from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
+from interpcore.circuits.study.study import Study
 from interpcore.circuits.tasks import task_info
 from interpcore.errors import Refused
-from interpcore.runs import Ledger, cell_seed, sweep, write_tensors
+from interpcore.runs import Ledger, cell_seed, write_tensors
 
 ENOUGH = 0.85
 """Faithfulness that the paper calls enough."""
@@ -66,11 +65,11 @@ def _attributed(study: Study, task: str, method: Method, level: str) -> Scores:
         intervention="patching" if patched else study.intervention(task),
         split="all" if paper else "discovery",
         level=level,
-        batch_size=study.batch_size,
-        checkpoint=study.folder.artifact(
-            f"checkpoints/{task}-{at_level(method.name, level)}-{study.batch_size}.safetensors"
+        batch_size=study.options.batch_size,
+        checkpoint=study.artifacts.artifact(
+            f"checkpoints/{task}-{at_level(method.name, level)}-{study.options.batch_size}.safetensors"
         ),
-        progress=study.progress,
+        progress=study.cells_progress,
         **options,
     )
 
@@ -80,7 +79,7 @@ def _exact(study: Study, task: str, level: str) -> dict[str, Scores]:
     discovery, _ = study.pairs(task)
     metrics = [study.metric(task), study.metric(task, "kl")]
     with_kl = metrics if metrics[0] != metrics[1] else metrics[:1]
-    with Ledger(study.folder.artifact(f"exact/{task}.sqlite")) as ledger:
+    with Ledger(study.artifacts.artifact(f"exact/{task}.sqlite")) as ledger:
         found = exact(
             study.model,
             discovery,
@@ -88,9 +87,9 @@ def _exact(study: Study, task: str, level: str) -> dict[str, Scores]:
             graph=study.graph,
             level=level,
             intervention=study.intervention(task),
-            batch_size=study.eval_batch_size,
+            batch_size=study.options.eval_batch_size,
             ledger=ledger,
-            progress=study.progress,
+            progress=study.cells_progress,
             split="all" if study.options.protocol == "paper" else "discovery",
         )
     return {"exact": found[metrics[0].name], "exact-kl": found[metrics[1].name]}
@@ -107,7 +106,7 @@ def verify_cell(study: Study, task: str, method: str, top: int) -> dict[str, Any
         top,
         metric,
         intervention=study.intervention(task),
-        batch_size=study.eval_batch_size,
+        batch_size=study.options.eval_batch_size,
         split="all" if study.options.protocol == "paper" else "discovery",
     )[metric.name]
     name = f"exact-top-{top}-{method}"
@@ -178,7 +177,6 @@ def run_scores(
     study: Study,
     tasks: Sequence[str],
     methods: Sequence[str],
-    progress: bool = True,
     level: str = "edge",
 ) -> list[dict[str, Any]]:
     """Score all tasks' edges (or nodes, or neurons) by all methods, those that the folder lacks; returns one
@@ -200,21 +198,14 @@ def run_scores(
         for exact_ones in (False, True)
     ]
     # Few cells, or long ones, each show how far they are.
-    shown = [len(grids[0]) <= FEW, True]
+    long = [len(grids[0]) <= FEW, True]
     rows = [
-        row for grid, own in zip(grids, shown, strict=True) for row in _scored(study, grid, progress, own)
+        row
+        for grid, each in zip(grids, long, strict=True)
+        for row in study.cells(attribute_cell, grid, long=each)
     ]
     order = [at_level(name, level) for name in names]
     return sorted(rows, key=lambda row: (list(tasks).index(row["task"]), order.index(row["method"])))
-
-
-def _scored(study: Study, grid: list[dict[str, Any]], progress: bool, own: bool) -> list[dict[str, Any]]:
-    """Score cells, with the progress of the sweep or of each cell of its own."""
-    before, study.progress = study.progress, progress and own
-    try:
-        return _run(attribute_cell, study, grid, progress and not own)
-    finally:
-        study.progress = before
 
 
 def _whole(method: str) -> str:
@@ -222,12 +213,10 @@ def _whole(method: str) -> str:
     return "exact" if method_of(method).exact else method
 
 
-def run_verified(
-    study: Study, tasks: Sequence[str], method: str, top: int, progress: bool = True
-) -> list[dict[str, Any]]:
+def run_verified(study: Study, tasks: Sequence[str], method: str, top: int) -> list[dict[str, Any]]:
     """Scores by a method, then exact ones of its best `top` edges; returns one row per task."""
-    run_scores(study, tasks, [method], progress)
-    return _run(verify_cell, study, [{"task": t, "method": method, "top": top} for t in tasks], progress)
+    run_scores(study, tasks, [method])
+    return study.cells(verify_cell, [{"task": t, "method": method, "top": top} for t in tasks])
 
 
 def run_file(
@@ -236,19 +225,16 @@ def run_file(
     file: str | Path,
     sizes: Sequence[int] = (),
     direction: str = "helps",
-    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Faithfulness of what a file of scores holds; returns one row per size, or one for its own circuit."""
     cell = _file_cell(study, task, file, direction) | {"sizes": list(sizes)}
-    rows: list[dict[str, Any]] = _run(file_cell, study, [cell], progress)[0]
+    rows: list[dict[str, Any]] = study.cells(file_cell, [cell])[0]
     return rows
 
 
-def run_mib(
-    study: Study, task: str, file: str | Path, direction: str = "helps", progress: bool = True
-) -> dict[str, Any]:
+def run_mib(study: Study, task: str, file: str | Path, direction: str = "helps") -> dict[str, Any]:
     """MIB's CPR and CMD of a file of scores, see `mib_cell`."""
-    found: dict[str, Any] = _run(mib_cell, study, [_file_cell(study, task, file, direction)], progress)[0]
+    found: dict[str, Any] = study.cells(mib_cell, [_file_cell(study, task, file, direction)])[0]
     return found
 
 
@@ -264,58 +250,32 @@ def _file_cell(study: Study, task: str, file: str | Path, direction: str) -> dic
 
 
 def run_curves(
-    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], progress: bool = True
+    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Scores and faithfulness over circuit sizes; returns one row per task, method and size."""
-    run_scores(study, tasks, methods, progress)
+    run_scores(study, tasks, methods)
     grid = [{"task": t, "method": m, "sizes": list(sizes)} for t in tasks for m in methods]
-    return [row for rows in _run(curve_cell, study, grid, progress) for row in rows]
+    return [row for rows in study.cells(curve_cell, grid) for row in rows]
 
 
-def run_random(
-    study: Study, sizes: dict[str, int], draws: int = 100, progress: bool = True
-) -> list[dict[str, Any]]:
+def run_random(study: Study, sizes: dict[str, int], draws: int = 100) -> list[dict[str, Any]]:
     """Faithfulness of random connected circuits, of one size per task."""
     grid = [{"task": t, "size": size, "draws": draws} for t, size in sizes.items()]
-    return [row for rows in _run(random_cell, study, grid, progress) for row in rows]
+    return [row for rows in study.cells(random_cell, grid) for row in rows]
 
 
-def run_cross(
-    study: Study, sizes: dict[str, int], method: str = "exact", progress: bool = True
-) -> list[dict[str, Any]]:
+def run_cross(study: Study, sizes: dict[str, int], method: str = "exact") -> list[dict[str, Any]]:
     """Every task's circuit on every task's pairs; one size per task."""
-    run_scores(study, list(sizes), [method], progress)
+    run_scores(study, list(sizes), [method])
     grid = [
         {"task": task, "method": method, "sizes": [size], "on": on}
         for task, size in sizes.items()
         for on in sizes
     ]
-    return [row for rows in _run(curve_cell, study, grid, progress) for row in rows]
+    return [row for rows in study.cells(curve_cell, grid) for row in rows]
 
 
 def enough(rows: Sequence[dict[str, Any]], least: float = ENOUGH) -> dict[str, Any] | None:
     """Of one task's rows that with the fewest edges that is faithful enough; None where there is none."""
     good = [row for row in rows if row["faithfulness"] >= least]
     return min(good, key=lambda row: (row["kept"], -row["faithfulness"]), default=None)
-
-
-def _run(function: Any, study: Study, grid: list[dict[str, Any]], progress: bool) -> list[Any]:
-    rows = sweep(
-        function,
-        grid,
-        out=study.folder,
-        initialize=lambda: study,
-        progress=progress,
-        on_error="raise",
-        seed=study.options.seed,
-    )
-    return [_renamed(row.result) for row in rows]
-
-
-def _renamed(found: Any) -> Any:
-    """A cell's rows under the names of this version."""
-    if isinstance(found, list):
-        return [_renamed(row) for row in found]
-    return (
-        {OLD_NAMES.get(key, key): value for key, value in found.items()} if isinstance(found, dict) else found
-    )

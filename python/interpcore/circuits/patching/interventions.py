@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import GraphError
+from interpcore.circuits.options import INTERVENTIONS
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.sources import Record, Sources, record
+from interpcore.circuits.patching.sources import Record, Sources, record
 from interpcore.model import Model
 from interpcore.model.made_on import MadeOn, check_made_on
-
-INTERVENTIONS = ("patching", "zero", "mean", "mean-positional")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from interpcore.circuits.attribution.batches import LiveBatch, written
 from interpcore.circuits.graph import Graph
-from interpcore.circuits.live import LiveBatch, written
-from interpcore.circuits.sources import record
+from interpcore.circuits.patching.sources import record
 
 
 def route_scores(batch: LiveBatch, graph: Graph) -> Tensor:

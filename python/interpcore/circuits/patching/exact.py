@@ -15,20 +15,20 @@ from torch import Tensor
 
 from interpcore.circuits.circuit import select
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
+from interpcore.circuits.options import LEVELS
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.patched import check_over_heads
-from interpcore.circuits.rows import Change, Rows
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import check_over_heads
+from interpcore.circuits.patching.rows import Change, Rows
+from interpcore.circuits.patching.sources import check_blocks, notes, record
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.sources import check_blocks, notes, record
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.memory import in_halves
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
-LEVELS = ("edge", "node", "neuron")
 CPU_TOKENS, GPU_TOKENS = 2048, 65536
 Metrics = str | Metric | Sequence[str | Metric]
 

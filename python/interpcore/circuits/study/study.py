@@ -10,27 +10,30 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from interpcore.circuits.circuit import Circuit, nested, sizes_of
-from interpcore.circuits.faithfulness import evaluate, faithfulness
 from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.interventions import INTERVENTIONS, Intervention
 from interpcore.circuits.metrics import Metric
-from interpcore.circuits.pairs import UNEQUAL, Pairs
+from interpcore.circuits.options import Options
+from interpcore.circuits.pairs import Pairs
+from interpcore.circuits.patching.faithfulness import evaluate, faithfulness
+from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
+from interpcore.circuits.study.tables import renamed
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
 from interpcore.data.verbs import VERBS, read_verbs
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
-from interpcore.runs import RunCard, RunError, RunFolder
+from interpcore.runs import Artifacts, RunCard, RunError, RunFolder, experiment
 
 MEASURED = ("faithfulness", "faithfulness_low", "faithfulness_high")
 PAPER_SIZES = (*range(30, 100, 10), *range(100, 1001, 100))
@@ -55,60 +58,6 @@ SMALL_SHARES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a study means; the same for every command on a folder.
-
-    Args:
-        data: folder of published CSV files, `<task>/<table>.csv`; None generates pairs for the tokenizer.
-        table: name of those files ("gpt2", "pythia").
-        head: pairs per task at most.
-        part: of the generated pairs' subjects, see `generate_pairs`.
-        share: of the pairs that scores are made from; circuits are measured on the others.
-        metric: of all tasks; None takes each task's own.
-        intervention: what corrupted edges carry.
-        selection: "greedy" or "topn".
-        absolute: choose by |score|.
-        group_kv: one k and v destination per key/value group.
-        protocol: "paper" scores and measures on the same pairs, takes EAP-IG's left end points, divides
-            divergences by the vocabulary and takes the strict hypergeometric tail.
-        unequal: pairs of different token length: "skip", "align" or "refuse" (see `Pairs.from_texts`).
-        verbs: a published verb list for sva, a CSV file; None for this package's own.
-        seed: of every draw.
-    """
-
-    data: str | None = None
-    table: str = "gpt2"
-    head: int = 200
-    part: str = "study"
-    share: float = 0.5
-    metric: str | None = None
-    intervention: str = "patching"
-    selection: str = "greedy"
-    absolute: bool = True
-    group_kv: bool = True
-    protocol: str | None = None
-    unequal: str = "skip"
-    verbs: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.protocol not in (None, "paper"):
-            raise Refused(f"The protocol is None or 'paper'; got {self.protocol!r}.")
-        if not 0 < self.share < 1 or self.head < 2:
-            raise Refused("A study needs a share of the pairs between 0 and 1, and 2 pairs or more.")
-        if self.metric is not None:
-            Metric(self.metric)
-        for name, given, known in (
-            ("intervention", self.intervention, INTERVENTIONS),
-            ("unequal", self.unequal, UNEQUAL),
-        ):
-            if given not in known:
-                raise Refused(f"{name} is one of {', '.join(known)}; got {given!r}.")
-        if self.data is not None and not Path(self.data).is_dir():
-            raise Refused(f"There is no folder {self.data} of pairs.")
-
-
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What circuits did.
@@ -124,27 +73,34 @@ class Measured:
 
 
 @dataclass(eq=False)
-class Study:
+class Study(experiment.Study):
     """What all cells share.
 
     Args:
-        model: the decoder.
-        options: what the study means.
-        folder: where results go.
-        batch_size: pairs per pass of attribution; None for what fits memory.
-        eval_batch_size: pairs per pass of exact patching and evaluation.
-        progress: whether each cell shows its own.
+        model, options, artifacts, folder, workers, progress: as in `runs.experiment.Study`.
     """
 
     model: Model
     options: Options
-    folder: RunFolder
-    batch_size: int | None = None
-    eval_batch_size: int = 16
-    progress: bool = False
-    _pairs: dict[str, tuple[Pairs, Pairs]] = field(default_factory=dict)
-    _scores: dict[tuple[str, str], Scores] = field(default_factory=dict)
-    _interventions: dict[str, Intervention] = field(default_factory=dict)
+    artifacts: Artifacts
+    cells_progress: bool = field(default=False, init=False)
+    _pairs: dict[str, tuple[Pairs, Pairs]] = field(default_factory=dict, init=False)
+    _scores: dict[tuple[str, str], Scores] = field(default_factory=dict, init=False)
+    _interventions: dict[str, Intervention] = field(default_factory=dict, init=False)
+
+    def cells(self, function: Any, grid: Sequence[dict[str, Any]], *, long: bool = False) -> list[Any]:
+        """Results of a function's cells, those that the folder lacks run first.
+
+        Args:
+            function: called with the study and a cell.
+            grid: the cells.
+            long: each cell shows how far it is, rather than their number.
+        Raises: CellError at the first that fails; what is finished is kept.
+        """
+        shown = copy(self)
+        shown.cells_progress = long and self.progress and self.workers == 1
+        how = {"progress": self.progress and not shown.cells_progress, "on_error": "raise"}
+        return [renamed(row.result) for row in shown.sweep(function, grid, seed=self.options.seed, **how)]
 
     @property
     def graph(self) -> Graph:
@@ -201,18 +157,20 @@ class Study:
         if (task, method) not in self._scores:
             path = self.score_file(task, method)
             if not path.is_file():
-                raise RunError(f"{self.folder.path} holds no {method} scores of {task}; attribute them first")
+                raise RunError(
+                    f"{self.artifacts.path} holds no {method} scores of {task}; attribute them first"
+                )
             self._scores[task, method] = load_scores(path)[0]
         return self._scores[task, method]
 
     def score_file(self, task: str, method: str) -> Path:
         """Where a task's scores are."""
-        return self.folder.artifact(f"scores/{task}/{method}.safetensors")
+        return self.artifacts.artifact(f"scores/{task}/{method}.safetensors")
 
     def value_file(self, task: str, method: str, sizes: Sequence[int], on: str | None = None) -> Path:
         """Where the values of a task's circuits per pair are, for the pairs of task `on`."""
         which = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()[:8]
-        return self.folder.artifact(f"values/{task}-on-{on or task}-{method}-{which}.safetensors")
+        return self.artifacts.artifact(f"values/{task}-on-{on or task}-{method}-{which}.safetensors")
 
     def keep(self, scores: Scores, task: str, name: str) -> None:
         """Write a task's scores."""
@@ -233,6 +191,16 @@ class Study:
             sizes = PAPER_SIZES if large else SMALL_SHARES
         return sorted(set(sizes_of(self.graph, sizes, total, what)))
 
+    def edges(self, size: str) -> int:
+        """A number of edges asked for.
+
+        Raises: Refused for none.
+        """
+        found = self.sizes([size])[0]
+        if found < 1:
+            raise Refused(f"A size of {size} is no edge; give a larger one.")
+        return found
+
     def measure(self, task: str, circuits: Sequence[Circuit]) -> Measured:
         """What circuits do on a task's held-out pairs."""
         metric, (_, held_out), graph = self.metric(task), self.pairs(task), circuits[0].graph
@@ -242,7 +210,7 @@ class Study:
             [Circuit.full(graph), Circuit.empty(graph), *circuits],
             metric,
             intervention=self.intervention(task),
-            batch_size=self.eval_batch_size,
+            batch_size=self.options.eval_batch_size,
         )[metric.name]
         full, empty = values[:2]
         facts = {
@@ -276,26 +244,30 @@ class Study:
 def open_study(
     model: Model | GenericModel,
     out: str | os.PathLike[str],
-    options: Options,
+    options: Options | None = None,
+    *,
+    workers: int = 1,
+    progress: bool = True,
     command: str | None = None,
-    **how: Any,
 ) -> Study:
-    """A study in a run folder, new or gone on with. Close its folder when done.
+    """A study in a run folder, new or gone on with; use it as a context manager.
 
     Args:
         model: the decoder.
-        out: the folder.
-        options: what the study means.
+        out: the folder; several processes may work on the same study in it at once.
+        options: what the study means; None takes the defaults.
+        workers, progress: see `runs.experiment.Study`.
         command: what was typed, for the card.
-        how: batch sizes, see `Study`.
     Raises: GraphError for a model without a graph of edges; RunError for a folder that holds another study.
     """
+    options = options or Options()
+    options.check_data()
     grouped = Graph.of(model).grouped
     assert isinstance(model, Model)
     if options.group_kv and not grouped:
         options = replace(options, group_kv=False)
-    card = study_card(model, options, command)
-    return Study(model, options, RunFolder.open_or_create(out, card, shared=True), **how)
+    folder = RunFolder.open_or_create(out, study_card(model, options, command), shared=True)
+    return Study(model, options, folder.artifacts, folder, workers=workers, progress=progress)
 
 
 def study_card(model: Model, options: Options, command: str | None = None) -> RunCard:
@@ -304,15 +276,16 @@ def study_card(model: Model, options: Options, command: str | None = None) -> Ru
     if options.data is not None:
         found = sorted(Path(options.data).glob(f"*/{options.table}.csv"))
         files = {f"pairs of {p.parent.name}": hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
-    arguments = asdict(options) | files
+    arguments = options.arguments() | files
     arguments["data"] = "published files" if options.data else "generated"
     if options.verbs is not None:
         arguments["verbs"] = hashlib.sha256(Path(options.verbs).read_bytes()).hexdigest()
     return run_card(
         model,
-        protocol=options.protocol or "default",
+        protocol=options.protocol,
         split="one set" if options.protocol == "paper" else "discovery and held-out",
         seeds={"study": options.seed},
         arguments=arguments,
+        extends=options.extending(),
         command=command,
     )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph
-from interpcore.circuits.sources import Record, Sources, head_output
-from interpcore.circuits.suffix import Suffix, with_prefix
+from interpcore.circuits.patching.sources import Record, Sources, head_output
+from interpcore.circuits.patching.suffix import Suffix, with_prefix
 from interpcore.model import Model
 from interpcore.model.norm import apply
 from interpcore.ops import product

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interpcore.circuits.methods import method_of
-from interpcore.circuits.tables import steps_name
+from interpcore.circuits.study.tables import steps_name
 from interpcore.circuits.tasks import task_info
 from interpcore.runs.plots import new_figure
 

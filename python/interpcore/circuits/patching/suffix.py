@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interpcore.circuits.sources import Record
+from interpcore.circuits.patching.sources import Record
 from interpcore.model import Model
 from interpcore.model.norm import apply
 

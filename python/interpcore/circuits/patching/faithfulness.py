@@ -10,14 +10,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from interpcore.circuits.ablated import Ablated, ablate
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
-from interpcore.circuits.interventions import Intervention
 from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.patched import run_patched
-from interpcore.circuits.sources import record
+from interpcore.circuits.patching.ablated import Ablated, ablate
+from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.patched import run_patched
+from interpcore.circuits.patching.sources import record
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.made_on import check_made_on

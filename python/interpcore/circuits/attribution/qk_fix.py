@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from interpcore.circuits.gradients import Points, walk
+from interpcore.circuits.attribution.gradients import Points, walk
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.model import Model
 from interpcore.model.linearize.block import LinearBlock

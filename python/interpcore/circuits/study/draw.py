@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
-from interpcore.circuits.layout import Arrow, Place, arrows, places
 from interpcore.circuits.scores import Scores
+from interpcore.circuits.study.placement import Arrow, Place, arrows, places
 from interpcore.runs.artifacts import atomic_path, write_bytes
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _page(drawn: list[Arrow], placed: dict[str, Place], heading: str) -> str:
         "colors": [HELPS, HURTS, UNSCORED],
         "widths": [NARROWEST, WIDEST],
     }
-    template = resources.files("interpcore.circuits").joinpath("page.html").read_text(encoding="utf-8")
+    template = resources.files("interpcore.circuits.study").joinpath("page.html").read_text(encoding="utf-8")
     # "</" inside a script element would end it.
     return template.replace("{{title}}", html.escape(heading)).replace(
         "{{data}}", json.dumps(data).replace("</", "<\\/")

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpcore.circuits.given import attribute_given
+from interpcore.circuits.attribution.batches import LiveBatch, live_batches
+from interpcore.circuits.attribution.interactions import attribute_given
+from interpcore.circuits.attribution.paths import ROUTES, fitted
+from interpcore.circuits.attribution.request import Request, check_auto, checked, points_of
+from interpcore.circuits.attribution.scoring import BatchScores, Segments, Totals, columns_of, score_batch
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.interventions import Intervention
-from interpcore.circuits.live import LiveBatch, live_batches
 from interpcore.circuits.metrics import Metric, answers_alone
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.parts import ROUTES, fitted
-from interpcore.circuits.request import Request, check_auto, checked, points_of
+from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.totals import BatchScores, Segments, Totals, columns_of, score_batch
 from interpcore.model import Model
 from interpcore.model.linearize import Rules
 from interpcore.model.made_on import MadeOn

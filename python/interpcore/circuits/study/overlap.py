@@ -34,25 +34,25 @@ class Overlap:
     p: float
 
 
-def edge_overlap(first: Circuit, second: Circuit, protocol: str | None = None) -> Overlap:
+def edge_overlap(first: Circuit, second: Circuit, protocol: str = "default") -> Overlap:
     """Overlap of two circuits' edges.
 
     Args:
         first, second: circuits of the same graph.
-        protocol: "paper" takes the strict tail P(X > x), as published; None takes P(X >= x).
+        protocol: "paper" takes the strict tail P(X > x), as published; otherwise P(X >= x).
     Raises: GraphError for circuits of different graphs.
     """
     _same_graph(first, second)
     return _overlap(first.edges, second.edges, first.graph.n_edges, protocol)
 
 
-def node_overlap(first: Circuit, second: Circuit, protocol: str | None = None) -> Overlap:
+def node_overlap(first: Circuit, second: Circuit, protocol: str = "default") -> Overlap:
     """Overlap of two circuits' nodes, without `input` and `logits`; arguments as in `edge_overlap`."""
     _same_graph(first, second)
     return _overlap(first.nodes[1:], second.nodes[1:], first.graph.n_sources - 1, protocol)
 
 
-def overlap_table(circuits: Sequence[Circuit], level: str, what: str, protocol: str | None = None) -> Tensor:
+def overlap_table(circuits: Sequence[Circuit], level: str, what: str, protocol: str = "default") -> Tensor:
     """One measure of all pairs of circuits [row, column] float64; rows are the first circuit.
 
     Args:
@@ -67,7 +67,7 @@ def overlap_table(circuits: Sequence[Circuit], level: str, what: str, protocol: 
     )
 
 
-def _overlap(a: Tensor, b: Tensor, population: int, protocol: str | None) -> Overlap:
+def _overlap(a: Tensor, b: Tensor, population: int, protocol: str) -> Overlap:
     from scipy.stats import hypergeom
 
     shared, first, second = int((a & b).sum()), int(a.sum()), int(b.sum())

@@ -13,12 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from interpcore.circuits.ablated import Ablated, ablate
+from interpcore.circuits.attribution.request import Request
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.pairs import Pairs
-from interpcore.circuits.patched import Watch, run_patched
-from interpcore.circuits.request import Request
+from interpcore.circuits.patching.ablated import Ablated, ablate
+from interpcore.circuits.patching.patched import Watch, run_patched
 from interpcore.circuits.scores import Scores
 from interpcore.model.made_on import MadeOn
 from interpcore.model.memory import in_halves

@@ -1,0 +1,1 @@
+"""Scores by gradients: EAP, EAP-IG, information flow routes and their kin."""

@@ -1,0 +1,156 @@
+"""What a study of circuits means, what each of its experiments asks, and the words that both take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from interpcore.circuits.methods import method_of
+from interpcore.data.prompt_pairs import MAIN_TASKS, TASKS
+from interpcore.errors import Refused
+from interpcore.runs.options import PROTOCOLS, option
+from interpcore.runs.options import Options as Base
+
+METRICS = ("logit_diff", "prob_diff", "kl", "js", "accuracy")
+INTERVENTIONS = ("patching", "zero", "mean", "mean-positional")
+UNEQUAL = ("skip", "align", "refuse")
+"""What to do with pairs of different token length."""
+SELECTIONS = ("greedy", "topn")
+LEVELS = ("edge", "node", "neuron")
+DIRECTIONS = ("helps", "hurts")
+"""What a positive score of a foreign file means."""
+IG_STEPS = (2, 3, 5, 7, 10, 15, 20, 30, 50)
+SIZES = "Edges, as a count (200), share (0.05) or 5%; again for more. Default: the study's."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Base):
+    """What a study means; the same for every experiment in a folder. `protocol="paper"` scores and measures
+    on the same pairs, takes EAP-IG's left end points, divides divergences by the vocabulary and takes the
+    strict hypergeometric tail."""
+
+    data: str | None = option(
+        None,
+        "Folder of published CSV files, <task>/<table>.csv; default: generated pairs.",
+        circumstance=True,
+    )
+    table: str = option("gpt2", "Name of those files: gpt2, pythia.")
+    head: int = option(200, "Pairs per task at most.", least=2)
+    part: str = option("study", "Of the generated pairs' subjects.", choices=("study", "reserve", "all"))
+    share: float = option(
+        0.5, "Of the pairs that scores are made from; circuits are measured on the others.", above=0, below=1
+    )
+    metric: str | None = option(None, "For all tasks; default: each task's own.", choices=METRICS)
+    intervention: str = option("patching", "What corrupted edges carry.", choices=INTERVENTIONS)
+    selection: str = option("greedy", "How circuits are chosen from scores.", choices=SELECTIONS)
+    absolute: bool = option(True, "Choose by the scores' size, whatever their sign.")
+    group_kv: bool = option(True, "One key and value input per group of heads, not one per head.")
+    protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
+    unequal: str = option("skip", "Pairs of different token length.", choices=UNEQUAL)
+    verbs: str | None = option(
+        None, "A published verb list for sva, a CSV file; default: our own.", circumstance=True
+    )
+    seed: int = option(0, "Of every random draw.")
+    batch_size: int | None = option(
+        None, "Pairs per pass of attribution; default: what fits memory.", least=1, circumstance=True
+    )
+    eval_batch_size: int = option(16, "Pairs per pass of patched runs.", least=1, circumstance=True)
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the folder of pairs and the verb list."""
+        if self.data is not None and not Path(self.data).is_dir():
+            raise Refused(f"There is no folder {self.data} of pairs.")
+        if self.verbs is not None and not Path(self.verbs).is_file():
+            raise Refused(f"There is no verb list {self.verbs}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTasks(Base):
+    """What all experiments over tasks ask."""
+
+    tasks: tuple[str, ...] = option(MAIN_TASKS, "Tasks; again for more.", choices=TASKS, flag="task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByMethods(OfTasks):
+    """What experiments that score by several methods ask."""
+
+    methods: tuple[str, ...] = option(
+        ("eap", "eap-ig"),
+        "eap, eap-ig, eap-ig-<steps>, eap-ig-auto, eap-ig-kl, relp, exact, ...; again for more.",
+        flag="method",
+    )
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the methods' names."""
+        for name in self.methods:
+            method_of(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute(ByMethods):
+    """What scoring by gradients asks."""
+
+    level: str = option(
+        "edge", "Score edges, nodes (a source's whole output) or neurons (its entries).", choices=LEVELS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(OfTasks):
+    """What scoring by patching asks."""
+
+    top: str | None = option(None, "Only so many best edges of --verify: 200, 0.05 or 5%; default: all.")
+    verify: str = option("eap", "The method whose best edges --top takes.")
+    level: str = option("edge", "Score edges, nodes or neurons.", choices=LEVELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Base):
+    """What measuring a file of scores asks."""
+
+    scores: str = option(..., "A file of scores: .safetensors, .json, .pt.", positional=True)
+    task: str = option("ioi", "The task to measure on.", choices=TASKS)
+    sizes: tuple[str, ...] = option((), SIZES, flag="size")
+    direction: str = option("helps", "What a positive score of a foreign file means.", choices=DIRECTIONS)
+    circuit: bool = option(False, "Measure the file's own circuit, not chosen ones.")
+    mib: bool = option(False, "MIB's CPR and CMD instead.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pareto(ByMethods):
+    """What curves of faithfulness ask."""
+
+    sizes: tuple[str, ...] = option((), SIZES, flag="size")
+    random: int = option(100, "Random connected circuits per task to compare with.", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfCircuits(OfTasks):
+    """What experiments on one circuit per task ask."""
+
+    method: str = option("eap-ig", "The method that chooses the circuits.")
+    size: str = option("10%", "Edges of each circuit: 200, 0.05 or 5%.")
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the method's name."""
+        method_of(self.method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IgSteps(OfTasks):
+    """What curves over EAP-IG's steps ask."""
+
+    steps: tuple[int, ...] = option(IG_STEPS, "Steps of EAP-IG; again for more.", least=1)
+    sizes: tuple[str, ...] = option((), SIZES, flag="size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(Base):
+    """What the paper's figures ask."""
+
+    tasks: tuple[str, ...] = option(TASKS, "Of the eight tasks; again for more.", choices=TASKS, flag="task")
+    sizes: tuple[str, ...] = option((), SIZES, flag="size")
+    steps: tuple[int, ...] = option(IG_STEPS, "Steps of EAP-IG in figure 7; again for more.", least=1)
+    also: tuple[str, ...] = option((), "Run folders of other models for figure 11; again for more.")
+    exact: bool = option(True, "Patch every edge exactly (figures 4, 8 and 9).")

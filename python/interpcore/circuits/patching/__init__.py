@@ -1,0 +1,1 @@
+"""Patched runs: what stands in on corrupted edges, exact scores, faithfulness of circuits."""

@@ -1,0 +1,308 @@
+"""What the commands do with a study: run what is missing, write tables and figures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interpcore.circuits.circuit import Circuit
+from interpcore.circuits.files import load_scores
+from interpcore.circuits.graph import GraphError
+from interpcore.circuits.methods import method_of
+from interpcore.circuits.options import Attribute, ByMethods, Evaluate, Exact, IgSteps, OfCircuits, Pareto
+from interpcore.circuits.patching.faithfulness import more_faithful
+from interpcore.circuits.scores import Scores
+from interpcore.circuits.study import figures, tables
+from interpcore.circuits.study.cells import (
+    enough,
+    run_cross,
+    run_curves,
+    run_file,
+    run_mib,
+    run_random,
+    run_scores,
+    run_verified,
+)
+from interpcore.circuits.study.study import MEASURED, Study
+from interpcore.errors import Refused
+from interpcore.runs import RunCard, read_tensors, write_json
+from interpcore.runs.experiment import Report
+from interpcore.runs.frames import write_frame
+from interpcore.runs.plots import caption, save_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+LARGEST = 0.3
+"""Share of the edges up to which a circuit counts as small."""
+
+SCORED = (
+    "pairs: that scores are made from; completeness_gap: scores of the edges that leave the input, over "
+    "metric(clean) - metric(corrupted), minus 1."
+)
+FAITHFUL = (
+    "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
+    "(clean - ablated) of the metric on held-out pairs, _low to _high its 95% interval (Fieller's, "
+    "over pairs)."
+)
+BESIDE = (
+    "One row per task: its smallest circuit that keeps 85%, share: of all edges; gap_<method>: completeness "
+    "gap of the scores; random_: faithfulness of random connected circuits of its size."
+)
+SHOWN = (
+    "requested",
+    "kept",
+    "nodes",
+    "metric",
+    "value",
+    "clean",
+    "ablated",
+    "faithfulness",
+    "faithfulness_low",
+    "faithfulness_high",
+    "refused",
+)
+
+
+def attributed(study: Study, asked: Attribute) -> Report:
+    """Scores by gradients: one row per task and method."""
+    rows = run_scores(study, asked.tasks, asked.methods, asked.level)
+    return _report(study, tables.frame(rows), (), SCORED, _scores_are_in(study))
+
+
+def exactly(study: Study, asked: Exact) -> Report:
+    """Scores by exact patching, of every edge or of the best few of a method: one row per task."""
+    if asked.top is None:
+        rows = run_scores(study, asked.tasks, ["exact"], asked.level)
+    elif asked.level != "edge":
+        raise Refused("--top verifies edges; leave it out, or --level.")
+    else:
+        rows = run_verified(study, asked.tasks, asked.verify, study.edges(asked.top))
+    return _report(study, tables.frame(rows), (), _scores_are_in(study))
+
+
+def evaluated(study: Study, asked: Evaluate) -> Report:
+    """Faithfulness of what a file of scores holds: one row per size, or MIB's areas."""
+    path = Path(asked.scores)
+    if not path.is_file():
+        raise Refused(f"There is no file {asked.scores}.")
+    if asked.mib:
+        return _report(study, tables.frame([run_mib(study, asked.task, path, asked.direction)]), ())
+    loaded, notes, own = load_scores(path, asked.direction)[0], [FAITHFUL], study.model.spec.name
+    if loaded.model and Path(loaded.model).name != Path(own).name:
+        notes.append(f"These are scores of {loaded.model}, measured on {own}.")
+    sizes = [] if asked.circuit else study.sizes(asked.sizes, loaded)
+    rows = run_file(study, asked.task, path, sizes, asked.direction)
+    return _report(study, tables.frame(rows), (), *notes, shown=SHOWN)
+
+
+def pareto(study: Study, asked: Pareto) -> Report:
+    """Faithfulness over sizes, and against random circuits as large as the smallest that is faithful enough:
+    one row per task, see `summary`."""
+    sizes = study.sizes(asked.sizes)
+    table, rows = curves(study, asked.tasks, asked.methods, sizes, asked.random)
+    picture = figures.faithfulness_figure(tables.frame(rows))
+    return _report(study, table, save(study, "pareto", picture), FAITHFUL, BESIDE)
+
+
+def curves(
+    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], draws: int
+) -> tuple[pd.DataFrame, tables.Rows]:
+    """What `pareto` runs and writes as tables: its table, and the rows of all curves."""
+    rows = run_curves(study, tasks, methods, sizes)
+    chance = []
+    if draws:
+        compared = {task: _compared(study, [r for r in rows if r["task"] == task]) for task in tasks}
+        chance = run_random(study, compared, draws)
+    for task in tasks:
+        write_frame(
+            study.artifacts.artifact(f"tables/pareto/{task}"),
+            tables.pareto_table([r for r in rows if r["task"] == task]),
+        )
+    write_frame(study.artifacts.artifact("tables/faithfulness"), tables.frame([*rows, *chance]))
+    if len(methods) > 1:
+        write_frame(study.artifacts.artifact("tables/paired"), paired(study, tasks, methods, sizes))
+    table = summary(study, tasks, methods, rows, chance)
+    write_frame(study.artifacts.artifact("tables/tasks"), table)
+    return table, rows
+
+
+def paired(study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
+    """Every two methods' circuits of a size compared on the same pairs: how much more faithful the second
+    one's is, with its paired interval (NaN where faithfulness is not defined)."""
+    listed = []
+    for task in tasks:
+        values = {m: read_tensors(study.value_file(task, m, sizes))[0]["values"] for m in methods}
+        for first, second in itertools.combinations(methods, 2):
+            for at, size in enumerate(sizes, 2):
+                line = {"task": task, "requested": size, "first": first, "second": second}
+                listed.append(line | _difference(values[second][at], values[first][at], values[first][:2]))
+    return tables.frame(listed)
+
+
+def _difference(value: Tensor, other: Tensor, ends: Tensor) -> dict[str, float]:
+    try:
+        found = more_faithful(value, other, *ends)
+    except GraphError:
+        return dict.fromkeys(("difference", "difference_low", "difference_high"), float("nan"))
+    return {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
+
+
+def summary(
+    study: Study, tasks: Sequence[str], methods: Sequence[str], rows: tables.Rows, chance: tables.Rows
+) -> pd.DataFrame:
+    """One row per task: its clean and ablated metric, the completeness gap of every integral, the smallest
+    circuit that is faithful enough with the method that chose it (or the best small one), and the random
+    circuits of that size."""
+    listed = []
+    for task in tasks:
+        mine = [row for row in rows if row["task"] == task]
+        best = best_small(study, mine)
+        line: dict[str, Any] = {"task": task, "metric": best["metric"], "held_out": best["pairs"]}
+        line |= {"clean": best["clean"], "ablated": best["ablated"]}
+        for method in methods:
+            notes = study.scores(task, method).notes
+            if "completeness_gap" in notes:
+                line[f"gap_{method_of(method).column}"] = notes["completeness_gap"]
+            if method_of(method).options.get("steps") == "auto":
+                line["steps_auto"] = notes["steps"]
+        line |= {"method": best["method"], "kept": best["kept"], "share": best["kept"] / study.graph.n_edges}
+        line |= {name: best[name] for name in (*MEASURED, "refused")}
+        drawn = [row["faithfulness"] for row in chance if row["task"] == task]
+        if drawn:
+            line |= {
+                "random_best": max(drawn),
+                "random_mean": sum(drawn) / len(drawn),
+                "random_circuits": len(drawn),
+            }
+        listed.append(line)
+    return tables.frame(listed)
+
+
+def best_small(study: Study, rows: tables.Rows) -> dict[str, Any]:
+    """The smallest circuit that is faithful enough; else the most faithful of the small ones."""
+    small = [row for row in rows if row["kept"] <= LARGEST * study.graph.n_edges] or list(rows)
+    return enough(rows) or max(small, key=lambda row: -1e9 if row["refused"] else row["faithfulness"])
+
+
+def _compared(study: Study, rows: tables.Rows) -> int:
+    return int(best_small(study, rows)["kept"])
+
+
+def overlap(study: Study, asked: OfCircuits) -> Report:
+    """Overlap of the tasks' circuits in nodes and edges, with recall and chance."""
+    tasks, edges = tables.in_paper_order(asked.tasks), study.edges(asked.size)
+    run_scores(study, tasks, [asked.method])
+    found = tables.overlap_tables(
+        circuits_of(study, tasks, asked.method, dict.fromkeys(tasks, edges)), study.options.protocol
+    )
+    for name, table in found.items():
+        write_frame(study.artifacts.artifact(f"tables/jaccard/{name}"), table)
+    shown = {"node IoU": found["node_ious"], "edge IoU": found["edge_ious"]}
+    shown |= {"node recall": found["node_overlap"], "edge recall": found["edge_overlap"]}
+    files = save(study, "overlap", figures.heatmap_figure(shown))
+    return _report(study, tables.labelled(found["edge_ious"], "edge IoU"), files)
+
+
+def cross_task(study: Study, asked: OfCircuits) -> Report:
+    """Faithfulness of every task's circuit (columns) on every task (rows)."""
+    tasks, edges = tables.in_paper_order(asked.tasks), study.edges(asked.size)
+    normal = crossed(study, tasks, asked.method, dict.fromkeys(tasks, edges))
+    files = save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal}))
+    return _report(study, tables.labelled(normal, "measured on"), files)
+
+
+def crossed(study: Study, tasks: Sequence[str], method: str, sizes: dict[str, int]) -> pd.DataFrame:
+    """Faithfulness of tasks' circuits (columns) on tasks (rows); written with the metric's values."""
+    rows = run_cross(study, {task: sizes[task] for task in tasks}, method)
+    write_frame(study.artifacts.artifact("tables/cross-task/faithfulness"), tables.cross_table(rows, tasks))
+    normal = tables.cross_table(rows, tasks, "faithfulness")
+    write_frame(study.artifacts.artifact("tables/cross-task/normalised"), normal)
+    return normal
+
+
+def ig_steps(study: Study, asked: IgSteps) -> Report:
+    """Faithfulness of EAP and of EAP-IG by its number of steps."""
+    frame = stepped(study, asked.tasks, study.sizes(asked.sizes), asked.steps)
+    shown = ("task", "method", "requested", "kept", "faithfulness", "completeness_gap")
+    return _report(study, frame, save(study, "ig-steps", figures.steps_figure(frame)), shown=shown)
+
+
+def stepped(study: Study, tasks: Sequence[str], sizes: Sequence[int], steps: Sequence[int]) -> pd.DataFrame:
+    """What `ig_steps` runs and writes as tables: the rows of all curves, with the completeness gap."""
+    methods = ["eap", *(f"eap-ig-{m}" for m in steps)]
+    rows = run_curves(study, tasks, methods, sizes)
+    for task in tasks:
+        mine = [row for row in rows if row["task"] == task]
+        name = f"tables/ig-steps/{task}_{mine[0]['metric']}_ig_test"
+        write_frame(study.artifacts.artifact(name), tables.steps_table(mine))
+    frame = tables.frame(rows)
+    gaps = {(t, m): study.scores(t, m).notes.get("completeness_gap") for t in tasks for m in methods}
+    frame["completeness_gap"] = [
+        gaps[task, method] for task, method in zip(frame.task, frame.method, strict=True)
+    ]
+    write_frame(study.artifacts.artifact("tables/ig-steps/all"), frame)
+    return frame
+
+
+def compare(study: Study, asked: ByMethods) -> Report:
+    """Agreement of estimated scores with exact ones: one row per task and method."""
+    return _report(study, agreement_table(study, asked.tasks, asked.methods), ())
+
+
+def agreement_table(study: Study, tasks: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
+    """What `compare` runs and writes: its table."""
+    scores = scores_of(study, tasks, [*methods, "exact"])
+    facts = tables.agreement_facts(scores)
+    write_json(study.artifacts.artifact("tables/agreement/correlations.json"), facts)
+    depth = min(400, study.graph.n_edges)
+    write_frame(
+        study.artifacts.artifact("tables/agreement/all-overlap"), tables.average_overlap_table(scores, depth)
+    )
+    listed = []
+    for task in tasks:
+        for method in methods:
+            key = f"{task}_{tables.SHORT.get(method, method)}"
+            line = {"task": task, "method": method, "pearson": facts[key]}
+            listed.append(line | {n: facts[f"{key}_{n}"] for n in ("kendall", "kendall_top", "diff", "sign")})
+    table = tables.frame(listed)
+    write_frame(study.artifacts.artifact("tables/agreement/scores"), table)
+    return table
+
+
+def scores_of(study: Study, tasks: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Scores]]:
+    """Scores of tasks by methods; those that the folder lacks are made first."""
+    run_scores(study, tasks, methods)
+    return {task: {method: study.scores(task, method) for method in methods} for task in tasks}
+
+
+def circuits_of(study: Study, tasks: Sequence[str], method: str, sizes: dict[str, int]) -> dict[str, Circuit]:
+    """One circuit per task, of a requested size each."""
+    return {task: study.circuits(task, method, [sizes[task]])[0] for task in tasks}
+
+
+def save(study: Study, name: str, figure: Figure, card: RunCard | None = None) -> tuple[Path, ...]:
+    """Write a figure as SVG and PNG; `card` is of the run that its numbers are from, None for this one."""
+    card, options = card or study.artifacts.card, study.options
+    said = caption(
+        model=card.model or "unnamed",
+        data=f"pairs of {options.data}" if options.data else "generated pairs",
+        n=f"at most {options.head} pairs per task",
+    )
+    return save_figure(
+        study.artifacts.artifact(f"figures/{name}"), figure, said, kinds=("svg", "png"), dpi=180
+    )
+
+
+def _report(
+    study: Study, table: pd.DataFrame, files: Sequence[Path], *notes: str, shown: tuple[str, ...] = ()
+) -> Report:
+    return Report(table, tuple(files), (*notes, *study.left_out), shown=shown)
+
+
+def _scores_are_in(study: Study) -> str:
+    return f"Scores are in {study.artifacts.path / 'artifacts' / 'scores'}."

@@ -1,0 +1,155 @@
+"""From an experiment to its command: options from its fields, the model's from here."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from interpcore.cli.extras import require
+from interpcore.cli.tables import show_report
+from interpcore.errors import Refused
+from interpcore.runs.experiment import Experiment, Report
+from interpcore.runs.options import Option, Options, declared
+
+FEW, MOST_SHOWN = 3, 8
+ModelName = Annotated[
+    str, typer.Option("--model", help="A shipped model, a transformers folder or a hub id.")
+]
+Out = Annotated[Path, typer.Option(help="The run folder; the same command goes on where it stopped.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Dtype = Annotated[
+    Literal["float32", "float64", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the weights; default: float32 on a CPU, the checkpoint's on a GPU."),
+]
+Device = Annotated[str, typer.Option(help="The torch device: cpu, cuda.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def add(app: typer.Typer, experiment: Experiment, show: Callable[[Report], None] = show_report) -> None:
+    """Give an application an experiment's command, under the last word of its name.
+
+    Args:
+        app: of the experiment's family.
+        experiment: the experiment.
+        show: prints its report.
+    """
+
+    def command(**given: Any) -> None:
+        show_and_end(run(experiment, **given), show)
+
+    shared = inspect.signature(run, eval_str=True).parameters.values()
+    both = [experiment.options] if experiment.asks is None else [experiment.options, experiment.asks]
+    own = [_parameter(each) for options in both for each in declared(options)]
+    common = [p for p in shared if p.name not in ("experiment", "given")]
+    every = [*common[:2], *own, *common[2:]]
+    parameters = sorted(every, key=lambda p: p.default is not inspect.Parameter.empty)
+    # Typer reads a command's options off its function; these are data until here.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(
+        experiment.name.rpartition(" ")[2], help=f"{experiment.sentence}\n\nExample: {experiment.example}"
+    )(command)
+
+
+def run(
+    experiment: Experiment,
+    *,
+    out: Out,
+    model: ModelName = "tiny",
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+    workers: Workers = 1,
+    quiet: Quiet = False,
+    **given: Any,
+) -> Report:
+    """Check, load, run and report. What a user typed wrong is told before a model is loaded.
+
+    Args:
+        given: fields of the experiment's options, and of what it asks.
+    """
+    options = _options(experiment.options, given)
+    asked = None if experiment.asks is None else _options(experiment.asks, given)
+    if experiment.extra is not None:
+        require(experiment.extra)
+    for each in (options, asked):
+        if each is not None:
+            each.check_data()
+    loaded = load(model, revision=revision, dtype=dtype, device=device)
+    how = {"workers": workers, "progress": not quiet, "command": shlex.join(sys.argv)}
+    with experiment.open(loaded, out, options, **how) as study:
+        return experiment.run(study, asked)
+
+
+def load(name: str, *, revision: str | None = None, dtype: str | None = None, device: str = "cpu") -> Any:
+    """A model as the command line names it."""
+    import torch
+
+    import interpcore
+
+    return interpcore.load(
+        name, revision=revision, device=device, dtype=None if dtype is None else getattr(torch, dtype)
+    )
+
+
+def show_and_end(report: Report, show: Callable[[Report], None] = show_report) -> None:
+    """Print a report. Raises: Refused where it has problems; what is done is written by then."""
+    show(report)
+    if report.problems:
+        told = "; ".join(text.rstrip(".") for text in report.problems[:FEW])
+        more = f"; and {len(report.problems) - FEW} more" if len(report.problems) > FEW else ""
+        raise Refused(f"{told}{more}. The rest is kept.")
+
+
+def _options(cls: type[Options], given: dict[str, Any]) -> Options:
+    """Options as typed; what was not typed is the default."""
+    typed = {}
+    for each in declared(cls):
+        value = given.get(each.name)
+        if value is not None:
+            typed[each.name] = tuple(_listed(each, value)) if each.many else value
+    return cls(**typed)
+
+
+def _listed(option: Option, typed: Any) -> Iterator[Any]:
+    """The items of a repeated option, each of which may hold several, with commas between them."""
+    for text in typed:
+        for item in text.split(",") if isinstance(text, str) else [text]:
+            try:
+                yield option.kind(item)
+            except ValueError as error:
+                raise Refused(f"{option.name} holds {item!r}; give numbers, such as 1,2.5.") from error
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """A field as Typer takes it."""
+    sentence, default = option.sentence, option.default
+    annotation: Any = Literal[option.choices] if option.choices else option.kind
+    if option.many:
+        if default:
+            sentence += f" Default: {_few(default)}."
+        annotation, default = list[str] | None, None
+    elif option.optional:
+        annotation = annotation | None
+    flag = f"--{(option.flag or option.name).replace('_', '-')}"
+    if default is True:
+        flag = f"{flag}/--no-{flag[2:]}"
+    said = typer.Argument(help=sentence) if option.positional else typer.Option(flag, help=sentence)
+    default = inspect.Parameter.empty if option.required else default
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, said]
+    )
+
+
+def _few(values: Sequence[Any]) -> str:
+    """A list as help shows it."""
+    if len(values) > MOST_SHOWN:
+        return f"{len(values)} from {values[0]} to {values[-1]}"
+    return ",".join(map(str, values))

@@ -1,0 +1,172 @@
+"""Experiments: options, a model and data in a run folder, run and reported one way.
+
+An experiment opens a `Study` in a run folder, which does what the folder does not hold yet and reports what
+it holds. `Experiment` names the parts, so that the command line, an agent and the documentation find them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from interpcore.runs.folder import Artifacts, RunFolder
+from interpcore.runs.ledger import Row
+from interpcore.runs.options import Options, schema
+from interpcore.runs.sweeps import sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What an experiment found.
+
+    Attributes:
+        table: its main table; intervals are `<measure>_low` and `<measure>_high`, or `<measure>_se`.
+        files: what was written.
+        notes: what the numbers are and what must be known about them, one sentence each.
+        problems: what was refused or broke off, one sentence each; the rest is done. A command that has any
+            exits with 1.
+        shown: columns of the table that a person is shown; () for all.
+    """
+
+    table: pd.DataFrame
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Study:
+    """An experiment at work: what all of its cells share. A family's study adds its data as fields, and what
+    it computes from them as fields with `init=False`.
+
+    Attributes:
+        model: what is studied; it has `reloader()`, which gives a callable that loads it in another process.
+        options: what to do.
+        artifacts: where results go; None keeps none.
+        folder: the driver's run folder; None in a worker, and where nothing is kept.
+        workers: 1 runs cells in this process, more in that many others, each with a model of its own.
+        progress: show it on standard error.
+    """
+
+    model: Any
+    options: Any
+    artifacts: Artifacts | None = None
+    folder: RunFolder | None = None
+    workers: int = 1
+    progress: bool = False
+
+    def sweep(self, function: Callable[..., Any], grid: Sequence[Mapping[str, Any]], **how: Any) -> list[Row]:
+        """Calls `function(study, **cell)` for the cells that the folder lacks; in a worker with that worker's
+        own study.
+
+        Args:
+            function: at the top level of a module.
+            grid: the cells, JSON values.
+            how: further arguments of `runs.sweep`.
+        Returns: one row per cell, in order.
+        """
+        how = {"progress": self.progress} | how
+        here = self.workers == 1
+        make = (lambda: self) if here else partial(_made_again, *self.recipe())
+        return sweep(function, grid, out=self.folder, workers=self.workers, initialize=make, **how)
+
+    def run(self) -> Any:
+        """Do what the folder does not hold yet."""
+        raise NotImplementedError(f"{type(self).__name__} is run by the experiments of its family")
+
+    def report(self) -> Report:
+        """Write the tables and figures of what is done, and give them."""
+        raise NotImplementedError(f"{type(self).__name__} is reported by the experiments of its family")
+
+    def recipe(self) -> tuple[Callable[[], Any], type[Self], dict[str, Any]]:
+        """What makes this study again in another process: how to load the model, and all other fields, with
+        nothing that only the driver may hold. It can be pickled."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "model"}
+        return self.model.reloader(), type(self), given | {"folder": None, "workers": 1, "progress": False}
+
+    def close(self) -> None:
+        """Lets others use the folder."""
+        if self.folder is not None:
+            self.folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _made_again(load: Callable[[], Any], study: type[Study], given: dict[str, Any]) -> Study:
+    return study(load(), **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment of a family: a command, a tool of an agent, a page of the documentation.
+
+    Attributes:
+        name: what is typed after `interpcore`, such as "lre run".
+        sentence: what it finds out.
+        example: a command that runs.
+        options: what a run folder means; several experiments of one family may share a folder.
+        asks: what this one asks of the study beyond that; its cells hold it. None for nothing.
+        opens: `module:function`, called with (model, out, options, **how); gives the `Study`.
+        runs: `module:function`, called with the study and, where it asks anything, what it asks; runs what is
+            missing and gives the `Report`. None calls the study's `run` and `report`.
+        extra: the package's extra that names the libraries it needs; None for none.
+    """
+
+    name: str
+    sentence: str
+    example: str
+    options: type[Options]
+    asks: type[Options] | None = None
+    opens: str
+    runs: str | None = None
+    extra: str | None = None
+
+    def open(self, model: Any, out: str | os.PathLike[str], options: Options, **how: Any) -> Study:
+        """The study in a run folder, new or gone on with; use it as a context manager.
+
+        Args:
+            model: what to study.
+            out: the folder.
+            options: what to do.
+            how: workers, progress, command, and the family's data where they are not read as options say.
+        Raises: Refused, RunError before anything is written.
+        """
+        opened: Study = _named(self.opens)(model, out, options, **how)
+        return opened
+
+    def run(self, study: Study, asked: Options | None = None) -> Report:
+        """Run what the study's folder lacks, and report."""
+        if self.runs is None:
+            study.run()
+            return study.report()
+        what = () if self.asks is None else (self.asks() if asked is None else asked,)
+        found: Report = _named(self.runs)(study, *what)
+        return found
+
+    def tool(self) -> dict[str, Any]:
+        """The experiment as a tool that an agent can call: name, description, JSON Schema of arguments."""
+        both = [self.options] if self.asks is None else [self.options, self.asks]
+        return {
+            "name": self.name.replace(" ", "_").replace("-", "_"),
+            "description": self.sentence,
+            "parameters": schema(*both),
+        }
+
+
+def _named(reference: str) -> Any:
+    """What "module:name" says. Families are named, not imported: help must not load torch."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,209 @@
+"""Options: an experiment's parameters, each said once.
+
+A frozen dataclass below `Options`, whose fields are made by `option`, is what an experiment takes in Python;
+from the same fields come its command line (`cli.study`), its run card, an agent's tool schema and its
+documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from interpcore.errors import Refused
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of an `Options`.
+
+    Attributes:
+        name: of the field; the command line writes it with dashes.
+        sentence: what it is.
+        kind: bool, int, float or str.
+        many: a tuple of `kind`, of any length.
+        optional: None is a value, too.
+        default: what it is unless given; `dataclasses.MISSING` where it must be given.
+        choices: the only values; () leaves it open.
+        least, above, most, below: bounds of numbers (at least, more than, at most, less than); None for none.
+        extends: a larger value only adds cells to a run, so that a folder may go on with it.
+        circumstance: it changes how a run is made, not what it means; the card leaves it out.
+        flag: its name on the command line; "" for the field's own. Repeated options are singular there.
+        positional: the command line takes it without a name.
+    """
+
+    name: str
+    sentence: str
+    kind: type
+    many: bool
+    optional: bool
+    default: Any
+    choices: tuple[Any, ...] = ()
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    extends: bool = False
+    circumstance: bool = False
+    flag: str = ""
+    positional: bool = False
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is dataclasses.MISSING
+
+    def check(self, value: Any) -> Any:
+        """The value as the field holds it: lists as tuples, whole numbers as floats where floats are meant.
+
+        Raises: Refused where it does not fit.
+        """
+        if value is None and self.optional:
+            return None
+        if not self.many:
+            return self._one(value)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise Refused(f"{self.name} is {value!r}; give a list.")
+        return tuple(self._one(each) for each in value)
+
+    def _one(self, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if self.kind is float and whole:
+            value = float(value)
+        fits = whole if self.kind is int else isinstance(value, self.kind)
+        if not fits:
+            raise Refused(f"{self.name} is {value!r}; give {_KINDS[self.kind]}.")
+        if self.choices and value not in self.choices:
+            raise Refused(f"{self.name} is one of {', '.join(map(str, self.choices))}; got {value!r}.")
+        if self.kind is float and not math.isfinite(value):
+            raise Refused(f"{self.name} is {value}; give a finite number.")
+        for bound, says, holds in (
+            (self.least, "at least", lambda b: value >= b),
+            (self.above, "more than", lambda b: value > b),
+            (self.most, "at most", lambda b: value <= b),
+            (self.below, "less than", lambda b: value < b),
+        ):
+            if bound is not None and not holds(bound):
+                raise Refused(f"{self.name} is {value}; give {says} {bound:g}.")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        """The field as JSON Schema."""
+        one: dict[str, Any] = {"type": _JSON[self.kind]}
+        if self.choices:
+            one["enum"] = list(self.choices)
+        names = {
+            "minimum": self.least,
+            "exclusiveMinimum": self.above,
+            "maximum": self.most,
+            "exclusiveMaximum": self.below,
+        }
+        one |= {name: bound for name, bound in names.items() if bound is not None}
+        if self.many:
+            one = {"type": "array", "items": one}
+        if self.optional:
+            one = {"anyOf": [one, {"type": "null"}]}
+        if self.required:
+            return {"description": self.sentence} | one
+        default = list(self.default) if self.many and self.default is not None else self.default
+        return {"description": self.sentence, "default": default} | one
+
+
+PROTOCOLS = ("default", "paper")
+"""What `protocol=` may be everywhere: done right, or a published choice reproduced with its slips."""
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_JSON = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def option(default: Any, sentence: str, **how: Any) -> Any:
+    """A field of an `Options` with its default and the sentence that says what it is.
+
+    Args:
+        default: its value unless given; `...` where it must be given.
+        sentence: for the command's help, the tool schema and the documentation.
+        how: bounds, choices and the like, see `Option`.
+    """
+    metadata = {"sentence": sentence, "how": how}
+    return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every experiment's parameters. Values are checked as they are made.
+
+    Raises: Refused for a value that does not fit its field, with the field's name.
+    """
+
+    def __post_init__(self) -> None:
+        for each in declared(type(self)):
+            object.__setattr__(self, each.name, each.check(getattr(self, each.name)))
+
+    def arguments(self) -> dict[str, Any]:
+        """What a run card holds of them: every field that is not a circumstance, as JSON values."""
+        return {each.name: getattr(self, each.name) for each in declared(type(self)) if not each.circumstance}
+
+    @classmethod
+    def extending(cls) -> tuple[str, ...]:
+        """Names of the fields whose larger value only adds cells to a run."""
+        return tuple(each.name for each in declared(cls) if each.extends)
+
+    def check_data(self) -> None:
+        """Look at the files that the options name, before a model is loaded.
+
+        Raises: Refused, OSError where one is missing or does not serve.
+        """
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Options out of a JSON object, as an agent or a card gives them; what it leaves out is the default.
+
+        Raises: Refused for a name that is no field, for one that is needed, and for values that do not fit.
+        """
+        known = {each.name: each for each in declared(cls)}
+        for name in value:
+            if name not in known:
+                raise Refused(f"{name!r} is no option here; there are {', '.join(known)}.")
+        for each in known.values():
+            if each.required and each.name not in value:
+                raise Refused(f"{each.name} is needed: {each.sentence}")
+        return cls(**value)
+
+
+def declared(options: type[Options]) -> tuple[Option, ...]:
+    """The fields of an options class, in order.
+
+    Raises: TypeError for a field that was not made by `option`, or of a type that no command line can hold.
+    """
+    hints = typing.get_type_hints(options)
+    return tuple(_declared(field, hints[field.name]) for field in fields(options))
+
+
+def _declared(field: dataclasses.Field[Any], hint: Any) -> Option:
+    if "sentence" not in field.metadata:
+        raise TypeError(f"the field {field.name} of an Options is made by option(default, sentence)")
+    parts = list(typing.get_args(hint)) if isinstance(hint, types.UnionType) else [hint]
+    optional = type(None) in parts
+    parts = [part for part in parts if part is not type(None)]
+    many = typing.get_origin(parts[0]) is tuple
+    kind = typing.get_args(parts[0])[0] if many else parts[0]
+    if len(parts) > 1 or kind not in _KINDS:
+        raise TypeError(f"option {field.name} is {hint}; it must be bool, int, float, str or a tuple of one")
+    how = field.metadata["how"]
+    return Option(field.name, field.metadata["sentence"], kind, many, optional, field.default, **how)
+
+
+def schema(*options: type[Options]) -> dict[str, Any]:
+    """JSON Schema of one object that holds the fields of several options classes, as tools take it."""
+    every = [each for cls in options for each in declared(cls)]
+    return {
+        "type": "object",
+        "properties": {each.name: each.schema() for each in every},
+        "required": [each.name for each in every if each.required],
+        "additionalProperties": False,
+    }
