@@ -166,6 +166,19 @@ def test_random_circuits_are_connected_and_as_large_as_asked(graph: Graph) -> No
         assert not random_circuit(graph, size, seed=2).edges.equal(found.edges)
 
 
+def test_random_circuits_prefer_no_head_and_no_letter() -> None:
+    graph, draws = Graph(3, 4, 4), 300
+    often = torch.stack([random_circuit(graph, 12, seed).edges for seed in range(draws)]).double().mean(0)
+    assert float((often[graph.legal] > 0).double().mean()) > 0.9 and not bool(often[~graph.legal].any())
+    for layer in range(graph.blocks):
+        heads = often[graph.head_sources(layer)].sum(1)
+        entered = torch.stack([often[:, graph.head_destinations(layer, letter)].sum(0) for letter in "qkv"])
+        for alike in (heads, entered.flatten()):
+            # Each is a mean over the draws of a number of edges, most often 0 or 1.
+            spread = 5 * (alike.mean() / draws).sqrt()
+            assert float((alike - alike.mean()).abs().max()) < float(spread)
+
+
 def test_sizes_as_counts_shares_and_percentages() -> None:
     assert sizes_of(Graph(12, 12, 12), [200, 0.05, "5%", "200", 1.0]) == [200, 1625, 1625, 200, 32491]
     for wrong in ("many", -1, 1.5, 10**9):
