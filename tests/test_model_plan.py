@@ -10,6 +10,7 @@ from recurrent import recurrent_model, recurrent_plan
 import interpcore
 from interpcore.model import Add, Cache, Call, Edit, Plan, Scale, Tap
 from interpcore.model.linearize import linearize
+from interpcore.model.names import published_layer, source_depth, source_name, source_site
 from interpcore.model.versions import run_versions
 
 TOKENS = torch.arange(2, 12)[None]
@@ -191,3 +192,27 @@ def test_addresses_that_are_not_there(depth, sentence):
     for spec in ({"taps": [Tap("z", depth)]}, {"edits": [Edit("z", depth, 0, Scale(0.0))]}):
         with pytest.raises(ValueError, match=sentence):
             model.forward(TOKENS, **spec)
+
+
+def test_a_source_depth_has_one_reading():
+    plan = recurrent_plan(3)
+    for given in (None, "embed", "lre:emb"):
+        assert source_depth(given, plan) is None
+    for given in (4, 4 - 9, "resid.4", "resid.-5", "lre:3", ("core", 1, 1), ("core", 1, -2)):
+        assert source_depth(given, plan) == 4
+    for depth in (None, *range(9)):
+        assert source_depth(source_site(depth)[1], plan) == depth
+        name = source_name(depth)
+        assert source_depth(name if depth is None else int(name), plan) == depth
+        if depth != 0:  # block outputs alone have published names
+            assert source_depth(f"lre:{published_layer(depth)}", plan) == depth
+    for wrong in ("emb", "final_norm", "all", "mlp_out.2", 9, -10, 1.0, ("core", 4, 0)):
+        with pytest.raises(ValueError):
+            source_depth(wrong, plan)
+    model = interpcore.load(transformers_model("gpt2"))
+    named = ["embed", "resid.1", ("block", 2, 0), "lre:3"]
+    got, plain = (
+        interpcore.jacobians(model, TOKENS, source_position=3, source_depths=depths)
+        for depths in (named, [None, 1, 2, 4])
+    )
+    assert torch.equal(got.values, plain.values)

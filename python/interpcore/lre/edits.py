@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interpcore.lre.states import Depth, PromptStates
 from interpcore.model import Add, Edit
+from interpcore.model.names import source_site
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def one_by_one(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor
 
     Returns: top tokens [row] and seconds.
     """
-    site, place = ("embed", None) if depth is None else ("resid", depth)
+    site, place = source_site(depth)
     model = states.shared.model
     began, top = time.perf_counter(), []
     for row, change in zip(prompt.tolist(), delta, strict=True):

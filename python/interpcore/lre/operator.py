@@ -16,6 +16,7 @@ from interpcore.lre.states import Depth, published_depths
 from interpcore.model import Model
 from interpcore.model.jacobians import jacobians
 from interpcore.model.made_on import NOT_RECORDED, MadeOn, check_made_on
+from interpcore.model.names import source_name
 from interpcore.model.prompts import pad
 from interpcore.runs import RunError, read_tensors, write_tensors
 from interpcore.runs.fields import Fields
@@ -66,7 +67,7 @@ class Operator:
 
     def save(self, path: str | os.PathLike[str], **about: str) -> None:
         """Write `weight`, `bias`, depths and the model's hashes as safetensors; `about` joins the header."""
-        depths = ",".join("embed" if d is None else str(d) for d in self.depths)
+        depths = ",".join(source_name(d) for d in self.depths)
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         made_on = {} if self.made_on is None else self.made_on.to_json()
         write_tensors(path, tensors, {"depths": depths, **made_on, **about})
@@ -131,7 +132,7 @@ def estimate(
         tokens,
         mask,
         source_position=[q.subject for q in queries],
-        source_depths=["embed" if d is None else d for d in chosen],
+        source_depths=chosen,
         reduce="mean",
     )
     assert isinstance(swept.values, Tensor)

@@ -11,6 +11,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.lre.prompts import Query
 from interpcore.model import Model, Tap
+from interpcore.model.names import source_site
 from interpcore.model.prompts import pad
 from interpcore.model.versions import SharedPrompts, share_prompts
 
@@ -62,7 +63,7 @@ def read_states(model: Model, queries: Sequence[Query], depths: Sequence[Depth])
         raise Refused("There are no prompts to run; the relation has no test samples left.")
     tokens, mask = pad([q.ids for q in queries], model.device)
     subject = torch.tensor([q.subject for q in queries])
-    source = {d: Tap("embed", None, subject) if d is None else Tap("resid", d, subject) for d in depths}
+    source = {d: Tap(*source_site(d), subject) for d in depths}
     shared = share_prompts(
         model,
         tokens,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interpcore.model.names import published_layer, source_name
 from interpcore.stats import cluster_bootstrap, paired_sign_test
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def curve_table(results: Sequence[Result]) -> pd.DataFrame:
                 "relation_type": r["relation_type"],
                 "trial": r["trial"],
                 "curve": curve,
-                "at": depth_name(at) if axis == "depth" else str(at),
+                "at": source_name(at) if axis == "depth" else str(at),
                 "place": at if axis == "rank" else place,
                 "value": value,
             }
@@ -125,16 +126,6 @@ def speedup(results: Sequence[Result]) -> float:
     return float(sum(t["edits"] * t["published"] for t in timings) / sum(t["seconds"] for t in timings))
 
 
-def depth_name(depth: int | None) -> str:
-    """A source depth as tables show it: "embed", or the residual depth's number."""
-    return "embed" if depth is None else str(depth)
-
-
-def published_layer(depth: int | None) -> int | str:
-    """The published layer id of a source depth."""
-    return "emb" if depth is None else depth - 1
-
-
 def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
     done = measured(results)
     row = {
@@ -169,7 +160,7 @@ def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
         "edit_depth": _most(done, "causality", "depth"),
         "rank": _most(done, "causality", "rank"),
     }
-    names = {key: depth_name(chosen[key]) for key in ("depth", "edit_depth")}
+    names = {key: source_name(chosen[key]) for key in ("depth", "edit_depth")}
     return row | chosen | names
 
 

@@ -8,6 +8,7 @@ import re
 from interpcore.errors import Refused
 from interpcore.model.shown import Rows
 
+from .plan import Plan
 from .sites import SITES
 from .spec import ModelSpec
 
@@ -95,6 +96,48 @@ def site_name(site: str, depth: int | None, n_calls: int, convention: str = "int
         hook = TRANSFORMER_LENS.get(site)
         return None if hook is None else hook.format(d=depth)
     raise Refused(f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}.")
+
+
+def source_site(depth: int | None) -> tuple[str, int | None]:
+    """Site and depth of a source depth: None is the token embedding, a number the residual depth."""
+    return ("embed", None) if depth is None else ("resid", depth)
+
+
+def source_name(depth: int | None) -> str:
+    """A source depth in tables and files: "embed", or the residual depth's number."""
+    return "embed" if depth is None else str(depth)
+
+
+def source_depth(given: int | str | tuple[str, int, int] | None, plan: Plan) -> int | None:
+    """The one reading of a source depth: None for the token embedding, else the residual depth from 0.
+
+    Args:
+        given: None, a depth (negative from the end), (group, block, step), or a name that `site_address`
+            reads and that means a source: "embed", "resid.3", "lre:emb", "lre:2".
+        plan: of the model.
+    Raises: ValueError for anything else.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        site, depth = site_address(given, plan.n_calls)
+        if site not in ("embed", "resid"):
+            raise Refused(f"{given!r} is no source depth; a depth, 'embed' or 'resid.3' is.")
+        return depth
+    if not isinstance(given, tuple) and (
+        not isinstance(given, int) or not -(plan.n_calls + 1) <= given <= plan.n_calls
+    ):
+        raise Refused(
+            f"Source depth {given!r} is outside this model: depths 0 to {plan.n_calls} (negative from the "
+            "end), or 'embed'."
+        )
+    return plan.depth(given)
+
+
+def published_layer(depth: int | None) -> int | str:
+    """A source depth as published LRE files name it: "emb", or the block whose output it is."""
+    name = (site_name(*source_site(depth), n_calls=0, convention="lre") or "").removeprefix("lre:")
+    return name if name == "emb" else int(name)
 
 
 def site_table(spec: ModelSpec, n_calls: int) -> Rows:

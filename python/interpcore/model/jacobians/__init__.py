@@ -16,6 +16,8 @@ from ..decoder import Model
 from ..generic import GenericModel
 from ..linearize import EXACT, Rules
 from ..memory import free_memory
+from ..names import source_depth
+from ..plan import Plan
 from ..sites import Edit
 from .autograd import autograd_blocks
 from .operator import JacobianOperator
@@ -38,7 +40,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Depths = str | Sequence[int | str]
+Depths = str | Sequence[int | str | tuple[str, int, int] | None]
 DEFAULT_MEMORY = 512 << 20
 
 
@@ -93,7 +95,8 @@ def jacobians(
         tokens: prompts [batch, position] int64, cached prefix included.
         attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
         source_position: absolute position of the source, one for all rows or one per row [batch].
-        source_depths: "all" (depths 0 to D), "all+embed", or a list of depths and "embed".
+        source_depths: "all" (depths 0 to D), "all+embed", or a list as `names.source_depth` reads it: depths,
+            (group, block, step), "embed".
         target_depth: residual depth of the target; -1 is resid[D], before the final norm.
         target_position: absolute position of the target, one or one per row.
         reduce: "none", "mean", "mean+var", "dot" (J h) or a `Reducer`.
@@ -108,7 +111,7 @@ def jacobians(
     """
     work = Work(
         span=read_span(model, tokens, attention_mask, source_position, target_position),
-        depths=_read_depths(source_depths, model.plan.n_calls),
+        depths=_read_depths(source_depths, model.plan),
         target_depth=model.plan.depth(target_depth),
         basis=_read_rows(rows, model),
         cache=cache,
@@ -135,27 +138,17 @@ def jacobians(
     return Jacobians(kept.result(), work.depths, h, z, bias, method, error)
 
 
-def _read_depths(given: Depths, n_calls: int) -> tuple[int | None, ...]:
+def _read_depths(given: Depths, plan: Plan) -> tuple[int | None, ...]:
     if isinstance(given, str):
         if given not in ("all", "all+embed"):
             raise Refused(
                 f"source_depths is 'all', 'all+embed' or a list of depths and 'embed'; got {given!r}."
             )
-        return (*range(n_calls + 1), *((None,) if given == "all+embed" else ()))
-    depths: list[int | None] = []
-    for depth in given:
-        if depth == "embed":
-            depths.append(None)
-        elif not isinstance(depth, int) or not -(n_calls + 1) <= depth <= n_calls:
-            raise Refused(
-                f"Source depth {depth!r} is outside this model: depths 0 to {n_calls} (negative from the "
-                "end), or 'embed'."
-            )
-        else:
-            depths.append(depth % (n_calls + 1))
+        return (*range(plan.n_calls + 1), *((None,) if given == "all+embed" else ()))
+    depths = tuple(source_depth(one, plan) for one in given)
     if not depths or len(set(depths)) < len(depths):
         raise Refused(f"source_depths names each depth once and at least one; got {list(given)}.")
-    return tuple(depths)
+    return depths
 
 
 def _read_rows(rows: Sequence[int] | Tensor | None, model: Model | GenericModel) -> Tensor:

@@ -10,6 +10,7 @@ from interpcore.errors import Refused
 
 from ..generic import GenericModel
 from ..maps import Add
+from ..names import source_site
 from ..sites import Edit, Tap
 from .sweep import Block, Work
 
@@ -34,7 +35,7 @@ def autograd_blocks(model: GenericModel, work: Work) -> Iterator[Block]:
                 torch.zeros(model.spec.d_model, dtype=model.dtype, device=model.device, requires_grad=True)
                 for _ in work.depths
             ]
-            sites = [("embed", None) if d is None else ("resid", d) for d in work.depths]
+            sites = [source_site(d) for d in work.depths]
             added = [Edit(site, d, source, Add(zero)) for (site, d), zero in zip(sites, zeros, strict=True)]
             states = [Tap(site, d, source) for site, d in sites]
             end = Tap("resid", work.target_depth, target)

@@ -15,6 +15,7 @@ from interpcore.errors import Refused
 from ..cache import Cache
 from ..decoder import Model
 from ..linearize import EXACT, Rules
+from ..names import source_depth as read_depth
 from ..sites import Edit
 from .sources import Group, Position, linearize_span, read_span
 
@@ -65,19 +66,16 @@ class JacobianOperator:
         attention_mask: Tensor | None = None,
         *,
         source_position: Position,
-        source_depth: int | str,
+        source_depth: int | str | tuple[str, int, int] | None,
         target_depth: int = -1,
         target_position: Position = -1,
         cache: Cache | None = None,
         edits: Sequence[Edit] = (),
         rules: Rules = EXACT,
     ) -> JacobianOperator:
-        """Linearise prompts; arguments as in `jacobians`, with one source depth ("embed": the token
-        embedding)."""
+        """Linearise prompts; arguments as in `jacobians`, with one source depth."""
         span = read_span(model, tokens, attention_mask, source_position, target_position)
-        depth = None if isinstance(source_depth, str) else model.plan.depth(source_depth)
-        if isinstance(source_depth, str) and source_depth != "embed":
-            raise Refused(f"source_depth is a depth or 'embed'; got {source_depth!r}.")
+        depth = read_depth(source_depth, model.plan)
         target = model.plan.depth(target_depth)
         groups = tuple(linearize_span(model, span, [depth], target, cache=cache, edits=edits, rules=rules))
         return cls(model, groups, depth, target)

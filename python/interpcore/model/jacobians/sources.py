@@ -15,6 +15,7 @@ from ..cache import Cache
 from ..decoder import Model
 from ..generic import GenericModel
 from ..linearize import EXACT, Linearization, Rules, linearize
+from ..names import source_site
 from ..prompts import read_prompts
 from ..sites import Edit, Tap, select
 
@@ -155,7 +156,7 @@ def _group(
         assert filled is not None
         cache = filled
     live, _ = _columns(tokens, source, target + 1)
-    wanted = [Tap("embed", None, source) if d is None else Tap("resid", d, source) for d in depths]
+    wanted = [Tap(*source_site(d), source) for d in depths]
     end = Tap("resid", target_depth, target)
     linear = linearize(model, live, cache=cache, edits=edits, taps=[*wanted, end], rules=rules)
     values = linear.ctx.values
