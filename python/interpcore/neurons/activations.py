@@ -11,11 +11,11 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
-from interpcore.model import Model, Tap
+from interpcore.model import Model
+from interpcore.neurons.token_pass import mlp_sides, pilot_activations
 from interpcore.ops import Pilot, centered, column_moments
 
 SIMILARITIES = ("pearson", "cosine", "jaccard")
-PILOT_TOKENS = 4096
 _FORWARD_TOKENS = 2048  # of one forward
 
 
@@ -87,15 +87,13 @@ def activations(model: Model, tokens: Tensor, depths: Sequence[int]) -> Iterator
     Yields:
         Rows of tokens.flatten(), the block call, and its activations there [rows, neuron].
     """
-    taps = [Tap("mlp_act", depth) for depth in depths]
     context = tokens.shape[1]
     step = max(_FORWARD_TOKENS // context, 1)
     for start in range(0, len(tokens), step):
         part = tokens[start : start + step].to(model.device)
-        out = model.forward(part, logits_at=None, taps=taps)
         rows = slice(start * context, start * context + part.numel())
-        for depth, tap in zip(depths, taps, strict=True):
-            yield rows, depth, out.taps[tap].flatten(0, 1)
+        for depth, sides in mlp_sides(model, part, depths).items():
+            yield rows, depth, sides["post"]
 
 
 class Reader:
@@ -126,20 +124,15 @@ class Reader:
 
     @torch.no_grad()
     def measure_pilots(self) -> None:
-        """Shift and scale of every neuron, from the first tokens of the first shard."""
-        count = min(max(PILOT_TOKENS // self.shards.context, 1), self.shards.n_sequences)
-        tokens = self.shards.sequences(0, count)
-        mask = self._mask(tokens)
+        """Shift and scale of every neuron, from the first tokens that count."""
         self.pilots = []
         for model, neurons in zip(self.models, self.sets, strict=True):
             if self.similarity == "jaccard":
                 ones = torch.ones(neurons.total, device=model.device)
                 self.pilots.append(Pilot(torch.zeros_like(ones), ones))
                 continue
-            found = torch.empty((tokens.numel(), neurons.total), dtype=model.dtype, device=model.device)
-            for rows, depth, values in activations(model, tokens, range(len(neurons.widths))):
-                found[rows, neurons.span(depth)] = values
-            self.pilots.append(Pilot.of(found, mask))
+            found = pilot_activations(model, self.shards, max(_FORWARD_TOKENS // self.shards.context, 1))
+            self.pilots.append(Pilot.of(torch.cat([found[depth]["post"] for depth in sorted(found)], 1)))
 
     @torch.no_grad()
     def read(
@@ -152,8 +145,7 @@ class Reader:
 
         Returns:
             By model: values [token, neuron], 0 at tokens without mask (overwritten by the next call), and
-                sums over
-            the kept tokens, 0 in columns that are not filled.
+                sums over the kept tokens, 0 in columns that are not filled.
         """
         tokens = self.shards.sequences(start, stop)
         mask = self._mask(tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from interpcore.stats import Moments, Ranges, TokenBlock
 from interpcore.stats.accumulators import State
 
 PILOT_TOKENS = 256
+"""Tokens from which shifts, and scales for products, are measured."""
 # Names of `interpcore.ops.activation_moments` for those of a model's MLPs.
 _FUSED = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"
@@ -299,6 +300,60 @@ def mlp_widths(model: Model) -> tuple[int, ...]:
 
 
 @torch.no_grad()
+def mlp_sides(
+    model: Model, tokens: Tensor, depths: Container[int], sides: Sequence[str] = ("post",)
+) -> dict[int, dict[str, Tensor]]:
+    """What MLPs work on in one forward.
+
+    Args:
+        tokens: [batch, position] int64.
+        depths: block calls.
+        sides: "pre", "post" and, of gated MLPs, "up".
+    Returns: each side of each block call [token, neuron].
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def hook(function: Function, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:
+        post = function(pre) if up is None else function(pre) * up
+        if depth in depths:
+            values = {"pre": pre, "post": post, "up": up}
+            found[depth] = {side: x.flatten(0, 1) for side in sides if (x := values[side]) is not None}
+        return post
+
+    model.forward(tokens, logits_at=None, activation=hook)
+    return found
+
+
+def pilot_activations(
+    model: Model, shards: TokenShards, batch: int, sides: Sequence[str] = ("post",)
+) -> dict[int, dict[str, Tensor]]:
+    """As `mlp_sides` of every block call, at the first `PILOT_TOKENS` tokens that count.
+
+    Args:
+        batch: sequences of a forward.
+
+    Raises:
+        Refused: no token counts.
+    """
+    found: dict[int, dict[str, list[Tensor]]] = {}
+    count, depths = 0, range(model.plan.n_calls)
+    for _, tokens, mask in shards.blocks(batch, 0, shards.n_sequences, model.device):
+        rows = mask.flatten().nonzero()[: PILOT_TOKENS - count, 0]
+        if len(rows):
+            count += len(rows)
+            for depth, values in mlp_sides(model, tokens, depths, sides).items():
+                kept = found.setdefault(depth, {})
+                for side, x in values.items():
+                    kept.setdefault(side, []).append(x[rows])
+        if count == PILOT_TOKENS:
+            break
+    if not count:
+        raise Refused(
+            f"The masks ({', '.join(shards.masked)}) leave none of the {shards.n_tokens} tokens; apply fewer."
+        )
+    return {depth: {side: torch.cat(x) for side, x in kept.items()} for depth, kept in found.items()}
+
+
 def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
     """Mean of the first tokens that count, of every block call: shifts for the sums.
 
@@ -306,41 +361,15 @@ def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
         batch: sequences of a forward.
 
     Raises:
-        ValueError: no token counts.
+        Refused: no token counts.
     """
-    found: dict[int, dict[str, list[Tensor]]] = {}
-    count = 0
-    for _, tokens, mask in shards.blocks(batch, 0, shards.n_sequences, model.device):
-        rows = mask.flatten().nonzero()[: PILOT_TOKENS - count, 0]
-        if len(rows):
-            count += len(rows)
-            model.forward(tokens, logits_at=None, activation=_keeper(rows, found))
-        if count == PILOT_TOKENS:
-            break
-    if not count:
-        raise Refused(
-            f"The masks ({', '.join(shards.masked)}) leave none of the {shards.n_tokens} tokens; apply fewer."
-        )
+    found = pilot_activations(model, shards, batch, ("pre", "post", "up"))
     return {depth: {side: _finite_mean(x) for side, x in sides.items()} for depth, sides in found.items()}
 
 
-def _keeper(rows: Tensor, found: dict[int, dict[str, list[Tensor]]]) -> Callable[..., Tensor]:
-    """A hook that keeps some rows of every side."""
-
-    def hook(function: Function, pre: Tensor, depth: int, up: Tensor | None = None) -> Tensor:
-        post = function(pre) if up is None else function(pre) * up
-        kept = found.setdefault(depth, {})
-        for side, x in {"pre": pre, "post": post, "up": up}.items():
-            if x is not None:
-                kept.setdefault(side, []).append(x.flatten(0, 1)[rows])
-        return post
-
-    return hook
-
-
-def _finite_mean(rows: list[Tensor]) -> Tensor:
+def _finite_mean(rows: Tensor) -> Tensor:
     """Mean of the finite values of each column, 0 where there is none [N] float32."""
-    x = torch.cat(rows).double()
+    x = rows.double()
     x = x.where(x.isfinite(), torch.nan)
     return x.nanmean(0).nan_to_num().float()
 
