@@ -160,7 +160,7 @@ def test_refusals(models: list[Model], shards: TokenShards) -> None:
         Settings(similarity="spearman")
     with pytest.raises(ValueError, match="choose from haar, published"):
         Settings(rotation="random")
-    with pytest.raises(ValueError, match="masks .* leave none of the 450 tokens"):
+    with pytest.raises(ValueError, match=r"masks .* leave none of the 450 tokens"):
         correlate(models, TokenShards.of_arrays(np.full((50, 9), 7), 61, masks={"newline": [7]}), names=NAMES)
     blind = dataclasses.replace(
         models[0], spec=dataclasses.replace(models[0].spec, absent={"mlp_act": "why."})

@@ -17,6 +17,7 @@ from interpcore.neurons.explain import explain
 from interpcore.neurons.features import FeatureTable
 from interpcore.neurons.positions import position_information, position_spread, position_variance_reduction
 from interpcore.neurons.quadrants import quadrant_table, quadrants
+from interpcore.neurons.spacy_labels import SpacyLabels
 from interpcore.neurons.token_pass import Pass
 from interpcore.runs import RunError
 
@@ -123,7 +124,7 @@ def test_spacy_is_asked_for_by_name():
     if importlib.util.find_spec("spacy") is not None:
         pytest.skip("spaCy is installed here")
     with pytest.raises(ValueError, match="pip install spacy"):
-        lb.SpacyLabels("en_core_web_sm", TEXTS)
+        SpacyLabels("en_core_web_sm", TEXTS)
 
 
 class Word:
@@ -145,7 +146,7 @@ class Pipeline:
 
 
 def test_spacy_labels_go_to_the_tokens_of_a_word():
-    labeller = lb.SpacyLabels(Pipeline(), ["<s>", " ca", "ts", " sle", "ep"])
+    labeller = SpacyLabels(Pipeline(), ["<s>", " ca", "ts", " sle", "ep"])
     found = labeller(torch.tensor([[0, 1, 2, 3, 4]]), 0)[0]
     on = {n: found[:, i].nonzero()[:, 0].tolist() for i, n in enumerate(labeller.names) if found[:, i].any()}
     assert on == {

@@ -169,24 +169,23 @@ def correlate(
         protocol=protocol,
         settings=settings,
         seed=seed,
-        universal=universal,
     )
-    if not study.partners:
+    comparing = study.comparing
+    if comparing is None:
         raise Refused("correlate needs another model: --partner NAME.")
     if estimate:
         typer.echo(str(estimate_correlations([study.model, *study.partners], study.tokens, settings)))
         return
     if part is not None:
-        typer.echo(f"Sums of part {part}: {study.correlation_part(*part_numbers(part))}")
+        typer.echo(f"Sums of part {part}: {comparing.part(*part_numbers(part))}")
         return
-    correlations, errors, step = None, None, "correlation"
+    errors, step = None, "correlation"
     if sketch is not None:
-        sketched = study.sketched(sketch)
+        sketched = comparing.sketched(sketch, universal)
         correlations, step = sketched.found, "sketch"
     else:
-        correlations = study.merge_correlation_parts() if merge else study.correlations
-        errors = study.jackknife
-    assert correlations is not None
+        correlations = comparing.merge() if merge else comparing.correlations
+        errors = comparing.jackknife
     found = universality(correlations, 0, threshold=universal, errors=errors, protocol=protocol.value)
     n, count = len(found.excess), int(found.universal.sum())
     low, _, high = found.count_interval()
@@ -201,8 +200,7 @@ def correlate(
             f"{sketched.work / sketched.dense_work:.0%} of the exact ones' multiplications."
         )
     else:
-        assert study.similar is not None
-        show(study.similar, SIMILAR)
+        show(comparing.similar, SIMILAR)
 
 
 @app.command()

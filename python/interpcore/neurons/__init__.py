@@ -4,13 +4,16 @@ A neuron's activation is what the down projection reads (Gurnee et al. 2024, arX
 that this family follows and extends).
 
 Tokens once, all statistics
-    `summarize` (its result is a `summary.Summary`), `moment_errors`, `correlate` with `universal`,
-    `jackknife`, `sketch`; `extremes` is what is kept of similarities, and of cosines.
+    `summarize` (its result is a `summary.Summary`): `token_pass` feeds the accumulators of `accumulate`, of
+    which `moment_errors`, `quadrants` (of gated neurons) and `labels` are this family's own.
+Against other models
+    `correlate` with `universal`, `jackknife`, `sketch`, `null_baselines`, as `correlation_steps` of a study;
+    `extremes` is what is kept of similarities, and of cosines.
 Weights
     `weights` (norms folded in, writing weights centred), `cosines`, `composition`, `weight_study`.
 What a neuron responds to
-    `features` (rules on tokens in `features.json`), `labels` (in their sequence), `explain`, `positions`,
-    `quadrants` (of gated neurons), `explanation_study`.
+    `features` (rules on tokens in `features.json`), `labels` (in their sequence), `spacy_labels`, `explain`,
+    `positions`, `explanation_study`.
 What it does
     `interventions` with `intervention_study`, `deactivation` with `deactivation_study`, `cache`.
 Together

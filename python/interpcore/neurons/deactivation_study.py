@@ -13,7 +13,13 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.deactivation import association, first_keys, layer_scores, path_ablation
+from interpcore.neurons.deactivation import (
+    association,
+    first_keys,
+    first_value_norms,
+    layer_scores,
+    path_ablation,
+)
 from interpcore.neurons.interventions import Neuron, check_neurons
 from interpcore.neurons.weights import FoldedWeights
 from interpcore.runs import RunFolder, read_tensors, sweep, write_tensors
@@ -66,6 +72,18 @@ def score_table(
     if not frames:
         raise Refused("A model of one layer has no later heads to deactivate.")
     return pd.concat(frames, ignore_index=True), {"scores": torch.cat(flat), "random": torch.cat(noise)}
+
+
+def first_value_table(model: Model, shards: TokenShards, limit: int = 16) -> pd.DataFrame:
+    """What `first_value_norms` gives of every head over the first sequences: layer, head,
+    others_over_first."""
+    import pandas as pd
+
+    ((_, tokens, mask),) = shards.blocks(limit, 0, shards.count(limit), model.device)
+    ratio = first_value_norms(model, tokens, mask).cpu()
+    layer, head = torch.meshgrid(*map(torch.arange, ratio.shape), indexing="ij")
+    columns = {"layer": layer, "head": head, "others_over_first": ratio}
+    return pd.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,13 @@ from interpcore.neurons.explain import (
     token_sums,
 )
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
-from interpcore.neurons.labels import Labeller, SpacyLabels, TokenLabels, corpus_labellers, label_sums
+from interpcore.neurons.labels import Labeller, TokenLabels, corpus_labellers, label_sums
 from interpcore.neurons.positions import (
     position_information,
     position_spread,
     position_variance_reduction,
 )
+from interpcore.neurons.spacy_labels import SpacyLabels
 from interpcore.neurons.weights import fold
 from interpcore.stats.group_sums import GroupTotals
 

@@ -121,6 +121,25 @@ def entropy_controls(
     return plain.sample(min(count, len(plain)), random_state=seed).sort_index()
 
 
+def roles_by_weights(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The neurons whose weights look most like entropy neurons' and token-frequency neurons', and controls:
+    layer, neuron, role ("entropy", "frequency" or "control").
+
+    Args:
+        table: the columns of a weight study.
+        seed: of the controls.
+    """
+    import pandas as pd
+
+    chosen = {
+        "entropy": entropy_candidates(table),
+        "frequency": frequency_candidates(table),
+        "control": entropy_controls(table, seed=seed),
+    }
+    parts = [part[["layer", "neuron"]].assign(role=role) for role, part in chosen.items()]
+    return pd.concat(parts).drop_duplicates(["layer", "neuron"], ignore_index=True)
+
+
 def percentiles_within_layer(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Each value's percentile among its layer's neurons, 0 to 100, equals sharing the mean; NaN stays NaN."""
     by_layer = table.groupby("layer")

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
-from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.explain import LabelSums, joined_sums
@@ -118,7 +117,7 @@ class Surroundings:
     @property
     def meaning(self) -> str:
         """The texts, and the ids that begin a sequence."""
-        return f"surroundings {list(self.bos)} {_hash(self.texts)}"
+        return f"surroundings {list(self.bos)} {texts_hash(self.texts)}"
 
     @cached_property
     def _flags(self) -> Tensor:
@@ -179,76 +178,6 @@ class Subsets:
         subset = torch.from_numpy(self.shards.subset[first : first + len(tokens)].astype("int64"))
         has = subset[:, None] == torch.arange(len(self.names))
         return has[:, None].expand(-1, tokens.shape[1], -1)
-
-
-@dataclass(frozen=True, eq=False)
-class SpacyLabels:
-    """Parts of speech, dependencies and entities by a spaCy pipeline, which must be installed.
-
-    A model's token takes the labels of the spaCy token that holds its first character that is not a space.
-
-    Args:
-        pipeline: a loaded spaCy pipeline, or the name of one.
-        texts: text of each token id [vocabulary].
-    """
-
-    pipeline: Any
-    texts: Sequence[str]
-
-    def __post_init__(self) -> None:
-        pipeline = self.pipeline
-        if isinstance(pipeline, str):
-            try:
-                import spacy
-            except ImportError as error:
-                raise Refused("spaCy labels need spaCy: pip install spacy, and a pipeline of it.") from error
-            pipeline = spacy.load(pipeline)
-        labels = {
-            ("part of speech", label) for label in ("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN "
-                                                    "PUNCT SCONJ SYM VERB X").split()
-        }  # fmt: skip
-        labels |= {("dependency", label) for label in pipeline.pipe_labels.get("parser", ())}
-        labels |= {("entity", label) for label in pipeline.pipe_labels.get("ner", ())}
-        object.__setattr__(self, "pipeline", pipeline)
-        object.__setattr__(self, "_labels", sorted(labels))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The labels as spaCy names them, with their kind."""
-        return tuple(f"{kind} {label}" for kind, label in self._labels)  # type: ignore[attr-defined]
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Each label's: "part of speech", "dependency" or "entity"."""
-        return tuple(kind for kind, _ in self._labels)  # type: ignore[attr-defined]
-
-    @property
-    def meaning(self) -> str:
-        """The texts, and the pipeline's name and version as it says them."""
-        said = getattr(self.pipeline, "meta", {})
-        about = [said.get(name) for name in ("lang", "name", "version")]
-        return f"spacy {about} {_hash(self.texts)}"
-
-    def __call__(self, tokens: Tensor, first: int) -> Tensor:
-        column = {label: i for i, label in enumerate(self._labels)}  # type: ignore[attr-defined]
-        out = torch.zeros(*tokens.shape, len(column), dtype=torch.bool)
-        for row, ids in enumerate(tokens.tolist()):
-            pieces = [self.texts[i] for i in ids]
-            owner: dict[int, Any] = {}
-            doc = self.pipeline("".join(pieces))
-            for word in doc:
-                owner |= dict.fromkeys(range(word.idx, word.idx + len(word)), word)
-            at = 0
-            for place, piece in enumerate(pieces):
-                word = owner.get(at + len(piece) - len(piece.lstrip()))
-                at += len(piece)
-                if word is None:
-                    continue
-                found = (("part of speech", word.pos_), ("dependency", word.dep_), ("entity", word.ent_type_))
-                for label in found:
-                    if label in column:
-                        out[row, place, column[label]] = True
-        return out
 
 
 class LabelTotals:
@@ -361,6 +290,11 @@ def label_sums(
     return joined_sums([of_layer.finalize() for of_layer in sums.values()])
 
 
+def texts_hash(texts: Sequence[str]) -> str:
+    """Of the texts of all token ids."""
+    return hashlib.sha256(canonical_json(list(texts)).encode()).hexdigest()
+
+
 def corpus_labellers(
     texts: Sequence[str], shards: TokenShards, kinds: Sequence[str] = LABELS
 ) -> list[Labeller]:
@@ -382,10 +316,6 @@ def corpus_labellers(
 def labeller_meaning(labeller: Labeller) -> list[Any]:
     """Everything that a labeller's labels depend on besides the corpus, as JSON."""
     return [labeller.meaning, list(labeller.names), list(labeller.groups)]
-
-
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256(canonical_json(list(texts)).encode()).hexdigest()
 
 
 def _before(flags: Tensor) -> Tensor:

@@ -18,29 +18,28 @@ from interpcore.model.card import run_card
 from interpcore.neurons import correlation_study
 from interpcore.neurons.accumulate import Statistics
 from interpcore.neurons.cards import corpus_card, file_hashes
-from interpcore.neurons.correlate import Correlations, Settings, correlate, merge_sums
+from interpcore.neurons.correlation_steps import CorrelationSteps
+from interpcore.neurons.correlation_study import Correlations, Settings
 from interpcore.neurons.dataframe import neuron_table, write_table
-from interpcore.neurons.deactivation import check_paths, first_value_norms
-from interpcore.neurons.deactivation_study import deactivation_study, score_table
+from interpcore.neurons.deactivation import check_paths
+from interpcore.neurons.deactivation_study import deactivation_study, first_value_table, score_table
 from interpcore.neurons.explanation_study import Explanations, Options, explain_neurons
-from interpcore.neurons.families import entropy_candidates, entropy_controls, frequency_candidates
+from interpcore.neurons.families import roles_by_weights
 from interpcore.neurons.intervention_study import PUBLISHED_VALUES, intervention_study
 from interpcore.neurons.interventions import WITH_VALUE, Intervention, Neuron
-from interpcore.neurons.jackknife import Jackknife, jackknife
+from interpcore.neurons.jackknife import Jackknife
 from interpcore.neurons.labels import LABELS
 from interpcore.neurons.moment_errors import GROUPS
-from interpcore.neurons.null_baselines import null_baseline
 from interpcore.neurons.published import UNIVERSAL
 from interpcore.neurons.quadrants import check_gated, quadrant_table
-from interpcore.neurons.sketch import Sketched, correlate_by_sketch
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.summarize import MEMORY, part_range, summarize
 from interpcore.neurons.summary import Summary, merge_summaries
-from interpcore.neurons.universal import similar_shares, universality
+from interpcore.neurons.universal import universality
 from interpcore.neurons.weight_study import weight_study
 from interpcore.neurons.weights import FoldedWeights, fold, frequency_alignment
 from interpcore.runs import RunCard, RunFolder, write_tensors
-from interpcore.runs.frames import read_frame, write_frame
+from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,15 +112,18 @@ class NeuronStudy:
             raise Refused("This step reads tokens; give them with --tokens.")
         return self.shards
 
-    @property
-    def models(self) -> list[Model]:
-        """The model and its partners."""
-        return [self.model, *self.partners]
-
     @cached_property
-    def correlating(self) -> correlation_study.Study:
-        """What correlations are taken of, and how."""
-        return correlation_study.Study(self.models, self.tokens, self.settings or Settings())
+    def comparing(self) -> CorrelationSteps | None:
+        """The steps that compare the model with its partners; None without partners."""
+        if not self.partners:
+            return None
+        models = [self.model, *self.partners]
+
+        def open_run(step: str, **more: Any) -> RunFolder:
+            return RunFolder.open_or_create(self.step(step), self.card(step, models, **more))
+
+        of = correlation_study.Study(models, self.tokens, self.settings or correlation_study.Settings())
+        return CorrelationSteps(Path(self.folder), of, open_run, self.progress)
 
     @cached_property
     def folded(self) -> FoldedWeights:
@@ -201,92 +203,15 @@ class NeuronStudy:
             command=self.command,
         )
 
-    @cached_property
+    @property
     def correlations(self) -> Correlations | None:
         """Correlations with the partner models; None without partners."""
-        if not self.partners:
-            return None
-        with self._correlation_run("correlation") as run:
-            found = correlate(
-                self.models,
-                self.tokens,
-                self.correlating.settings,
-                folder=run.artifact("sums"),
-                progress=self.progress,
-            )
-            assert found is not None
-            for (a, b), partners in found.partners.items():
-                widths = {"widths": " ".join(map(str, found.sets[b].widths))}
-                write_tensors(run.artifact(f"partners/{a}-{b}.safetensors"), partners.tensors(), widths)
-        return found
+        return None if self.comparing is None else self.comparing.correlations
 
-    def correlation_part(self, number: int, of: int) -> Path:
-        """Sums of part `number` (from 1) of `of` of the tokens, so that several processes share them; returns
-        the step's folder."""
-        name = f"correlation-{number}-of-{of}"
-        span = part_range(self.tokens, number, of, self.correlating.block)
-        with self._correlation_run(name) as run:
-            correlate(
-                self.models,
-                self.tokens,
-                self.correlating.settings,
-                folder=run.artifact("sums"),
-                span=span,
-                progress=self.progress,
-            )
-        return self.step(name)
-
-    def merge_correlation_parts(self) -> Correlations:
-        """The correlations out of the parts that are there.
-
-        Raises:
-            ValueError: there are none.
-            RunError: they are not all of the tokens, or do not fit together.
-        """
-        parts = sorted(Path(self.folder).glob("correlation-*-of-*"))
-        if not parts:
-            raise Refused(
-                f"{self.folder} has no parts of correlations; make them with --part 1/2 and --part 2/2."
-            )
-        sums = [part / "artifacts" / "sums" for part in parts]
-        with self._correlation_run("correlation") as run:
-            merge_sums(sums, run.artifact("sums"), self.models, self.tokens, self.correlating.settings)
-        assert self.correlations is not None
-        return self.correlations
-
-    def sketched(self, buckets: int) -> Sketched:
-        """Correlations by a sketch of so many buckets, exact where a neuron may be universal."""
-        with self._correlation_run("sketch", buckets=buckets, universal=self.universal) as run:
-            return correlate_by_sketch(
-                self.models,
-                self.tokens,
-                self.correlating.settings,
-                buckets=buckets,
-                threshold=self.universal,
-                folder=run.artifact("sums"),
-                progress=self.progress,
-            )
-
-    @cached_property
-    def similar(self) -> pd.DataFrame | None:
-        """Shares of neurons with a partner like them, beside partners with shuffled tokens, as
-        `similar_shares` gives them; None without partners."""
-        if self.correlations is None:
-            return None
-        with self._correlation_run("similar") as run:
-            path = run.artifact("similar")
-            if not path.with_suffix(".parquet").is_file():
-                null = null_baseline(self.models, self.tokens, "permutation", self.correlating.settings)
-                write_frame(path, similar_shares(self.correlations, null))
-            return read_frame(path.with_suffix(".parquet"))
-
-    @cached_property
+    @property
     def jackknife(self) -> Jackknife | None:
         """Standard errors of the correlations; None without partners or with fewer than 20 groups."""
-        if self.correlations is None or self.correlations.settings.groups < 20:
-            return None
-        folder = self.step("correlation") / "artifacts" / "sums"
-        return jackknife(self.models, self.tokens, self.correlations, folder=folder, progress=self.progress)
+        return None if self.comparing is None else self.comparing.jackknife
 
     @cached_property
     def quadrants(self) -> pd.DataFrame:
@@ -337,18 +262,10 @@ class NeuronStudy:
         """What the neuron table and its comparison depend on besides model, tokens and protocol."""
         return {
             "statistics": self.statistics.to_json(),
-            "correlating": self._correlating() if self.partners else None,
+            "correlating": None if self.comparing is None else self.comparing.meaning,
             "universal": self.universal,
             "published": file_hashes(self.published),
         }
-
-    def _correlating(self) -> dict[str, Any]:
-        """The settings of correlations; how they are cut into passes is no part of what they mean."""
-        return {name: x for name, x in self.correlating.described().items() if name != "budget"}
-
-    def _correlation_run(self, step: str, **more: Any) -> RunFolder:
-        card = self.card(step, self.models, **self._correlating(), **more)
-        return RunFolder.open_or_create(self.step(step), card)
 
     def explanations(self, options: Options | None = None) -> Explanations:
         """What neurons respond to and write, written as tables."""
@@ -397,14 +314,7 @@ class NeuronStudy:
 
         same = [Intervention(kind, value, site) for value in (values if kind in WITH_VALUE else (0.0,))]
         if neurons is None:
-            roles = pd.concat(
-                part[["layer", "neuron"]].assign(role=role)
-                for role, part in (
-                    ("entropy", entropy_candidates(self.weights)),
-                    ("frequency", frequency_candidates(self.weights)),
-                    ("control", entropy_controls(self.weights, seed=self.seed)),
-                )
-            ).drop_duplicates(["layer", "neuron"], ignore_index=True)
+            roles = roles_by_weights(self.weights, self.seed)
         else:
             roles = pd.DataFrame(neurons, columns=["layer", "neuron"]).assign(role="named")
         chosen = list(zip(roles.layer.tolist(), roles.neuron.tolist(), strict=True))
@@ -441,8 +351,6 @@ class NeuronStudy:
         Returns: the table of `deactivation_study`, that of `score_table`, and the raw scores. Beside them
             first_values.csv has what `first_value_norms` gives of every head.
         """
-        import pandas as pd
-
         check_paths(self.model)
         bos = self.tokens.manifest["masks"].get("bos") or [int(self.tokens.sequences(0, 1)[0, 0])]
         scores, flat = score_table(self.folded, self.model, int(bos[0]), seed=self.seed)
@@ -460,16 +368,7 @@ class NeuronStudy:
             command=self.command,
             about={"seed": self.seed, "bos": int(bos[0])},
         )
-        tokens = self.tokens.sequences(0, min(16, self.tokens.n_sequences)).to(self.model.device)
-        ratio = first_value_norms(self.model, tokens, self.tokens.mask(tokens))
-        layer, head = (torch.arange(n) for n in ratio.shape)
-        values = pd.DataFrame(
-            {
-                "layer": layer.repeat_interleave(len(head)).numpy(),
-                "head": head.repeat(len(layer)).numpy(),
-                "others_over_first": ratio.flatten().cpu().numpy(),
-            }
-        )
+        values = first_value_table(self.model, self.tokens)
         with RunFolder.open(self.step("deactivation"), shared=True) as run:
             write_frame(run.artifact("first_values"), values)
             write_frame(run.artifact("heads"), table)

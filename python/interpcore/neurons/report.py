@@ -118,10 +118,10 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
 
 def universal_section(study: NeuronStudy, table: pd.DataFrame) -> Section:
     """How alike the models are, excess correlation, layers and contrasts of universal neurons."""
-    if study.similar is None:
+    if study.comparing is None:
         return Section(notes=["Nothing is said of universality: no partner model was given (--partner)."])
     known, cut = table.excess_corr.dropna(), study.universal
-    tables, notes = [study.similar], [SIMILAR]
+    tables, notes = [study.comparing.similar], [SIMILAR]
     if known.empty:
         return Section({}, tables, [*notes, "No neuron has a correlation: all are constant or not finite."])
     drawn = {"excess": figures.excess_figure(table, cut)}
