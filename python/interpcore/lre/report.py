@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from interpcore.lre import figures, tables
 from interpcore.lre.trial import run_trial
-from interpcore.runs import RunError, RunFolder, atomic_path, compare, read_card, write_json
+from interpcore.runs import RunError, RunFolder, compare, read_card, write_json
 from interpcore.runs.experiment import Report
-from interpcore.runs.frames import read_frame
+from interpcore.runs.frames import read_frame, write_frame
+from interpcore.runs.plots import save_figure
 from interpcore.stats import Interval, correlation
 
 if TYPE_CHECKING:
@@ -69,18 +70,16 @@ def write_report(folder: RunFolder) -> Report:
         }
     table, files, model = written[RELATIONS], [], folder.card.model or "model"
     for name, frame in written.items():
-        files.append(folder.artifact(name))
-        with atomic_path(files[-1]) as path:
-            frame.to_parquet(path, index=False)
+        files += write_frame(folder.artifact(name.removesuffix(".parquet")), frame)
     for relation in dict.fromkeys(result["relation"] for result in done):
         mine = [result for result in done if result["relation"] == relation]
         files.append(folder.artifact(f"hparams/{model}/{relation.replace(' ', '_')}.json"))
         write_json(files[-1], tables.published_hparams(model, mine))
     if done:
-        for name, figure in _figures(table[table.trials > 0], written["tables/curves.parquet"]).items():
-            files.append(folder.artifact(f"figures/{name}.png"))
-            with atomic_path(files[-1]) as path:
-                figure.savefig(path, dpi=150)
+        measured = table[table.trials > 0]
+        said = figures.caption_of(measured, model)
+        for name, figure in _figures(measured, written["tables/curves.parquet"]).items():
+            files += save_figure(folder.artifact(f"figures/{name}"), figure, said)
     refused = list(dict.fromkeys(r["reason"] for r in results if r["status"] == "refused"))
     problems = [*refused, *broken]
     if not done and not problems:

@@ -22,10 +22,12 @@ COLORS = {
     "eap": "#c8772e",
     "eap-ig": "#3b6ea8",
     "eap-ig-kl": "#4c9a57",
+    "eap-ig-auto": "#2b9a9a",
     "exact": "#222222",
     "exact-kl": "#8d8d8d",
     "random": "#b6a7c9",
 }
+MARKERS, DASHES = "os^Dv", ("-", (0, (4, 2)), "-.", (0, (1, 1)), "--")
 LABELS = {"exact": "exact", "exact-kl": "exact-KL", "random": "random"}
 TASK_COLORS = ("#3b6ea8", "#c8772e", "#4c9a57", "#8a5aa8", "#b3443c", "#6b6b6b", "#2b9a9a", "#c2a52e")
 SMALL, NORMAL = 7, 8
@@ -63,7 +65,7 @@ def faithfulness_figure(rows: pd.DataFrame, share: bool = False) -> Figure:
     figure, panels = new_figure(2.9 * columns, 2.3 * math.ceil(len(tasks) / columns), len(tasks), columns)
     for panel, task in zip(panels, tasks, strict=True):
         mine = rows[rows.task == task]
-        _faithfulness(panel, mine, title=_title(mine), legend=panel is panels[0], share=share)
+        _faithfulness(panel, mine, title=_title(mine), legend=panel is panels[-1], share=share)
     return figure
 
 
@@ -182,14 +184,19 @@ def circuit_overlap_figure(tables: dict[str, pd.DataFrame], tasks: Sequence[str]
 def _faithfulness(
     panel: Axes, rows: pd.DataFrame, title: str, legend: bool = True, share: bool = False
 ) -> None:
-    for method in dict.fromkeys(rows.method):
+    for place, method in enumerate(dict.fromkeys(rows.method)):
         part = rows[rows.method == method].sort_values("kept")
         x = part.share if share else part.kept.clip(lower=1)
         color = COLORS.get(method, "#555555")
-        panel.plot(x, part.faithfulness, ".-", color=color, lw=1.2, ms=3, label=_label(method))
+        if method == "random":
+            panel.plot(x, part.faithfulness, "x", color=color, ms=2.5, label=f"random ({len(part)})")
+            continue
+        # Where curves meet, their hollow marks nest and their dashes differ, so that none is hidden.
+        [line] = panel.plot(x, part.faithfulness, color=color, lw=1.2, mfc="none", label=_label(method))
+        line.set(marker=MARKERS[place % len(MARKERS)], ms=3 + 1.5 * place, ls=DASHES[place % len(DASHES)])
         ends = (part[f"faithfulness_{end}"].clip(-9, 9) for end in ("low", "high"))  # few pairs bound nothing
         panel.fill_between(x, *ends, color=color, alpha=0.13, lw=0)
-    panel.axhline(0.85, color="#999999", lw=0.7, ls="--")
+    panel.axhline(0.85, color="#999999", lw=0.7, ls="--", label="0.85 of the model's")
     panel.axhline(1.0, color="#999999", lw=0.5)
     low = float(np.nanmin(rows.faithfulness))
     high = float(np.nanmax(rows.faithfulness))
@@ -197,7 +204,7 @@ def _faithfulness(
     _log(panel)
     _finish(panel, "share of edges" if share else "edges", "faithfulness", title)
     if legend:
-        panel.legend(frameon=False, fontsize=SMALL, loc="lower right")
+        panel.legend(frameon=False, fontsize=SMALL, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _bars(panel: Axes, facts: dict[str, float], tasks: Sequence[str], suffix: str, title: str) -> None:
@@ -228,7 +235,8 @@ def _log(panel: Axes) -> None:
 
 
 def _title(rows: pd.DataFrame) -> str:
-    return task_info(str(rows.task.iloc[0])).title
+    title = task_info(str(rows.task.iloc[0])).title
+    return f"{title} (n = {int(rows.pairs.iloc[0])})" if "pairs" in rows else title
 
 
 def _label(method: str) -> str:

@@ -112,7 +112,7 @@ def pareto(study: Study, asked: Pareto) -> Report:
 def curves(
     study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], draws: int
 ) -> tuple[pd.DataFrame, tables.Rows]:
-    """What `pareto` runs and writes as tables: its table, and the rows of all curves."""
+    """What `pareto` runs and writes as tables: its table, and the rows of all curves and random circuits."""
     rows = run_curves(study, tasks, methods, sizes)
     chance = []
     if draws:
@@ -123,12 +123,13 @@ def curves(
             study.artifacts.artifact(f"tables/pareto/{task}"),
             tables.pareto_table([r for r in rows if r["task"] == task]),
         )
-    write_frame(study.artifacts.artifact("tables/faithfulness"), tables.frame([*rows, *chance]))
+    every = [*rows, *chance]
+    write_frame(study.artifacts.artifact("tables/faithfulness"), tables.frame(every))
     if len(methods) > 1:
         write_frame(study.artifacts.artifact("tables/paired"), paired(study, tasks, methods, sizes))
     table = summary(study, tasks, methods, rows, chance)
     write_frame(study.artifacts.artifact("tables/tasks"), table)
-    return table, rows
+    return table, every
 
 
 def paired(study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
