@@ -68,7 +68,8 @@ def write_report(folder: RunFolder) -> Report:
             "tables/subjects.parquet": tables.subject_table(done),
             "tables/curves.parquet": tables.curve_table(done),
         }
-    table, files, model = written[RELATIONS], [], folder.card.model or "model"
+    table, model = written[RELATIONS], folder.card.model or "model"
+    files: list[Path] = []
     for name, frame in written.items():
         files += write_frame(folder.artifact(name.removesuffix(".parquet")), frame)
     for relation in dict.fromkeys(result["relation"] for result in done):
