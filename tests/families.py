@@ -49,6 +49,15 @@ NEO = SMALL | {
     "attention_types": [[["global", "local"], 2]],
     "window_size": 5,
 }
+OPT = SMALL | {
+    "hidden_size": 32,
+    "ffn_dim": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+    "dropout": 0.0,
+}
 KINDS4 = ["sliding_attention", "full_attention"] * 2
 
 CONFIGS: dict[str, Any] = {
@@ -80,6 +89,19 @@ CONFIGS: dict[str, Any] = {
     "gemma3": lambda: tf.Gemma3TextConfig(
         **LLAMA, head_dim=12, query_pre_attn_scalar=10, sliding_window=6, layer_types=KINDS4
     ),
+    "opt": lambda: tf.OPTConfig(**OPT),
+    "phi3": lambda: tf.Phi3Config(**LLAMA, sliding_window=6),
+    "mixtral": lambda: tf.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(
+        **LLAMA,
+        head_dim=12,
+        moe_intermediate_size=20,
+        num_experts=5,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+    ),
+    "olmoe": lambda: tf.OlmoeConfig(**LLAMA, num_experts=4, num_experts_per_tok=2),
 }
 
 
@@ -89,7 +111,9 @@ def transformers_model(family: str, seed: int = 0, dtype: torch.dtype = torch.fl
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = CONFIGS[family]()
-        model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model = tf.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
         for parameter in model.parameters():
             parameter.data += 0.15 * torch.randn_like(parameter)
     return model.to(dtype).eval().requires_grad_(False)

@@ -37,7 +37,7 @@ def edits(model: Model) -> list[Edit]:
     def tensor(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    return [
+    every = [
         Edit("resid", 1, 3, Replace(tensor(d))),
         Edit("resid", 2, slice(2, None), LowRank.ablate(tensor(d))),
         Edit("resid", -1, -1, Affine(tensor(d, d) / d**0.5)),
@@ -53,6 +53,7 @@ def edits(model: Model) -> list[Edit]:
         Edit("mlp_act", 1, slice(None), Scale(0.9)),
         Edit("mlp_out", 0, 3, Function(torch.sin), rows=[1]),
     ]
+    return [edit for edit in every if edit.site not in model.spec.absent]
 
 
 @pytest.fixture(params=MODELS)
@@ -142,8 +143,8 @@ def test_site_cotangents_equal_autograd(model, case):
     g = torch.randn(
         2, 1, 9, model.spec.d_model, generator=torch.Generator().manual_seed(4), dtype=torch.float64
     )
-    names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_act", "mlp_out"]
-    names += ["mlp_gate_pre", "mlp_up"] if model.spec.gated else ["mlp_pre"]
+    names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_out"]
+    names += [s for s in ("mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up") if s not in model.spec.absent]
     steps = [step for step in lin.reverse(g, sites=names) if step.depth != model.plan.n_calls]
     ours = {(name, step.depth): step.sites[name][:, 0] for step in steps for name in names}
     zeros = {

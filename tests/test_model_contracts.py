@@ -62,7 +62,7 @@ def edits(model: Model) -> list[Edit]:
     def vector(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    return [
+    every = [
         Edit("embed", None, 1, Add(vector(d))),
         Edit("resid", 1, 3, Replace(vector(d))),
         Edit("resid", -1, slice(2, None), Add(vector(d), 0.5)),
@@ -79,6 +79,7 @@ def edits(model: Model) -> list[Edit]:
         Edit("mlp_out", 0, 3, Replace(vector(d))),
         Edit("final_norm", None, slice(None), Scale(1.1)),
     ]
+    return [edit for edit in every if edit.site not in model.spec.absent]
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> None:

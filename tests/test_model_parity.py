@@ -8,6 +8,7 @@ from families import CONFIGS, transformers_model
 
 import interpcore
 from interpcore.model import SITES, Tap
+from interpcore.model.projection import Projection
 
 FAMILIES = list(CONFIGS)
 
@@ -63,7 +64,7 @@ def test_sites_equal_the_transformers_modules_they_name(pair):
     tokens = torch.arange(3, 12)[None]
     seen: dict[str, torch.Tensor] = {}
     names = {site: (side, path.format(d=2)) for site, (side, path) in model.spec.module_names.items()}
-    assert {"resid", "z", "mlp_act"} <= set(names)
+    assert {"resid", "z", "mlp_out"} <= set(names) and not set(names) & set(model.spec.absent)
     handles = []
     for site, (side, path) in names.items():
 
@@ -105,8 +106,8 @@ def test_loading_shares_the_tensors(pair):
     ours = [
         model.embedding,
         model.unembedding.weight,
-        block.mlp.up.weight,
-        block.mlp.down.weight,
+        *(value.weight for value in vars(block.mlp).values() if isinstance(value, Projection)),
+        *(value for value in vars(block.mlp).values() if isinstance(value, torch.Tensor)),
         block.attention.out.weight,
     ]
     assert {t.untyped_storage().data_ptr() for t in ours} <= pointers

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from interpcore.errors import Refused
+
 from .attention import Attention
 from .cache import CacheWriter
 from .context import UNWATCHED, Context, Unwatched
-from .mlp import MLP
+from .mlp import MLP, FeedForward
 from .norm import Norm, apply
 
 
@@ -26,7 +28,7 @@ class Block:
     """
 
     attention: Attention
-    mlp: MLP
+    mlp: FeedForward
     attn_norm: Norm | None
     mlp_norm: Norm | None
     attn_post_norm: Norm | None = None
@@ -38,6 +40,16 @@ class Block:
         """Whether the stream is the plain sum of what the branches' projections write (pre-norm, no
         post-norm)."""
         return self.attn_post_norm is None and self.mlp_post_norm is None
+
+    @property
+    def neurons(self) -> MLP:
+        """The MLP, of a block whose MLP has neurons.
+
+        Raises: ValueError for another kind.
+        """
+        if not isinstance(self.mlp, MLP):
+            raise Refused(f"This block has no neurons to look at: {self.mlp.absent['mlp_act']}")
+        return self.mlp
 
     def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:
         """The stream after the block, [batch, position, d_model], of the stream x entering it."""

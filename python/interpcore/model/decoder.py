@@ -189,6 +189,10 @@ class Model:
         Returns: `Output`.
         Raises: ValueError for tokens, mask, taps, edits or a cache that do not fit, with the reason.
         """
+        if activation is not None and "mlp_act" in self.spec.absent:
+            raise Refused(
+                f"No study can see the activations of {self.spec.name}: {self.spec.absent['mlp_act']}"
+            )
         start = None if cache is None else cache.start(len(tokens))
         layout, packed = read_prompts(tokens, attention_mask, start, self.spec, self.device)
         resolved = resolve(edits, layout.totals, self.plan, self.spec.absent, more=cache is not None)

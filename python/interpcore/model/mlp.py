@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +28,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class FeedForward(Protocol):
+    """What a block takes as its MLP branch; each kind brings its derivative in `model/linearize/`.
+
+    Attributes:
+        d_mlp: neurons that act on a token.
+        gated: whether they have a gate.
+        absent: sites of `SITES` that it does not have, with the reason.
+    """
+
+    @property
+    def d_mlp(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def absent(self) -> Mapping[str, str]: ...
+
+    def __call__(self, x: Tensor, ctx: Unwatched = UNWATCHED, depth: int = 0) -> Tensor:
+        """The branch's output [..., position, d_model] of the normed stream x."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class MLP:
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated.
@@ -42,6 +64,21 @@ class MLP:
     down: Projection
     activation: str
     gate: Projection | None = None
+
+    @property
+    def d_mlp(self) -> int:
+        """Its neurons."""
+        return self.down.weight.shape[0]
+
+    @property
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return self.gate is not None
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Sites that it does not have, with the reason."""
+        return absent_sites(self.gated)
 
     def with_precision(self, precision: str) -> MLP:
         """The same with derivatives in another precision."""
@@ -62,3 +99,11 @@ class MLP:
             ctx.keep(depth, pre=pre, up=up)
             act = ctx.activation(function, pre, depth, up)
         return self.down(ctx.site("mlp_act", depth, act))
+
+
+def absent_sites(gated: bool) -> dict[str, str]:
+    """Sites that MLPs with or without a gate do not have, with the reason."""
+    if gated:
+        return {"mlp_pre": "its MLPs are gated; use mlp_gate_pre (before the activation) or mlp_up."}
+    plain = "its MLPs have no gate; use mlp_pre."
+    return {"mlp_gate_pre": plain, "mlp_up": plain}

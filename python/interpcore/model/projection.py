@@ -92,48 +92,61 @@ class SplitQKV:
 class FusedQKV:
     """Queries, keys and values from one projection.
 
+    Its output is, group by group, the group's queries, then its keys, then its values.
+
+    One group: GPT-2 (as many keys as queries), multi-query models. A group per key: NeoX (one query each),
+    Falcon.
+
     Args:
-        fused: its output is all queries, then keys, then values (GPT-2), or per head its query, key and value
-            (NeoX).
+        fused: the projection.
         d_head: head size.
-        per_head: which of the two.
+        groups: number of groups.
+        queries, keys: heads of each group.
     """
 
     fused: Projection
     d_head: int
-    per_head: bool
+    groups: int
+    queries: int
+    keys: int
+
+    @classmethod
+    def of(cls, fused: Projection, d_head: int, groups: int = 1, per_key: int = 1) -> FusedQKV:
+        """A projection in so many groups, with `per_key` queries to a key."""
+        keys = fused.weight.shape[1] // (d_head * groups * (per_key + 2))
+        return cls(fused, d_head, groups, keys * per_key, keys)
 
     def with_precision(self, precision: str) -> FusedQKV:
         """The same with derivatives in another precision."""
         return replace(self, fused=replace(self.fused, precision=precision))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [..., n_heads, d_head] of x [..., d_model]."""
+        """q [..., n_heads, d_head], k and v [..., n_kv_heads, d_head] of x [..., d_model]."""
         return self._split(self.fused(x))
 
     def part(self, letter: str, heads: slice) -> Projection:
         """As `SplitQKV.part`."""
-        shape = (-1, 3, self.d_head) if self.per_head else (3, -1, self.d_head)
-        i = "qkv".index(letter)
-        at = (..., heads, i, slice(None)) if self.per_head else (..., i, heads, slice(None))
-        weight = self.fused.weight.unflatten(-1, shape)[at].flatten(-2)
-        bias = None if self.fused.bias is None else self.fused.bias.unflatten(-1, shape)[at].flatten(-2)
+        weight, bias = (
+            None if x is None else self._split(x)["qkv".index(letter)][..., heads, :].flatten(-2)
+            for x in (self.fused.weight, self.fused.bias)
+        )
+        assert weight is not None
         return Projection(weight, bias, self.fused.precision)
 
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
         """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""
         missing = gk.shape[-3] - gq.shape[-3]
-        if missing and not self.per_head:
+        if missing and self.groups == 1:
             d = gq.shape[-2] * gq.shape[-1]
-            g = self.fused.columns(d, None).pull(torch.stack((gk, gv), -3).flatten(-3))
+            g = self.fused.columns(d, None).pull(torch.cat((gk, gv), -2).flatten(-2))
             g[..., missing:, :] += self.fused.columns(0, d).pull(gq.flatten(-2))
             return g
         if missing:
-            gq = torch.cat((torch.zeros_like(gk[..., :missing, :, :]), gq), -3)
-        dim = -2 if self.per_head else -3
-        together = _side_by_side(gq, gk, gv) if dim == -3 else None
-        stacked = torch.stack((gq, gk, gv), dim) if together is None else together
-        return self.fused.pull(stacked.flatten(-3))
+            gq = torch.cat((gq.new_zeros(*gq.shape[:-3], missing, *gq.shape[-2:]), gq), -3)
+        together = _side_by_side(gq, gk, gv) if self.groups == 1 and self.queries == self.keys else None
+        if together is None:
+            together = torch.cat([x.unflatten(-2, (self.groups, -1)) for x in (gq, gk, gv)], -2)
+        return self.fused.pull(together.flatten(-3))
 
     def room(self, g: Tensor, live: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Empty cotangents of q, k and v that `pull` takes without a copy, or None where there are no such.
@@ -142,7 +155,7 @@ class FusedQKV:
             g: cotangent of the heads' outputs [batch, vector, last positions, n_heads, d_head].
             live: positions of k and v.
         """
-        if self.per_head or g.shape[2] != live:
+        if self.groups > 1 or self.queries != self.keys or g.shape[2] != live:
             return None
         q, k, v = g.new_empty(*g.shape[:3], 3, *g.shape[3:]).unbind(3)
         return q, k, v
@@ -152,10 +165,8 @@ class FusedQKV:
         return self._split(self.fused.push(t))
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.per_head:
-            q, k, v = qkv.unflatten(-1, (-1, 3, self.d_head)).unbind(-2)
-        else:
-            q, k, v = qkv.unflatten(-1, (3, -1, self.d_head)).unbind(-3)
+        groups = qkv.unflatten(-1, (self.groups, -1, self.d_head))
+        q, k, v = (x.flatten(-3, -2) for x in groups.split((self.queries, self.keys, self.keys), -2))
         return q, k, v
 
 

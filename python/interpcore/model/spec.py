@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from interpcore.model.mlp import absent_sites
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -13,7 +15,8 @@ class ModelSpec:
     Args:
         family: transformers' model type ("gpt2", "llama", ...).
         name: the folder or hub id it came from.
-        d_model, n_heads, n_kv_heads, d_head, d_mlp, n_blocks, vocab_size: sizes.
+        d_model, n_heads, n_kv_heads, d_head, d_mlp, n_blocks, vocab_size: sizes; d_mlp counts the neurons
+            that act on a token.
         max_positions: longest prompt, or None.
         gated: whether the MLPs have a gate.
         embed_scale: factor on token embeddings (Gemma).
@@ -41,11 +44,4 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.absent is None:
-            object.__setattr__(self, "absent", _absent_mlp_sites(self.gated))
-
-
-def _absent_mlp_sites(gated: bool) -> dict[str, str]:
-    if gated:
-        return {"mlp_pre": "its MLPs are gated; use mlp_gate_pre (before the activation) or mlp_up."}
-    plain = "its MLPs have no gate; use mlp_pre."
-    return {"mlp_gate_pre": plain, "mlp_up": plain}
+            object.__setattr__(self, "absent", absent_sites(self.gated))

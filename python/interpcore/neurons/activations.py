@@ -73,7 +73,7 @@ def neuron_set(model: Model, name: str | None = None) -> NeuronSet:
     """
     if "mlp_act" in model.spec.absent:
         raise Refused(f"{model.spec.name} has no site 'mlp_act': {model.spec.absent['mlp_act']}")
-    widths = tuple(model.block(depth).mlp.down.weight.shape[0] for depth in range(model.plan.n_calls))
+    widths = tuple(model.block(depth).neurons.d_mlp for depth in range(model.plan.n_calls))
     return NeuronSet(model.spec.name.rstrip("/").rsplit("/", 1)[-1] if name is None else name, widths)
 
 

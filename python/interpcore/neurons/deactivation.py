@@ -174,7 +174,7 @@ def path_ablation(
         found = {}
         for layer, number in neurons:
             act = clean.taps[acts[layer]][..., number]
-            write = model.block(layer).mlp.down.weight[number]
+            write = model.block(layer).neurons.down.weight[number]
             taken = (act[:, first:, None] * write).to(start.dtype)
             path = Edit("attn_in", other, slice(first, None), Add(taken, -1.0))
             after = upto.run_from(

@@ -78,7 +78,7 @@ class Intervention:
         """
         if self.site == "post":
             return self.apply(post)
-        new = ACTIVATIONS[model.block(layer).mlp.activation](self.apply(pre))
+        new = ACTIVATIONS[model.block(layer).neurons.activation](self.apply(pre))
         return new if up is None else new * up
 
 
@@ -167,7 +167,7 @@ def intervene(
         scales = [frozen if norm == "frozen" else None for norm in norms]
         if layer == model.plan.n_calls - 1 and model.block(layer).additive:
             delta = torch.stack([(act - clean.post[neuron]).flatten() for act in acts])
-            w = model.block(layer).mlp.down.weight[number]
+            w = model.block(layer).neurons.down.weight[number]
             found = readout.along(clean.final.flatten(0, 1), w, delta, target, scales)
         else:
             nothing = clean.final.new_zeros(clean.final.shape[-1])
@@ -238,7 +238,7 @@ def _rerun(model: Model, clean: Clean, neuron: Neuron, act: Tensor, max_rows: in
     """resid[D] when the neuron has these activations [batch, position]."""
     layer, number = neuron
     final = Tap("resid", model.plan.n_calls)
-    w = model.block(layer).mlp.down.weight[number]
+    w = model.block(layer).neurons.down.weight[number]
     finals = []
     for at in range(0, len(act), max_rows):
         rows = slice(at, at + max_rows)

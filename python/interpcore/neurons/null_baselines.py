@@ -131,7 +131,7 @@ class _NullReader(Reader):
         """Activations of normal pre-activations [token, neuron]."""
         model, parts = self.models[index], []
         for depth, width in enumerate(self._real.sets[index].widths):
-            mlp = model.block(depth).mlp
+            mlp = model.block(depth).neurons
             value = ACTIVATIONS[mlp.activation](torch.randn((tokens, width), generator=make))
             if mlp.gate is not None:
                 value = value * torch.randn((tokens, width), generator=make)

@@ -179,7 +179,7 @@ class Pass:
         rows = pre.flatten(0, 1)
         factor = None if up is None else up.flatten(0, 1)
         both = next((a for a in parts.values() if isinstance(a, BothSides)), None)
-        name = _FUSED.get(self.model.block(depth).mlp.activation)
+        name = _FUSED.get(self.model.block(depth).neurons.activation)
         if name is not None:
             # A pass without moments activates by the same kernel: all passes see the same bits.
             if both is None:

@@ -261,7 +261,7 @@ def _reading(weight: Tensor, bias: Tensor | None, norm: Norm | None) -> tuple[Te
 
 
 def _neurons(block: Block, centred: bool, dtype: torch.dtype) -> NeuronWeights:
-    mlp = block.mlp
+    mlp = block.neurons
     first = mlp.up if mlp.gate is None else mlp.gate
     read, bias = _reading(first.weight, first.bias, block.mlp_norm)
     write = _centred(_written(mlp.down.weight, block.mlp_post_norm), centred)

@@ -9,9 +9,10 @@ from torch import Tensor
 from ..block import Block
 from ..context import Context
 from ..norm import Norm
+from . import mixture  # noqa: F401  # registers its derivative
 from .attention import LinearAttention
 from .edits import pull, push
-from .mlp import LinearMLP
+from .mlp import LinearFeedForward, linear_mlp
 from .norm import LinearNorm
 from .rules import Rules
 
@@ -25,7 +26,7 @@ class LinearBlock:
     ctx: Context
     depth: int
     attention: LinearAttention
-    mlp: LinearMLP
+    mlp: LinearFeedForward
     attn_norm: LinearNorm | None
     mlp_norm: LinearNorm | None
     attn_post_norm: LinearNorm | None
@@ -45,7 +46,7 @@ class LinearBlock:
             ctx,
             depth,
             LinearAttention.at(block.attention, kept, ctx, depth, rules),
-            LinearMLP.at(block.mlp, kept, ctx, depth, rules),
+            linear_mlp(block.mlp, kept, ctx, depth, rules),
             norm(block.attn_norm, kept["attn_in"]),
             norm(block.mlp_norm, kept["mlp_in"]),
             norm(block.attn_post_norm, kept["attn_raw"]),

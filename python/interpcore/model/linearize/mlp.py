@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from interpcore.errors import Refused
 from interpcore.ops import gate
 
 from ..context import Context
-from ..mlp import ACTIVATIONS, MLP
+from ..mlp import ACTIVATIONS, MLP, FeedForward
 from .edits import pull, push
 from .rules import Rules
 
 # Scaled copies of the up projection held at once while matrices are formed.
 FOLD_BYTES = 8 << 20
+
+
+class LinearFeedForward(Protocol):
+    """The derivative of an MLP branch."""
+
+    def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None) -> Tensor:
+        """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model];
+        `seen`, when given, collects the cotangents of the branch's sites."""
+        ...
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""
+        ...
+
+
+@singledispatch
+def linear_mlp(
+    mlp: FeedForward, kept: dict[str, Tensor], ctx: Context, depth: int, rules: Rules
+) -> LinearFeedForward:
+    """An MLP branch at the values that a recording forward kept; every kind registers its derivative here."""
+    raise Refused(f"There is no derivative of {type(mlp).__name__}, block call {depth}'s MLP.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +145,9 @@ class LinearMLP:
             t_up = push(self.ctx, "mlp_up", self.depth, t_up)
             t_act = gate(t_gate, self.slope[:, -n:], t_up, self.act[:, -n:])
         return self.mlp.down.push(push(self.ctx, "mlp_act", self.depth, t_act))
+
+
+linear_mlp.register(MLP, LinearMLP.at)
 
 
 def apply_matrices(g: Tensor, matrices: Tensor) -> Tensor:

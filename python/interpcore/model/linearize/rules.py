@@ -22,7 +22,7 @@ class Rules:
 
     Args:
         norm: "frozen" treats the norm's scale as a constant.
-        scores: "frozen" treats attention probabilities as constants.
+        scores: "frozen" treats attention probabilities, and those of a router, as constants.
         values: "frozen" passes nothing through attention's values.
         activation: "ratio" replaces act'(x) by act(x) / x (RelP).
         product: "half" gives each factor of a gated MLP half of the product's derivative (RelP).

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interpcore.errors import Refused
 
@@ -18,9 +21,9 @@ N_TOKENS = 16
 GAP = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def check_finite(hf: Any, name: str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """Refuse weights that hold NaN or infinity, naming the first such tensor."""
-    for key, tensor in hf.state_dict().items():
+    for key, tensor in tensors.items():
         # The sum of finite numbers is finite unless it overflows, so the full scan is seldom needed.
         if (
             tensor.is_floating_point()
@@ -40,7 +43,8 @@ def check_against_transformers(model: Model, hf: Any) -> Model:
     n = min(N_TOKENS, model.spec.max_positions or N_TOKENS)
     tokens = torch.randint(model.spec.vocab_size, (1, n), generator=generator).to(model.device)
     try:
-        theirs = hf(tokens, use_cache=False).logits.to(torch.float64)
+        with _experts_in(model.dtype, hf):
+            theirs = hf(tokens, use_cache=False).logits.to(torch.float64)
     except Exception as error:  # whatever a config that does not fit the weights brings about
         raise Refused(
             f"transformers cannot run {model.spec.name} ({first_line(error)}); its config does not fit its "
@@ -56,3 +60,17 @@ def check_against_transformers(model: Model, hf: Any) -> Model:
             "architecture, or pass check=False to go on regardless."
         )
     return replace(model, load_gap=gap)
+
+
+@contextmanager
+def _experts_in(dtype: torch.dtype, hf: Any) -> Iterator[None]:
+    """Transformers' mixtures of experts in float64, which their fast form does not take."""
+    before = getattr(hf.config, "_experts_implementation", None)
+    if dtype != torch.float64 or before is None:
+        yield
+        return
+    hf.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        hf.set_experts_implementation(before)

@@ -8,42 +8,44 @@ from ..attention import Attention
 from ..block import Block
 from ..mlp import MLP
 from ..projection import FusedQKV, SplitQKV
+from .checkpoint import Checkpoint
+from .names import module_names
 from .parts import Parts
-from .tensors import Unsupported, conv1d, layer_norm, linear, share
+from .tensors import Unsupported, activation, conv1d, layer_norm, linear, share
 
 
-def gpt2(hf: Any) -> Parts:
+def gpt2(checkpoint: Checkpoint) -> Parts:
     """Parts of a `GPT2LMHeadModel`."""
-    config, body = hf.config, hf.transformer
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.transformer
     if config.add_cross_attention:
         raise Unsupported("it has cross-attention")
     d_head = config.n_embd // config.n_head
     blocks = [
         Block(
             Attention(
-                FusedQKV(conv1d(b.attn.c_attn), d_head, per_head=False),
+                FusedQKV.of(conv1d(b.attn.c_attn), d_head),
                 conv1d(b.attn.c_proj),
                 scale=_gpt2_scale(config, d_head, i),
             ),
-            MLP(conv1d(b.mlp.c_fc), conv1d(b.mlp.c_proj), config.activation_function),
+            MLP(conv1d(b.mlp.c_fc), conv1d(b.mlp.c_proj), activation(config.activation_function)),
             layer_norm(b.ln_1),
             layer_norm(b.ln_2),
         )
         for i, b in enumerate(body.h)
     ]
-    names = {
-        "embed": ("output", "transformer.wte"),
-        "resid": ("input", "transformer.h.{d}"),
-        "attn_in": ("input", "transformer.h.{d}.ln_1"),
-        "z": ("input", "transformer.h.{d}.attn.c_proj"),
-        "attn_out": ("output", "transformer.h.{d}.attn"),
-        "mlp_in": ("input", "transformer.h.{d}.ln_2"),
-        "mlp_pre": ("output", "transformer.h.{d}.mlp.c_fc"),
-        "mlp_act": ("input", "transformer.h.{d}.mlp.c_proj"),
-        "mlp_out": ("output", "transformer.h.{d}.mlp"),
-        "final_norm": ("output", "transformer.ln_f"),
-        "logits": ("output", "lm_head"),
-    }
+    names = module_names(
+        "transformer.h",
+        "transformer.wte",
+        "transformer.ln_f",
+        attn_in="ln_1",
+        z="attn.c_proj",
+        attn_out="attn",
+        mlp_in="ln_2",
+        mlp_pre="mlp.c_fc",
+        mlp_act="mlp.c_proj",
+        mlp_out="mlp",
+    )
     return Parts(
         blocks,
         body.wte.weight.detach(),
@@ -63,9 +65,10 @@ def _gpt2_scale(config: Any, d_head: int, layer: int) -> float:
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
 
-def gpt_neo(hf: Any) -> Parts:
+def gpt_neo(checkpoint: Checkpoint) -> Parts:
     """Parts of a `GPTNeoForCausalLM`: unscaled scores, local layers see `window_size` positions."""
-    config, body = hf.config, hf.transformer
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.transformer
     d_head = config.hidden_size // config.num_heads
     blocks = []
     for b, kind in zip(body.h, config.attention_layers, strict=True):
@@ -78,27 +81,24 @@ def gpt_neo(hf: Any) -> Parts:
                     scale=1.0,
                     window=config.window_size if kind == "local" else None,
                 ),
-                MLP(linear(b.mlp.c_fc), linear(b.mlp.c_proj), config.activation_function),
+                MLP(linear(b.mlp.c_fc), linear(b.mlp.c_proj), activation(config.activation_function)),
                 layer_norm(b.ln_1),
                 layer_norm(b.ln_2),
             )
         )
-    names = {
-        "embed": ("output", "transformer.wte"),
-        "resid": ("input", "transformer.h.{d}"),
-        "attn_in": ("input", "transformer.h.{d}.ln_1"),
-        "q": ("output", "transformer.h.{d}.attn.attention.q_proj"),
-        "k": ("output", "transformer.h.{d}.attn.attention.k_proj"),
-        "v": ("output", "transformer.h.{d}.attn.attention.v_proj"),
-        "z": ("input", "transformer.h.{d}.attn.attention.out_proj"),
-        "attn_out": ("output", "transformer.h.{d}.attn"),
-        "mlp_in": ("input", "transformer.h.{d}.ln_2"),
-        "mlp_pre": ("output", "transformer.h.{d}.mlp.c_fc"),
-        "mlp_act": ("input", "transformer.h.{d}.mlp.c_proj"),
-        "mlp_out": ("output", "transformer.h.{d}.mlp"),
-        "final_norm": ("output", "transformer.ln_f"),
-        "logits": ("output", "lm_head"),
-    }
+    names = module_names(
+        "transformer.h",
+        "transformer.wte",
+        "transformer.ln_f",
+        **{letter: f"attn.attention.{letter}_proj" for letter in "qkv"},
+        attn_in="ln_1",
+        z="attn.attention.out_proj",
+        attn_out="attn",
+        mlp_in="ln_2",
+        mlp_pre="mlp.c_fc",
+        mlp_act="mlp.c_proj",
+        mlp_out="mlp",
+    )
     return Parts(
         blocks,
         body.wte.weight.detach(),

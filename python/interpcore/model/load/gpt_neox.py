@@ -3,49 +3,50 @@ values."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..attention import Attention
 from ..block import Block
 from ..mlp import MLP
 from ..projection import FusedQKV
+from .checkpoint import Checkpoint
+from .names import module_names
 from .parts import Parts
-from .tensors import layer_norm, linear, rotary
+from .tensors import activation, layer_norm, linear, rotary
 
 
-def gpt_neox(hf: Any) -> Parts:
+def gpt_neox(checkpoint: Checkpoint) -> Parts:
     """Parts of a `GPTNeoXForCausalLM`."""
-    config, body = hf.config, hf.gpt_neox
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.gpt_neox
     d_head = config.hidden_size // config.num_attention_heads
     turn = rotary(body.rotary_emb)
     blocks = [
         Block(
             Attention(
-                FusedQKV(linear(b.attention.query_key_value), d_head, per_head=True),
+                FusedQKV.of(linear(b.attention.query_key_value), d_head, config.num_attention_heads),
                 linear(b.attention.dense),
                 scale=d_head**-0.5,
                 rotary=turn,
             ),
-            MLP(linear(b.mlp.dense_h_to_4h), linear(b.mlp.dense_4h_to_h), config.hidden_act),
+            MLP(linear(b.mlp.dense_h_to_4h), linear(b.mlp.dense_4h_to_h), activation(config.hidden_act)),
             layer_norm(b.input_layernorm),
             layer_norm(b.post_attention_layernorm),
             parallel=config.use_parallel_residual,
         )
         for b in body.layers
     ]
-    names = {
-        "embed": ("output", "gpt_neox.embed_in"),
-        "resid": ("input", "gpt_neox.layers.{d}"),
-        "attn_in": ("input", "gpt_neox.layers.{d}.input_layernorm"),
-        "z": ("input", "gpt_neox.layers.{d}.attention.dense"),
-        "attn_out": ("output", "gpt_neox.layers.{d}.attention"),
-        "mlp_in": ("input", "gpt_neox.layers.{d}.post_attention_layernorm"),
-        "mlp_pre": ("output", "gpt_neox.layers.{d}.mlp.dense_h_to_4h"),
-        "mlp_act": ("input", "gpt_neox.layers.{d}.mlp.dense_4h_to_h"),
-        "mlp_out": ("output", "gpt_neox.layers.{d}.mlp"),
-        "final_norm": ("output", "gpt_neox.final_layer_norm"),
-        "logits": ("output", "lm_head" if hasattr(hf, "lm_head") else "embed_out"),
-    }
+    names = module_names(
+        "gpt_neox.layers",
+        "gpt_neox.embed_in",
+        "gpt_neox.final_layer_norm",
+        "lm_head" if hasattr(hf, "lm_head") else "embed_out",
+        attn_in="input_layernorm",
+        z="attention.dense",
+        attn_out="attention",
+        mlp_in="post_attention_layernorm",
+        mlp_out="mlp",
+        mlp_pre="mlp.dense_h_to_4h",
+        mlp_act="mlp.dense_4h_to_h",
+    )
     return Parts(
         blocks,
         body.embed_in.weight.detach(),

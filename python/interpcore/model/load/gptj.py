@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ..attention import Attention
@@ -11,13 +9,16 @@ from ..block import Block
 from ..mlp import MLP
 from ..projection import SplitQKV
 from ..rotary import Rotary
+from .checkpoint import Checkpoint
+from .names import module_names
 from .parts import Parts
-from .tensors import Unsupported, layer_norm, linear
+from .tensors import Unsupported, activation, layer_norm, linear
 
 
-def gptj(hf: Any) -> Parts:
+def gptj(checkpoint: Checkpoint) -> Parts:
     """Parts of a `GPTJForCausalLM`."""
-    config, body = hf.config, hf.transformer
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.transformer
     if config.rotary_dim is None:
         raise Unsupported("its config has no rotary_dim")
     d_head = config.n_embd // config.n_head
@@ -33,24 +34,21 @@ def gptj(hf: Any) -> Parts:
             scale=d_head**-0.5,
             rotary=rotary,
         )
-        mlp = MLP(linear(b.mlp.fc_in), linear(b.mlp.fc_out), config.activation_function)
+        mlp = MLP(linear(b.mlp.fc_in), linear(b.mlp.fc_out), activation(config.activation_function))
         blocks.append(Block(attention, mlp, norm, norm, parallel=True))
-    names = {
-        "embed": ("output", "transformer.wte"),
-        "resid": ("input", "transformer.h.{d}"),
-        "attn_in": ("input", "transformer.h.{d}.ln_1"),
-        "q": ("output", "transformer.h.{d}.attn.q_proj"),
-        "k": ("output", "transformer.h.{d}.attn.k_proj"),
-        "v": ("output", "transformer.h.{d}.attn.v_proj"),
-        "z": ("input", "transformer.h.{d}.attn.out_proj"),
-        "attn_out": ("output", "transformer.h.{d}.attn"),
-        "mlp_in": ("input", "transformer.h.{d}.ln_1"),
-        "mlp_pre": ("output", "transformer.h.{d}.mlp.fc_in"),
-        "mlp_act": ("input", "transformer.h.{d}.mlp.fc_out"),
-        "mlp_out": ("output", "transformer.h.{d}.mlp"),
-        "final_norm": ("output", "transformer.ln_f"),
-        "logits": ("output", "lm_head"),
-    }
+    names = module_names(
+        "transformer.h",
+        "transformer.wte",
+        "transformer.ln_f",
+        **{letter: f"attn.{letter}_proj" for letter in "qkv"},
+        attn_in="ln_1",
+        z="attn.out_proj",
+        attn_out="attn",
+        mlp_in="ln_1",
+        mlp_pre="mlp.fc_in",
+        mlp_act="mlp.fc_out",
+        mlp_out="mlp",
+    )
     return Parts(
         blocks,
         body.wte.weight.detach(),

@@ -7,35 +7,48 @@ from typing import Any
 
 from ..attention import Attention
 from ..block import Block
+from ..mixture import Mixture
 from ..mlp import MLP
 from ..norm import Norm
 from ..projection import SplitQKV
 from ..rotary import Rotary
+from .checkpoint import Checkpoint
+from .mixture import mixture
+from .names import module_names
 from .parts import Parts
-from .tensors import Unsupported, linear, rms_norm, rotary
+from .tensors import Unsupported, activation, linear, rms_norm, rotary
 
 
-def llama(hf: Any) -> Parts:
-    """Parts of LLaMA 1-3, Mistral (sliding window), Qwen2 and Qwen3 (per-head q/k norms)."""
-    config, body = hf.config, hf.model
+def llama(checkpoint: Checkpoint) -> Parts:
+    """Parts of LLaMA 1-3, Mistral (sliding window), Qwen2, Qwen3 (per-head q/k norms), and of Mixtral and
+    Qwen3-MoE, whose MLPs are mixtures of experts; of OLMoE, whose q/k norms are over all heads at once."""
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.model
     turn = rotary(body.rotary_emb)
 
+    if getattr(config, "clip_qkv", None) is not None:
+        raise Unsupported("it clips queries, keys and values")
+    together = config.model_type == "olmoe"
+
     def block(i: int, b: Any) -> Block:
-        attention = _attention(config, b.self_attn, turn, window=_window(config, i), norm=rms_norm)
+        attention = _attention(
+            config, b.self_attn, turn, window=_window(config, i), norm=rms_norm, norm_over_heads=together
+        )
         return Block(
             attention, _mlp(config, b.mlp), rms_norm(b.input_layernorm), rms_norm(b.post_attention_layernorm)
         )
 
     return _parts(
-        hf,
+        checkpoint,
         [block(i, b) for i, b in enumerate(body.layers)],
         pre_norms=("input_layernorm", "post_attention_layernorm"),
     )
 
 
-def olmo2(hf: Any) -> Parts:
+def olmo2(checkpoint: Checkpoint) -> Parts:
     """Parts of an `Olmo2ForCausalLM`: norms on the branches' outputs, q/k norms over all heads at once."""
-    config, body = hf.config, hf.model
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.model
     turn = rotary(body.rotary_emb)
     blocks = [
         Block(
@@ -48,13 +61,14 @@ def olmo2(hf: Any) -> Parts:
         )
         for b in body.layers
     ]
-    return _parts(hf, blocks, post_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
+    return _parts(checkpoint, blocks, post_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
 
 
-def gemma(hf: Any) -> Parts:
+def gemma(checkpoint: Checkpoint) -> Parts:
     """Parts of Gemma 2 (soft-caps) and Gemma 3 text models (q/k norms, two rotary bases): norms before and
     after."""
-    config, body = hf.config, hf.model
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.model
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its attention is bidirectional")
     several = not hasattr(body.rotary_emb, "inv_freq")
@@ -86,7 +100,7 @@ def gemma(hf: Any) -> Parts:
         )
 
     return _parts(
-        hf,
+        checkpoint,
         [block(i, b) for i, b in enumerate(body.layers)],
         pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
         post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
@@ -121,8 +135,10 @@ def _attention(
     )
 
 
-def _mlp(config: Any, m: Any) -> MLP:
-    name = getattr(config, "hidden_activation", None) or config.hidden_act
+def _mlp(config: Any, m: Any) -> MLP | Mixture:
+    name = activation(getattr(config, "hidden_activation", None) or config.hidden_act)
+    if hasattr(m, "experts"):
+        return mixture(m, name)
     return MLP(linear(m.up_proj), linear(m.down_proj), name, linear(m.gate_proj))
 
 
@@ -135,7 +151,7 @@ def _window(config: Any, layer: int) -> int | None:
 
 
 def _parts(
-    hf: Any,
+    checkpoint: Checkpoint,
     blocks: list[Block],
     *,
     pre_norms: tuple[str, str] | None = None,
@@ -143,46 +159,30 @@ def _parts(
     offset: float = 0.0,
     embed_scale: float = 1.0,
 ) -> Parts:
-    config, body = hf.config, hf.model
+    hf, config = checkpoint.hf, checkpoint.config
+    body = hf.model
     attention = blocks[0].attention
     assert isinstance(attention.qkv, SplitQKV)
-    names = {
-        "embed": ("output", "model.embed_tokens"),
-        "resid": ("input", "model.layers.{d}"),
-        "v": ("output", "model.layers.{d}.self_attn.v_proj"),
-        "z": ("input", "model.layers.{d}.self_attn.o_proj"),
-        "attn_out": (
-            "output",
-            f"model.layers.{{d}}.{post_norms[0]}" if post_norms else "model.layers.{d}.self_attn",
-        ),
-        "mlp_gate_pre": ("output", "model.layers.{d}.mlp.gate_proj"),
-        "mlp_up": ("output", "model.layers.{d}.mlp.up_proj"),
-        "mlp_act": ("input", "model.layers.{d}.mlp.down_proj"),
-        "mlp_out": (
-            "output",
-            f"model.layers.{{d}}.{post_norms[1]}" if post_norms else "model.layers.{d}.mlp",
-        ),
-        "final_norm": ("output", "model.norm"),
-        "logits": ("output", "lm_head"),
-    }
-    for site, what in (("q", "q"), ("k", "k")):
-        names[site] = (
-            "output",
-            f"model.layers.{{d}}.self_attn.{what}_{'proj' if attention.q_norm is None else 'norm'}",
-        )
-    if pre_norms:
-        names |= {
-            "attn_in": ("input", f"model.layers.{{d}}.{pre_norms[0]}"),
-            "mlp_in": ("input", f"model.layers.{{d}}.{pre_norms[1]}"),
-        }
-    else:
-        names |= {"attn_in": ("input", "model.layers.{d}"), "mlp_in": ("input", "model.layers.{d}.mlp")}
-    if hasattr(body.embed_tokens, "embed_scale"):
-        # transformers scales inside its embedding module; the site `embed` is the row before that.
-        del names["embed"]
-    if getattr(config, "final_logit_softcapping", None) is not None:
-        # transformers caps after lm_head; no module shows the capped logits.
-        del names["logits"]
+    before, after = pre_norms or ("", "mlp"), post_norms or ("self_attn", "mlp")
+    compared = "proj" if attention.q_norm is None else "norm"
+    names = module_names(
+        "model.layers",
+        # Where transformers scales in its embedding module or caps after lm_head, no module shows the site.
+        None if hasattr(body.embed_tokens, "embed_scale") else "model.embed_tokens",
+        "model.norm",
+        None if getattr(config, "final_logit_softcapping", None) is not None else "lm_head",
+        attn_in=before[0],
+        attn_out=after[0],
+        mlp_in=before[1],
+        mlp_out=after[1],
+        q=f"self_attn.q_{compared}",
+        k=f"self_attn.k_{compared}",
+        v="self_attn.v_proj",
+        z="self_attn.o_proj",
+        mlp_gate_pre="mlp.gate_proj",
+        mlp_up="mlp.up_proj",
+        mlp_act="mlp.down_proj",
+    )
     return Parts(
         blocks,
         body.embed_tokens.weight.detach(),

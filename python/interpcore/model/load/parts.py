@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..block import Block
+from ..decoder import Module
 from ..norm import Norm
+from ..plan import Plan
 from ..projection import Projection
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Blocks, embeddings and sizes of a checkpoint; fields as in `Model` and `ModelSpec`."""
+    """Blocks, embeddings and sizes of a checkpoint; fields as in `Model` and `ModelSpec`.
+
+    Args:
+        blocks: run one after the other, unless `modules` and `plan` say otherwise.
+        absent: sites that are absent for another reason than the kind of the blocks' MLPs.
+    """
 
     blocks: Sequence[Block]
     embedding: Tensor
@@ -28,3 +35,6 @@ class Parts:
     embed_scale: float = 1.0
     logit_softcap: float | None = None
     module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    plan: Plan | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)

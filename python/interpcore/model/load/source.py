@@ -154,7 +154,7 @@ def read_checkpoint(
             f"The weights of {source} lack {len(missing)} tensors, among them {missing[0]}; the folder is "
             "incomplete."
         )
-    return hf.to(place_of_weights), _tokenizer(location, options)
+    return hf.to(place_of_weights), read_tokenizer(location, options)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def check_folder(path: Path) -> None:
         raise Refused(f"{path} has no weights; it needs a .safetensors file beside config.json.")
 
 
-def _tokenizer(location: Location, options: dict[str, Any]) -> Any:
+def read_tokenizer(location: Location, options: dict[str, Any]) -> Any:
     """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode`
     says so).
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 
+from ..mlp import ACTIVATIONS
 from ..norm import Norm
 from ..projection import Projection
 from ..rotary import Rotary
@@ -26,9 +27,16 @@ def share(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.detach()
 
 
-def linear(module: Any) -> Projection:
-    """An `nn.Linear` ([d_out, d_in]) as a projection."""
-    return Projection(module.weight.detach().mT, share(module.bias))
+def linear(module: Any, rows: slice = slice(None)) -> Projection:
+    """An `nn.Linear` ([d_out, d_in]), or the part of it that writes some outputs, as a projection.
+
+    Raises: Unsupported for a layer that does something else as well (adapters, quantised weights).
+    """
+    if type(module).forward is not torch.nn.Linear.forward:
+        raise Unsupported(f"one of its linear layers is a {type(module).__name__}")
+    return Projection(
+        module.weight.detach()[rows].mT, None if module.bias is None else share(module.bias[rows])
+    )
 
 
 def conv1d(module: Any) -> Projection:
@@ -59,3 +67,13 @@ def rotary(module: Any, prefix: str = "") -> Rotary:
         raise Unsupported(f"its rotary scaling {kind!r} depends on the prompt's length")
     frequencies = getattr(module, f"{prefix}inv_freq").detach().to(torch.float32)
     return Rotary(frequencies, scaling=float(getattr(module, f"{prefix}attention_scaling")))
+
+
+def activation(name: str) -> str:
+    """The name of an activation function that MLPs here have.
+
+    Raises: Unsupported for another.
+    """
+    if name not in ACTIVATIONS:
+        raise Unsupported(f"there is no activation {name!r} (there are {', '.join(ACTIVATIONS)})")
+    return name

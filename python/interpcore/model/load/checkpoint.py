@@ -1,0 +1,100 @@
+"""What a family's loader reads, and the model that it makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpcore.errors import Refused
+from interpcore.model.block import Block
+from interpcore.model.decoder import Model
+from interpcore.model.load.parts import Parts
+from interpcore.model.load.source import check_device
+from interpcore.model.plan import Plan
+from interpcore.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint's config and tensors.
+
+    Args:
+        config: transformers' config, or config.json's entries as attributes.
+        tensors: by name, as stored [any shape]; shared.
+        hf: the transformers model, None of a family that transformers does not have.
+        tokenizer: a transformers tokenizer, or None.
+    """
+
+    config: Any
+    tensors: Mapping[str, Tensor]
+    hf: Any = None
+    tokenizer: Any = None
+
+    @classmethod
+    def of(cls, hf: Any, tokenizer: Any = None) -> Checkpoint:
+        """A transformers model's."""
+        return cls(hf.config, hf.state_dict(), hf, tokenizer)
+
+    @classmethod
+    def read(cls, folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> Checkpoint:
+        """A folder's, without transformers: config.json and safetensors files.
+
+        Args:
+            dtype: of floating-point tensors; None takes float32 on a CPU and the stored one elsewhere.
+        Raises: ValueError for files that cannot be read.
+        """
+        from safetensors.torch import load_file
+
+        place = check_device(device)
+        kind = torch.float32 if dtype is None and place.type == "cpu" else dtype
+        tensors: dict[str, Tensor] = {}
+        try:
+            config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+            for file in sorted(folder.glob("*.safetensors")):
+                tensors |= load_file(file, str(place))
+        except Exception as error:
+            raise Refused(f"{folder} cannot be read: {str(error).splitlines()[0]}") from error
+        return cls(config, {n: t.to(kind) if t.is_floating_point() else t for n, t in tensors.items()})
+
+
+def assemble(checkpoint: Checkpoint, parts: Parts, name: str) -> Model:
+    """The model that a family's parts make."""
+    modules = parts.modules or {f"block.{i}": block for i, block in enumerate(parts.blocks)}
+    blocks = [module for module in modules.values() if isinstance(module, Block)]
+    absent: dict[str, str] = dict(parts.absent)
+    for block in blocks:
+        absent |= block.mlp.absent
+    spec = ModelSpec(
+        family=checkpoint.config.model_type,
+        name=name,
+        d_model=parts.embedding.shape[1],
+        n_heads=parts.n_heads,
+        n_kv_heads=parts.n_kv_heads or parts.n_heads,
+        d_head=parts.d_head,
+        d_mlp=max(block.mlp.d_mlp for block in blocks),
+        n_blocks=len(blocks),
+        vocab_size=parts.unembedding.weight.shape[1],
+        max_positions=parts.max_positions,
+        gated=all(block.mlp.gated for block in blocks),
+        embed_scale=parts.embed_scale,
+        logit_softcap=parts.logit_softcap,
+        module_names={site: at for site, at in parts.module_names.items() if site not in absent},
+        absent=absent,
+    )
+    return Model(
+        spec=spec,
+        modules=modules,
+        plan=parts.plan or Plan.identity(len(blocks)),
+        embedding=parts.embedding,
+        final_norm=parts.final_norm,
+        unembedding=parts.unembedding,
+        positions=parts.positions,
+        tokenizer=checkpoint.tokenizer,
+    )

@@ -1,0 +1,150 @@
+"""Loading models: by name, folder, hub id or transformers object; safetensors only, no remote code unless
+asked for."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interpcore.errors import Refused
+from interpcore.model.decoder import Model
+from interpcore.model.load.check import check_against_transformers, check_finite
+from interpcore.model.load.checkpoint import Checkpoint, assemble
+from interpcore.model.load.gpt2 import gpt2, gpt_neo
+from interpcore.model.load.gpt_neox import gpt_neox
+from interpcore.model.load.gptj import gptj
+from interpcore.model.load.llama import gemma, llama, olmo2
+from interpcore.model.load.opt import opt
+from interpcore.model.load.parts import Parts
+from interpcore.model.load.phi3 import phi3
+from interpcore.model.load.source import Location, locate, read_checkpoint, read_tokenizer
+from interpcore.model.load.tensors import Unsupported
+from interpcore.model.origin import Origin
+
+if TYPE_CHECKING:
+    from interpcore.model.generic import GenericModel
+
+FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
+    "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
+    "gptj": gptj,
+    "gpt_neox": gpt_neox,
+    "llama": llama,
+    "mistral": llama,
+    "qwen2": llama,
+    "qwen3": llama,
+    "olmo2": olmo2,
+    "gemma2": gemma,
+    "gemma3_text": gemma,
+    "mixtral": llama,
+    "qwen3_moe": llama,
+    "olmoe": llama,
+    "opt": opt,
+    "phi3": phi3,
+}
+
+
+def load(
+    source: str | Path | Any = "tiny",
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    check: bool = True,
+    trust_remote_code: bool = False,
+) -> Model | GenericModel:
+    """Load a model.
+
+    Args:
+        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a hub
+            id, or a transformers model object, whose tensors are shared.
+        dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its
+            own).
+        device: where to put the weights (an object stays where it is).
+        revision: of a hub id; the commit that it means is kept in `origin`.
+        check: look for NaN weights and compare logits with transformers on 16 tokens; the gap stays in
+            `load_gap`.
+        trust_remote_code: run a checkpoint's own Python code; off unless asked for by name.
+    Returns: a `Model`; for architectures without hand-written blocks a `GenericModel`, with a warning that
+    says so.
+    Raises: ValueError with one sentence for a missing folder, missing or pickled weights, files that cannot
+        be read, an unknown architecture, NaN weights, or logits that disagree with transformers.
+    """
+    origin = None
+    if isinstance(source, str | Path):
+        name, location = str(source), locate(source, revision)
+        if (own := _own_family(location)) is not None:
+            return _load_own(own, location, name, dtype, device, check)
+        hf, tokenizer = read_checkpoint(location, dtype, device, trust_remote_code)
+        commit = getattr(hf.config, "_commit_hash", None) if location.cached else location.revision
+        place = hf.get_input_embeddings().weight
+        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code)
+    else:
+        hf, tokenizer, name = source, None, source.config._name_or_path or type(source).__name__
+    hf.eval()
+    checkpoint = Checkpoint.of(hf, tokenizer)
+    if check:
+        check_finite(checkpoint.tensors, name)
+    try:
+        model = replace(from_checkpoint(checkpoint, name), origin=origin)
+    except Unsupported as reason:
+        from interpcore.model.generic import GenericModel
+
+        warnings.warn(f"{name} loads through the generic adapter, the slow path: {reason}.", stacklevel=2)
+        return replace(GenericModel.wrap(hf, name, tokenizer), origin=origin)
+    return check_against_transformers(model, hf) if check else model
+
+
+def _own_family(location: Location) -> Path | None:
+    """The folder of a checkpoint whose family is here and not in transformers, else None."""
+    from transformers import CONFIG_MAPPING
+
+    file = Path(location.place) / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        family = json.loads(file.read_text()).get("model_type")
+    except (ValueError, AttributeError):
+        return None  # told where transformers reads it
+    return file.parent if family in FAMILIES and family not in CONFIG_MAPPING else None
+
+
+def _load_own(
+    folder: Path, location: Location, name: str, dtype: Any, device: str | torch.device, check: bool
+) -> Model:
+    """A model of a family that transformers does not have; nothing to compare its logits with."""
+    checkpoint = Checkpoint.read(folder, dtype, device)
+    checkpoint = replace(checkpoint, tokenizer=read_tokenizer(location, {}))
+    if check:
+        check_finite(checkpoint.tensors, name)
+    model = from_checkpoint(checkpoint, name)
+    return replace(model, origin=Origin(location.source, model.dtype, str(model.device)))
+
+
+def from_transformers(hf: Any, name: str, tokenizer: Any = None) -> Model:
+    """A `Model` that shares the tensors of a transformers model.
+
+    Raises: Unsupported when no hand-written block covers it.
+    """
+    return from_checkpoint(Checkpoint.of(hf, tokenizer), name)
+
+
+def from_checkpoint(checkpoint: Checkpoint, name: str) -> Model:
+    """A `Model` of a checkpoint's tensors.
+
+    Raises: Unsupported when no hand-written block covers it.
+    """
+    family = checkpoint.config.model_type
+    if family not in FAMILIES:
+        raise Unsupported(
+            f"there are no hand-written blocks for {family!r} (there are for {', '.join(FAMILIES)})"
+        )
+    if getattr(checkpoint.config, "num_hidden_layers", 1) < 1:
+        raise Refused(f"{name} has no blocks; its config gives their number as 0 or less.")
+    return assemble(checkpoint, FAMILIES[family](checkpoint), name)
