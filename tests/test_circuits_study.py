@@ -16,15 +16,16 @@ from typer.testing import CliRunner
 import interpcore
 from interpcore.circuits import Graph, load_scores
 from interpcore.circuits.methods import METHODS, method_of
-from interpcore.circuits.options import Figures, Options, Pareto
+from interpcore.circuits.options import Evaluate, Figures, Options, Pareto
 from interpcore.circuits.study.cells import run_curves, run_scores
 from interpcore.circuits.study.paper import paper_figures
-from interpcore.circuits.study.report import pareto
+from interpcore.circuits.study.report import evaluated, pareto
 from interpcore.circuits.study.study import Study, open_study
 from interpcore.circuits.study.tables import OLD_NAMES, renamed
 from interpcore.circuits.tasks import MAIN_TASKS
 from interpcore.cli import app
 from interpcore.data import prompt_pairs
+from interpcore.errors import Refused
 from interpcore.runs import CellError, RunError
 
 TASKS = ["ioi", "hypernymy-comma"]
@@ -150,6 +151,16 @@ def test_a_failing_task_keeps_the_others(model, tmp_path, monkeypatch) -> None:
         with pytest.raises(CellError, match="made to fail"):
             run_scores(study, ["ioi", "sva"], ["eap"])
         assert study.scores("ioi", "eap").method == "eap"
+
+
+def test_scores_of_another_model_run_only_where_asked(model, folder, tmp_path) -> None:
+    scores = folder / "artifacts" / "scores" / "ioi" / "eap.safetensors"
+    other = interpcore.load("tiny-s1")
+    with open_study(other, tmp_path / "run", Options(head=4), progress=False) as study:
+        with pytest.raises(Refused, match=r"made on a model with other weights.*--other-model"):
+            evaluated(study, Evaluate(scores=str(scores), sizes=("10%",)))
+        found = evaluated(study, Evaluate(scores=str(scores), sizes=("10%",), other_model=True))
+    assert len(found.table) == 1 and any("measured on" in note for note in found.notes)
 
 
 def test_methods_by_name() -> None:

@@ -154,12 +154,12 @@ def test_a_trial_takes_its_other_operator_from_another_relation(made, reading, e
     assert found["other operator"] == reading.outcomes["other operator"].double().tolist()
     assert found["other edit"] == editing.outcomes["other edit"].double().tolist()
     named = {name: study.relation(name) for name in ("object category", "adjective antonym")}
-    whole = Study(study.model, named, replace(OPTIONS, examples=4))
+    whole = Study(study.model, replace(OPTIONS, examples=4), relations=named)
     train, _ = split(named["adjective antonym"], 4, whole.trial_seed("adjective antonym", 0))
     template = named["adjective antonym"].prompt_templates[0]
     expected = estimate(study.model, template, train, depths=whole.depths)
     assert torch.equal(whole.other_operator("object category", 0).weight, expected.weight)
-    alone = Study(study.model, {"object category": named["object category"]}, OPTIONS)
+    alone = Study(study.model, OPTIONS, relations={"object category": named["object category"]})
     assert alone.other_operator("object category", 0) is None
 
 

@@ -115,6 +115,7 @@ class Evaluate(Base):
     direction: str = option("helps", "What a positive score of a foreign file means.", choices=DIRECTIONS)
     circuit: bool = option(False, "Measure the file's own circuit, not chosen ones.")
     mib: bool = option(False, "MIB's CPR and CMD instead.")
+    other_model: bool = option(False, "Take scores of another model with the same graph, too.")
 
 
 @dataclass(frozen=True, kw_only=True)

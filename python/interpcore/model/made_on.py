@@ -64,5 +64,5 @@ def check_made_on(
         if theirs != ours:
             raise Refused(
                 f"{what} made on a model with other {name} ({theirs[:12]}) than {model.spec.name} has "
-                f"({ours[:12]}); take the model that it was made on, or say other_model=True."
+                f"({ours[:12]}); take the model that it was made on, or say other_model=True (--other-model)."
             )

@@ -19,6 +19,7 @@ from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
 from interpcore.circuits.study.study import Study
 from interpcore.circuits.tasks import task_info
 from interpcore.errors import Refused
+from interpcore.model.made_on import check_made_on
 from interpcore.runs import Ledger, cell_seed, write_tensors
 
 ENOUGH = 0.85
@@ -138,7 +139,7 @@ def file_cell(
         chosen = nested(scores, sizes, options.selection, absolute=options.absolute)
     else:
         chosen = [select(scores, size, absolute=options.absolute, level=level) for size in sizes]
-    rows = study.measure(task, chosen).rows
+    rows = study.measure(task, chosen, other_model=True).rows  # checked before the cell
     return [{"task": task, "on": task, "method": Path(file).name} | row for row in rows]
 
 
@@ -150,7 +151,7 @@ def mib_cell(study: Study, task: str, file: str, sha256: str, direction: str) ->
     found: dict[str, Any] = {"task": task, "file": Path(file).name}
     for name, area, absolute in (("cpr", cpr, False), ("cmd", cmd, True)):
         circuits = nested(scores, sizes_of(scores.graph, MIB_POINTS), "topn", absolute=absolute)
-        rows = study.measure(task, circuits).rows
+        rows = study.measure(task, circuits, other_model=True).rows
         found[name] = area(MIB_POINTS, [row["faithfulness"] for row in rows])
     return found
 
@@ -225,26 +226,35 @@ def run_file(
     file: str | Path,
     sizes: Sequence[int] = (),
     direction: str = "helps",
+    other_model: bool = False,
 ) -> list[dict[str, Any]]:
     """Faithfulness of what a file of scores holds; returns one row per size, or one for its own circuit."""
-    cell = _file_cell(study, task, file, direction) | {"sizes": list(sizes)}
+    cell = _file_cell(study, task, file, direction, other_model) | {"sizes": list(sizes)}
     rows: list[dict[str, Any]] = study.cells(file_cell, [cell])[0]
     return rows
 
 
-def run_mib(study: Study, task: str, file: str | Path, direction: str = "helps") -> dict[str, Any]:
+def run_mib(
+    study: Study, task: str, file: str | Path, direction: str = "helps", other_model: bool = False
+) -> dict[str, Any]:
     """MIB's CPR and CMD of a file of scores, see `mib_cell`."""
-    found: dict[str, Any] = study.cells(mib_cell, [_file_cell(study, task, file, direction)])[0]
+    cell = _file_cell(study, task, file, direction, other_model)
+    found: dict[str, Any] = study.cells(mib_cell, [cell])[0]
     return found
 
 
-def _file_cell(study: Study, task: str, file: str | Path, direction: str) -> dict[str, Any]:
-    """A cell on a file of scores, which must be one of this model's graph."""
+def _file_cell(
+    study: Study, task: str, file: str | Path, direction: str, other_model: bool
+) -> dict[str, Any]:
+    """A cell on a file of scores, which must be of this model's graph, and of its weights and plan unless
+    another model is asked for."""
     task_info(task)
     path = Path(file).resolve()
     if not path.is_file():
         raise Refused(f"There is no file {file}.")
-    load_scores(file, direction)[0].graph.check_model(study.model)
+    scores = load_scores(file, direction)[0]
+    scores.graph.check_model(study.model)
+    check_made_on(study.model, scores.made_on, f"The scores of {file} were", other_model)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"task": task, "file": str(path), "sha256": sha256, "direction": direction}
 

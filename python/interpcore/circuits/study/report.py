@@ -91,12 +91,13 @@ def evaluated(study: Study, asked: Evaluate) -> Report:
     if not path.is_file():
         raise Refused(f"There is no file {asked.scores}.")
     if asked.mib:
-        return _report(study, tables.frame([run_mib(study, asked.task, path, asked.direction)]), ())
+        areas = run_mib(study, asked.task, path, asked.direction, asked.other_model)
+        return _report(study, tables.frame([areas]), ())
     loaded, notes, own = load_scores(path, asked.direction)[0], [FAITHFUL], study.model.spec.name
     if loaded.model and Path(loaded.model).name != Path(own).name:
         notes.append(f"These are scores of {loaded.model}, measured on {own}.")
     sizes = [] if asked.circuit else study.sizes(asked.sizes, loaded)
-    rows = run_file(study, asked.task, path, sizes, asked.direction)
+    rows = run_file(study, asked.task, path, sizes, asked.direction, asked.other_model)
     return _report(study, tables.frame(rows), (), *notes, shown=SHOWN)
 
 

@@ -201,8 +201,8 @@ class Study(experiment.Study):
             raise Refused(f"A size of {size} is no edge; give a larger one.")
         return found
 
-    def measure(self, task: str, circuits: Sequence[Circuit]) -> Measured:
-        """What circuits do on a task's held-out pairs."""
+    def measure(self, task: str, circuits: Sequence[Circuit], other_model: bool = False) -> Measured:
+        """What circuits do on a task's held-out pairs; those of another model only where that is said."""
         metric, (_, held_out), graph = self.metric(task), self.pairs(task), circuits[0].graph
         values = evaluate(
             self.model,
@@ -211,6 +211,7 @@ class Study(experiment.Study):
             metric,
             intervention=self.intervention(task),
             batch_size=self.options.eval_batch_size,
+            other_model=other_model,
         )[metric.name]
         full, empty = values[:2]
         facts = {
