@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from interpcore.cli import app
 from interpcore.cli.info import ENVIRONMENT, gather
 from interpcore.data.tinyworld.__main__ import app as tinyworld
-from interpcore.ops.backend import BACKENDS
+from interpcore.ops.backend import BACKENDS, FORMS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,7 +22,7 @@ def test_info_shows_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["info"], terminal_width=200)
     assert result.exit_code == 0, result.output
     facts_shown = ("torch", "transformers", "torch.matmul", "oneDNN", "GFLOP per CPU second")
-    for word in (*facts_shown, *BACKENDS, *ENVIRONMENT):
+    for word in (*facts_shown, *BACKENDS, *FORMS, *ENVIRONMENT):
         assert word in result.output
     facts = gather()
     assert facts["cpu"]["instruction set used"] == "baseline"

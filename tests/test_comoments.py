@@ -168,7 +168,7 @@ def test_refusals() -> None:
         ops.comoments(x, y, precision="int8")
     with pytest.raises(RuntimeError, match="no gradient"):
         ops.comoments(x.requires_grad_(), y)
-    with pytest.raises(RuntimeError, match=r"there is no cuda form|cannot run"):
+    with pytest.raises(RuntimeError, match="there is no cuda form"):
         ops.comoments(x.detach(), y, backend="cuda")
 
 

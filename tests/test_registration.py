@@ -1,10 +1,12 @@
 """Declarations of the ops in torch's library, and the choice of backend."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from interpcore import ops
-from interpcore.ops import backend
+from interpcore.ops import backend, reference
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
@@ -140,34 +142,34 @@ def test_column_moments_compiles_whole() -> None:
 )
 def test_choice_on_the_cpu(dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
-    assert backend.choose("op", torch.zeros(1, dtype=dtype), None) == expected
+    assert backend.choose("norm_vjp", torch.zeros(1, dtype=dtype), None) == expected
 
 
 def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
     monkeypatch.setattr(backend, "_native", lambda name: None)
     x = torch.zeros(1)
-    assert backend.choose("op", x, None) == "reference"
+    assert backend.choose("norm_vjp", x, None) == "reference"
     with pytest.raises(RuntimeError, match=r"not built; reinstall .* pip install"):
-        backend.choose("op", x, "cpu")
+        backend.choose("norm_vjp", x, "cpu")
     assert [(row.name, row.present) for row in backend.status()][:2] == [("reference", True), ("cpu", False)]
 
 
 def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(1)
     monkeypatch.setenv("INTERPCORE_BACKEND", "reference")
-    assert backend.choose("op", x, None) == "reference"
-    assert backend.choose("op", x, "cpu") == "cpu"
+    assert backend.choose("norm_vjp", x, None) == "reference"
+    assert backend.choose("norm_vjp", x, "cpu") == "cpu"
     monkeypatch.setenv("INTERPCORE_BACKEND", "fast")
     with pytest.raises(ValueError, match="INTERPCORE_BACKEND='fast' is unknown"):
-        backend.choose("op", x, None)
+        backend.choose("norm_vjp", x, None)
     with pytest.raises(RuntimeError, match="takes float32 tensors on the CPU"):
-        backend.choose("op", x.double(), "cpu")
+        backend.choose("norm_vjp", x.double(), "cpu")
     with pytest.raises(RuntimeError, match="cannot run"):
-        backend.choose("op", x, "cuda")
+        backend.choose("norm_vjp", x, "cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="cannot run"):
-        backend.choose("op", x, "triton")
+        backend.choose("norm_vjp", x, "triton")
 
 
 def test_isa_override(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,3 +180,30 @@ def test_isa_override(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERPCORE_ISA", "avx1024")
     with pytest.raises(RuntimeError, match=r"INTERPCORE_ISA=avx1024 .* choose from baseline"):
         backend.isa()
+
+
+@pytest.mark.parametrize("op", backend.FORMS)
+def test_an_op_has_the_forms_that_the_table_says(op: str) -> None:
+    kernels = Path(__file__).resolve().parents[1] / "kernels"
+    assert ("triton" in backend.FORMS[op]) == (kernels / f"{op}.py").exists()
+    assert ("cuda" in backend.FORMS[op]) == (kernels / f"{op}.cu").exists()
+    for name in set(backend.BACKENDS) - set(backend.forms(op)):
+        with pytest.raises(RuntimeError, match=f"^{op}: there is no {name} form; choose from reference, "):
+            backend.choose(op, torch.zeros(1), name)
+
+
+def test_every_declared_op_is_in_the_table() -> None:
+    assert set(reference.__all__) - {"product"} == set(backend.FORMS)
+
+
+def test_a_gpu_without_triton_takes_cuda_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
+    without = {"triton": "Triton is not installed"}
+    monkeypatch.setattr(backend, "_problem", lambda name, x: without.get(name))
+    x = torch.zeros(1, device="meta")
+    assert backend.choose("norm_vjp", x, None) == "cuda"
+    with pytest.raises(RuntimeError, match="gate: no backend runs on meta here: Triton is not installed"):
+        backend.choose("gate", x, None)
+    monkeypatch.setenv("INTERPCORE_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="gate: there is no cuda form; choose from reference, cpu, triton"):
+        backend.choose("gate", x, None)

@@ -18,7 +18,7 @@ PACKAGES = ("interpcore", "torch", "transformers", "triton", "numpy", "safetenso
 
 # Every environment variable that interpcore reads, and what it does.
 ENVIRONMENT = {
-    "INTERPCORE_BACKEND": "backend of every op: reference, cpu, triton or cuda; unset: by device and dtype",
+    "INTERPCORE_BACKEND": "backend of every op, which refuses one that it lacks; unset: by device and dtype",
     "INTERPCORE_ISA": "instruction set of the CPU kernels: baseline, avx2 or avx512; unset: the best one",
     "INTERPCORE_PRODUCT": "routine of float32 CPU products: matmul or onednn; unset: by the probe",
     "INTERPCORE_SHARED": "folder of shared test material; unset: ../shared beside the repository",
@@ -37,6 +37,8 @@ def info() -> None:
     console.print(_table("Processor", list(facts["cpu"].items())))
     rows = [(row.name, "yes" if row.present else "no", row.detail) for row in facts["backends"]]
     console.print(_table("Backends", rows))
+    of_ops = [(op, ", ".join(forms)) for op, forms in facts["forms"].items()]
+    console.print(_table("Forms of each op", of_ops))
     console.print(_table("float32 products on the CPU", list(facts["product"].items())))
     rows = [(name, value or "unset", ENVIRONMENT[name]) for name, value in facts["env"].items()]
     console.print(_table("Environment", rows))
@@ -47,18 +49,20 @@ def gather() -> dict[str, Any]:
 
     Returns:
         versions: package -> version or None; cpu: name -> text; backends: list of `BackendStatus`;
-        product: the probe as name -> text; env: variable -> value or None.
+        forms: op -> names of its backends; product: the probe as name -> text; env: variable -> value or
+        None.
 
     Raises:
         RuntimeError: $INTERPCORE_ISA or $INTERPCORE_PRODUCT names something that is not available here.
     """
-    from interpcore.ops.backend import status
+    from interpcore.ops.backend import FORMS, forms, status
 
     backends: list[BackendStatus] = status()
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "cpu": _processor(),
         "backends": backends,
+        "forms": {op: forms(op) for op in FORMS},
         "product": _product(),
         "env": {name: os.environ.get(name) for name in ENVIRONMENT},
     }

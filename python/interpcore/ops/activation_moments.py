@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
@@ -98,8 +97,6 @@ def launch_activation_moments(
     """Choose the backend; adds to `totals` (counts and moments of pre and post), returns the activation."""
     half = pre.is_cpu and pre.itemsize == 2
     chosen = choose("activation_moments", pre.new_empty(0, dtype=torch.float32) if half else pre, backend)
-    if chosen == "cuda":
-        raise Unavailable("activation_moments: there is no cuda form.")
     if chosen == "reference" or pre.numel() == 0:
         post, *raw = reference.activation_moments(pre, activation, up, mask, thresholds)
         _take(totals, *raw)

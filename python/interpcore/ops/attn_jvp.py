@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.attn_vjp import check_attention, key_value_covariance, mixed_values
 from interpcore.ops.backend import choose, isa, native_cpu
@@ -77,8 +76,6 @@ def launch_attn_jvp(
 ) -> None:
     """Choose the backend and fill `out`; the arguments are those of `attn_jvp`, already checked."""
     chosen = choose("attn_jvp", tq, backend)
-    if chosen == "cuda":
-        raise Unavailable("attn_jvp: there is no cuda form; use triton.")
     if out.numel() == 0:
         return
     score_factor = scale if factor is None else factor

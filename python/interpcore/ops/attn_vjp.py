@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
@@ -94,8 +93,6 @@ def launch_attn_vjp(
 ) -> None:
     """Choose the backend and fill `out`; the arguments are those of `attn_vjp`, already checked."""
     chosen = choose("attn_vjp", g, backend)
-    if chosen == "cuda":
-        raise Unavailable("attn_vjp: there is no cuda form; use triton.")
     if g.numel() == 0:
         for x in out:
             x.zero_()

@@ -14,6 +14,20 @@ from interpcore.errors import Refused, Unavailable
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
+# What each dispatched op has beside its definition; a CUDA form stays only where it can beat Triton's.
+# `product` is not dispatched: it is torch's own on every device.
+FORMS: dict[str, tuple[str, ...]] = {
+    "activation_moments": ("cpu", "triton"),
+    "attn_jvp": ("cpu", "triton"),
+    "attn_vjp": ("cpu", "triton"),
+    "column_moments": ("cpu", "triton"),
+    "comoments": ("cpu", "triton"),
+    "edge_scores": ("cpu", "triton"),
+    "gate": ("cpu", "triton"),
+    "norm_jvp": ("cpu", "triton"),
+    "norm_vjp": ("cpu", "triton", "cuda"),
+}
+
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."
 
 
@@ -80,19 +94,32 @@ def named(op: str, backend: str | None) -> str | None:
     return backend
 
 
+def forms(op: str) -> tuple[str, ...]:
+    """The backends that have a form of `op`, in the order of `BACKENDS`."""
+    return ("reference", *FORMS[op])
+
+
 def choose(op: str, x: Tensor, backend: str | None) -> str:
     """The backend that runs `op` on a tensor like `x`.
 
     Unless one is named: float64, and on the CPU every dtype but float32, run on the reference; float32 on
-    the CPU runs on `cpu`, or on the reference where `_C` was not built; on a GPU `triton`, or `cuda` where
-    Triton is not installed.
+    the CPU runs on `cpu`, or on the reference where `_C` was not built; on a GPU `triton`, or where Triton is
+    not installed `cuda`, if the op has that form. A backend named here or in $INTERPCORE_BACKEND runs or is
+    refused.
+
+    Args:
+        op: a key of `FORMS`.
+        x: any tensor of the op's dtype and device.
+        backend: the name given to the op.
 
     Raises:
         ValueError: an unknown backend is named.
-        RuntimeError: the named backend cannot run here, or no backend can.
+        RuntimeError: the op has no such form, the named backend cannot run here, or no backend can.
     """
     wanted = named(op, backend)
     if wanted is not None:
+        if wanted not in forms(op):
+            raise Unavailable(f"{op}: there is no {wanted} form; choose from {', '.join(forms(op))}.")
         problem = _problem(wanted, x)
         if problem:
             raise Unavailable(f"{op}: backend {wanted!r} cannot run: {problem}.")
@@ -102,7 +129,7 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     if x.device.type == "cpu":
         return "cpu" if _problem("cpu", x) is None else "reference"
     for candidate in ("triton", "cuda"):
-        if _problem(candidate, x) is None:
+        if candidate in FORMS[op] and _problem(candidate, x) is None:
             return candidate
     raise Unavailable(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
 from interpcore.ops.checks import expect, expect_leading, rows_contiguous
@@ -195,8 +194,6 @@ def launch_column_moments(
     """Choose the backend; returns the raw result. Arguments as in `column_moments`, checked."""
     widened = x.is_cpu and x.itemsize == 2
     chosen = choose("column_moments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
-    if chosen == "cuda":
-        raise Unavailable("column_moments: there is no cuda form.")
     if chosen == "reference" or x.numel() == 0:
         return reference.column_moments(x, mask, thresholds)
     x = rows_contiguous(x)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops.backend import choose, named
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 from interpcore.ops.column_moments import ColumnMoments, column_moments
@@ -221,8 +220,6 @@ def launch_centered(
     """Choose the backend of `centered` on checked arguments."""
     widened = x.is_cpu and x.itemsize == 2
     chosen = choose("comoments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
-    if chosen == "cuda":
-        raise Unavailable("comoments: there is no cuda form.")
     out = torch.empty(x.shape, dtype=centered_dtype(x, precision), device=x.device) if out is None else out
     if chosen == "reference":
         return out.copy_(definition(x, mask, shift, scale))

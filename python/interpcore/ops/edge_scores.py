@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient
@@ -82,8 +81,6 @@ def launch_edge_scores(
 ) -> tuple[Tensor, Tensor]:
     """Choose the backend; the arguments are those of `edge_scores`, already checked."""
     chosen = choose("edge_scores", difference, backend)
-    if chosen == "cuda":
-        raise Unavailable("edge_scores: there is no cuda form; use triton.")
     total, squares = new_scores(difference, grad, segments, moments)
     if chosen == "reference":
         exact = reference.edge_scores(difference, grad, prefix, segment, segments)

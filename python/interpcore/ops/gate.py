@@ -5,7 +5,6 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, named, native_cpu
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
@@ -83,8 +82,6 @@ def launch_gate(
 ) -> None:
     """Choose the backend and fill `out` (x itself, or contiguous); arguments as in `gate`, checked."""
     chosen = choose("gate", x, backend)
-    if chosen == "cuda":
-        raise Unavailable("gate: there is no cuda form; use triton.")
     if x.numel() == 0:
         return
     if chosen == "reference" and x.is_cpu and x.itemsize == 2 and named("gate", backend) is None:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
 from interpcore.ops.checks import expect_no_gradient, rows_contiguous
@@ -75,8 +74,6 @@ def launch_norm_jvp(
 ) -> None:
     """Choose the backend and fill `out`; the arguments are those of `norm_jvp`, already checked."""
     chosen = choose("norm_jvp", t, backend)
-    if chosen == "cuda":
-        raise Unavailable("norm_jvp: there is no cuda form; use triton.")
     if out.numel() == 0:
         return
     if chosen == "reference":
