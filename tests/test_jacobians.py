@@ -302,7 +302,7 @@ def test_masked_sources_large_results_and_broken_states_are_refused(monkeypatch,
     assert "4 examples at 5 depths, reducer Mean" in caplog.text
     with pytest.raises(ValueError, match="Position 7 is outside row 1, which has 7"):
         interpcore.jacobians(model, TOKENS, MASK, source_position=7)
-    from interpcore.model import jacobians as module
+    from interpcore.model.jacobians import compute as module
 
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     with pytest.raises(ValueError, match="reduce='mean'"):

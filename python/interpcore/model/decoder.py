@@ -12,43 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.model.shown import ShortRepr
 
 from . import generate as generation
 from .adapter import ConcatAdapter, ConstantState
 from .block import Block
 from .cache import Cache, CacheWriter
 from .context import ActivationHook, Context
-from .layout import Layout, read_layout
+from .layout import read_layout
+from .move import moved
 from .norm import Norm
 from .origin import Origin, reloader
+from .output import LogitsAt, Output, at_positions
 from .plan import RESID, Plan
 from .projection import Projection
 from .prompts import check_length, encode, read_prompts
-from .sites import Edit, Tap, resolve, select
+from .sites import Edit, Tap, resolve
 from .spec import ModelSpec
 from .weights import Weights
 
 Module = Block | Norm | ConcatAdapter | ConstantState
-LogitsAt = str | int | Sequence[int] | Tensor | None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Output(ShortRepr):
-    """What a forward returns.
-
-    Args:
-        logits: [batch, position, vocabulary] in the caller's columns with NaN at padding ("all"), [batch,
-            vocabulary] ("last"), [batch, n, vocabulary] (positions) or None.
-        taps: value of each tap, [rows, positions, *feature]; see `Tap`.
-        cache: the continued cache; None when no cache was passed.
-        lengths: real tokens per row, cached ones included [batch] int64.
-    """
-
-    logits: Tensor | None
-    taps: Mapping[Tap, Tensor]
-    cache: Cache | None
-    lengths: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +112,6 @@ class Model:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
         """A model with copied weights on another device or in another dtype; tied tensors stay tied."""
-        from .move import moved
-
         return moved(self, device, dtype)
 
     def __repr__(self) -> str:
@@ -321,18 +301,3 @@ class Model:
         """The unembedding's output [..., vocabulary] after the model's soft-cap, where it has one."""
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
-    """values [batch, position, *feature] at the last real token [batch, *feature] or at positions [batch, n,
-    *feature]."""
-    rows = torch.arange(layout.batch, device=values.device)
-    if isinstance(logits_at, str):
-        return values[rows, (layout.lengths - 1).to(values.device)]
-    selected = select(Tap("logits", positions=logits_at), layout.totals)
-    column = (selected.position - layout.start[selected.row]).view(layout.batch, -1)
-    if bool((column < 0).any()):
-        raise Refused(
-            "logits_at names a position that is in the cache; ask for it in the forward that computes it."
-        )
-    return values[rows[:, None], column.to(values.device)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +12,9 @@ from interpcore.errors import Refused
 from interpcore.model.shown import ShortRepr
 
 from .cache import Cache
+from .output import Decoder
 from .prompts import read_prompts
 from .sites import Edit, select
-
-if TYPE_CHECKING:
-    from .decoder import Model
-    from .generic import GenericModel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,7 +34,7 @@ class Generation(ShortRepr):
 
 @torch.no_grad()
 def generate(
-    model: Model | GenericModel,
+    model: Decoder,
     tokens: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -109,7 +105,7 @@ class _Cached:
         self.new = packed.gather(1, columns.clamp(max=packed.shape[1] - 1).to(packed.device))
         self.mask = None if bool(mask.all()) else mask
 
-    def last_logits(self, model: Any, edits: Sequence[Edit]) -> Tensor:
+    def last_logits(self, model: Decoder, edits: Sequence[Edit]) -> Tensor:
         """Logits [batch, vocabulary] after the last token; caches the new ones."""
         output = model.forward(self.new, self.mask, cache=self.cache, edits=edits, logits_at="last")
         assert output.logits is not None and output.cache is not None
@@ -133,7 +129,7 @@ class _Recomputed:
             )
         self.packed, self.lengths = packed, lengths
 
-    def last_logits(self, model: Any, edits: Sequence[Edit]) -> Tensor:
+    def last_logits(self, model: Decoder, edits: Sequence[Edit]) -> Tensor:
         """Logits [batch, vocabulary] after the last token."""
         mask = torch.arange(self.packed.shape[1]) < self.lengths[:, None]
         output = model.forward(self.packed, mask, edits=edits, logits_at="last")
@@ -156,7 +152,7 @@ def _pick(logits: Tensor, temperature: float, top_k: int | None, sampler: torch.
     return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=sampler)[:, 0]
 
 
-def _stop_tokens(model: Model | GenericModel, given: Sequence[int] | None) -> list[int]:
+def _stop_tokens(model: Decoder, given: Sequence[int] | None) -> list[int]:
     if given is not None:
         return list(given)
     end = getattr(model.tokenizer, "eos_token_id", None)

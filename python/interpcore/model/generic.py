@@ -17,10 +17,10 @@ from interpcore.errors import Refused
 
 from .cache import Cache
 from .context import Context
-from .decoder import LogitsAt, Output, at_positions
 from .generate import Generation, generate
 from .names import site_table
 from .origin import Origin, reloader
+from .output import LogitsAt, Output, at_positions
 from .plan import Plan
 from .prompts import encode, read_prompts
 from .sites import SITES, Edit, Tap, resolve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,11 +12,10 @@ from .rotary import Rotary
 from .spec import ModelSpec
 from .weights import Weights
 
-if TYPE_CHECKING:
-    from .decoder import Model
+M = TypeVar("M", bound=Any)
 
 
-def moved(model: Model, device: torch.device | str | None, dtype: torch.dtype | None) -> Model:
+def moved(model: M, device: torch.device | str | None, dtype: torch.dtype | None) -> M:
     """The model with every tensor on `device` and in `dtype` (None keeps); views of one tensor stay views of
     one copy."""
     storages: dict[tuple[int, int], Tensor] = {}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
-from interpcore.model.decoder import LogitsAt, Model
+from interpcore.model.decoder import Model
 from interpcore.model.layout import read_layout
+from interpcore.model.output import LogitsAt
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, at_depths, select
 

@@ -100,7 +100,7 @@ def linearised(
         logits = model.capped(raw)
         slope, values = _metric_gradient(model, raw, metric, batch, weights, clean)
         cotangent = final.vjp(model.unembedding.pull(slope.flatten(0, 1))[:, None, None])
-        recorded = [group.read(linear.ctx.values) for group in taps]
+        recorded = [group.read(linear.taps) for group in taps]
     return Points(batch, linear, weights, logits, values, cotangent), recorded
 
 

@@ -12,10 +12,10 @@ from ..generic import GenericModel
 from ..maps import Add
 from ..names import source_site
 from ..sites import Edit, Tap
-from .sweep import Block, Work
+from .blocks import JacobianBlock, Work
 
 
-def autograd_blocks(model: GenericModel, work: Work) -> Iterator[Block]:
+def autograd_blocks(model: GenericModel, work: Work) -> Iterator[JacobianBlock]:
     """One prompt and one vector at a time.
 
     Raises: ValueError for edits of single rows or local rules, which need hand-written blocks.
@@ -49,4 +49,4 @@ def autograd_blocks(model: GenericModel, work: Work) -> Iterator[Block]:
             for i, (grad, zero, state) in enumerate(zip(grads, zeros, states, strict=True)):
                 block = (torch.zeros_like(zero) if grad is None else grad)[None, None]
                 h = taps[state][:, 0].detach()
-                yield Block(torch.tensor([row]), i, slice(r, r + 1), block, h, z.detach()[None])
+                yield JacobianBlock(torch.tensor([row]), i, slice(r, r + 1), block, h, z.detach()[None])

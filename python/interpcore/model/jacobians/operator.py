@@ -108,7 +108,7 @@ class JacobianOperator:
         entries = sorted({d for d in order if d <= self.target_depth})
         out = x.new_zeros(len(order), *x.shape)
         for group in self.groups if entries else ():
-            n, live = len(group.rows), group.linear.ctx.layout.n_new
+            n, live = len(group.rows), group.linear.n_positions
             tangent = x.new_zeros(n, len(x), live, x.shape[1])
             tangent[:, :, 0] = x
             last = None
@@ -192,7 +192,7 @@ class JacobianOperator:
 
     def _up(self, group: Group, x: Tensor) -> Tensor:
         """J x per prompt, [group, vector, d_model]."""
-        n, live = len(group.rows), group.linear.ctx.layout.n_new
+        n, live = len(group.rows), group.linear.n_positions
         if self.source_depth is not None and self.source_depth > self.target_depth:
             return x.new_zeros(n, *x.shape)
         tangent = x.new_zeros(n, len(x), live, x.shape[1])
@@ -204,7 +204,7 @@ class JacobianOperator:
 
     def _down(self, group: Group, y: Tensor) -> Tensor:
         """J^T y per prompt, [group, vector, d_model]."""
-        n, live = len(group.rows), group.linear.ctx.layout.n_new
+        n, live = len(group.rows), group.linear.n_positions
         depth, embed = self.source_depth or 0, self.source_depth is None
         if depth > self.target_depth or (depth == self.target_depth and live > 1 and not embed):
             return y.new_zeros(n, *y.shape)

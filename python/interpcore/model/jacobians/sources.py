@@ -159,7 +159,7 @@ def _group(
     wanted = [Tap(*source_site(d), source) for d in depths]
     end = Tap("resid", target_depth, target)
     linear = linearize(model, live, cache=cache, edits=edits, taps=[*wanted, end], rules=rules)
-    values = linear.ctx.values
+    values = linear.taps
     h, z = torch.stack([values[tap][:, 0] for tap in wanted], 1), values[end][:, 0]
     for depth, state, at in [
         *((d, h[:, i], source) for i, d in enumerate(depths)),

@@ -92,12 +92,12 @@ class LinearAttention:
             missing = dk.shape[2] - dq.shape[2]
             dq = dq[:, :, : 1 if not missing else 0]
             dk, dv = dk[:, :, :1], dv[:, :, :1]
-        dq, dk = self._unrotated(dq, first_only), self._unrotated(dk, first_only)
+        dq, dk = self.unrotated(dq, first_only), self.unrotated(dk, first_only)
         if seen is not None:
             seen |= {"q": dq, "k": dk, "v": dv}
         whole = not first_only
-        dq = self._before_norm(self._pulled("q", dq, whole), self.q_norm, first_only)
-        dk = self._before_norm(self._pulled("k", dk, whole), self.k_norm, first_only)
+        dq = self.before_norm(self._pulled("q", dq, whole), self.q_norm, first_only)
+        dk = self.before_norm(self._pulled("k", dk, whole), self.k_norm, first_only)
         dv = self._pulled("v", dv, whole)
         if seen is not None:
             seen |= {"q_raw": dq, "k_raw": dk, "v_raw": dv}
@@ -197,7 +197,7 @@ class LinearAttention:
         cos, sin = self.ctx.shared["rotary", id(self.attention.rotary)]
         return cos[:, None], sin[:, None]
 
-    def _unrotated(self, g: Tensor, first_only: bool) -> Tensor:
+    def unrotated(self, g: Tensor, first_only: bool) -> Tensor:
         """The rotation's transpose, at the first position or at the last ones."""
         if self.attention.rotary is None:
             return g
@@ -205,7 +205,9 @@ class LinearAttention:
         at = slice(0, g.shape[2]) if first_only else slice(cos.shape[2] - g.shape[2], None)
         return self.attention.rotary(g, cos[:, :, at], -sin[:, :, at])
 
-    def _before_norm(self, g: Tensor, norm: LinearNorm | None, first_only: bool) -> Tensor:
+    def before_norm(self, g: Tensor, norm: LinearNorm | None, first_only: bool) -> Tensor:
+        """Cotangent of queries or keys before their norm from the one after it, both [batch, vector,
+        position, head, d_head]."""
         return g if norm is None else self._through_norm(g, norm, "vjp", first_only)
 
     def _after_norm(self, t: Tensor, norm: LinearNorm | None) -> Tensor:

@@ -124,5 +124,5 @@ def _per_query_head(attention: LinearAttention, g_z: Tensor) -> dict[str, Tensor
     groups = keys.shape[2]
     # Heads of a group take the place of vectors, so that norms see as many heads as there are keys.
     by_group = dk[:, 0].unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).contiguous()
-    raw = attention._before_norm(attention._unrotated(by_group, False), attention.k_norm, False)
+    raw = attention.before_norm(attention.unrotated(by_group, False), attention.k_norm, False)
     return {"k": raw.permute(0, 2, 3, 1, 4).flatten(2, 3), "v": dv[:, 0]}

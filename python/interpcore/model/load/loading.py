@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from interpcore.errors import Refused
 from interpcore.model.decoder import Model
+from interpcore.model.generic import GenericModel
 from interpcore.model.load.check import check_against_transformers, check_finite
 from interpcore.model.load.checkpoint import Checkpoint, assemble
 from interpcore.model.load.gpt2 import gpt2, gpt_neo
@@ -26,9 +27,6 @@ from interpcore.model.load.phi3 import phi3
 from interpcore.model.load.source import Location, locate, read_checkpoint, read_tokenizer
 from interpcore.model.load.tensors import Unsupported
 from interpcore.model.origin import Origin
-
-if TYPE_CHECKING:
-    from interpcore.model.generic import GenericModel
 
 FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "gpt2": gpt2,
@@ -94,8 +92,6 @@ def load(
     try:
         model = replace(from_checkpoint(checkpoint, name), origin=origin)
     except Unsupported as reason:
-        from interpcore.model.generic import GenericModel
-
         warnings.warn(f"{name} loads through the generic adapter, the slow path: {reason}.", stacklevel=2)
         return replace(GenericModel.wrap(hf, name, tokenizer), origin=origin)
     return check_against_transformers(model, hf) if check else model

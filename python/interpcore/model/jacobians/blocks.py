@@ -55,7 +55,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class JacobianBlock:
     """Rows of several prompts' Jacobians at one depth.
 
     Args:
@@ -108,7 +108,7 @@ class Budget:
         return cls(examples, (memory - examples * per_example) // per_row * live)
 
 
-def linearised_blocks(model: Model, work: Work, memory: int) -> tuple[Iterator[Block], float | None]:
+def linearised_blocks(model: Model, work: Work, memory: int) -> tuple[Iterator[JacobianBlock], float | None]:
     """Every block of every prompt's Jacobian, and the estimated error of bfloat16 products where they are
     asked for.
 
@@ -120,9 +120,9 @@ def linearised_blocks(model: Model, work: Work, memory: int) -> tuple[Iterator[B
     return (block for group in groups for block in walk(group, work, budget.rows)), error
 
 
-def walk(group: Group, work: Work, most_rows: int) -> Iterator[Block]:
+def walk(group: Group, work: Work, most_rows: int) -> Iterator[JacobianBlock]:
     """Blocks of a group's Jacobians, with at most `most_rows` vectors x prompts x live tokens at once."""
-    batch, live = len(group.rows), group.linear.ctx.layout.n_new
+    batch, live = len(group.rows), group.linear.n_positions
     reachable = [d for d in work.depths if d is not None and d <= work.target_depth]
     embed = None in work.depths
     stop = 0 if embed else min(reachable, default=work.target_depth)
@@ -135,7 +135,7 @@ def walk(group: Group, work: Work, most_rows: int) -> Iterator[Block]:
         unreached = torch.zeros_like(vectors[:, :, 0])
         for i, depth in enumerate(work.depths):
             if depth is not None and depth > work.target_depth:
-                yield Block(group.rows, i, which, unreached, group.h[:, i], group.z)
+                yield JacobianBlock(group.rows, i, which, unreached, group.h[:, i], group.z)
         steps = group.linear.reverse(
             vectors, depth=work.target_depth, stop=stop, embed=embed, first_only=True
         )
@@ -144,7 +144,7 @@ def walk(group: Group, work: Work, most_rows: int) -> Iterator[Block]:
                 i = work.depths.index(step.depth)
                 apart = step.depth == work.target_depth and live > 1
                 values = unreached if apart else step.resid[:, :, 0]
-                yield Block(group.rows, i, which, values, group.h[:, i], group.z)
+                yield JacobianBlock(group.rows, i, which, values, group.h[:, i], group.z)
 
 
 def rounding_error(model: Model, work: Work) -> float:
