@@ -10,7 +10,7 @@ from families import transformers_model
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.correlate import Correlations, Settings, correlate
+from interpcore.neurons.correlation.correlate import Correlations, Settings, correlate
 
 NAMES = ["one", "two", "three"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpcore.neurons.activations import ColumnSums, NeuronSet
-from interpcore.neurons.correlate import Correlations, Settings
-from interpcore.neurons.cross_sums import CrossSums, plan_passes
-from interpcore.neurons.reduction import Reduction
+from interpcore.neurons.correlation.correlate import Correlations, Settings
+from interpcore.neurons.correlation.cross_sums import CrossSums, plan_passes
+from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet
+from interpcore.neurons.correlation.reduction import Reduction
 from interpcore.ops import Pilot, centered, column_moments
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import interpcore
 from interpcore.model import Model
-from interpcore.neurons.summary import Summary
+from interpcore.neurons.statistics.summary import Summary
 
 
 def states(summary: Summary) -> dict[str, Tensor]:

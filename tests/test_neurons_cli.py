@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from interpcore.cli import app
-from interpcore.neurons.cache import read_cache
+from interpcore.neurons.effects.saved import read_cache
 from interpcore.neurons.published import COLUMNS
+from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.study_tables import up_columns
-from interpcore.neurons.summary import Summary
-from interpcore.neurons.weight_study import read_weights
+from interpcore.neurons.weights.study import read_weights
 from interpcore.runs import read_tensors
 
 pd = pytest.importorskip("pandas")

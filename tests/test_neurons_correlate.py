@@ -13,19 +13,19 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.activations import activations, neuron_set
-from interpcore.neurons.correlate import (
+from interpcore.neurons.correlation.correlate import (
     Correlations,
     Settings,
     correlate,
 )
-from interpcore.neurons.correlation_study import Study
-from interpcore.neurons.cross_sums import Tile, columns_of
-from interpcore.neurons.jackknife import jackknife
-from interpcore.neurons.null_baselines import null_baseline
-from interpcore.neurons.similarity import Block, rotation_matrix, similarities
-from interpcore.neurons.sketch import SketchSums
-from interpcore.neurons.universal import similar_shares, universality
+from interpcore.neurons.correlation.cross_sums import Tile, columns_of
+from interpcore.neurons.correlation.jackknife import jackknife
+from interpcore.neurons.correlation.nulls import null_baseline
+from interpcore.neurons.correlation.reader import activations, neuron_set
+from interpcore.neurons.correlation.setup import Study
+from interpcore.neurons.correlation.similarity import Block, rotation_matrix, similarities
+from interpcore.neurons.correlation.sketch import SketchSums
+from interpcore.neurons.correlation.universal import similar_shares, universality
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interpcore.neurons.correlate import Correlations, load_correlations
+from interpcore.neurons.correlation.correlate import Correlations, load_correlations
 
 TESTS = Path(__file__).resolve().parent
 
@@ -23,7 +23,7 @@ import numpy as np
 import interpcore
 from families import transformers_model
 from interpcore.data.tokens import TokenShards
-from interpcore.neurons.correlate import Settings, correlate, merge_sums
+from interpcore.neurons.correlation.correlate import Settings, correlate, merge_sums
 from interpcore.runs import Checkpoint
 
 Checkpoint.due = True  # every block is saved, so that a kill falls near or into a save

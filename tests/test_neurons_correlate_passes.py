@@ -15,8 +15,8 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons import correlate as correlate_module
-from interpcore.neurons.correlate import (
+from interpcore.neurons.correlation import correlate as correlate_module
+from interpcore.neurons.correlation.correlate import (
     Correlations,
     Settings,
     correlate,

@@ -8,13 +8,13 @@ import torch
 
 import interpcore
 from interpcore.data.tokens import TokenShards
-from interpcore.neurons.correlate import (
+from interpcore.neurons.correlation.correlate import (
     Correlations,
     Settings,
     correlate,
 )
-from interpcore.neurons.sketch import correlate_by_sketch
-from interpcore.neurons.universal import universality
+from interpcore.neurons.correlation.sketch import correlate_by_sketch
+from interpcore.neurons.correlation.universal import universality
 from interpcore.stats import one_to_one
 
 TINY = ["tiny", "tiny-step-700", "tiny-s1"]

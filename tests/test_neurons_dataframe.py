@@ -11,9 +11,9 @@ import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Tap
 from interpcore.neurons.dataframe import compare_tables, neuron_table, table_counts, write_table
-from interpcore.neurons.moment_errors import moment_errors
 from interpcore.neurons.published import BIN_EDGES, COLUMNS, read_published
-from interpcore.neurons.weight_study import weight_study
+from interpcore.neurons.statistics.moment_errors import moment_errors
+from interpcore.neurons.weights.study import weight_study
 from interpcore.ops import column_moments
 from interpcore.runs import Refused, RunCard, RunFolder, read_json
 

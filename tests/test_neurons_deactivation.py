@@ -8,7 +8,7 @@ from families import transformers_model
 
 import interpcore
 from interpcore.model import Tap
-from interpcore.neurons.deactivation import (
+from interpcore.neurons.effects.deactivation import (
     association,
     deactivation_scores,
     first_keys,
@@ -16,7 +16,7 @@ from interpcore.neurons.deactivation import (
     layer_scores,
     path_ablation,
 )
-from interpcore.neurons.weights import fold
+from interpcore.neurons.weights.fold import fold
 
 stats = pytest.importorskip("scipy.stats")
 

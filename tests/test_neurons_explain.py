@@ -11,10 +11,10 @@ from families import transformers_model
 
 import interpcore
 from interpcore.model.token_text import token_texts
-from interpcore.neurons import explain as ex
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
-from interpcore.neurons.positions import position_variance_reduction
-from interpcore.neurons.weights import fold
+from interpcore.neurons.responses import explain as ex
+from interpcore.neurons.responses.positions import position_variance_reduction
+from interpcore.neurons.weights.fold import fold
 
 pd = pytest.importorskip("pandas")
 stats = pytest.importorskip("scipy.stats")

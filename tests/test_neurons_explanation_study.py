@@ -11,10 +11,11 @@ from families import transformers_model
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Tap
-from interpcore.neurons import explanation_study as es
-from interpcore.neurons.explain import explain
 from interpcore.neurons.features import FeatureTable
-from interpcore.neurons.labels import TokenLabels, label_sums
+from interpcore.neurons.responses import study as es
+from interpcore.neurons.responses.explain import explain
+from interpcore.neurons.statistics.label_sums import label_sums
+from interpcore.neurons.statistics.labels import TokenLabels
 from interpcore.stats import GroupSums, TokenBlock
 
 pd = pytest.importorskip("pandas")

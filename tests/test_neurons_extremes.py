@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import torch
 
-from interpcore.neurons.cosines import summarize_cosines
+from interpcore.neurons.correlation.partners import Partners
 from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
-from interpcore.neurons.partners import Partners
+from interpcore.neurons.weights.cosines import summarize_cosines
 
 
 def test_extremes_among_equals_and_gaps() -> None:

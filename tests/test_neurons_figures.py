@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from interpcore.neurons import figures as fg
-from interpcore.neurons import figures_behaviour as fb
+from interpcore.neurons.report import behaviour as fb
+from interpcore.neurons.report import figures as fg
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")

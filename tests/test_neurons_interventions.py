@@ -12,7 +12,7 @@ from families import transformers_model
 import interpcore
 from interpcore.model import Edit, Function
 from interpcore.model.readout import Readout, log_unigram, next_tokens
-from interpcore.neurons.interventions import KINDS, Intervention, clean_run, intervene, measure_clean
+from interpcore.neurons.effects.interventions import KINDS, Intervention, clean_run, intervene, measure_clean
 
 EVERY = [
     Intervention(kind, value, site)

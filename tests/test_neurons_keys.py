@@ -12,16 +12,17 @@ from families import transformers_model
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Plan
-from interpcore.neurons import labels as lb
 from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.correlate import Settings, correlate, load_correlations
-from interpcore.neurons.explanation_study import Options
+from interpcore.neurons.correlation.correlate import Settings, correlate, load_correlations
+from interpcore.neurons.correlation.jackknife import jackknife
+from interpcore.neurons.effects.intervention_study import intervention_study
+from interpcore.neurons.effects.interventions import Intervention
 from interpcore.neurons.features import FeatureTable
-from interpcore.neurons.intervention_study import intervention_study
-from interpcore.neurons.interventions import Intervention
-from interpcore.neurons.jackknife import jackknife
-from interpcore.neurons.moment_errors import moment_errors
-from interpcore.neurons.neuron_study import NeuronStudy
+from interpcore.neurons.responses.study import Options
+from interpcore.neurons.statistics import labels as lb
+from interpcore.neurons.statistics.label_sums import label_sums
+from interpcore.neurons.statistics.moment_errors import moment_errors
+from interpcore.neurons.study import NeuronStudy
 from interpcore.runs import RunCard, RunError, compare
 
 pytest.importorskip("pandas")
@@ -77,7 +78,7 @@ PASSES = {
         model, shards, batch=2, path=path, progress=False
     )["mean"],
     "label sums": lambda model, shards, path: (
-        lb.label_sums(
+        label_sums(
             model, shards, [lb.TokenLabels(table()), lb.Subsets(shards)], path=path, progress=False
         ).total
     ),
@@ -97,7 +98,7 @@ def test_sums_of_something_else_are_refused(name, model, other_worlds, tmp_path)
 
 def test_sums_depend_on_their_options_and_the_version(model, tmp_path, monkeypatch):
     path = tmp_path / "sums.safetensors"
-    sums = lambda feature, **options: lb.label_sums(  # noqa: E731
+    sums = lambda feature, **options: label_sums(  # noqa: E731
         model, corpus(), [lb.TokenLabels(feature)], path=path, progress=False, **options
     )
     sums(table())

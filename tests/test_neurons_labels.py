@@ -12,13 +12,18 @@ from families import transformers_model
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Tap
-from interpcore.neurons import labels as lb
-from interpcore.neurons.explain import explain
 from interpcore.neurons.features import FeatureTable
-from interpcore.neurons.positions import position_information, position_spread, position_variance_reduction
-from interpcore.neurons.quadrants import quadrant_table, quadrants
-from interpcore.neurons.spacy_labels import SpacyLabels
-from interpcore.neurons.token_pass import Pass
+from interpcore.neurons.responses.explain import explain
+from interpcore.neurons.responses.positions import (
+    position_information,
+    position_spread,
+    position_variance_reduction,
+)
+from interpcore.neurons.statistics import labels as lb
+from interpcore.neurons.statistics.label_sums import label_sums
+from interpcore.neurons.statistics.quadrants import quadrant_table, quadrants
+from interpcore.neurons.statistics.spacy_labels import SpacyLabels
+from interpcore.neurons.statistics.token_pass import Pass
 from interpcore.runs import RunError
 
 TEXTS = ["<s>", "\n", ".", '"', "(", ")", " a", " b", " c", " d"]
@@ -46,7 +51,7 @@ def table():
 def test_sums_over_labels_are_sums_over_tokens(shards):
     model = load("gpt2")
     labellers = [lb.TokenLabels(table(), 0), lb.TokenLabels(table(), 1), lb.Subsets(shards)]
-    sums = lb.label_sums(model, shards, labellers, batch=4, progress=False)
+    sums = label_sums(model, shards, labellers, batch=4, progress=False)
     tokens = shards.sequences(0, 11)
     taps = [Tap("mlp_act", d) for d in range(4)]
     out = model.forward(tokens, taps=taps)
@@ -73,7 +78,7 @@ def test_sums_over_labels_are_sums_over_tokens(shards):
 
 def test_a_killed_pass_goes_on_with_the_same_bits(shards, tmp_path, monkeypatch):
     model, labellers = load("gpt2"), [lb.TokenLabels(table(), 1)]
-    whole = lb.label_sums(model, shards, labellers, batch=2, progress=False)
+    whole = label_sums(model, shards, labellers, batch=2, progress=False)
     read, calls = Pass.read, []
 
     def dies(*arguments):
@@ -86,16 +91,16 @@ def test_a_killed_pass_goes_on_with_the_same_bits(shards, tmp_path, monkeypatch)
     monkeypatch.setattr(Pass, "read", dies)
     path = tmp_path / "sums.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        lb.label_sums(model, shards, labellers, path=path, batch=2, progress=False)
+        label_sums(model, shards, labellers, path=path, batch=2, progress=False)
     assert path.is_file()
-    resumed = lb.label_sums(model, shards, labellers, path=path, batch=2, progress=False)
+    resumed = label_sums(model, shards, labellers, path=path, batch=2, progress=False)
     assert torch.equal(resumed.total, whole.total) and torch.equal(resumed.all_square, whole.all_square)
     assert len(calls) < 4 + 6  # the blocks done before the kill were not done again
     before = len(calls)
-    lb.label_sums(model, shards, labellers, path=path, batch=2, progress=False)
+    label_sums(model, shards, labellers, path=path, batch=2, progress=False)
     assert len(calls) == before
     with pytest.raises(RunError, match="holds sums of something else"):
-        lb.label_sums(model, shards, [lb.TokenLabels(table(), 2)], path=path, batch=2, progress=False)
+        label_sums(model, shards, [lb.TokenLabels(table(), 2)], path=path, batch=2, progress=False)
 
 
 def test_surroundings_are_read_from_the_text():
@@ -117,7 +122,7 @@ def test_surroundings_are_read_from_the_text():
 def test_masked_tokens_count_nowhere(shards):
     nothing = TokenShards.of_arrays(np.ones((3, 5), int), 61, masks={"newline": [1]})
     with pytest.raises(ValueError, match="leave none of the 15 tokens"):
-        lb.label_sums(load("gpt2"), nothing, [lb.Subsets(nothing)], progress=False)
+        label_sums(load("gpt2"), nothing, [lb.Subsets(nothing)], progress=False)
 
 
 def test_spacy_is_asked_for_by_name():

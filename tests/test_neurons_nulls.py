@@ -7,9 +7,9 @@ import pytest
 import torch
 from correlated_models import NAMES, correlated_models, correlated_shards
 
-from interpcore.neurons.correlation_study import Settings, Study
-from interpcore.neurons.null_baselines import _NullReader
-from interpcore.neurons.similarity import rotation_matrix
+from interpcore.neurons.correlation.nulls import _NullReader
+from interpcore.neurons.correlation.setup import Settings, Study
+from interpcore.neurons.correlation.similarity import rotation_matrix
 
 BLOCK = (0, 4)
 

@@ -11,15 +11,16 @@ import torch
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.accumulate import Statistics
 from interpcore.neurons.features import word_texts
-from interpcore.neurons.labels import LABELS, corpus_labellers, label_sums
-from interpcore.neurons.moment_errors import moment_errors
-from interpcore.neurons.neuron_study import NeuronStudy
-from interpcore.neurons.quadrants import quadrants
-from interpcore.neurons.summarize import summarize
-from interpcore.neurons.summary import Summary, merge_summaries
-from interpcore.neurons.token_pass import Pass
+from interpcore.neurons.statistics.accumulate import Statistics
+from interpcore.neurons.statistics.label_sums import label_sums
+from interpcore.neurons.statistics.labels import LABELS, corpus_labellers
+from interpcore.neurons.statistics.moment_errors import moment_errors
+from interpcore.neurons.statistics.quadrants import quadrants
+from interpcore.neurons.statistics.summarize import summarize
+from interpcore.neurons.statistics.summary import Summary, merge_summaries
+from interpcore.neurons.statistics.token_pass import Pass
+from interpcore.neurons.study import NeuronStudy
 
 CONTEXT, SEQUENCES, BATCH = 24, 90, 12
 ALL = Statistics(top=2, histogram=False, published=False, errors=20, quadrants=50, labels=LABELS)

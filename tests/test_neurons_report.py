@@ -14,10 +14,10 @@ import transformers
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons import report as reporting
-from interpcore.neurons.correlate import Settings
-from interpcore.neurons.explanation_study import Options
-from interpcore.neurons.neuron_study import NeuronStudy
+from interpcore.neurons.correlation.correlate import Settings
+from interpcore.neurons.report import report as reporting
+from interpcore.neurons.responses.study import Options
+from interpcore.neurons.study import NeuronStudy
 from interpcore.runs import pages
 
 pd = pytest.importorskip("pandas")

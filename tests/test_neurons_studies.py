@@ -12,12 +12,18 @@ from families import transformers_model
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Tap
-from interpcore.neurons import cache as caching
-from interpcore.neurons import intervention_study as study
-from interpcore.neurons.deactivation import first_keys, path_ablation
-from interpcore.neurons.deactivation_study import deactivation_study, score_table
-from interpcore.neurons.interventions import Intervention, clean_run, intervene, measure_clean, parse_neurons
-from interpcore.neurons.weights import fold
+from interpcore.neurons.effects import intervention_study as study
+from interpcore.neurons.effects import saved as caching
+from interpcore.neurons.effects.deactivation import first_keys, path_ablation
+from interpcore.neurons.effects.deactivation_study import deactivation_study, score_table
+from interpcore.neurons.effects.interventions import (
+    Intervention,
+    clean_run,
+    intervene,
+    measure_clean,
+    parse_neurons,
+)
+from interpcore.neurons.weights.fold import fold
 from interpcore.runs import RunError
 
 pd = pytest.importorskip("pandas")

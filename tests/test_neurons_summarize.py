@@ -16,10 +16,10 @@ import interpcore
 from interpcore import ops
 from interpcore.data.tokens import TokenShards, write_shards
 from interpcore.model import Model, Tap
-from interpcore.neurons import summarize as module
-from interpcore.neurons.accumulate import Sizes, Statistics, plan_passes
-from interpcore.neurons.summarize import estimate, part_range, summarize
-from interpcore.neurons.summary import Summary, merge_summaries
+from interpcore.neurons.statistics import summarize as module
+from interpcore.neurons.statistics.accumulate import Sizes, Statistics, plan_passes
+from interpcore.neurons.statistics.summarize import estimate, part_range, summarize
+from interpcore.neurons.statistics.summary import Summary, merge_summaries
 from interpcore.runs import RunError
 from interpcore.stats import GroupSums, Histogram, LinearBins, MergeError, OctaveBins, TokenBlock, TopExamples
 

@@ -13,9 +13,9 @@ import pytest
 from summary_case import expect_same_bits, one_block
 
 from interpcore.data.tokens import TokenShards, write_shards
-from interpcore.neurons.accumulate import Statistics
-from interpcore.neurons.summarize import summarize
-from interpcore.neurons.summary import Summary
+from interpcore.neurons.statistics.accumulate import Statistics
+from interpcore.neurons.statistics.summarize import summarize
+from interpcore.neurons.statistics.summary import Summary
 
 
 def test_survives_kill_9(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from interpcore.data.tokens import TokenShards
-from interpcore.neurons.accumulate import Statistics
-from interpcore.neurons.summarize import summarize
+from interpcore.neurons.statistics.accumulate import Statistics
+from interpcore.neurons.statistics.summarize import summarize
 from summary_case import one_block
 folder = Path(sys.argv[2])
 summarize(one_block(), TokenShards.open(folder / "shards"), folder / "run", Statistics(top=5),

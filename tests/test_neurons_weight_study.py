@@ -6,9 +6,9 @@ import pytest
 from families import transformers_model
 
 import interpcore
-from interpcore.neurons import composition, cosines
-from interpcore.neurons import weight_study as ws
-from interpcore.neurons.weights import fold
+from interpcore.neurons.weights import composition, cosines
+from interpcore.neurons.weights import study as ws
+from interpcore.neurons.weights.fold import fold
 from interpcore.runs import RunError, read_tensors
 
 pd = pytest.importorskip("pandas")

@@ -11,9 +11,9 @@ from families import transformers_model
 from test_parity_data import load as load_reduced
 
 import interpcore
-from interpcore.neurons import composition as comp
-from interpcore.neurons import cosines
-from interpcore.neurons.weights import (
+from interpcore.neurons.weights import composition as comp
+from interpcore.neurons.weights import cosines
+from interpcore.neurons.weights.fold import (
     FoldedWeights,
     NeuronWeights,
     fold,
@@ -22,7 +22,7 @@ from interpcore.neurons.weights import (
     neuron_columns,
     null_space_fraction,
 )
-from interpcore.neurons.weights import cosine as row_cosine
+from interpcore.neurons.weights.fold import cosine as row_cosine
 
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "gpt_neox-serial", "llama", "qwen2", "gpt_neo")
 

@@ -11,9 +11,9 @@ import torch
 from neuron_arrays import correlate_arrays
 from torch import Tensor
 
-from interpcore.neurons.correlate import Settings
-from interpcore.neurons.partners import Partners
-from interpcore.neurons.universal import universality
+from interpcore.neurons.correlation.correlate import Settings
+from interpcore.neurons.correlation.partners import Partners
+from interpcore.neurons.correlation.universal import universality
 
 WIDTHS = [(128, 128), (128, 128)]
 REDUCED = Path(__file__).parent / "data" / "parity_neurons.npz"

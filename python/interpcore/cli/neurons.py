@@ -110,7 +110,7 @@ def summarize(
     """
     study = open_study(out, model, tokens, device=device, quiet=quiet, memory=memory)
     if estimate:
-        from interpcore.neurons.summarize import estimate as estimate_summary
+        from interpcore.neurons.statistics.summarize import estimate as estimate_summary
 
         typer.echo(str(estimate_summary(study.model, study.tokens, study.statistics, memory=study.memory)))
         return
@@ -153,9 +153,9 @@ def correlate(
     Example: interpcore neurons correlate --model tiny --partner tiny-s1 --partner tiny-s2
     --tokens runs/tokens-tiny --out runs/neurons-tiny
     """
-    from interpcore.neurons.correlate import Settings
-    from interpcore.neurons.correlate import estimate as estimate_correlations
-    from interpcore.neurons.universal import SIMILAR, universality
+    from interpcore.neurons.correlation.correlate import Settings
+    from interpcore.neurons.correlation.correlate import estimate as estimate_correlations
+    from interpcore.neurons.correlation.universal import SIMILAR, universality
 
     kind = "published" if protocol is Protocol.paper else rotation.value
     settings = Settings(rotation=kind, draws=draws, seed=seed, budget=budget * 1e9)
@@ -300,8 +300,8 @@ def report(
     Example: interpcore neurons report --model tiny --partner tiny-s1 --partner tiny-s2
     --tokens runs/tokens-tiny --unigram-least 100 --out runs/neurons-tiny
     """
-    from interpcore.neurons.explanation_study import Options
-    from interpcore.neurons.report import write_report
+    from interpcore.neurons.report.report import write_report
+    from interpcore.neurons.responses.study import Options
 
     study = open_study(
         out,

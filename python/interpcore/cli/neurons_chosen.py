@@ -59,8 +59,8 @@ def explain(
 
     Example: interpcore neurons explain --tokens runs/tokens-tiny --unigram-least 100 --out runs/neurons-tiny
     """
-    from interpcore.neurons.explanation_study import Options
     from interpcore.neurons.features import rule_features
+    from interpcore.neurons.responses.study import Options
 
     rule_features((), features)  # a bad file is refused before the folder is this run's
     study = open_study(out, model, tokens, device=device, quiet=quiet, memory=memory)
@@ -98,8 +98,8 @@ def intervene(
     Example: interpcore neurons intervene --tokens runs/tokens-tiny --neurons 3.120,3.7 --out
     runs/neurons-tiny
     """
-    from interpcore.neurons.interventions import parse_neurons
-    from interpcore.neurons.neuron_study import intervention_step
+    from interpcore.neurons.effects.interventions import parse_neurons
+    from interpcore.neurons.study import intervention_step
 
     study = open_study(
         out, model, tokens, device=device, quiet=quiet, protocol=protocol, seed=seed, limit=sequences
@@ -134,7 +134,7 @@ def deactivation(
 
     Example: interpcore neurons deactivation --tokens runs/tokens-tiny --out runs/neurons-tiny
     """
-    from interpcore.neurons.interventions import parse_neurons
+    from interpcore.neurons.effects.interventions import parse_neurons
 
     study = open_study(out, model, tokens, device=device, quiet=quiet, seed=seed, limit=sequences)
     chosen = None if neurons is None else parse_neurons(neurons, study.model)
@@ -163,8 +163,8 @@ def cache(
     """
     import torch
 
-    from interpcore.neurons.cache import cache as save
-    from interpcore.neurons.interventions import parse_neurons
+    from interpcore.neurons.effects.interventions import parse_neurons
+    from interpcore.neurons.effects.saved import cache as save
 
     if dtype not in ("float32", "float16"):
         raise Refused(f"--dtype is float32 or float16; got {dtype!r}.")
@@ -199,7 +199,7 @@ def view(
 
     Example: interpcore neurons view tiny 3 120 --tokens runs/tokens-tiny --out runs/neurons-tiny
     """
-    from interpcore.neurons.neuron_page import neuron_page
+    from interpcore.neurons.report.neuron_page import neuron_page
     from interpcore.runs import write_bytes
 
     study = open_study(out, model, tokens, device=device, quiet=True)

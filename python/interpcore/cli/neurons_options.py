@@ -14,8 +14,8 @@ import typer
 from interpcore.errors import Refused
 
 if TYPE_CHECKING:
-    from interpcore.neurons.correlate import Settings
-    from interpcore.neurons.neuron_study import NeuronStudy
+    from interpcore.neurons.correlation.correlate import Settings
+    from interpcore.neurons.study import NeuronStudy
 
 
 class Protocol(StrEnum):
@@ -67,7 +67,7 @@ Published = Annotated[
 
 def study_settings(protocol: Protocol, seed: int, budget: float) -> Settings:
     """Of correlations, as `correlate` takes them without options of its own."""
-    from interpcore.neurons.correlate import Settings
+    from interpcore.neurons.correlation.correlate import Settings
 
     rotation = "published" if protocol is Protocol.paper else "haar"
     return Settings(rotation=rotation, seed=seed, budget=budget * 1e9)
@@ -97,7 +97,7 @@ def open_study(
     import interpcore
     from interpcore.cli.extras import require
     from interpcore.data.tokens import TokenShards
-    from interpcore.neurons.neuron_study import NeuronStudy
+    from interpcore.neurons.study import NeuronStudy
     from interpcore.neurons.study_folder import check_study_folder
 
     require("neurons")

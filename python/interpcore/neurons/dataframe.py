@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.neurons.correlation.universal import Universality
 from interpcore.neurons.families import add_families
 from interpcore.neurons.published import (
     COLUMNS,
@@ -22,7 +23,6 @@ from interpcore.neurons.published import (
     read_published,
     summarize_table,
 )
-from interpcore.neurons.universal import Universality
 from interpcore.ops import ColumnMoments
 from interpcore.runs import RunFolder, write_json
 from interpcore.runs.frames import write_frame

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interpcore.neurons.correlation_study import Correlations
+from interpcore.neurons.correlation.setup import Correlations
 from interpcore.ops import ColumnMoments
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Neurons of several models against one another: sums, similarities, errors, universality."""

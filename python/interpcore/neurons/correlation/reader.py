@@ -1,0 +1,193 @@
+"""Neuron activations of several models on the same tokens, block by block, shifted and scaled for
+products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
+from interpcore.model import Model
+from interpcore.neurons.statistics.token_pass import mlp_sides, pilot_activations
+from interpcore.ops import Pilot, centered, column_moments
+
+SIMILARITIES = ("pearson", "cosine", "jaccard")
+_FORWARD_TOKENS = 2048  # of one forward
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """The neurons of a model, numbered through its block calls.
+
+    Args:
+        name: of the model.
+        widths: neurons of each block call.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of neurons."""
+        return sum(self.widths)
+
+    def span(self, depth: int) -> slice:
+        """The numbers of a block call's neurons."""
+        start = sum(self.widths[:depth])
+        return slice(start, start + self.widths[depth])
+
+    def address(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Block call and neuron of numbers, each of the same shape; -1 stays -1."""
+        index, ends = index.cpu().contiguous(), torch.tensor(self.widths).cumsum(0)
+        depth = torch.bucketize(index, ends, right=True).clamp(max=len(self.widths) - 1)
+        neuron = index - (ends - torch.tensor(self.widths))[depth]
+        return depth.where(index >= 0, -1), neuron.where(index >= 0, -1)
+
+
+@dataclass(frozen=True)
+class ColumnSums:
+    """Sums over the kept tokens of a block, of shifted and scaled activations c = (x - shift) scale.
+
+    Args:
+        count: number of kept tokens.
+        total, square: sums of c and c^2 `[N]` float64.
+        nonfinite: number of infinities and NaNs `[N]` int64; each counts as c = 0.
+    """
+
+    count: int
+    total: Tensor
+    square: Tensor
+    nonfinite: Tensor
+
+
+def neuron_set(model: Model, name: str | None = None) -> NeuronSet:
+    """The neurons of a model: what the down projection of every block call reads.
+
+    Raises:
+        ValueError: the model has blocks without such a site.
+    """
+    if "mlp_act" in model.spec.absent:
+        raise Refused(f"{model.spec.name} has no site 'mlp_act': {model.spec.absent['mlp_act']}")
+    widths = tuple(model.block(depth).neurons.d_mlp for depth in range(model.plan.n_calls))
+    return NeuronSet(model.spec.name.rstrip("/").rsplit("/", 1)[-1] if name is None else name, widths)
+
+
+def activations(model: Model, tokens: Tensor, depths: Sequence[int]) -> Iterator[tuple[slice, int, Tensor]]:
+    """What the down projections read, a few sequences at a time.
+
+    Args:
+        tokens: [sequence, position] int64.
+        depths: block calls.
+
+    Yields:
+        Rows of tokens.flatten(), the block call, and its activations there [rows, neuron].
+    """
+    context = tokens.shape[1]
+    step = max(_FORWARD_TOKENS // context, 1)
+    for start in range(0, len(tokens), step):
+        part = tokens[start : start + step].to(model.device)
+        rows = slice(start * context, start * context + part.numel())
+        for depth, sides in mlp_sides(model, part, depths).items():
+            yield rows, depth, sides["post"]
+
+
+class Reader:
+    """Reads blocks of sequences through several models.
+
+    Args:
+        models: the models, on one device.
+        sets: their neurons.
+        shards: the tokens.
+        similarity: "jaccard" replaces an activation by whether it exceeds `jaccard_threshold`.
+        precision: of the products, as in `interpcore.ops.comoments`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        sets: Sequence[NeuronSet],
+        shards: TokenShards,
+        *,
+        similarity: str = "pearson",
+        jaccard_threshold: float = 0.0,
+        precision: str = "float32",
+    ) -> None:
+        self.models, self.sets, self.shards = models, sets, shards
+        self.similarity, self.jaccard_threshold, self.precision = similarity, jaccard_threshold, precision
+        self.pilots: list[Pilot] = []
+        self._buffers: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def measure_pilots(self) -> None:
+        """Shift and scale of every neuron, from the first tokens that count."""
+        self.pilots = []
+        for model, neurons in zip(self.models, self.sets, strict=True):
+            if self.similarity == "jaccard":
+                ones = torch.ones(neurons.total, device=model.device)
+                self.pilots.append(Pilot(torch.zeros_like(ones), ones))
+                continue
+            found = pilot_activations(model, self.shards, max(_FORWARD_TOKENS // self.shards.context, 1))
+            self.pilots.append(Pilot.of(torch.cat([found[depth]["post"] for depth in sorted(found)], 1)))
+
+    @torch.no_grad()
+    def read(
+        self, start: int, stop: int, depths: Sequence[Sequence[int]]
+    ) -> tuple[list[Tensor], list[ColumnSums]]:
+        """Shifted and scaled activations on the sequences from `start` up to `stop`.
+
+        Args:
+            depths: block calls of each model; the columns of the others are not filled.
+
+        Returns:
+            By model: values [token, neuron], 0 at tokens without mask (overwritten by the next call), and
+                sums over the kept tokens, 0 in columns that are not filled.
+        """
+        tokens = self.shards.sequences(start, stop)
+        mask = self._mask(tokens)
+        found, sums = [], []
+        for index, chosen in enumerate(depths):
+            values, of_model = self._read_model(index, tokens, mask, chosen)
+            found.append(values)
+            sums.append(of_model)
+        return found, sums
+
+    def _read_model(
+        self, index: int, tokens: Tensor, mask: Tensor, depths: Sequence[int]
+    ) -> tuple[Tensor, ColumnSums]:
+        model, neurons, pilot = self.models[index], self.sets[index], self.pilots[index]
+        values = self._buffer(index, tokens.numel())
+        total = torch.zeros(neurons.total, dtype=torch.float64, device=model.device)
+        square, nonfinite = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.int64)
+        for rows, depth, raw in activations(model, tokens, depths):
+            span = neurons.span(depth)
+            kept, own = mask[rows], Pilot(pilot.shift[span], pilot.scale[span])
+            if self.similarity == "jaccard":
+                nonfinite[span] += (~raw.isfinite() & kept[:, None]).sum(0)
+                raw = (raw > self.jaccard_threshold).to(raw.dtype)
+            centered(raw, kept, own, precision=self.precision, out=values[rows, span])
+            moments = column_moments(raw, kept, shift=own.shift)
+            off = torch.where(moments.count > 0, moments.mean - own.shift.double(), 0)
+            scale = own.scale.double()
+            total[span] += moments.count * off * scale
+            square[span] += (moments.m2 + moments.count * off.square()) * scale.square()
+            nonfinite[span] += moments.nonfinite
+        return values, ColumnSums(int(mask.sum()), total, square, nonfinite)
+
+    def _mask(self, tokens: Tensor) -> Tensor:
+        return self.shards.mask(tokens).flatten().to(self.models[0].device)
+
+    def _buffer(self, index: int, rows: int) -> Tensor:
+        """Room for values of a model, kept between calls so that its pages are touched once."""
+        model = self.models[index]
+        kept = self._buffers.get(index)
+        if kept is None or len(kept) < rows:
+            wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+            dtype = torch.bfloat16 if self.precision == "bfloat16" else wide
+            kept = torch.zeros((rows, self.sets[index].total), dtype=dtype, device=model.device)
+            self._buffers[index] = kept
+        return kept[:rows]

@@ -1,0 +1,1 @@
+"""What a neuron does: interventions, deactivated heads, saved activations."""

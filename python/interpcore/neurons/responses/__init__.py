@@ -1,0 +1,1 @@
+"""What a neuron responds to: features, labels and positions that explain it."""

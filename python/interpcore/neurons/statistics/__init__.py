@@ -1,0 +1,1 @@
+"""Tokens once, all statistics: the pass, its accumulators, and what they hold."""

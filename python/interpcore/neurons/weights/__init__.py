@@ -1,0 +1,1 @@
+"""What a neuron reads and writes, from folded weights."""
