@@ -17,8 +17,8 @@ from interpcore.model.load import FAMILIES
 from interpcore.model.load.parts import Parts
 from interpcore.model.mixture import Mixture
 from interpcore.model.projection import FusedQKV, Projection, SplitQKV
-from interpcore.neurons.activations import neuron_set
-from interpcore.neurons.token_pass import mlp_widths
+from interpcore.neurons.correlation.reader import neuron_set
+from interpcore.neurons.statistics.token_pass import mlp_widths
 
 TOKENS = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(5))
 MIXTURES = ["mixtral", "qwen3_moe", "olmoe"]
