@@ -199,3 +199,15 @@ def test_a_model_of_stories_knows_no_such_facts(shared, relation, tmp_path):
     assert result.exit_code == 1 and "knows no such facts" in str(result.exception)
     assert "Left out: object superclass: the model knows" in result.output
     assert report_of(tmp_path / "run").table.trials.sum() == 0
+
+
+def test_a_first_try_that_measured_nothing_gives_way_to_the_corrected_command(model, relation, tmp_path):
+    facts = write(tmp_path / "facts", replace(relation, samples=relation.samples[:30]))
+    first = lre_run(model, facts, tmp_path / "run", "--examples", "29")
+    assert first.exit_code == 1 and "knows no such facts" in str(first.exception)
+    again = lre_run(model, facts, tmp_path / "run", "--examples", "4")
+    assert again.exit_code == 0, again.output
+    other = lre_run(model, facts, tmp_path / "run", "--examples", "5")
+    assert other.exit_code == 1 and "examples" in str(other.exception)
+    more = lre_run(model, facts, tmp_path / "run", "--examples", "4", "--trials", "2")
+    assert more.exit_code == 0 and report_of(tmp_path / "run").table.trials.max() == 2

@@ -61,25 +61,20 @@ def write_report(folder: RunFolder) -> Report:
     if not results:
         why = f"all {len(broken)} failed, the first: {broken[0]}" if broken else "run the study first"
         raise RunError(f"{folder.path} holds no finished LRE trial; {why}")
-    done = tables.measured(results)
-    written = {RELATIONS: tables.relation_table(results)}
-    if done:
-        written |= {
-            "tables/subjects.parquet": tables.subject_table(done),
-            "tables/curves.parquet": tables.curve_table(done),
-        }
-    table, model = written[RELATIONS], folder.card.model or "model"
-    files: list[Path] = []
-    for name, frame in written.items():
-        files += write_frame(folder.artifact(name.removesuffix(".parquet")), frame)
+    done, table = tables.measured(results), tables.relation_table(results)
+    files, model = list[Path](), folder.card.model or "model"
     for relation in dict.fromkeys(result["relation"] for result in done):
         mine = [result for result in done if result["relation"] == relation]
         files.append(folder.artifact(f"hparams/{model}/{relation.replace(' ', '_')}.json"))
         write_json(files[-1], tables.published_hparams(model, mine))
-    if done:
+    if done:  # a folder in which nothing was measured stays free for a corrected command
+        curves = tables.curve_table(done)
+        written = {"relations": table, "subjects": tables.subject_table(done), "curves": curves}
+        for name, frame in written.items():
+            files += write_frame(folder.artifact(f"tables/{name}"), frame)
         measured = table[table.trials > 0]
         said = figures.caption_of(measured, model)
-        for name, figure in _figures(measured, written["tables/curves.parquet"]).items():
+        for name, figure in _figures(measured, curves).items():
             files += save_figure(folder.artifact(f"figures/{name}"), figure, said)
     refused = list(dict.fromkeys(r["reason"] for r in results if r["status"] == "refused"))
     problems = [*refused, *broken]

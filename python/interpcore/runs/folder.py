@@ -130,9 +130,9 @@ class RunFolder:
         return card
 
     def _is_empty(self) -> bool:
-        """Whether nothing is finished."""
+        """Whether nothing is finished; a cell that only says that its input was refused is not."""
         kept = any(file.is_file() for file in (self.path / _ARTIFACTS).rglob("*"))
-        return not kept and not any(row.status == "done" for row in self.ledger)
+        return not kept and not any(row.status == "done" and not row.refused for row in self.ledger)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], card: RunCard, *, shared: bool = False) -> Self:

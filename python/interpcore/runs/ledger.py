@@ -58,6 +58,11 @@ class Row:
     source: str | None = None
 
     @property
+    def refused(self) -> bool:
+        """Whether the result only says, under `reason`, why there is nothing; it finishes nothing."""
+        return isinstance(self.result, dict) and bool(self.result.get("reason"))
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The cell's parameters, read back from the key."""
         value: dict[str, Any] = json.loads(self.key)
