@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as tf
-from families import SMALL, transformers_model
+from families import transformers_model
 from recurrent import recurrent_model
 from summary_case import expect_same_bits, states
 from torch import Tensor
@@ -16,6 +15,7 @@ import interpcore
 from interpcore import ops
 from interpcore.data.tokens import TokenShards, write_shards
 from interpcore.model import Model, Tap
+from interpcore.model.generic import GenericModel
 from interpcore.neurons.statistics import summarize as module
 from interpcore.neurons.statistics.accumulate import Sizes, Statistics, plan_passes
 from interpcore.neurons.statistics.summarize import estimate, part_range, summarize
@@ -289,18 +289,7 @@ def test_bad_input_is_refused(options: dict, sentence: str, gpt2: Model, tmp_pat
 
 
 def test_a_model_without_readable_neurons_is_refused(tmp_path: Path) -> None:
-    config = tf.OPTConfig(
-        **SMALL,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=64,
-        word_embed_proj_dim=32,
-    )
-    with torch.random.fork_rng():
-        hf = tf.AutoModelForCausalLM.from_config(config).eval()
-    with pytest.warns(UserWarning):
-        generic = interpcore.load(hf)
+    generic: Any = GenericModel.wrap(transformers_model("gpt2"), "some-model")
     with pytest.raises(ValueError, match="generic adapter"):
         run(generic, tmp_path / "run")
 
