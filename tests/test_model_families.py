@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import interpcore
 from interpcore.model import Call, Model, Plan, Tap
+from interpcore.model.card import weights_hash
 from interpcore.model.linearize import Rules, linearize
 from interpcore.model.load import FAMILIES
 from interpcore.model.load.parts import Parts
@@ -61,6 +62,21 @@ def test_the_derivative_holds_for_few_vectors_and_for_many(vectors):
     for v in range(0, vectors, 13):
         (theirs,) = torch.autograd.grad(out, zero, g[:, v, 0], retain_graph=True)
         torch.testing.assert_close(last.resid[:, v], theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_moves_is_hashed_and_takes_narrow_products(family):
+    wide = build(family)
+    narrow = wide.to(dtype=torch.float32)
+    assert weights_hash(narrow) != weights_hash(wide)
+    g = torch.randn(2, 3, 1, 32, generator=torch.Generator().manual_seed(2))
+    exact, rough = (
+        [*linearize(narrow, TOKENS, rules=Rules(precision=precision)).reverse(g)][-1].resid
+        for precision in ("float32", "bfloat16")
+    )
+    (*_, best) = linearize(wide, TOKENS).reverse(g.double())
+    assert float((exact - best.resid).norm() / best.resid.norm()) < 1e-5
+    assert 1e-5 < float((rough - exact).norm() / exact.norm()) < 0.05
 
 
 def test_frozen_scores_freeze_the_router():
