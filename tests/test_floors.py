@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def test_a_floor_imports_only_from_below(floor: str) -> None:
             parts = name.split(".")
             if parts[0] == "interpcore" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != floor:
                 assert LEVEL[parts[1]] < LEVEL[floor], f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rooms_of_a_family_import_in_no_circle(family: str) -> None:
+    rooms = {path.parent.name for path in (PACKAGE / family).glob("*/__init__.py")}
+    above: dict[str, set[str]] = {room: set() for room in rooms}
+    for path in files():
+        parts = path.relative_to(PACKAGE).parts
+        if parts[0] == family and parts[1] in rooms:
+            named = (name.split(".") for name in imported(path, ast.parse(path.read_text())))
+            used = {n[2] for n in named if n[:2] == ["interpcore", family] and len(n) > 2}
+            above[parts[1]] |= (used & rooms) - {parts[1]}
+    TopologicalSorter(above).prepare()  # raises CycleError
 
 
 def test_what_lies_below_all_floors_imports_none() -> None:
