@@ -151,9 +151,9 @@ def test_estimates_come_before_the_work(base, tmp_path):
 
 def test_a_study_holds_one_model_and_nothing_else(base, reported):
     for words, said in (
-        (["tiny-s1", 3, 120, "--out", base / "study"], "whose weights are not those of tiny-s1"),
-        (["tiny", 3, 120, "--out", base / "tokens"], "holds token shards"),
-        (["tiny", 3, 120, "--out", base / "study" / "summary"], "holds a single run"),
+        ([3, 120, "--model", "tiny-s1", "--out", base / "study"], "whose weights are not those of tiny-s1"),
+        ([3, 120, "--out", base / "tokens"], "holds token shards"),
+        ([3, 120, "--out", base / "study" / "summary"], "holds a single run"),
     ):
         with pytest.raises(ValueError, match=said):
             neurons("view", *words)
@@ -161,7 +161,7 @@ def test_a_study_holds_one_model_and_nothing_else(base, reported):
 
 def test_view_shows_one_neuron(base, reported):
     shown = neurons(
-        "view", "tiny", 2, 80, "--tokens", base / "tokens", "--out", base / "study", "--examples", 3
+        "view", 2, 80, "--tokens", base / "tokens", "--out", base / "study", "--examples", 3
     )
     assert shown.exit_code == 0
     page = (base / "study" / "view" / "2.80.html").read_text()
@@ -178,12 +178,12 @@ def test_view_shows_one_neuron(base, reported):
 
 
 def test_neurons_of_ones_own_choice(base, tmp_path):
-    study = ["--tokens", base / "tokens", "--out", tmp_path / "own", "--quiet", "--sequences", 3]
-    done = neurons("intervene", "--neurons", "3.5,1.7", "--values", "0,2", *study)
+    few = ["--tokens", base / "tokens", "--out", tmp_path / "own", "--quiet", "--sequences", 3]
+    done = neurons("intervene", "--neurons", "3.5,1.7", "--values", "0,2", *few)
     assert done.exit_code == 0
     table = pd.read_csv(tmp_path / "own" / "intervene" / "artifacts" / "interventions.csv")
     assert sorted(table.kind.value_counts().items()) == [("fixed", 8), ("mean", 4), ("none", 1)]
-    silent = neurons("intervene", "--neurons", "3.5", "--kind", "zero", "--site", "pre", *study)
+    silent = neurons("intervene", "--neurons", "3.5", "--kind", "zero", "--site", "pre", *few)
     assert silent.exit_code == 0
     other = pd.read_csv(tmp_path / "own" / "intervene-zero-pre" / "artifacts" / "interventions.csv")
     assert other.kind.tolist() == ["none", "zero", "mean", "zero", "mean"]
@@ -194,15 +194,14 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     ):
         expected = table[same & (table.layer == 3)].loss.tolist()
         assert other[other.kind == kind].loss.tolist() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match="An intervention is one of zero, threshold"):
-        neurons("intervene", "--neurons", "3.5", "--kind", "negate", *study)
-    done = neurons("deactivation", "--neurons", "0.470,1.7", "--first", 16, *study)
+    assert neurons("intervene", "--neurons", "3.5", "--kind", "negate", *few).exit_code == 2
+    done = neurons("deactivation", "--neurons", "0.470,1.7", "--first", 16, *few)
     assert done.exit_code == 0 and "random directions" in done.output
     heads = pd.read_csv(tmp_path / "own" / "deactivation" / "artifacts" / "heads.csv")
     assert len(heads) == (3 + 2) * 4
     cached = neurons(
-        "cache", "--neurons", "2.80,0.1", "--tokens", base / "tokens", "--sequences", 3, "--dtype", "float16",
-        "--out", tmp_path / "own", "--quiet",
+        "cache", "--neurons", "2.80,0.1", "--tokens", base / "tokens", "--sequences", 3, "--quiet",
+        "--precision", "float16", "--out", tmp_path / "own",
     )  # fmt: skip
     assert cached.exit_code == 0
     found = read_cache(tmp_path / "own" / "cache")  # a step of the study beside the others
@@ -233,7 +232,7 @@ def test_published_tables_are_summarised_without_a_model(tmp_path):
     [
         (["dataframe", "--out", "x"], "needs --tokens, or a published table"),
         (["summarize", "--tokens", "nowhere", "--out", "x"], "holds no token shards"),
-        (["view", "tiny", "9", "0", "--out", "x"], "no neuron 9.0"),
+        (["view", "9", "0", "--out", "x"], "no neuron 9.0"),
         (["tokens", "nowhere", "--out", "x"], "no file or folder nowhere"),
     ],
 )

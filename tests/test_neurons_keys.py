@@ -18,11 +18,11 @@ from interpcore.neurons.correlation.jackknife import jackknife
 from interpcore.neurons.effects.intervention_study import intervention_study
 from interpcore.neurons.effects.interventions import Intervention
 from interpcore.neurons.features import FeatureTable
-from interpcore.neurons.responses.study import Options
+from interpcore.neurons.options import Explain, Options
 from interpcore.neurons.statistics import labels as lb
 from interpcore.neurons.statistics.label_sums import label_sums
 from interpcore.neurons.statistics.moment_errors import moment_errors
-from interpcore.neurons.study import NeuronStudy
+from interpcore.neurons.study import open_study
 from interpcore.runs import RunCard, RunError, compare
 
 pytest.importorskip("pandas")
@@ -181,17 +181,20 @@ def test_cards_of_steps_hold_what_their_results_depend_on(model, tmp_path):
     csv.write_text("layer,neuron,kurt,excess_corr\n0,1,5,0.9\n")
 
     def cards(**options):
-        study = NeuronStudy(tmp_path, model, corpus(), progress=False, **options)
+        how = {name: options.pop(name) for name in ("partners", "command") if name in options}
+        settings = options.pop("settings", None)
+        study = open_study(model, tmp_path, Options(**options), shards=corpus(), progress=False, **how)
+        study.correlating = settings
         table = study.card("dataframe", study.partners, **study._framing())
-        return table, study.report_card(Options(unigram_least=20))
+        return table, study.report_card(Explain(unigram_least=20), 64)
 
     base = cards()
-    assert all(compare(a, b) == [] for a, b in zip(base, cards(memory=1e9, command="typed"), strict=True))
+    assert all(compare(a, b) == [] for a, b in zip(base, cards(memory=1.0, command="typed"), strict=True))
     partner = {"partners": [loaded(2, "partner")], "settings": Settings()}
     with_partner = cards(**partner)
     for one, two in (
         (base, cards(universal=0.3)),
-        (base, cards(published=[csv])),
+        (base, cards(published=[str(csv)])),
         (base, with_partner),
         (
             with_partner,
@@ -200,9 +203,9 @@ def test_cards_of_steps_hold_what_their_results_depend_on(model, tmp_path):
         (with_partner, cards(partners=partner["partners"], settings=Settings(top_k=7))),
     ):
         assert all(compare(a, b) for a, b in zip(one, two, strict=True))
-    published = cards(published=[csv])
+    published = cards(published=[str(csv)])
     csv.write_text("layer,neuron,kurt,excess_corr\n0,1,6,0.9\n")
-    assert all(compare(a, b) for a, b in zip(published, cards(published=[csv]), strict=True))
-    study = NeuronStudy(tmp_path, model, corpus(), progress=False)
-    least, most = (study.report_card(Options(unigram_least=n)) for n in (1, 2))
-    assert compare(least, most)
+    assert all(compare(a, b) for a, b in zip(published, cards(published=[str(csv)]), strict=True))
+    study = open_study(model, tmp_path, shards=corpus(), progress=False)
+    least, most = (study.report_card(Explain(unigram_least=n), 64) for n in (1, 2))
+    assert compare(least, most) and compare(least, study.report_card(Explain(unigram_least=1), 32))

@@ -20,7 +20,7 @@ from interpcore.neurons.statistics.quadrants import quadrants
 from interpcore.neurons.statistics.summarize import summarize
 from interpcore.neurons.statistics.summary import Summary, merge_summaries
 from interpcore.neurons.statistics.token_pass import Pass
-from interpcore.neurons.study import NeuronStudy
+from interpcore.neurons.study import open_study
 
 CONTEXT, SEQUENCES, BATCH = 24, 90, 12
 ALL = Statistics(top=2, histogram=False, published=False, errors=20, quadrants=50, labels=LABELS)
@@ -129,7 +129,7 @@ def test_a_study_reads_the_corpus_once(
         return forward(self, tokens, *arguments, **options)
 
     monkeypatch.setattr(Model, "forward", counted)
-    study = NeuronStudy(tmp_path, model, shards, progress=False)
+    study = open_study(model, tmp_path, shards=shards, progress=False)
     assert len(study.quadrants) == 4 * len(study.table)
     assert len(study.explanations().best)
     pilot = 2048 // CONTEXT * CONTEXT  # one batch

@@ -14,10 +14,10 @@ import transformers
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
-from interpcore.neurons.correlation.correlate import Settings
+from interpcore.neurons.effects.steps import deactivation, interventions
+from interpcore.neurons.options import Options, Report
 from interpcore.neurons.report import report as reporting
-from interpcore.neurons.responses.study import Options
-from interpcore.neurons.study import NeuronStudy
+from interpcore.neurons.study import Study, open_study
 from interpcore.runs import pages
 
 pd = pytest.importorskip("pandas")
@@ -54,7 +54,7 @@ def corpus(model: Model, last_alone: bool = False) -> TokenShards:
     return TokenShards.of_arrays(tokens, model.spec.vocab_size, masks={"bos": masked})
 
 
-def report(study: NeuronStudy, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, bool]]:
+def report(study: Study, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, bool]]:
     """The page, and of each figure whether all of its axes show something."""
     drawn, save = {}, reporting.save_figure
 
@@ -63,17 +63,17 @@ def report(study: NeuronStudy, monkeypatch: pytest.MonkeyPatch) -> tuple[str, di
         return save(path, figure, *arguments, **options)
 
     monkeypatch.setattr(reporting, "save_figure", seen)
-    written = reporting.write_report(study, Options(unigram_least=5))
+    written = reporting.write_report(study, Report(unigram_least=5, limit=4))
     assert {path.stem for path in written.figures} == set(drawn)
     return written.page.read_text(), drawn
 
 
 def test_one_block_and_no_universal_neuron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(1)
-    study = NeuronStudy(
-        tmp_path, model, corpus(model), [small(1, 1, "other")], settings=Settings(), progress=False, limit=4,
-        universal=0.99,
-    )  # fmt: skip
+    options, partners = Options(universal=0.99), [small(1, 1, "other")]
+    study = open_study(
+        model, tmp_path, options, shards=corpus(model), partners=partners, progress=False
+    )
     page, drawn = report(study, monkeypatch)
     assert "small has one block, and no attention follows its neurons" in page
     assert "No neuron is universal: the largest excess correlation is" in page
@@ -81,13 +81,13 @@ def test_one_block_and_no_universal_neuron(tmp_path: Path, monkeypatch: pytest.M
     assert all(drawn.values()) and {"excess", "percentiles", "interventions"} <= set(drawn)
     assert not {"layers", "contrasts", "deactivation"} & set(drawn)
     with pytest.raises(ValueError, match="has one block"):
-        study.deactivation()
+        deactivation(study)
     assert not study.step("deactivation").exists()
 
 
 def test_last_positions_alone_and_no_partner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(2)
-    study = NeuronStudy(tmp_path, model, corpus(model, last_alone=True), progress=False, limit=4)
+    study = open_study(model, tmp_path, shards=corpus(model, last_alone=True), progress=False)
     page, drawn = report(study, monkeypatch)
     for sentence in (
         "no partner model was given",
@@ -98,7 +98,7 @@ def test_last_positions_alone_and_no_partner(tmp_path: Path, monkeypatch: pytest
         assert sentence in page
     assert all(drawn.values()) and "deactivation" in drawn and "positions" not in drawn
     with pytest.raises(ValueError, match="only last positions count"):
-        study.interventions()
+        interventions(study)
 
 
 def test_pages_escape_everything_in_one_place() -> None:

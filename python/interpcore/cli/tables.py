@@ -24,7 +24,8 @@ def show(frame: pd.DataFrame, *notes: str) -> None:
         table.add_row(*(_cell(value) for value in row))
     # Cells must stay whole where the output is no terminal, which Rich takes to be 80 columns wide.
     console = Console(width=max(200, Console().width))
-    console.print(table)
+    if len(frame.columns):
+        console.print(table)
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)
 

@@ -19,6 +19,7 @@ effects/
 report/
     `report` (all figures on a page), `neuron_page`.
 Together
-    `study.NeuronStudy` (a folder with every step), `dataframe` (one row per neuron), `families`, `published`
+    `study.Study` (a folder with every step), `results` (what each experiment shows), `dataframe` (one row
+    per neuron), `families`, `published`
     (tables); `extremes` is what is kept of similarities and cosines.
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interpcore.errors import Refused
-from interpcore.neurons.published import UNIVERSAL
+from interpcore.neurons.options import UNIVERSAL
 from interpcore.stats import Interval, cluster_bootstrap
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.neurons.options import UNIVERSAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +28,6 @@ COLUMNS = (
     "sparsity",
 )  # fmt: skip
 """The published neuron table's columns, in order."""
-
-UNIVERSAL = 0.5
-"""Excess correlation above which a neuron is universal."""
 
 BIN_EDGES = torch.linspace(-10, 15, 256)
 """Edges of the published histogram of pre-activations; bin = number of edges below the value, 257 bins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.load import load
 from interpcore.neurons.cards import corpus_card, file_hashes
 from interpcore.neurons.correlation import setup as correlation_study
 from interpcore.neurons.correlation.jackknife import Jackknife
@@ -22,23 +24,19 @@ from interpcore.neurons.correlation.setup import Correlations, Settings
 from interpcore.neurons.correlation.steps import CorrelationSteps
 from interpcore.neurons.correlation.universal import universality
 from interpcore.neurons.dataframe import neuron_table, write_table
-from interpcore.neurons.effects.deactivation import check_paths
-from interpcore.neurons.effects.deactivation_study import deactivation_study, first_value_table, score_table
-from interpcore.neurons.effects.intervention_study import PUBLISHED_VALUES, intervention_study
-from interpcore.neurons.effects.interventions import WITH_VALUE, Intervention, Neuron
-from interpcore.neurons.families import roles_by_weights
-from interpcore.neurons.published import UNIVERSAL
-from interpcore.neurons.responses.study import Explanations, Options, explain_neurons
+from interpcore.neurons.options import Explain, Options
+from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import Statistics
 from interpcore.neurons.statistics.labels import LABELS
 from interpcore.neurons.statistics.moment_errors import GROUPS
 from interpcore.neurons.statistics.quadrants import check_gated, quadrant_table
-from interpcore.neurons.statistics.summarize import MEMORY, part_range, summarize
+from interpcore.neurons.statistics.summarize import part_range, summarize
 from interpcore.neurons.statistics.summary import Summary, merge_summaries
+from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_alignment
 from interpcore.neurons.weights.study import weight_study
-from interpcore.runs import RunCard, RunFolder, write_tensors
+from interpcore.runs import RunCard, RunFolder, experiment, write_tensors
 from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
@@ -50,43 +48,41 @@ QUADRANT_SEQUENCES = 64
 
 
 @dataclass(eq=False)
-class NeuronStudy:
+class Study(experiment.Study):
     """The steps of a study. Each step runs what it needs, goes on where it was stopped, and is read from its
     folder when it is done.
 
     Args:
-        folder: the study's folder; the steps' run folders lie in it.
-        model: the decoder.
+        model, options, workers, progress: as in `runs.experiment.Study`; artifacts and folder stay None.
+        path: the study's folder; the steps' run folders lie in it.
         shards: the corpus; None for the steps that need no tokens.
         partners: models trained apart from it, to correlate with.
-        protocol: "default" or "paper".
-        settings: of correlations; None for the default ones.
-        memory: bytes for what a token pass accumulates.
-        limit: how many sequences interventions, deactivation and cache read at most.
-        seed: of every draw.
-        progress: show it.
+        correlating: settings of correlations; None for those that the options say.
         command: what was typed, for the cards.
-        published: CSV files of published tables, to summarise beside ours.
-        universal: excess correlation above which a neuron is universal.
     """
 
-    folder: Path
     model: Model
+    options: Options
+    path: Path = Path()
     shards: TokenShards | None = None
     partners: Sequence[Model] = ()
-    protocol: str = "default"
-    settings: Settings | None = None
-    memory: float = MEMORY
-    limit: int | None = 64
-    seed: int = 0
-    progress: bool = True
+    correlating: Settings | None = None
     command: str | None = None
-    published: Sequence[Path] = ()
-    universal: float = UNIVERSAL
 
     def step(self, name: str) -> Path:
         """The run folder of a step."""
-        return Path(self.folder) / name
+        return self.path / name
+
+    @property
+    def settings(self) -> Settings:
+        """Of correlations."""
+        if self.correlating is not None:
+            return self.correlating
+        options = self.options
+        rotation = "published" if options.protocol == "paper" else options.rotation
+        return Settings(
+            rotation=rotation, draws=options.draws, seed=options.seed, budget=options.budget * 1e9
+        )
 
     @property
     def name(self) -> str:
@@ -122,8 +118,8 @@ class NeuronStudy:
         def open_run(step: str, **more: Any) -> RunFolder:
             return RunFolder.open_or_create(self.step(step), self.card(step, models, **more))
 
-        of = correlation_study.Study(models, self.tokens, self.settings or correlation_study.Settings())
-        return CorrelationSteps(Path(self.folder), of, open_run, self.progress)
+        of = correlation_study.Study(models, self.tokens, self.settings)
+        return CorrelationSteps(self.path, of, open_run, self.progress)
 
     @cached_property
     def folded(self) -> FoldedWeights:
@@ -152,7 +148,8 @@ class NeuronStudy:
             self.model,
             self.step(step),
             full=full,
-            protocol=self.protocol,
+            protocol=self.options.protocol,
+            workers=self.workers,
             progress=self.progress,
             command=self.command,
         )
@@ -178,10 +175,10 @@ class NeuronStudy:
             ValueError: there are none, or they are not all the tokens.
             RunError, MergeError: they do not fit together.
         """
-        folders = sorted(Path(self.folder).glob("summary-*-of-*"))
+        folders = sorted(self.path.glob("summary-*-of-*"))
         if not folders:
             raise Refused(
-                f"{self.folder} has no parts of a summary; make them with --part 1/2 and --part 2/2."
+                f"{self.path} has no parts of a summary; make them with --part 1/2 and --part 2/2."
             )
         read = sum(len(Summary.open(folder).ranges) for folder in folders)
         if read < self.tokens.n_sequences:
@@ -198,7 +195,7 @@ class NeuronStudy:
             self.step(step),
             self.statistics,
             span=span,
-            memory=self.memory,
+            memory=self.options.memory * 1e9,
             progress=self.progress,
             command=self.command,
         )
@@ -240,38 +237,39 @@ class NeuronStudy:
 
     @cached_property
     def _framed(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        card = self.card("dataframe", self.partners, **self._framing())
-        layers = range(self.summary.n_layers)
-        found = self.correlations
+        card, options = self.card("dataframe", self.partners, **self._framing()), self.options
+        layers, found, universal = range(self.summary.n_layers), self.correlations, None
+        if found is not None:
+            universal = universality(found, 0, errors=self.jackknife, protocol=options.protocol)
         table = neuron_table(
             self.weights,
             joined_moments([self.summary.moments(d)[0] for d in layers]),
             torch.cat([self.summary.histogram(d, published=True).counts for d in layers]),
-            None if found is None else universality(found, 0, errors=self.jackknife, protocol=self.protocol),
+            universal,
             errors=self.summary.moment_errors(),
-            protocol=self.protocol,
+            protocol=options.protocol,
         )
         if self.summary.statistics.up:
             table = table.assign(**up_columns(joined_moments([self.summary.up_moments(d) for d in layers])))
         if found is not None:
             table = table.assign(**most_similar(found))
         with RunFolder.open_or_create(self.step("dataframe"), card) as run:
-            return table, write_table(table, run, self.published, self.universal)
+            return table, write_table(table, run, list(map(Path, options.published)), options.universal)
 
     def _framing(self) -> dict[str, Any]:
         """What the neuron table and its comparison depend on besides model, tokens and protocol."""
         return {
             "statistics": self.statistics.to_json(),
             "correlating": None if self.comparing is None else self.comparing.meaning,
-            "universal": self.universal,
-            "published": file_hashes(self.published),
+            "universal": self.options.universal,
+            "published": file_hashes(self.options.published),
         }
 
-    def explanations(self, options: Options | None = None) -> Explanations:
+    def explanations(self, asked: Explain | None = None) -> Explanations:
         """What neurons respond to and write, written as tables."""
-        options = Options() if options is None else options
+        asked = Explain() if asked is None else asked
         layers = range(self.summary.n_layers)
-        card = self.card("explain", **options.meaning())
+        card = self.card("explain", **meaning(asked))
         with RunFolder.open_or_create(self.step("explain"), card) as run:
             found = explain_neurons(
                 self.model,
@@ -279,7 +277,7 @@ class NeuronStudy:
                 [self.summary.groups("token", d) for d in layers],
                 [self.summary.groups("previous", d) for d in layers],
                 [self.summary.groups("position", d) for d in layers],
-                options,
+                asked,
                 counted=self.summary.label_sums() if self.statistics.labels else None,
                 path=run.artifact("sums.safetensors"),
                 progress=self.progress,
@@ -293,88 +291,6 @@ class NeuronStudy:
             )
         return found
 
-    def interventions(
-        self,
-        neurons: Sequence[Neuron] | None = None,
-        values: Sequence[float] = PUBLISHED_VALUES,
-        kind: str = "fixed",
-        site: str = "post",
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Interventions, and mean ablation, on the neurons that look most like entropy neurons, on the most
-        like token-frequency neurons and on random controls (or on the neurons named).
-
-        Args:
-            neurons: which; None for those.
-            values: of the kinds that have one.
-            kind, site: as in `Intervention`.
-        Returns: the table of `intervention_study`, where mean ablation has the kind "mean"; and roles: layer,
-            neuron, role ("entropy", "frequency" or "control", or "named").
-        """
-        import pandas as pd
-
-        same = [Intervention(kind, value, site) for value in (values if kind in WITH_VALUE else (0.0,))]
-        if neurons is None:
-            roles = roles_by_weights(self.weights, self.seed)
-        else:
-            roles = pd.DataFrame(neurons, columns=["layer", "neuron"]).assign(role="named")
-        chosen = list(zip(roles.layer.tolist(), roles.neuron.tolist(), strict=True))
-        means = {d: self.summary.moments(d)[1].mean for d in {layer for layer, _ in chosen}}
-        done = {(d, n): [*same, Intervention("fixed", float(means[d][n]), name="mean")] for d, n in chosen}
-        step = self.step(intervention_step(kind, site))
-        table = intervention_study(
-            self.model,
-            self.tokens,
-            chosen,
-            done,
-            step,
-            counts=self.token_counts,
-            limit=self.limit,
-            protocol=self.protocol,
-            progress=self.progress,
-            command=self.command,
-            about={"roles": roles.role.tolist()},
-        )
-        with RunFolder.open(step, shared=True) as run:
-            write_frame(run.artifact("interventions"), table)
-            write_frame(run.artifact("roles"), roles)
-        return table, roles
-
-    def deactivation(
-        self, neurons: Sequence[Neuron] | None = None, first: int | None = None, count: int = 6
-    ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Tensor]]:
-        """Deactivation scores of all neurons, and path ablations of the highest (or of the neurons named).
-
-        Args:
-            neurons: which to ablate; None for those with the highest scores.
-            first: first position ablated; None for a quarter of the context, as published.
-            count: how many neurons.
-        Returns: the table of `deactivation_study`, that of `score_table`, and the raw scores. Beside them
-            first_values.csv has what `first_value_norms` gives of every head.
-        """
-        check_paths(self.model)
-        bos = self.tokens.manifest["masks"].get("bos") or [int(self.tokens.sequences(0, 1)[0, 0])]
-        scores, flat = score_table(self.folded, self.model, int(bos[0]), seed=self.seed)
-        if neurons is None:
-            top = scores.sort_values("bos_score", ascending=False)[:count]
-            neurons = list(zip(top.layer.tolist(), top.neuron.tolist(), strict=True))
-        table = deactivation_study(
-            self.model,
-            self.tokens,
-            neurons,
-            self.step("deactivation"),
-            first=self.tokens.context // 4 if first is None else first,
-            limit=self.limit,
-            progress=self.progress,
-            command=self.command,
-            about={"seed": self.seed, "bos": int(bos[0])},
-        )
-        values = first_value_table(self.model, self.tokens)
-        with RunFolder.open(self.step("deactivation"), shared=True) as run:
-            write_frame(run.artifact("first_values"), values)
-            write_frame(run.artifact("heads"), table)
-            write_frame(run.artifact("scores"), scores)
-        return table, scores, flat
-
     def card(self, step: str, models: Sequence[Model] = (), **arguments: Any) -> RunCard:
         """The card of a step's run.
 
@@ -387,7 +303,7 @@ class NeuronStudy:
         return corpus_card(
             self.model,
             self.tokens,
-            self.protocol,
+            self.options.protocol,
             self.command,
             step=step,
             models=[card.model for card in cards],
@@ -395,21 +311,64 @@ class NeuronStudy:
             **arguments,
         )
 
-    def report_card(self, options: Options) -> RunCard:
+    def report_card(self, asked: Explain, limit: int | None) -> RunCard:
         """The card of a report, which depends on every step."""
         return self.card(
             "report",
             self.partners,
             **self._framing(),
-            explain=options.meaning(),
-            limit=self.limit,
-            seed=self.seed,
+            explain=meaning(asked),
+            limit=limit,
+            seed=self.options.seed,
         )
 
 
-def intervention_step(kind: str, site: str) -> str:
-    """Name of the step with interventions of a kind at a site."""
-    return "intervene" if (kind, site) == ("fixed", "post") else f"intervene-{kind}-{site}"
+def open_study(
+    model: Model,
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    shards: TokenShards | None = None,
+    partners: Sequence[Model] | None = None,
+    workers: int = 1,
+    progress: bool = True,
+    command: str | None = None,
+) -> Study:
+    """A study in a folder, new or gone on with.
+
+    Args:
+        model: the decoder.
+        out: the folder, which holds a run folder per step.
+        options: what the steps share; None takes the defaults.
+        shards: the corpus, instead of the one that the options name.
+        partners: models to correlate with, instead of those that the options name.
+        workers, progress: see `runs.experiment.Study`.
+        command: what was typed, for the cards.
+    Raises: Refused for a folder that holds something else, or the study of another model.
+    """
+    options = options or Options()
+    if not isinstance(model, Model):
+        raise Refused(
+            "Neuron studies take activations where an MLP makes them, which the generic adapter does not "
+            "show; use a model family that interpcore has its own blocks for."
+        )
+    options.check_data()
+    if shards is None and options.tokens is not None:
+        shards = TokenShards.open(options.tokens)
+    if partners is None:
+        named = [load(name, dtype=model.dtype, device=str(model.device)) for name in options.partners]
+        partners = [partner for partner in named if isinstance(partner, Model)]
+    check_study_folder(out, model)
+    return Study(
+        model,
+        options,
+        workers=workers,
+        progress=progress,
+        path=Path(out),
+        shards=shards,
+        partners=partners,
+        command=command,
+    )
 
 
 def short_name(model: Model) -> str:

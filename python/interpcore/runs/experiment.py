@@ -44,12 +44,47 @@ class Report:
 
 
 @dataclass(eq=False)
-class Study:
-    """An experiment at work: what all of its cells share. A family's study adds its data as fields, and what
-    it computes from them as fields with `init=False`.
+class Shared:
+    """What the cells of a sweep share. A subclass adds what they need as fields, which can be sent to another
+    process, and what is computed from them as fields with `init=False`.
 
     Attributes:
-        model: what is studied; it has `reloader()`, which gives a callable that loads it in another process.
+        model: what they run; it has `reloader()`, which gives a callable that loads it in another process.
+    """
+
+    model: Any
+
+    def recipe(self) -> tuple[Callable[[], Any], type[Self], dict[str, Any]]:
+        """What makes this again in another process: how to load the model, and all other fields. It can be
+        pickled."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "model"}
+        return self.model.reloader(), type(self), given
+
+    def over(
+        self, function: Callable[..., Any], grid: Sequence[Mapping[str, Any]], *, workers: int = 1, **how: Any
+    ) -> list[Row]:
+        """Calls `function(self, **cell)` for every cell of a grid; in a worker with that worker's own copy.
+
+        Args:
+            function: at the top level of a module.
+            grid: the cells, JSON values.
+            workers: 1 runs them in this process, more in that many others.
+            how: further arguments of `runs.sweep`.
+        Returns: one row per cell, in order.
+        """
+        make = (lambda: self) if workers == 1 else partial(_made_again, *self.recipe())
+        return sweep(function, grid, workers=workers, initialize=make, **how)
+
+
+def _made_again(load: Callable[[], Any], kind: type[Shared], given: dict[str, Any]) -> Shared:
+    return kind(load(), **given)
+
+
+@dataclass(eq=False)
+class Study(Shared):
+    """An experiment at work: what all of its cells share. A family's study adds its data as fields.
+
+    Attributes:
         options: what to do.
         artifacts: where results go; None keeps none.
         folder: the driver's run folder; None in a worker, and where nothing is kept.
@@ -57,7 +92,6 @@ class Study:
         progress: show it on standard error.
     """
 
-    model: Any
     options: Any
     artifacts: Artifacts | None = None
     folder: RunFolder | None = None
@@ -65,19 +99,9 @@ class Study:
     progress: bool = False
 
     def sweep(self, function: Callable[..., Any], grid: Sequence[Mapping[str, Any]], **how: Any) -> list[Row]:
-        """Calls `function(study, **cell)` for the cells that the folder lacks; in a worker with that worker's
-        own study.
-
-        Args:
-            function: at the top level of a module.
-            grid: the cells, JSON values.
-            how: further arguments of `runs.sweep`.
-        Returns: one row per cell, in order.
-        """
-        how = {"progress": self.progress} | how
-        here = self.workers == 1
-        make = (lambda: self) if here else partial(_made_again, *self.recipe())
-        return sweep(function, grid, out=self.folder, workers=self.workers, initialize=make, **how)
+        """Runs the cells that the folder lacks, see `over`; with the study's workers and progress."""
+        how = {"out": self.folder, "workers": self.workers, "progress": self.progress} | how
+        return self.over(function, grid, **how)
 
     def run(self) -> Any:
         """Do what the folder does not hold yet."""
@@ -88,10 +112,9 @@ class Study:
         raise NotImplementedError(f"{type(self).__name__} is reported by the experiments of its family")
 
     def recipe(self) -> tuple[Callable[[], Any], type[Self], dict[str, Any]]:
-        """What makes this study again in another process: how to load the model, and all other fields, with
-        nothing that only the driver may hold. It can be pickled."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "model"}
-        return self.model.reloader(), type(self), given | {"folder": None, "workers": 1, "progress": False}
+        """As in `Shared`, with nothing that only the driver may hold."""
+        load, kind, given = super().recipe()
+        return load, kind, given | {"folder": None, "workers": 1, "progress": False}
 
     def close(self) -> None:
         """Lets others use the folder."""
@@ -103,10 +126,6 @@ class Study:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _made_again(load: Callable[[], Any], study: type[Study], given: dict[str, Any]) -> Study:
-    return study(load(), **given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,12 @@ class TokenShards:
     folder: Path | None = None
     _verified: set[int] = field(default_factory=set, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Shards in a folder go to another process by their name: their files are mapped there, not sent."""
+        if self.folder is None:
+            return TokenShards, (self.manifest, self.parts, self.subset, self.masked)
+        return _reopened, (self.folder, self.masked)
+
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TokenShards:
         """Opens a folder that `prepare_tokens` or `write_shards` made.
@@ -309,3 +315,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
             "make the shards again."
         )
     return array
+
+
+def _reopened(folder: Path, masked: tuple[str, ...]) -> TokenShards:
+    return replace(TokenShards.open(folder), masked=masked)

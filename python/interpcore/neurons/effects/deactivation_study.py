@@ -22,7 +22,8 @@ from interpcore.neurons.effects.deactivation import (
 )
 from interpcore.neurons.effects.interventions import Neuron, check_neurons
 from interpcore.neurons.weights.fold import FoldedWeights
-from interpcore.runs import RunFolder, read_tensors, sweep, write_tensors
+from interpcore.runs import Artifacts, RunFolder, read_tensors, write_tensors
+from interpcore.runs.experiment import Shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,12 +87,12 @@ def first_value_table(model: Model, shards: TokenShards, limit: int = 16) -> pd.
     return pd.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
+@dataclass(eq=False)
+class _Work(Shared):
     model: Model
     shards: TokenShards
     neurons: tuple[Neuron, ...]
-    folder: RunFolder
+    artifacts: Artifacts
     first: int
     batch: int
 
@@ -106,6 +107,7 @@ def deactivation_study(
     limit: int | None = None,
     block: int = 8,
     batch: int = 8,
+    workers: int = 1,
     progress: bool = True,
     command: str | None = None,
     about: Mapping[str, Any] | None = None,
@@ -121,6 +123,7 @@ def deactivation_study(
         limit: only the first so many sequences.
         block: sequences of one file.
         batch: sequences in one forward.
+        workers: processes that share the work; more than one load the model anew.
         progress: show it.
         command: what was typed, for the card.
         about: further arguments of the card, that say what else the caller keeps in the run.
@@ -147,13 +150,12 @@ def deactivation_study(
         **(about or {}),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
-        work = _Work(model, shards, chosen, folder, first, batch)
+        work = _Work(model, shards, chosen, folder.artifacts, first, batch)
         blocks = shards.spans(block, limit)
         layers = range(min(layer for layer, _ in chosen) + 1, last + 1)
         grid = [{"other": other, **b} for other in layers for b in blocks]
-        sweep(
-            deactivation_block, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise"
-        )
+        how: dict[str, Any] = {"out": folder, "progress": progress, "on_error": "raise"}
+        work.over(deactivation_block, grid, workers=workers, **how)
         return _table(work, layers, blocks)
 
 
@@ -168,7 +170,7 @@ def deactivation_block(work: _Work, other: int, start: int, stop: int) -> dict[s
             for name in ("activation", "pattern", "norm"):
                 parts.setdefault(f"{layer}.{number}.{name}", []).append(getattr(ablated, name)[keep])
     name = _file(other, start)
-    write_tensors(work.folder.artifact(name), {key: torch.cat(values) for key, values in parts.items()})
+    write_tensors(work.artifacts.artifact(name), {key: torch.cat(values) for key, values in parts.items()})
     return {"file": name}
 
 
@@ -181,7 +183,7 @@ def _table(work: _Work, layers: Sequence[int], blocks: Sequence[dict[str, int]])
 
     rows = []
     for other in layers:
-        kept = [read_tensors(work.folder.artifact(_file(other, b["start"])))[0] for b in blocks]
+        kept = [read_tensors(work.artifacts.artifact(_file(other, b["start"])))[0] for b in blocks]
         for layer, number in (neuron for neuron in work.neurons if neuron[0] < other):
             activation, pattern, norm = (
                 torch.cat([k[f"{layer}.{number}.{name}"] for k in kept])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from interpcore.neurons.effects.interventions import (
     intervene,
     measure_clean,
 )
-from interpcore.runs import RunFolder, sweep, tensors_hash
+from interpcore.runs import RunFolder, tensors_hash
+from interpcore.runs.experiment import Shared
 from interpcore.stats.jackknife import jackknife_ratio
 
 if TYPE_CHECKING:
@@ -34,14 +35,20 @@ PUBLISHED_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 """Fixed activations of the published entropy-neuron interventions."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
+@dataclass(eq=False)
+class _Work(Shared):
     model: Model
     shards: TokenShards
     interventions: dict[Neuron, tuple[Intervention, ...]]
     frozen: bool
     batch: int
-    readout: Readout
+    published: bool
+    counts: Tensor | None
+    readout: Readout = field(init=False)
+
+    def __post_init__(self) -> None:
+        unigram = None if self.counts is None else log_unigram(self.counts)
+        self.readout = Readout(self.model, self.published, unigram)
 
 
 def intervention_study(
@@ -57,6 +64,7 @@ def intervention_study(
     block: int = 8,
     batch: int = 8,
     protocol: str = "default",
+    workers: int = 1,
     progress: bool = True,
     command: str | None = None,
     about: Mapping[str, Any] | None = None,
@@ -76,6 +84,7 @@ def intervention_study(
         block: sequences of one ledger row, which is also one group of the standard errors.
         batch: sequences in one forward.
         protocol: "paper" takes the published entropy.
+        workers: processes that share the work; more than one load the model anew.
         progress: show it.
         command: what was typed, for the card.
         about: further arguments of the card, that say what else the caller keeps in the run.
@@ -93,7 +102,8 @@ def intervention_study(
         _of_each(chosen, interventions),
         frozen,
         batch,
-        Readout(model, protocol == "paper", None if counts is None else log_unigram(counts)),
+        protocol == "paper",
+        counts,
     )
     check_predicting(shards, limit)
     grid = shards.spans(block, limit)
@@ -113,9 +123,8 @@ def intervention_study(
         **(about or {}),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
-        rows = sweep(
-            intervention_block, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise"
-        )
+        how: dict[str, Any] = {"out": folder, "progress": progress, "on_error": "raise"}
+        rows = work.over(intervention_block, grid, workers=workers, **how)
     return _table(work, [row.result for row in rows])
 
 

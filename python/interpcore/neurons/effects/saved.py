@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from interpcore.model import Model
 from interpcore.model.readout import Readout, TokenMeasures
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.effects.interventions import Neuron, clean_run, measure_clean
-from interpcore.runs import RunError, RunFolder, read_card, read_tensors, sweep, write_tensors
+from interpcore.runs import Artifacts, RunError, RunFolder, read_card, read_tensors, write_tensors
+from interpcore.runs.experiment import Shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +42,19 @@ class Cached:
     measures: TokenMeasures
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
+@dataclass(eq=False)
+class _Work(Shared):
     model: Model
     shards: TokenShards
     neurons: tuple[Neuron, ...]
-    folder: RunFolder
+    artifacts: Artifacts
     batch: int
     dtype: torch.dtype
-    readout: Readout
+    published: bool
+    readout: Readout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readout = Readout(self.model, self.published)
 
 
 def cache(
@@ -63,6 +68,7 @@ def cache(
     batch: int = 8,
     dtype: torch.dtype = torch.float32,
     protocol: str = "default",
+    workers: int = 1,
     progress: bool = True,
     command: str | None = None,
 ) -> Cached:
@@ -79,6 +85,7 @@ def cache(
         batch: sequences in one forward.
         dtype: of the activations on disk.
         protocol: "paper" takes the published entropy.
+        workers: processes that share the work; more than one load the model anew.
         progress: show it.
         command: what was typed, for the card.
     Returns: everything saved.
@@ -98,10 +105,9 @@ def cache(
         dtype=str(dtype).removeprefix("torch."),
     )
     with RunFolder.open_or_create(out, card, shared=True) as folder:
-        readout = Readout(model, published=protocol == "paper")
-        work = _Work(model, shards, chosen, folder, batch, dtype, readout)
-        grid = shards.spans(block, limit)
-        sweep(cache_block, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise")
+        work = _Work(model, shards, chosen, folder.artifacts, batch, dtype, protocol == "paper")
+        how: dict[str, Any] = {"out": folder, "progress": progress, "on_error": "raise"}
+        work.over(cache_block, shards.spans(block, limit), workers=workers, **how)
     return read_cache(out)
 
 
@@ -126,7 +132,7 @@ def cache_block(work: _Work, start: int, stop: int) -> dict[str, Any]:
         )
     name = f"activations/{start:09d}.safetensors"
     whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    write_tensors(work.folder.artifact(name), whole)
+    write_tensors(work.artifacts.artifact(name), whole)
     return {"file": name}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from interpcore.neurons.published import UNIVERSAL
+from interpcore.neurons.options import UNIVERSAL
 from interpcore.runs.plots import new_figure, whole_numbers
 
 if TYPE_CHECKING:

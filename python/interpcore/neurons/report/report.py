@@ -14,16 +14,19 @@ from interpcore.neurons.correlation.universal import SIMILAR
 from interpcore.neurons.effects.deactivation import check_paths, path_ablation
 from interpcore.neurons.effects.intervention_study import check_predicting
 from interpcore.neurons.effects.saved import Cached, cache
+from interpcore.neurons.effects.steps import deactivation, interventions
 from interpcore.neurons.families import (
     CONTRASTS,
     percentiles_within_layer,
     universal_contrasts,
 )
 from interpcore.neurons.features import FeatureTable, rule_features, word_texts
+from interpcore.neurons.options import Explain
+from interpcore.neurons.options import Report as Asked
 from interpcore.neurons.report import behaviour as figures_behaviour
 from interpcore.neurons.report import figures
-from interpcore.neurons.responses.study import Explanations, Options
-from interpcore.neurons.study import NeuronStudy, short_name
+from interpcore.neurons.responses.study import Explanations
+from interpcore.neurons.study import Study, short_name
 from interpcore.neurons.weights.composition import composition
 from interpcore.neurons.weights.study import weight_study
 from interpcore.runs import RunFolder, pages, write_bytes
@@ -69,30 +72,31 @@ class Report:
     counts: dict[str, int]
 
 
-def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
+def write_report(study: Study, asked: Asked | None = None) -> Report:
     """Run what the study still lacks, draw every figure and write the page.
 
     The corpus is read once by the study's model, for every statistic of its neurons. Correlations read it
     again, since they hold the models' activations on the same tokens side by side, and so do their errors,
     since only then is it known which pairs of neurons they are of. Interventions, deactivation and saved
-    activations change or look into the forward, on `study.limit` sequences.
+    activations change or look into the forward, on as many sequences as are asked for.
 
     Args:
         study: with tokens; without partners there is nothing about universality.
-        options: of explanations.
+        asked: what the report asks.
     """
     from interpcore.neurons.dataframe import table_counts
 
-    options = Options() if options is None else options
-    card = study.report_card(options)  # before the work: a bad file is refused at once
+    asked = Asked() if asked is None else asked
+    labels = Explain(unigram_least=asked.unigram_least)
+    card = study.report_card(labels, asked.limit)  # before the work: a bad file is refused at once
     table = study.table
-    explained = study.explanations(options)
+    explained = study.explanations(labels)
     sections = {
         "Universal neurons": universal_section(study, table),
-        "Weights and the vocabulary": vocabulary_section(study, table, explained),
+        "Weights and the vocabulary": vocabulary_section(study, table, explained, asked.limit),
         "What neurons respond to": explanation_section(study, explained),
-        "Entropy neurons": entropy_section(study, table),
-        "Attention deactivation": deactivation_section(study),
+        "Entropy neurons": entropy_section(study, table, asked.limit),
+        "Attention deactivation": deactivation_section(study, asked.limit),
     }
     if study.model.spec.gated:
         drawn = {"quadrants": figures_behaviour.quadrant_figure(study.quadrants)}
@@ -117,11 +121,11 @@ def write_report(study: NeuronStudy, options: Options | None = None) -> Report:
     return Report(page, tuple(paths), study.comparison, table_counts(table))
 
 
-def universal_section(study: NeuronStudy, table: pd.DataFrame) -> Section:
+def universal_section(study: Study, table: pd.DataFrame) -> Section:
     """How alike the models are, excess correlation, layers and contrasts of universal neurons."""
     if study.comparing is None:
         return Section(notes=["Nothing is said of universality: no partner model was given (--partner)."])
-    known, cut = table.excess_corr.dropna(), study.universal
+    known, cut = table.excess_corr.dropna(), study.options.universal
     tables, notes = [study.comparing.similar], [SIMILAR]
     if known.empty:
         return Section({}, tables, [*notes, "No neuron has a correlation: all are constant or not finite."])
@@ -143,7 +147,9 @@ def universal_section(study: NeuronStudy, table: pd.DataFrame) -> Section:
     return Section(drawn, [*tables, strongest[columns]], notes)
 
 
-def vocabulary_section(study: NeuronStudy, table: pd.DataFrame, explained: Explanations) -> Section:
+def vocabulary_section(
+    study: Study, table: pd.DataFrame, explained: Explanations, limit: int | None
+) -> Section:
     """Logit effects by layer over all models of the study, of single neurons by class, and heads."""
     tables = {study.name: table} | partner_weights(study)
     found = {
@@ -161,7 +167,7 @@ def vocabulary_section(study: NeuronStudy, table: pd.DataFrame, explained: Expla
         found[f"class_{row.layer}_{row.neuron}"] = figures.class_figure(effects, has, row.feature, title)
     notes = []
     if len(kept):
-        next_class = _next_class(study, kept, rules)
+        next_class = _next_class(study, kept, rules, limit)
         if next_class is None:
             notes.append(
                 "Activations by the class of the next token are left out: of the tokens that count none, or "
@@ -185,7 +191,7 @@ def next_class_neurons(logits: pd.DataFrame, count: int = 3) -> pd.DataFrame:
     return logits.sort_values("variance_reduction", ascending=False).drop_duplicates("feature")[:count]
 
 
-def explanation_section(study: NeuronStudy, explained: Explanations) -> Section:
+def explanation_section(study: Study, explained: Explanations) -> Section:
     """The best neurons of each kind of feature, letters, families, positions."""
     first = explained.best[explained.best.place == 0]
     if not len(first):
@@ -205,7 +211,7 @@ def explanation_section(study: NeuronStudy, explained: Explanations) -> Section:
     return Section(found, [first.nlargest(20, "variance_reduction")], notes)
 
 
-def _positions(study: NeuronStudy, explained: Explanations) -> Figure:
+def _positions(study: Study, explained: Explanations) -> Figure:
     """Activations by position of the neurons that know it best."""
     top = explained.positions.sort_values("information", ascending=False)[:6]
     curves = {}
@@ -216,27 +222,27 @@ def _positions(study: NeuronStudy, explained: Explanations) -> Figure:
     return figures_behaviour.position_figure(curves)
 
 
-def entropy_section(study: NeuronStudy, table: pd.DataFrame) -> Section:
+def entropy_section(study: Study, table: pd.DataFrame, limit: int | None) -> Section:
     """Entropy neurons by their weights, and what interventions on them do."""
     found = {"entropy": figures_behaviour.entropy_figure(table)}
     try:
-        check_predicting(study.tokens, study.limit)
+        check_predicting(study.tokens, limit)
     except Refused as reason:
         return Section(found, notes=[f"No interventions: {reason}"])
-    changes, roles = study.interventions()
+    changes, roles = interventions(study, limit=limit)
     found["interventions"] = figures_behaviour.intervention_figure(changes, roles)
     shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "loss_change_se", "entropy_change"]
     means = changes[changes.kind == "mean"]
     return Section(found, [means.reindex(means.loss_change.abs().sort_values().index[::-1])[shown][:20]])
 
 
-def deactivation_section(study: NeuronStudy) -> Section:
+def deactivation_section(study: Study, limit: int | None) -> Section:
     """Scores against random directions, correlations by head, and the strongest head token by token."""
     try:
         check_paths(study.model)
     except Refused as reason:
         return Section(notes=[f"No path can be ablated: {reason}"])
-    heads, scores, flat = study.deactivation()
+    heads, scores, flat = deactivation(study, limit=limit)
     found = {"deactivation": figures_behaviour.deactivation_figure(flat["scores"], flat["random"])}
     tables = [scores.nlargest(15, "bos_score")]
     known = heads.pearson.abs()
@@ -257,7 +263,7 @@ def deactivation_section(study: NeuronStudy) -> Section:
     return Section(found, tables)
 
 
-def partner_weights(study: NeuronStudy) -> dict[str, pd.DataFrame]:
+def partner_weights(study: Study) -> dict[str, pd.DataFrame]:
     """Weight statistics of the partner models, each in a run folder of its own."""
     found = {}
     for model in study.partners:
@@ -265,19 +271,21 @@ def partner_weights(study: NeuronStudy) -> dict[str, pd.DataFrame]:
         found[name] = weight_study(
             model,
             study.step(f"weights-{name}"),
-            protocol=study.protocol,
+            protocol=study.options.protocol,
             progress=study.progress,
             command=study.command,
         )
     return found
 
 
-def study_features(study: NeuronStudy) -> FeatureTable:
+def study_features(study: Study) -> FeatureTable:
     """The rules of the shipped feature file on the model's tokens."""
     return rule_features(word_texts(study.model.tokenizer, study.model.embedding.shape[0]))
 
 
-def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> Figure | None:
+def _next_class(
+    study: Study, kept: pd.DataFrame, rules: FeatureTable, limit: int | None
+) -> Figure | None:
     """Activations of prediction-like neurons by the class of the token that comes next; None where no class
     both comes and stays away."""
     neurons = list(zip(kept.layer.tolist(), kept.neuron.tolist(), strict=True))
@@ -286,8 +294,8 @@ def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> 
         study.tokens,
         neurons,
         study.step("next_class"),
-        limit=study.limit,
-        protocol=study.protocol,
+        limit=limit,
+        protocol=study.options.protocol,
         progress=study.progress,
         command=study.command,
     )
@@ -303,7 +311,7 @@ def _next_class(study: NeuronStudy, kept: pd.DataFrame, rules: FeatureTable) -> 
     return figures.next_class_figure(values, "activation by the next token's class")
 
 
-def _short(study: NeuronStudy, table: pd.DataFrame) -> str:
+def _short(study: Study, table: pd.DataFrame) -> str:
     import pandas as pd
 
     from interpcore.neurons.dataframe import table_counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.neurons.cards import file_hashes
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
+from interpcore.neurons.options import Explain
 from interpcore.neurons.responses.explain import (
     Explained,
     best_labels,
@@ -41,32 +42,10 @@ if TYPE_CHECKING:
     from interpcore.model import Model
 
 
-@dataclass(frozen=True)
-class Options:
-    """What labels to try.
-
-    Args:
-        features: a feature file; None takes the one that ships.
-        unigram_least: a word that occurs no oftener is no feature (published: 3000 of 10 million tokens).
-        unigram_most: the commonest so many words at most.
-        spacy: name of a spaCy pipeline, or None.
-        context: run a pass for labels that the token alone does not give.
-        limit: sequences of that pass, the first so many; None for all.
-        keep: best labels kept per neuron.
-    """
-
-    features: str | None = None
-    unigram_least: int = 3000
-    unigram_most: int = 500
-    spacy: str | None = None
-    context: bool = True
-    limit: int | None = None
-    keep: int = 3
-
-    def meaning(self) -> dict[str, Any]:
-        """The fields as JSON values, with the hash of the feature file in place of its name."""
-        files = None if self.features is None else file_hashes([self.features])
-        return asdict(self) | {"features": files}
+def meaning(asked: Explain) -> dict[str, Any]:
+    """What explanations depend on, as JSON values, with the hash of the feature file in place of its name."""
+    files = None if asked.features is None else file_hashes([asked.features])
+    return asked.arguments() | {"features": files}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +78,7 @@ def explain_neurons(
     by_token: Sequence[GroupTotals],
     by_previous: Sequence[GroupTotals],
     by_position: Sequence[GroupTotals],
-    options: Options | None = None,
+    options: Explain | None = None,
     *,
     counted: LabelSums | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -119,7 +98,7 @@ def explain_neurons(
         progress: show it.
     Raises: ValueError for a model without a tokenizer.
     """
-    options = Options() if options is None else options
+    options = Explain() if options is None else options
     if model.tokenizer is None:
         raise Refused(f"{model.spec.name} has no tokenizer, and features are rules on its tokens' texts.")
     texts = word_texts(model.tokenizer, model.embedding.shape[0])
@@ -228,7 +207,7 @@ def _in_context(
     model: Model,
     shards: TokenShards,
     texts: Sequence[str],
-    options: Options,
+    options: Explain,
     counted: LabelSums | None,
     path: str | os.PathLike[str] | None,
     progress: bool,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,20 +29,26 @@ from interpcore.neurons.weights.fold import (
     neuron_columns,
     null_space_fraction,
 )
-from interpcore.runs import RunFolder, atomic_path, sweep, write_tensors
+from interpcore.runs import Artifacts, RunFolder, atomic_path, write_tensors
+from interpcore.runs.experiment import Shared
 from interpcore.runs.frames import read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
-    folded: FoldedWeights
-    folder: RunFolder
+@dataclass(eq=False)
+class _Work(Shared):
+    model: Model
+    artifacts: Artifacts
     full: bool
     diagonal: str
-    rho: Any
+    folded: FoldedWeights = field(init=False)
+    rho: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folded = fold(self.model)
+        self.rho = null_space_fraction(self.folded)
 
 
 def weight_study(
@@ -51,6 +57,7 @@ def weight_study(
     *,
     full: bool = False,
     protocol: str = "default",
+    workers: int = 1,
     progress: bool = True,
     command: str | None = None,
 ) -> pd.DataFrame:
@@ -62,19 +69,20 @@ def weight_study(
         full: also keep, per layer, summaries of all cosines with neurons and tokens (moments, histogram,
             extremes) and all compositions with heads.
         protocol: "paper" counts a neuron's cosine with itself as 0 in those summaries.
+        workers: processes that share the work; more than one load the model anew.
         progress: show it.
         command: what was typed, for the card.
     Returns: one row per neuron: layer, neuron; the columns of `neuron_columns` and `nearest_neurons`;
         vocab_mean, vocab_var, vocab_skew, vocab_kurt; null_space (rho); and per kind of
         composition its largest value with the head, such as q_composition, q_layer, q_head.
     """
-    folded = fold(model)
     card = run_card(model, protocol=protocol, arguments={"full": full}, command=command)
     with RunFolder.open_or_create(out, card, shared=True) as folder:
         diagonal = "zero" if protocol == "paper" else "left out"
-        work = _Work(folded, folder, full, diagonal, null_space_fraction(folded))
-        grid = [{"layer": layer} for layer in range(folded.n_layers)]
-        sweep(weight_layer, grid, out=folder, initialize=lambda: work, progress=progress, on_error="raise")
+        work = _Work(model, folder.artifacts, full, diagonal)
+        grid = [{"layer": layer} for layer in range(work.folded.n_layers)]
+        how: dict[str, Any] = {"out": folder, "progress": progress, "on_error": "raise"}
+        work.over(weight_layer, grid, workers=workers, **how)
     return read_weights(out)
 
 
@@ -97,10 +105,10 @@ def weight_layer(work: _Work, layer: int) -> dict[str, Any]:
     table = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
     table.insert(0, "layer", layer)
     table.insert(1, "neuron", range(len(table)))
-    write_tensors(work.folder.artifact(f"tokens/{layer}.safetensors"), _extremes(effects))
+    write_tensors(work.artifacts.artifact(f"tokens/{layer}.safetensors"), _extremes(effects))
     if work.full:
         _write_full(work, layer)
-    with atomic_path(work.folder.artifact(name)) as path:
+    with atomic_path(work.artifacts.artifact(name)) as path:
         table.to_parquet(path, index=False)
     return {"file": name}
 
@@ -130,8 +138,8 @@ def _write_full(work: _Work, layer: int) -> None:
         m = found.moments
         tensors = _extremes(found) | {"histogram": found.histogram}
         tensors |= {"mean": m.mean, "var": m.variance, "skew": m.skewness, "kurt": m.kurtosis}
-        write_tensors(work.folder.artifact(f"cosines/{kind}/{layer}.safetensors"), tensors)
+        write_tensors(work.artifacts.artifact(f"cosines/{kind}/{layer}.safetensors"), tensors)
     neurons = work.folded.neurons(layer)
     by_layer = [composition(neurons, work.folded.heads(other)) for other in range(work.folded.n_layers)]
     stacked = {kind: torch.stack([c[kind] for c in by_layer], 1).float() for kind in KINDS}
-    write_tensors(work.folder.artifact(f"compositions/{layer}.safetensors"), stacked)
+    write_tensors(work.artifacts.artifact(f"compositions/{layer}.safetensors"), stacked)
