@@ -271,7 +271,8 @@ def read_card(path: str | os.PathLike[str]) -> RunCard:
 
 def _foreign(path: Path) -> list[str]:
     """What a folder holds besides hidden files and what a killed creation leaves."""
-    return sorted({entry.name for entry in path.iterdir() if entry.name[0] != "."} - _OWN_NAMES)
+    own = _OWN_NAMES | {f"{_LEDGER}{side}" for side in ("-wal", "-shm", "-journal")}
+    return sorted({entry.name for entry in path.iterdir() if entry.name[0] != "."} - own)
 
 
 def _agreed(path: Path, card: RunCard | None, allow_difference: bool) -> RunCard:

@@ -3,7 +3,6 @@ asked for."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from interpcore.model.load.phi3 import phi3
 from interpcore.model.load.source import Location, locate, read_checkpoint, read_tokenizer
 from interpcore.model.load.tensors import Unsupported
 from interpcore.model.origin import Origin
+from interpcore.runs.fields import parse_json
 
 FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "gpt2": gpt2,
@@ -105,10 +105,11 @@ def _own_family(location: Location) -> Path | None:
     if not file.is_file():
         return None
     try:
-        family = json.loads(file.read_text()).get("model_type")
+        family = parse_json(file.read_text()).get("model_type")
     except (ValueError, AttributeError):
         return None  # told where transformers reads it
-    return file.parent if family in FAMILIES and family not in CONFIG_MAPPING else None
+    known = isinstance(family, str) and family in FAMILIES
+    return file.parent if known and family not in CONFIG_MAPPING else None
 
 
 def _load_own(
