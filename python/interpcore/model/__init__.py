@@ -1,14 +1,14 @@
 """Decoder-only transformers with execution plans, sites and caches."""
 
-from .cache import Cache
-from .decoder import Model
-from .generate import Generation
-from .maps import Add, Affine, Function, LowRank, Map, Replace, Scale
-from .names import site_address, site_name
-from .output import Output
-from .plan import Call, Plan
-from .sites import SITES, Edit, Tap
-from .spec import ModelSpec
+from interpcore.model.cache import Cache
+from interpcore.model.decoder import Model
+from interpcore.model.generate import Generation
+from interpcore.model.maps import Add, Affine, Function, LowRank, Map, Replace, Scale
+from interpcore.model.names import site_address, site_name
+from interpcore.model.output import Output
+from interpcore.model.plan import Call, Plan
+from interpcore.model.sites import SITES, Edit, Tap
+from interpcore.model.spec import ModelSpec
 
 __all__ = [
     "SITES",

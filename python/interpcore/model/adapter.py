@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore.model.projection import Projection
 from interpcore.model.shown import ShortRepr
-
-from .projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

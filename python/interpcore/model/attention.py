@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import CacheWriter, Segment
-from .context import Context
-from .norm import Norm
-from .projection import FusedQKV, Projection, SplitQKV
-from .rotary import Rotary
+from interpcore.model.cache import CacheWriter, Segment
+from interpcore.model.context import Context
+from interpcore.model.norm import Norm
+from interpcore.model.projection import FusedQKV, Projection, SplitQKV
+from interpcore.model.rotary import Rotary
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from .attention import Attention
-from .cache import CacheWriter
-from .context import UNWATCHED, Context, Unwatched
-from .mlp import MLP, FeedForward
-from .norm import Norm, apply
+from interpcore.model.attention import Attention
+from interpcore.model.cache import CacheWriter
+from interpcore.model.context import UNWATCHED, Context, Unwatched
+from interpcore.model.mlp import MLP, FeedForward
+from interpcore.model.norm import Norm, apply
 
 
 @dataclass(frozen=True, eq=False)

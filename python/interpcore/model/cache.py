@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .layout import Layout
-from .plan import Plan
-from .sites import Selected
+from interpcore.model.layout import Layout
+from interpcore.model.plan import Plan
+from interpcore.model.sites import Selected
 
 
 @dataclass(eq=False)

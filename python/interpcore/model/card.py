@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from interpcore.model.decoder import Model
+from interpcore.model.generic import GenericModel
+from interpcore.model.prompts import bos_rule
 from interpcore.runs import RunCard, tokenizer_hash
-
-from .decoder import Model
-from .generic import GenericModel
-from .prompts import bos_rule
 
 
 def run_card(model: Model | GenericModel, *, bos: bool | None = None, **given: Any) -> RunCard:

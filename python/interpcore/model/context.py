@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Layout
-from .plan import Plan
-from .sites import SITES, Edit, Selected, Tap, at_depths, select
+from interpcore.model.layout import Layout
+from interpcore.model.plan import Plan
+from interpcore.model.sites import SITES, Edit, Selected, Tap, at_depths, select
 
 Activation = Callable[[Tensor], Tensor]
 # Called (function, pre, depth) by a plain MLP, (function, pre, depth, up) by a gated one.

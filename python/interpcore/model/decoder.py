@@ -12,23 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from . import generate as generation
-from .adapter import ConcatAdapter, ConstantState
-from .block import Block
-from .cache import Cache, CacheWriter
-from .context import ActivationHook, Context
-from .layout import read_layout
-from .move import moved
-from .norm import Norm
-from .origin import Origin, reloader
-from .output import LogitsAt, Output, at_positions
-from .plan import RESID, Plan
-from .projection import Projection
-from .prompts import check_length, encode, read_prompts
-from .sites import Edit, Tap, resolve
-from .spec import ModelSpec
-from .weights import Weights
+from interpcore.model import generate as generation
+from interpcore.model.adapter import ConcatAdapter, ConstantState
+from interpcore.model.block import Block
+from interpcore.model.cache import Cache, CacheWriter
+from interpcore.model.context import ActivationHook, Context
+from interpcore.model.layout import read_layout
+from interpcore.model.move import moved
+from interpcore.model.norm import Norm
+from interpcore.model.origin import Origin, reloader
+from interpcore.model.output import LogitsAt, Output, at_positions
+from interpcore.model.plan import RESID, Plan
+from interpcore.model.projection import Projection
+from interpcore.model.prompts import check_length, encode, read_prompts
+from interpcore.model.sites import Edit, Tap, resolve
+from interpcore.model.spec import ModelSpec
+from interpcore.model.weights import Weights
 
 Module = Block | Norm | ConcatAdapter | ConstantState
 
@@ -137,7 +136,7 @@ class Model:
     def sites(self) -> list[dict[str, str]]:
         """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
         names."""
-        from .names import site_table
+        from interpcore.model.names import site_table
 
         return site_table(self.spec, self.plan.n_calls)
 

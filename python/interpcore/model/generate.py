@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.cache import Cache
+from interpcore.model.output import Decoder
+from interpcore.model.prompts import read_prompts
 from interpcore.model.shown import ShortRepr
-
-from .cache import Cache
-from .output import Decoder
-from .prompts import read_prompts
-from .sites import Edit, select
+from interpcore.model.sites import Edit, select
 
 
 @dataclass(frozen=True, eq=False, repr=False)

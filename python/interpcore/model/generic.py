@@ -14,18 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from interpcore.errors import Refused
-
-from .cache import Cache
-from .context import Context
-from .generate import Generation, generate
-from .names import site_table
-from .origin import Origin, reloader
-from .output import LogitsAt, Output, at_positions
-from .plan import Plan
-from .prompts import encode, read_prompts
-from .sites import SITES, Edit, Tap, resolve
-from .spec import ModelSpec
-from .weights import Weights
+from interpcore.model.cache import Cache
+from interpcore.model.context import Context
+from interpcore.model.generate import Generation, generate
+from interpcore.model.names import site_table
+from interpcore.model.origin import Origin, reloader
+from interpcore.model.output import LogitsAt, Output, at_positions
+from interpcore.model.plan import Plan
+from interpcore.model.prompts import encode, read_prompts
+from interpcore.model.sites import SITES, Edit, Tap, resolve
+from interpcore.model.spec import ModelSpec
+from interpcore.model.weights import Weights
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from .context import UNWATCHED, Unwatched
-from .projection import Projection
+from interpcore.model.context import UNWATCHED, Unwatched
+from interpcore.model.projection import Projection
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .rotary import Rotary
-from .spec import ModelSpec
-from .weights import Weights
+from interpcore.model.rotary import Rotary
+from interpcore.model.spec import ModelSpec
+from interpcore.model.weights import Weights
 
 M = TypeVar("M", bound=Any)
 

@@ -6,11 +6,10 @@ from __future__ import annotations
 import re
 
 from interpcore.errors import Refused
+from interpcore.model.plan import Plan
 from interpcore.model.shown import Rows
-
-from .plan import Plan
-from .sites import SITES
-from .spec import ModelSpec
+from interpcore.model.sites import SITES
+from interpcore.model.spec import ModelSpec
 
 TRANSFORMER_LENS: dict[str, str] = {
     "embed": "hook_embed",

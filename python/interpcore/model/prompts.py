@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from .layout import Layout, read_layout
-from .spec import ModelSpec
+from interpcore.model.layout import Layout, read_layout
+from interpcore.model.spec import ModelSpec
 
 
 def bos_rule(bos: bool | None) -> str:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from .maps import Map, Selection
-from .plan import Address, Plan
+from interpcore.model.maps import Map, Selection
+from interpcore.model.plan import Address, Plan
 
 Positions = int | Sequence[int] | slice | Tensor | None
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from interpcore.errors import Refused
-
-from ..generic import GenericModel
-from ..maps import Add
-from ..names import source_site
-from ..sites import Edit, Tap
-from .blocks import JacobianBlock, Work
+from interpcore.model.generic import GenericModel
+from interpcore.model.jacobians.blocks import JacobianBlock, Work
+from interpcore.model.maps import Add
+from interpcore.model.names import source_site
+from interpcore.model.sites import Edit, Tap
 
 
 def autograd_blocks(model: GenericModel, work: Work) -> Iterator[JacobianBlock]:

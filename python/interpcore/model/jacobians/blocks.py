@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from ..cache import Cache
-from ..decoder import Model
-from ..linearize import Rules
-from ..sites import Edit
-from .sources import Group, Span, linearize_span, per_row
+from interpcore.model.cache import Cache
+from interpcore.model.decoder import Model
+from interpcore.model.jacobians.sources import Group, Span, linearize_span, per_row
+from interpcore.model.linearize import Rules
+from interpcore.model.sites import Edit
 
 # Rows on which the error of bfloat16 products is estimated.
 ERROR_ROWS = 8

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from ..cache import Cache
-from ..decoder import Model
-from ..linearize import EXACT, Rules
-from ..names import source_depth as read_depth
-from ..sites import Edit
-from .sources import Group, Position, linearize_span, read_span
+from interpcore.model.cache import Cache
+from interpcore.model.decoder import Model
+from interpcore.model.jacobians.sources import Group, Position, linearize_span, read_span
+from interpcore.model.linearize import EXACT, Rules
+from interpcore.model.names import source_depth as read_depth
+from interpcore.model.sites import Edit
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from ..cache import Cache
-from ..decoder import Model
-from ..generic import GenericModel
-from ..linearize import EXACT, Linearization, Rules, linearize
-from ..names import source_site
-from ..prompts import read_prompts
-from ..sites import Edit, Tap, select
+from interpcore.model.cache import Cache
+from interpcore.model.decoder import Model
+from interpcore.model.generic import GenericModel
+from interpcore.model.linearize import EXACT, Linearization, Rules, linearize
+from interpcore.model.names import source_site
+from interpcore.model.prompts import read_prompts
+from interpcore.model.sites import Edit, Tap, select
 
 Position = int | Sequence[int] | Tensor
 

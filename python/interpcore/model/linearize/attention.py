@@ -8,14 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from interpcore.model.attention import Attention
+from interpcore.model.context import Context
+from interpcore.model.linearize.edits import pull, push
+from interpcore.model.linearize.norm import LinearNorm
+from interpcore.model.linearize.rules import Rules
+from interpcore.model.projection import Projection
 from interpcore.ops import attn_jvp, attn_vjp, covariance_pays, key_value_covariance
-
-from ..attention import Attention
-from ..context import Context
-from ..projection import Projection
-from .edits import pull, push
-from .norm import LinearNorm
-from .rules import Rules
 
 
 @dataclass(frozen=True, eq=False)

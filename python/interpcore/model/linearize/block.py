@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..block import Block
-from ..context import Context
-from ..norm import Norm
-from . import mixture  # noqa: F401  # registers its derivative
-from .attention import LinearAttention
-from .edits import pull, push
-from .mlp import LinearFeedForward, linear_mlp
-from .norm import LinearNorm
-from .rules import Rules
+from interpcore.model.block import Block
+from interpcore.model.context import Context
+from interpcore.model.linearize import mixture  # noqa: F401  # registers its derivative
+from interpcore.model.linearize.attention import LinearAttention
+from interpcore.model.linearize.edits import pull, push
+from interpcore.model.linearize.mlp import LinearFeedForward, linear_mlp
+from interpcore.model.linearize.norm import LinearNorm
+from interpcore.model.linearize.rules import Rules
+from interpcore.model.norm import Norm
 
 
 @dataclass(frozen=True, eq=False)

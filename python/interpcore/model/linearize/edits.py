@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import Context, head_index
-from ..sites import Edit
+from interpcore.model.context import Context, head_index
+from interpcore.model.sites import Edit
 
 
 def pull(ctx: Context, site: str, depth: int | None, g: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def push(ctx: Context, site: str, depth: int | None, t: Tensor) -> Tensor:
 
 
 def _through(ctx: Context, edit: object, vectors: Tensor, transposed: bool) -> Tensor:
-    from ..sites import Selected
+    from interpcore.model.sites import Selected
 
     assert isinstance(edit, Selected) and isinstance(edit.spec, Edit)
     row, column = ctx.index(edit)

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from interpcore.model.linearize.attention import LinearAttention
+from interpcore.model.linearize.block import LinearBlock
+from interpcore.model.linearize.norm import LinearNorm
 from interpcore.ops import attn_vjp
-
-from .attention import LinearAttention
-from .block import LinearBlock
-from .norm import LinearNorm
 
 RAW = {"q": "q_raw", "k": "k_raw", "v": "v_raw"}
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.context import Context
+from interpcore.model.linearize.edits import pull, push
+from interpcore.model.linearize.rules import Rules
+from interpcore.model.mlp import ACTIVATIONS, MLP, FeedForward
 from interpcore.ops import gate
-
-from ..context import Context
-from ..mlp import ACTIVATIONS, MLP, FeedForward
-from .edits import pull, push
-from .rules import Rules
 
 # Scaled copies of the up projection held at once while matrices are formed.
 FOLD_BYTES = 8 << 20

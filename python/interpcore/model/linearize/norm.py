@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from interpcore.model.norm import Norm
 from interpcore.ops import norm_jvp, norm_vjp
-
-from ..norm import Norm
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..attention import Attention
-from ..block import Block
-from ..mlp import MLP
-from ..projection import FusedQKV, SplitQKV
-from .checkpoint import Checkpoint
-from .names import module_names
-from .parts import Parts
-from .tensors import Unsupported, activation, conv1d, layer_norm, linear, share
+from interpcore.model.attention import Attention
+from interpcore.model.block import Block
+from interpcore.model.load.checkpoint import Checkpoint
+from interpcore.model.load.names import module_names
+from interpcore.model.load.parts import Parts
+from interpcore.model.load.tensors import Unsupported, activation, conv1d, layer_norm, linear, share
+from interpcore.model.mlp import MLP
+from interpcore.model.projection import FusedQKV, SplitQKV
 
 
 def gpt2(checkpoint: Checkpoint) -> Parts:

@@ -3,14 +3,14 @@ values."""
 
 from __future__ import annotations
 
-from ..attention import Attention
-from ..block import Block
-from ..mlp import MLP
-from ..projection import FusedQKV
-from .checkpoint import Checkpoint
-from .names import module_names
-from .parts import Parts
-from .tensors import activation, layer_norm, linear, rotary
+from interpcore.model.attention import Attention
+from interpcore.model.block import Block
+from interpcore.model.load.checkpoint import Checkpoint
+from interpcore.model.load.names import module_names
+from interpcore.model.load.parts import Parts
+from interpcore.model.load.tensors import activation, layer_norm, linear, rotary
+from interpcore.model.mlp import MLP
+from interpcore.model.projection import FusedQKV
 
 
 def gpt_neox(checkpoint: Checkpoint) -> Parts:

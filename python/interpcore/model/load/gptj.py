@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..attention import Attention
-from ..block import Block
-from ..mlp import MLP
-from ..projection import SplitQKV
-from ..rotary import Rotary
-from .checkpoint import Checkpoint
-from .names import module_names
-from .parts import Parts
-from .tensors import Unsupported, activation, layer_norm, linear
+from interpcore.model.attention import Attention
+from interpcore.model.block import Block
+from interpcore.model.load.checkpoint import Checkpoint
+from interpcore.model.load.names import module_names
+from interpcore.model.load.parts import Parts
+from interpcore.model.load.tensors import Unsupported, activation, layer_norm, linear
+from interpcore.model.mlp import MLP
+from interpcore.model.projection import SplitQKV
+from interpcore.model.rotary import Rotary
 
 
 def gptj(checkpoint: Checkpoint) -> Parts:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..attention import Attention
-from ..block import Block
-from ..mixture import Mixture
-from ..mlp import MLP
-from ..norm import Norm
-from ..projection import SplitQKV
-from ..rotary import Rotary
-from .checkpoint import Checkpoint
-from .mixture import mixture
-from .names import module_names
-from .parts import Parts
-from .tensors import Unsupported, activation, linear, rms_norm, rotary
+from interpcore.model.attention import Attention
+from interpcore.model.block import Block
+from interpcore.model.load.checkpoint import Checkpoint
+from interpcore.model.load.mixture import mixture
+from interpcore.model.load.names import module_names
+from interpcore.model.load.parts import Parts
+from interpcore.model.load.tensors import Unsupported, activation, linear, rms_norm, rotary
+from interpcore.model.mixture import Mixture
+from interpcore.model.mlp import MLP
+from interpcore.model.norm import Norm
+from interpcore.model.projection import SplitQKV
+from interpcore.model.rotary import Rotary
 
 
 def llama(checkpoint: Checkpoint) -> Parts:

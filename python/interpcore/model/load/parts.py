@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..block import Block
-from ..decoder import Module
-from ..norm import Norm
-from ..plan import Plan
-from ..projection import Projection
+from interpcore.model.block import Block
+from interpcore.model.decoder import Module
+from interpcore.model.norm import Norm
+from interpcore.model.plan import Plan
+from interpcore.model.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

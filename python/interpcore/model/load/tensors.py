@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-
-from ..mlp import ACTIVATIONS
-from ..norm import Norm
-from ..projection import Projection
-from ..rotary import Rotary
+from interpcore.model.mlp import ACTIVATIONS
+from interpcore.model.norm import Norm
+from interpcore.model.projection import Projection
+from interpcore.model.rotary import Rotary
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 
