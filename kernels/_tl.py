@@ -18,3 +18,19 @@ def dot(a, b, DTYPE: tl.constexpr):
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision="tf32x3")
+
+
+@triton.jit
+def least(a, b):
+    """The smaller of each, a where b is NaN, as the device's minimum and unlike the interpreter's."""
+    if INTERPRETED:
+        return tl.where(b < a, b, a)
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def most(a, b):
+    """The larger of each, a where b is NaN."""
+    if INTERPRETED:
+        return tl.where(b > a, b, a)
+    return tl.maximum(a, b)

@@ -1,18 +1,21 @@
 """Triton form of `interpcore.ops.activation_moments`: activate a block in registers, write it, sum both.
 
-The sums are those of kernels/column_moments.py: a program walks a chunk of the rows for some columns, and the
-same second kernel merges the chunks, in order.
+The sums are those of kernels/column_moments.py; what is hard of the result is read back from where it was
+written.
 """
 
 import triton
 import triton.language as tl
-from interpcore.kernels.column_moments import (
+from interpcore.kernels._chunks import (
     BLOCK_COLUMNS,
-    add_block,
+    BLOCK_ROWS,
+    WARPS,
     chunk_rows,
-    merge_chunks,
-    store_totals,
+    finish,
+    grid,
+    new_parts,
 )
+from interpcore.kernels.column_moments import add_tile, fixed_shift, store_sums
 from torch import Tensor
 
 _INFINITY = tl.constexpr(float("inf"))
@@ -38,62 +41,108 @@ def activation_moments_kernel(
     mask,  # [T]
     threshold,  # [K]
     counts,  # [chunks, 2 + K, N]
-    moments,  # [chunks, 6, N]
+    sums,  # [chunks, 7, N]
     out_counts,  # [chunks, 2, N]
-    out_moments,  # [chunks, 6, N]
+    out_sums,  # [chunks, 7, N]
     T,
     N,
-    rows,  # of a chunk
+    rows,  # of a chunk, at most 64 BR
     x_t,
     up_t,
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     K: tl.constexpr,
     MASKED: tl.constexpr,
-    LIMITS: tl.constexpr,  # K, or the next power of two
     BR: tl.constexpr,
     BN: tl.constexpr,
 ):
-    column = tl.max_contiguous(tl.program_id(0) * BN + tl.arange(0, BN), 2)
+    column = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = column < N
     chunk = tl.program_id(1).to(tl.int64)
-    none = tl.zeros([BN], tl.float64)
-    low = tl.full([BN], _INFINITY, tl.float32)
-    no_others = tl.zeros([BN], tl.int32)
-    n, mean, m2, m3, m4, lowest, highest, others = none, none, none, none, none, low, -low, no_others
-    o_n, o_mean, o_m2, o_m3, o_m4, o_lowest, o_highest, o_others = n, mean, m2, m3, m4, low, -low, no_others
-    above = tl.zeros([LIMITS, BN], tl.int32)
-    end = tl.minimum(T, (chunk + 1) * rows)
-    for start in range(chunk * rows, end, BR):
-        row = start + tl.arange(0, BR)
-        there = (row < end)[:, None] & inside[None, :]
-        v = tl.load(x + row[:, None] * x_t + column[None, :], mask=there, other=0.0).to(tl.float32)
-        act = _activated(v, ACTIVATION)
+    first = chunk * rows
+    count = tl.minimum(T - first, rows).to(tl.int32)
+    row = tl.arange(0, BR)
+    at = x + (first + row)[:, None] * x_t + column[None, :]
+    at_up = up + (first + row)[:, None] * up_t + column[None, :]
+    at_out = out + (first + row)[:, None] * N + column[None, :]
+    keep = mask + first + row
+    n = count
+    live = row < count
+    if MASKED:
+        every = tl.arange(0, 64 * BR)
+        n = tl.sum((tl.load(mask + first + every, mask=every < count, other=0) != 0).to(tl.int32), axis=0)
+        live = live & (tl.load(keep, mask=live, other=0) != 0)
+    there = live[:, None] & inside[None, :]
+    v = tl.load(at, mask=there, other=0.0).to(tl.float32)
+    shift = fixed_shift(v, there)
+    w = _activated(v, ACTIVATION)
+    if GATED:
+        w *= tl.load(at_up, mask=there, other=0.0).to(tl.float32)
+    out_shift = fixed_shift(w.to(out.dtype.element_ty).to(tl.float32), there)
+    zero = tl.zeros([BR, BN], tl.float32)
+    s1, s2, s3, s4, low, high = zero, zero, zero, zero, zero + _INFINITY, zero - _INFINITY
+    o1, o2, o3, o4, o_low, o_high = s1, s2, s3, s4, low, high
+    above = tl.zeros([BR, BN], tl.int32)
+    more, none = above, above
+    together = count // (2 * BR) * 2
+    for _ in range(0, together, 2):
+        # Two loads under way.
+        v0 = tl.load(at, mask=inside[None, :], other=0.0)
+        v1 = tl.load(at + BR * x_t, mask=inside[None, :], other=0.0)
         if GATED:
-            act *= tl.load(up + row[:, None] * up_t + column[None, :], mask=there, other=0.0).to(tl.float32)
-        act = act.to(out.dtype.element_ty)
-        tl.store(out + row[:, None] * N + column[None, :], act, mask=there)
+            u0 = tl.load(at_up, mask=inside[None, :], other=0.0)
+            u1 = tl.load(at_up + BR * up_t, mask=inside[None, :], other=0.0)
+        for part in tl.static_range(2):
+            v = (v0 if part == 0 else v1).to(tl.float32)
+            w = _activated(v, ACTIVATION)
+            if GATED:
+                w *= (u0 if part == 0 else u1).to(tl.float32)
+            act = w.to(out.dtype.element_ty)
+            tl.store(at_out + part * BR * N, act, mask=inside[None, :])
+            live = row < BR
+            if MASKED:
+                live = tl.load(keep + part * BR) != 0
+            s1, s2, s3, s4, low, high, above, more = add_tile(
+                v, live, shift, threshold, s1, s2, s3, s4, low, high, above, more, K, not MASKED
+            )
+            o1, o2, o3, o4, o_low, o_high, none, none = add_tile(
+                act.to(tl.float32), live, out_shift, threshold,
+                o1, o2, o3, o4, o_low, o_high, none, none, 0, not MASKED,
+            )  # fmt: skip
+        at += 2 * BR * x_t
+        at_up += 2 * BR * up_t
+        at_out += 2 * BR * N
+        keep += 2 * BR
+    for tile in range(together, tl.cdiv(count, BR)):
+        live = tile * BR + row < count
+        there = live[:, None] & inside[None, :]
+        v = tl.load(at, mask=there, other=0.0).to(tl.float32)
+        w = _activated(v, ACTIVATION)
+        if GATED:
+            w *= tl.load(at_up, mask=there, other=0.0).to(tl.float32)
+        act = w.to(out.dtype.element_ty)
+        tl.store(at_out, act, mask=there)
         if MASKED:
-            there = there & (tl.load(mask + row, mask=row < end, other=0) != 0)[:, None]
-        n, mean, m2, m3, m4, lowest, highest, others, above = add_block(
-            v, there, threshold, n, mean, m2, m3, m4, lowest, highest, others, above, K, LIMITS
+            live = live & (tl.load(keep, mask=live, other=0) != 0)
+        s1, s2, s3, s4, low, high, above, more = add_tile(
+            v, live, shift, threshold, s1, s2, s3, s4, low, high, above, more, K, False
         )
-        o_n, o_mean, o_m2, o_m3, o_m4, o_lowest, o_highest, o_others, _ = add_block(
-            act.to(tl.float32), there, threshold,
-            o_n, o_mean, o_m2, o_m3, o_m4, o_lowest, o_highest, o_others, above, 0, LIMITS,
+        o1, o2, o3, o4, o_low, o_high, none, none = add_tile(
+            act.to(tl.float32), live, out_shift, threshold,
+            o1, o2, o3, o4, o_low, o_high, none, none, 0, False,
         )  # fmt: skip
-    store_totals(
-        counts, moments, chunk, column, inside, N,
-        n, mean, m2, m3, m4, lowest, highest, others, above, K, LIMITS,
+        at += BR * x_t
+        at_up += BR * up_t
+        at_out += BR * N
+        keep += BR
+    store_sums(
+        counts, sums, chunk, column, inside, N,
+        n, shift, s1, s2, s3, s4, low, high, above, more, K,
     )  # fmt: skip
-    store_totals(
-        out_counts, out_moments, chunk, column, inside, N,
-        o_n, o_mean, o_m2, o_m3, o_m4, o_lowest, o_highest, o_others, above, 0, LIMITS,
+    store_sums(
+        out_counts, out_sums, chunk, column, inside, N,
+        n, out_shift, o1, o2, o3, o4, o_low, o_high, above, more, 0,
     )  # fmt: skip
-
-
-# Fewer rows in a lane than in column_moments, which has one set of sums: with more the registers spill.
-BLOCK_ROWS, WARPS = 32, 8
 
 
 def launch(
@@ -115,30 +164,29 @@ def launch(
     pre `[T, N]`, T > 0, and up with a contiguous last axis; no checks here.
     """
     T, N = pre.shape
-    K = len(threshold)
-    rows = chunk_rows(T, N)
-    chunks = triton.cdiv(T, rows)
-    parts = [total.new_empty((chunks, *total.shape)) for total in (counts, moments, out_counts, out_moments)]
-    activation_moments_kernel[triton.cdiv(N, BLOCK_COLUMNS), chunks](
+    mask = None if mask is None else mask.byte()
+    parts, out_parts = new_parts(counts, moments, T), new_parts(out_counts, out_moments, T)
+    activation_moments_kernel[grid(T, N)](
         pre,
         pre if up is None else up,
         out,
-        pre if mask is None else mask.byte(),
+        pre if mask is None else mask,
         threshold,
         *parts,
+        *out_parts,
         T,
         N,
-        rows,
+        chunk_rows(T, N),
         pre.stride(0),
         0 if up is None else up.stride(0),
         ACTIVATION=activation,
         GATED=up is not None,
-        K=K,
+        K=len(threshold),
         MASKED=mask is not None,
-        LIMITS=triton.next_power_of_2(max(K, 1)),
         BR=BLOCK_ROWS,
         BN=BLOCK_COLUMNS,
         num_warps=WARPS,
+        num_stages=1,
     )
-    merge_chunks(parts[0], parts[1], counts, moments, go_on=go_on)
-    merge_chunks(parts[2], parts[3], out_counts, out_moments, go_on=go_on)
+    finish(pre, mask, threshold, parts, counts, moments, go_on=go_on)
+    finish(out, mask, threshold[:0], out_parts, out_counts, out_moments, go_on=go_on)

@@ -174,6 +174,34 @@ def test_triton_hard_distributions(triton_device: str) -> None:
     expect_close(got, ops.column_moments(x, thresholds=THRESHOLDS, backend="reference"))
 
 
+def awkward_columns(rows: int) -> Tensor:
+    """Ten columns each of what is hard for float32 sums about a shift: far means, repeated values, tails."""
+    make = torch.Generator().manual_seed(7)
+    z, u = torch.randn(rows, 10, generator=make), torch.rand(rows, 10, generator=make)
+    tailed = z / torch.randn(rows, 10, 3, generator=make).square().mean(-1).sqrt()
+    columns = [z, z + 1000, torch.where(u < 0.99, 4.95, 4.95 + z), torch.where(u < 0.5, 4.95, -1.3)]
+    return torch.cat([*columns, torch.relu(30 * z - 20), torch.nn.functional.gelu(0.6 * z - 2.2), tailed], 1)
+
+
+def test_triton_sums_whole_chunks_in_float32(triton_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interpcore.kernels import _chunks, column_moments
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a chunk was taken for a hard one")
+
+    for module in (_chunks, column_moments):
+        longest = _chunks.LONGEST_CHAIN * _chunks.BLOCK_ROWS
+        monkeypatch.setattr(module, "chunk_rows", lambda T, N, rows=longest: rows)
+    monkeypatch.setattr(_chunks, "_add_block", refuse)
+    x = awkward_columns(2500)
+    got = ops.column_moments(x.to(triton_device), thresholds=THRESHOLDS, backend="triton")
+    expect_close(on_cpu(got), ops.column_moments(x, thresholds=THRESHOLDS, backend="reference"))
+    x[7, 3] = torch.nan
+    if triton_device == "cpu":
+        with pytest.raises(Exception, match="taken for a hard one"):
+            ops.column_moments(x, backend="triton")
+
+
 def test_triton_fills_its_outputs(triton_device: str) -> None:
     from interpcore.kernels import column_moments as kernel
 

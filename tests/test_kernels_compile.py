@@ -1,5 +1,7 @@
 """Every GPU kernel compiles for sm_80 and sm_90 without a GPU, spills nothing and stays within bounds.
 
+Where instructions and not bytes could be the limit, the loop over the elements is counted in machine code.
+
 A process that interprets Triton kernels cannot compile them, so this file run as a script does the work. Each
 case is compiled for sm_90, one of each kernel for sm_80 too; the others are slow tests (half a minute).
 """
@@ -21,20 +23,25 @@ class Kernel(NamedTuple):
     """A Triton kernel: its file, and its arguments that are not sizes or strides.
 
     Args:
-        op: the op whose file holds it.
+        file: of kernels/, which holds it.
         pointers: names, with a dtype where it is not the case's own.
         floats: names of float arguments.
         stages: of loads in flight, as launched.
     """
 
-    op: str
+    file: str
     pointers: dict[str, str | None]
     floats: frozenset[str] = frozenset()
     stages: int = 3
 
 
 class Case(NamedTuple):
-    """A Triton kernel with its compile-time values, and bounds on registers, shared and stack bytes."""
+    """A Triton kernel with its compile-time values, and bounds on registers, shared and stack bytes.
+
+    Args:
+        elements: values that a lane takes in one turn of the loop over them, where instructions are bounded.
+        instructions: bound for each of these on sm_90; then float64 and barriers are refused in the loop.
+    """
 
     kernel: str
     dtype: str
@@ -43,6 +50,8 @@ class Case(NamedTuple):
     registers: int
     shared: int
     stack: int = 0
+    elements: int = 0
+    instructions: float = 0.0
 
 
 def same(*names: str) -> dict[str, str | None]:
@@ -79,17 +88,24 @@ KERNELS = {
     ),
     "covariance_map_kernel": Kernel("attn_vjp", same("x", "key_value", "out")),
     "column_moments_kernel": Kernel(
-        "column_moments", same("x") | {"mask": "u8", "threshold": "fp32", "counts": "i64", "moments": "fp64"}
+        "column_moments",
+        same("x") | {"mask": "u8", "threshold": "fp32", "counts": "i32", "sums": "fp64"},
+        stages=1,
+    ),
+    "settle_chunks_kernel": Kernel(
+        "_chunks",
+        same("x") | {"mask": "u8", "threshold": "fp32", "counts": "i32", "sums": "fp64", "moments": "fp64"},
     ),
     "activation_moments_kernel": Kernel(
         "activation_moments",
         same("x", "up", "out")
         | {"mask": "u8", "threshold": "fp32"}
-        | dict.fromkeys(("counts", "out_counts"), "i64")
-        | dict.fromkeys(("moments", "out_moments"), "fp64"),
+        | dict.fromkeys(("counts", "out_counts"), "i32")
+        | dict.fromkeys(("sums", "out_sums"), "fp64"),
+        stages=1,
     ),
     "merge_chunks_kernel": Kernel(
-        "column_moments", {"counts": "i64", "moments": "fp64", "count_out": "i64", "out": "fp64"}
+        "_chunks", {"counts": "i32", "moments": "fp64", "count_out": "i64", "out": "fp64"}
     ),
     "centered_kernel": Kernel(
         "comoments", same("x", "out") | {"mask": "u8", "shift": "fp32", "scale": "fp32"}
@@ -138,22 +154,23 @@ CASES += [
     Case("covariance_map_kernel", "fp32", {"BC": 64, "BK": 32, "BN": 64}, 4, 176, 49152),
     Case("covariance_map_kernel", "bf16", {"BC": 64, "BK": 32, "BN": 64}, 4, 104, 24576),
 ]
-COLUMNS = {"K": 2, "LIMITS": 2, "MASKED": True, "BR": 64, "BN": 64}
-FUSED = COLUMNS | {"BR": 32}
+# Tiles as kernels/_chunks.py has them. Blocks merged in float64 row by row took 54 instructions a
+# value, and 224 with the activation; a GPU that reads bfloat16 at its full rate has issue slots for about 13.
+COLUMNS = {"BR": 32, "BN": 64}
+PLAIN, LIMIT, MASK = ({"K": k, "MASKED": m} | COLUMNS for k, m in ((0, False), (1, False), (1, True)))
+FUSED = "activation_moments_kernel"
+GELU, GATED = ({"ACTIVATION": a, "GATED": g} for a, g in (("gelu_tanh", False), ("silu", True)))
 CASES += [
-    Case("column_moments_kernel", "fp32", COLUMNS, 4, 255, 1024),
-    Case("column_moments_kernel", "bf16", COLUMNS, 4, 255, 1024),
-    Case(
-        "activation_moments_kernel",
-        "fp32",
-        FUSED | {"ACTIVATION": "gelu_tanh", "GATED": False},
-        8,
-        255,
-        2048,
-        stack=8,
-    ),
-    Case("activation_moments_kernel", "bf16", FUSED | {"ACTIVATION": "silu", "GATED": True}, 8, 255, 2048),
-    Case("merge_chunks_kernel", "fp64", {"K": 2, "GO_ON": True, "BN": 64}, 1, 112, 0),
+    Case("column_moments_kernel", "bf16", PLAIN | {"AHEAD": 4}, 8, 128, 16384, 0, 32, 11),
+    Case("column_moments_kernel", "bf16", LIMIT | {"AHEAD": 4}, 8, 128, 16384, 0, 32, 14),
+    Case("column_moments_kernel", "bf16", MASK | {"AHEAD": 4}, 8, 128, 16384, 0, 32, 16),
+    Case("column_moments_kernel", "fp32", LIMIT | {"AHEAD": 2}, 8, 128, 16384, 0, 16, 14),
+    Case(FUSED, "bf16", GELU | PLAIN, 8, 255, 16384, 0, 16, 40),
+    Case(FUSED, "fp32", GELU | PLAIN, 8, 255, 16384, 0, 16, 37),
+    Case(FUSED, "bf16", GATED | MASK, 8, 255, 16384, 0, 16, 52),
+    Case("settle_chunks_kernel", "bf16", MASK | {"LIMITS": 1}, 4, 168, 1024),
+    Case("settle_chunks_kernel", "fp32", MASK | {"LIMITS": 1}, 4, 168, 1024),
+    Case("merge_chunks_kernel", "fp64", {"K": 2, "GO_ON": True, "BC": 16, "BN": 16}, 4, 112, 1024),
 ]
 CASES += [
     Case("centered_kernel", dtype, {"MASKED": True, "BR": 8, "BN": 512}, 4, 128, 2048)
@@ -177,7 +194,7 @@ def compile_case(case: Case, capability: int) -> dict:
     from triton.compiler import ASTSource
 
     about = KERNELS[case.kernel]
-    kernel = getattr(importlib.import_module(f"interpcore.kernels.{about.op}"), case.kernel)
+    kernel = getattr(importlib.import_module(f"interpcore.kernels.{about.file}"), case.kernel)
     signature, attrs = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in case.constants:
@@ -203,7 +220,23 @@ def compile_case(case: Case, capability: int) -> dict:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = resource_usage(Path(cubin.name))
-    return usage[0] | {"shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"]}
+        loop = element_loop(Path(cubin.name)) if case.elements else []
+    return usage[0] | {"shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"], "loop": loop}
+
+
+def element_loop(binary: Path) -> list[str]:
+    """The machine instructions of the loop with the most 16-byte loads, by Triton's cuobjdump."""
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, "-sass", str(binary)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [(int(at, 16), what) for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", text)]
+    loops: list[list[str]] = []
+    for at, what in lines:
+        back = re.search(r"\bBRA\S*\s.*?0x([0-9a-f]+)", what)
+        if back and int(back[1], 16) < at:
+            loops.append([body for place, body in lines if int(back[1], 16) <= place <= at])
+    return max(loops, key=lambda loop: sum("LDG.E.128" in body for body in loop))
 
 
 def resource_usage(binary: Path) -> list[dict]:
@@ -252,6 +285,11 @@ def test_triton(index: int, capability: int, compiled: list[dict]) -> None:
     assert got["shared"] <= case.shared, got["shared"]
     assert f".target sm_{capability}" in got["ptx"]
     vectors = re.search(r"ld\.global\S*\.v[248]|cp\.async\.cg", got["ptx"])
+    if case.elements and capability == 90:
+        loop = got["loop"]
+        assert sum("LDG.E.128" in line for line in loop) >= 2, "16-byte loads under way"
+        assert not [line for line in loop if re.search(r"\bBAR\b|\bD(ADD|MUL|FMA|SETP)\b|\bLDL\b", line)]
+        assert len(loop) <= case.instructions * case.elements, len(loop) / case.elements
     # Two values in half precision fill a plain load of 32 bits.
     pairs = case.dtype == "bf16" and not re.search(r"ld\.global\S*\.[bu]16", got["ptx"])
     assert vectors or pairs, "loads are not vectorised"

@@ -48,3 +48,20 @@ def test_a_segment_per_position_of_edge_scores(monkeypatch: pytest.MonkeyPatch) 
     edge_scores.launch(values, values, [1, 2], torch.arange(segments)[None], total, total[:0])
     expect_fits(products, segments)
     expect_fits(sums, segments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (2048, 4096), (65_536, 4096), (400_000, 768), (10**7, 50_000)]
+)
+def test_chunks_of_column_moments(rows: int, columns: int) -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import _chunks as kernel
+
+    chunk = kernel.chunk_rows(rows, columns)
+    # A lane's float32 chain is short, and a byte holds its counts; the loop takes four tiles.
+    assert chunk <= kernel.LONGEST_CHAIN * kernel.BLOCK_ROWS <= 255 * kernel.BLOCK_ROWS
+    assert chunk % (4 * kernel.BLOCK_ROWS) == 0
+    tiles, chunks = kernel.grid(rows, columns)
+    assert (chunks - 1) * chunk < rows <= chunks * chunk and chunks <= LONGEST_SIDE_AXIS
+    # As many programs as an H100 holds, two on each of 132 processors, unless chunks are at their shortest.
+    assert tiles * chunks >= 264 or chunk == 8 * kernel.BLOCK_ROWS

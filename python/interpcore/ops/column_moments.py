@@ -102,9 +102,9 @@ def column_moments(
     """Count, mean, sums of centred powers, extremes and frequencies of every column, in one pass.
 
     Non-finite values are counted in `nonfinite` and left out of everything else. Sums are taken in blocks of
-    256 kept rows in float32 about a shift near the mean, and merged in float64; columns of a block for which
-    float32 has neither the range nor the bits are summed in float64. So variance and kurtosis are good to
-    1e-6 whatever the mean, scale and tails, and no column needs a scale.
+    256 kept rows (on a GPU of 64) in float32 about a shift near the mean, and merged in float64; those for
+    which float32 has neither the range nor the bits are summed in float64. So variance and kurtosis are good
+    to 1e-6 whatever the mean, scale and tails, and no column needs a scale.
 
     Args:
         x: `[T, N]`; float32, float64, bfloat16 or float16 (widened as it is read).
