@@ -16,6 +16,7 @@
 #include "interpcore/gate.h"
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
+#include "interpcore/product.h"
 
 INTERPCORE_DECLARE_OP(activation_moments, ActivationMoments)
 INTERPCORE_DECLARE_OP(attn_jvp, AttnJvp)
@@ -24,6 +25,7 @@ INTERPCORE_DECLARE_OP(column_moments, ColumnMoments)
 INTERPCORE_DECLARE_OP(gate, Gate)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
+INTERPCORE_DECLARE_OP(product, Product)
 
 namespace py = pybind11;
 using interpcore::Isa;
@@ -84,6 +86,10 @@ void norm_vjp(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::norm_vjp_on, interpcore::norm_vjp_params<float>(args), isa, threads);
 }
 
+void product(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::product_on, interpcore::product_params(args), isa, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -101,4 +107,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("gate", &gate);
   module.def("norm_jvp", &norm_jvp);
   module.def("norm_vjp", &norm_vjp);
+  module.def("product", &product);
 }

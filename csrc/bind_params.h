@@ -11,6 +11,7 @@
 #include "interpcore/column_moments.h"
 #include "interpcore/gate.h"
 #include "interpcore/norm_vjp.h"
+#include "interpcore/product.h"
 
 namespace interpcore {
 
@@ -155,6 +156,21 @@ inline AttnVjp attn_vjp_params(const py::dict& args) {
   read_sizes(args, "dq_stride", p.dq_stride);
   read_sizes(args, "dk_stride", p.dk_stride);
   read_sizes(args, "dv_stride", p.dv_stride);
+  return p;
+}
+
+inline Product product_params(const py::dict& args) {
+  Product p;
+  int64_t shape[3];
+  read_sizes(args, "shape", shape);
+  p.rows = shape[0], p.depth = shape[1], p.columns = shape[2];
+  p.out_by_in = args["out_by_in"].cast<bool>();
+  p.x_stride = args["x_stride"].cast<int64_t>();
+  p.weight_stride = args["weight_stride"].cast<int64_t>();
+  p.x = pointer<const float>(args, "x");
+  p.weight = pointer<const float>(args, "weight");
+  p.bias = pointer<const float>(args, "bias");
+  p.out = pointer<float>(args, "out");
   return p;
 }
 

@@ -1,4 +1,4 @@
-"""product: against the definition, on both CPU routines, with every kind of stride and derivative."""
+"""product: against the definition, on every CPU routine, with every kind of stride and derivative."""
 
 import pytest
 import torch
@@ -6,9 +6,10 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import reference
+from interpcore.ops.product_routes import available
 
-ROUTINES = ("matmul", "onednn") if ops.product_probe().onednn is not None else ("matmul",)
-SHAPES = [((1, 768), 64), ((5, 123), 77), ((2, 3, 256), 2048), ((700, 64), 96), ((300, 1), 4000), ((7,), 3)]
+SHAPES = [((1, 768), 64), ((5, 123), 777), ((2, 3, 256), 2048), ((700, 64), 96), ((300, 1), 4000), ((7,), 3)]
+SHAPES += [((2, 3001), 70), ((13, 515), 1031), ((32, 17), 999), ((201, 33), 515)]
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -20,11 +21,11 @@ def relative_error(value: Tensor, exact: Tensor) -> float:
     return float(((value.double() - exact).norm(dim=-1) / exact.norm(dim=-1).clamp(min=1e-30)).max())
 
 
-@pytest.fixture(params=ROUTINES)
+@pytest.fixture(params=available())
 def routine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
     monkeypatch.setenv("INTERPCORE_PRODUCT", request.param)
-    assert ops.product_probe().chosen == request.param
+    assert set(ops.product_routes().values()) == {request.param}
     return request.param
 
 
@@ -53,6 +54,25 @@ def test_any_strides() -> None:
     }
     for name, weight in weights.items():
         assert relative_error(ops.product(x, weight), reference.product(x, weight)) < 1e-5, name
+
+
+def test_native_bits_of_a_row_depend_neither_on_other_rows_nor_on_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "native" not in available():
+        pytest.skip("the native module is not built")
+    monkeypatch.setenv("INTERPCORE_PRODUCT", "native")
+    x, whole = random(32, 700), random(1500, 1501, seed=1)
+    for weight in (whole[:700], whole[:, :700].t(), whole[:700, 3:900]):
+        y = ops.product(x, weight)
+        for rows in (2, 5, 6, 7, 12, 31):
+            assert torch.equal(ops.product(x[:rows], weight), y[:rows])
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            assert torch.equal(ops.product(x, weight), y)
+        finally:
+            torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("routine")
@@ -134,17 +154,6 @@ def test_float64_and_the_reference_backend() -> None:
 def test_empty(shape: tuple[int, ...]) -> None:
     assert ops.product(torch.zeros(shape), torch.zeros(8, 5), bias=torch.ones(5)).shape == (*shape[:-1], 5)
     assert torch.equal(ops.product(torch.zeros(3, 0), torch.zeros(0, 5)), torch.zeros(3, 5))
-
-
-def test_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("INTERPCORE_PRODUCT", raising=False)
-    probe = ops.product_probe()
-    assert probe.matmul > 0
-    assert probe.chosen in ("matmul", "onednn")
-    assert ops.product_probe() == probe
-    monkeypatch.setenv("INTERPCORE_PRODUCT", "blis")
-    with pytest.raises(RuntimeError, match="INTERPCORE_PRODUCT=blis is not available"):
-        ops.product_probe()
 
 
 @pytest.mark.parametrize(

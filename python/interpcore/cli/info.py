@@ -20,7 +20,7 @@ PACKAGES = ("interpcore", "torch", "transformers", "triton", "numpy", "safetenso
 ENVIRONMENT = {
     "INTERPCORE_BACKEND": "backend of every op, which refuses one that it lacks; unset: by device and dtype",
     "INTERPCORE_ISA": "instruction set of the CPU kernels: baseline, avx2 or avx512; unset: the best one",
-    "INTERPCORE_PRODUCT": "routine of float32 CPU products: matmul or onednn; unset: by the probe",
+    "INTERPCORE_PRODUCT": "routine of float32 CPU products: matmul, native or onednn; unset: by the probe",
     "INTERPCORE_SHARED": "folder of shared test material; unset: ../shared beside the repository",
     "TRITON_INTERPRET": "1 runs Triton kernels on the CPU, slowly, to test them",
 }
@@ -95,13 +95,15 @@ def _processor() -> dict[str, str]:
 
 
 def _product() -> dict[str, str]:
-    from interpcore.ops import product_probe
+    from interpcore.ops import product_probe, product_routes
 
-    probe = product_probe()
-    speeds = {"torch.matmul": probe.matmul, "oneDNN": probe.onednn}
+    routes, speeds = product_routes(), product_probe().speeds
     unit = "GFLOP per CPU second"
-    rows = {name: "not in this torch" if v is None else f"{v:.0f} {unit}" for name, v in speeds.items()}
-    return rows | {"used": probe.chosen}
+    rates = {
+        route: ", ".join(f"{name} {speed:.0f}" for name, speed in by_routine.items())
+        for route, by_routine in speeds.items()
+    }
+    return {route: f"{used} ({unit}: {rates[route]})" for route, used in routes.items()}
 
 
 def _table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:

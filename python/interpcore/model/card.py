@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.prompts import bos_rule
+from interpcore.ops import product_routes
 from interpcore.runs import RunCard, tokenizer_hash
 
 
@@ -33,6 +35,7 @@ def run_card(model: Model | GenericModel, *, bos: bool | None = None, **given: A
         plan=str(model.plan),
         plan_hash=hashlib.sha256(repr(model.plan).encode()).hexdigest(),
         load_check_gap=model.load_gap if isinstance(model, Model) else None,
+        products=product_routes() if model.device.type == "cpu" and model.dtype == torch.float32 else {},
         **given,
     )
 

@@ -13,7 +13,8 @@ from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
 from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
-from interpcore.ops.product import ProductProbe, product, product_probe
+from interpcore.ops.product import product
+from interpcore.ops.product_routes import ProductProbe, hold_routes, product_probe, product_routes
 
 __all__ = [
     "CoMoments",
@@ -32,9 +33,11 @@ __all__ = [
     "covariance_pays",
     "edge_scores",
     "gate",
+    "hold_routes",
     "key_value_covariance",
     "norm_jvp",
     "norm_vjp",
     "product",
     "product_probe",
+    "product_routes",
 ]

@@ -1,38 +1,18 @@
 """Dense products with weights: the one place that owns routine, precision and output dtype."""
 
-import functools
-import os
-import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from interpcore.errors import Unavailable
 from interpcore.ops import reference
 from interpcore.ops.backend import named
+from interpcore.ops.product_routes import available, matmul, route_of, routine_of
 
 PRECISIONS = ("float32", "bfloat16")
-ROUTINES = ("matmul", "onednn")
 
-# One row is bound by reading the weight, and below this many multiply-adds (about 10 microseconds) oneDNN's
-# setup of about 12 microseconds a call is what counts: torch.matmul wins both.
-_SMALLEST_FOR_ONEDNN = 1_000_000
-
-# About 50 ms at 100 GFLOP/s for both routines together.
-_PROBE_SHAPE = (256, 768, 768)  # rows, k, n
-_PROBE_ROUNDS = 9
-
-
-class ProductProbe(NamedTuple):
-    """GFLOP per CPU second of the two float32 CPU routines (None where torch lacks one), and the choice."""
-
-    matmul: float
-    onednn: float | None
-    chosen: str
+# Multiply-adds below which a routine's setup (about 4 and 12 microseconds a call) is what counts.
+_SMALLEST = {"native": 200_000, "onednn": 1_000_000}
 
 
 def product(
@@ -46,9 +26,8 @@ def product(
 ) -> Tensor:
     """x @ weight + bias.
 
-    On the CPU, float32 products run on `torch.matmul` or on oneDNN's linear, by `product_probe`. Either reads
-    the weight where it lies, so there is no packed copy that could go stale; slices of a wider weight go to
-    `torch.matmul`.
+    On the CPU, float32 products run on `torch.matmul`, on our own kernel ("native") or on oneDNN's linear, by
+    `product_routes`. Each reads the weight where it lies, so there is no packed copy that could go stale.
     Differentiable in x, weight and bias, forward and reverse: then `torch.matmul` runs.
 
     Args:
@@ -78,27 +57,6 @@ def product(
     return y if y.dtype == result else y.to(result)
 
 
-def product_probe() -> ProductProbe:
-    """Time the float32 CPU routines once per process (about 50 ms, on first use) and say which one is used.
-
-    oneDNN is used unless `torch.matmul` is more than 10% faster: where the two are close, noise then does
-    not change the choice, and with it a result's last bits, from one run to the next.
-    $INTERPCORE_PRODUCT = matmul or onednn overrides it.
-
-    Raises:
-        RuntimeError: $INTERPCORE_PRODUCT names a routine that is unknown or that torch lacks here.
-    """
-    matmul, onednn = _probe_speeds()
-    wanted = os.environ.get("INTERPCORE_PRODUCT")
-    if wanted:
-        if wanted not in ROUTINES or (wanted == "onednn" and onednn is None):
-            raise Unavailable(f"INTERPCORE_PRODUCT={wanted} is not available here; unset it or use matmul.")
-        return ProductProbe(matmul, onednn, wanted)
-    return ProductProbe(
-        matmul, onednn, "onednn" if onednn is not None and onednn > 0.9 * matmul else "matmul"
-    )
-
-
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> None:
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[0]:
         raise ValueError(
@@ -121,13 +79,24 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> No
 
 def _same_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight + bias in the dtype of x."""
-    if _onednn_serves(x, weight, bias):
-        return _onednn(x, weight, bias)
-    if bias is None:
-        return torch.matmul(x, weight)
-    if x.dim() == 2:
-        return torch.addmm(bias, x, weight)
-    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+    if torch.compiler.is_compiling():
+        return matmul(x, weight, bias)
+    return available()[_routine(x, weight, bias)](x, weight, bias)
+
+
+def _routine(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """The routine that serves: only float32 on the CPU, outside derivatives, has a choice."""
+    work = x.numel() * weight.shape[1]
+    if work < _SMALLEST["native"] or x.dtype != torch.float32 or not x.is_cpu:
+        return "matmul"
+    if _tracked(x, weight, bias) or isinstance(x, FakeTensor):
+        return "matmul"
+    route = route_of(weight, x.numel() // x.shape[-1])
+    chosen = "matmul" if route is None else routine_of(route)
+    # A slice of a wider weight sends oneDNN to a generic loop, a thousand times slower.
+    if chosen == "onednn" and not (weight.is_contiguous() or weight.t().is_contiguous()):
+        return "matmul"
+    return "matmul" if work < _SMALLEST.get(chosen, 0) else chosen
 
 
 def _bfloat16(x: Tensor, weight: Tensor, bias: Tensor | None, result: torch.dtype) -> Tensor:
@@ -151,7 +120,7 @@ def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, result: torch.dtype
 def _tracked(*tensors: Tensor | None) -> bool:
     """True where a derivative or a torch.func transform follows one of the tensors.
 
-    oneDNN's op has no forward derivative and returns none without a word, so it must not see such tensors.
+    The other routines than `torch.matmul` have no derivative, so they must not see such tensors.
     """
     grad = torch.is_grad_enabled()
     for tensor in tensors:
@@ -162,43 +131,3 @@ def _tracked(*tensors: Tensor | None) -> bool:
         if forward_ad.unpack_dual(tensor).tangent is not None:
             return True
     return False
-
-
-def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if x.dtype != torch.float32 or not x.is_cpu or torch.compiler.is_compiling():
-        return False
-    # A slice of a wider weight sends oneDNN to a generic loop, a thousand times slower.
-    if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        return False
-    k = x.shape[-1]
-    if x.numel() == k or x.numel() * weight.shape[1] < _SMALLEST_FOR_ONEDNN or _tracked(x, weight, bias):
-        return False
-    return product_probe().chosen == "onednn"
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
-
-
-@functools.cache
-def _probe_speeds() -> tuple[float, float | None]:
-    """GFLOP per CPU second of torch.matmul and of oneDNN's linear (None where torch has none).
-
-    Medians of CPU times of calls taken in turn: other work on the machine then hardly shows.
-    """
-    rows, k, n = _PROBE_SHAPE
-    x, weight = torch.ones(rows, k), torch.ones(n, k).t()
-    routines: list[Callable[[], Tensor]] = [lambda: torch.matmul(x, weight)]
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        routines.append(lambda: _onednn(x, weight, None))
-    taken: list[list[float]] = [[] for _ in routines]
-    with torch.no_grad():
-        for routine in routines:
-            routine()  # the first call sets up threads and compiles
-        for _ in range(_PROBE_ROUNDS):
-            for routine, times in zip(routines, taken, strict=True):
-                start = time.process_time()
-                routine()
-                times.append(time.process_time() - start)
-    speeds = [2e-9 * rows * k * n / statistics.median(times) for times in taken]
-    return speeds[0], speeds[1] if len(speeds) > 1 else None

@@ -16,6 +16,7 @@ from interpcore.runs.errors import RunError
 from interpcore.runs.fields import Fields
 
 _CIRCUMSTANCE = {"circumstance": True}
+_IF_ANY: dict[str, Any] = {"extends": (), "products": {}}
 _TEXTS = ("model", "revision", "weights", "tokenizer", "dtype", "plan", "plan_hash", "command")
 """Fields that are text where they are recorded."""
 
@@ -48,6 +49,8 @@ class RunCard:
         command: what was typed. Circumstance: paths differ between machines; `arguments` carries the meaning.
         created: UTC time, ISO 8601. Circumstance.
         host: the machine. Circumstance.
+        products: `ops.product_routes` of the process that began the run; going on with it takes them, so that
+            the bits stay the same. Circumstance.
     """
 
     model: str | None = None
@@ -71,6 +74,7 @@ class RunCard:
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), metadata=_CIRCUMSTANCE
     )
     host: str = field(default_factory=socket.gethostname, metadata=_CIRCUMSTANCE)
+    products: Mapping[str, str] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
 
     @property
     def key(self) -> str:
@@ -84,9 +88,9 @@ class RunCard:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The card as a JSON object, one entry per field; `extends` only where it names something."""
-        value = asdict(self)
-        return value if self.extends else {name: v for name, v in value.items() if name != "extends"}
+        """The card as a JSON object, one entry per field; `extends` and `products` only where they name
+        something."""
+        return {name: v for name, v in asdict(self).items() if v or name not in _IF_ANY}
 
     @classmethod
     def from_json(cls, value: Any, where: str = "the run card") -> "RunCard":
@@ -104,7 +108,7 @@ class RunCard:
         """
         if not isinstance(value, dict):
             raise RunError(f"{where} is not a run card: it holds a {type(value).__name__}, not an object")
-        value = {"bos": None, "extends": ()} | value  # cards from before these were recorded
+        value = {"bos": None} | _IF_ANY | value  # cards from before these were recorded
         names = {f.name for f in fields(cls)}
         if set(value) != names:
             missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
@@ -114,8 +118,10 @@ class RunCard:
             )
         found = Fields(value, where, RunError)
         lists = {name: found.texts(name) for name in ("masks", "extends")}
-        for name in ("seeds", "versions", "arguments"):
+        for name in ("seeds", "versions", "arguments", "products"):
             found.object(name)
+        for name in value["products"]:
+            Fields(value["products"], f"products of {where}", RunError).text(name)
         for name in ("protocol", "created", "host", *_TEXTS):
             if name not in _TEXTS or value[name] is not None:
                 found.text(name)

@@ -72,12 +72,24 @@ class Shared:
             how: further arguments of `runs.sweep`.
         Returns: one row per cell, in order.
         """
-        make = (lambda: self) if workers == 1 else partial(_made_again, *self.recipe())
+        make = (lambda: self) if workers == 1 else partial(_made_again, *self.recipe(), _routes())
         return sweep(function, grid, workers=workers, initialize=make, **how)
 
 
-def _made_again(load: Callable[[], Any], kind: type[Shared], given: dict[str, Any]) -> Shared:
+def _made_again(
+    load: Callable[[], Any], kind: type[Shared], given: dict[str, Any], routes: Mapping[str, str]
+) -> Shared:
+    from interpcore.ops import hold_routes
+
+    hold_routes(routes)  # as long as the worker lives: the bits are the driver's
     return kind(load(), **given)
+
+
+def _routes() -> dict[str, str]:
+    """How products run in this process; asked only where workers are to do the same."""
+    from interpcore.ops import product_routes
+
+    return product_routes()
 
 
 @dataclass(eq=False)

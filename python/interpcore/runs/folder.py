@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,10 +91,12 @@ class RunFolder:
             refuse_link(path / name)
         self.read_only = is_run(path) and _read_only(path)
         self._lock: UseLock | None = None
+        self._release: Callable[[], None] | None = None
         if self.read_only:
             self.claims = Claims(None)
             self.card = _agreed(path, card, allow_difference)
             self.ledger = Ledger(path / _LEDGER, read_only=True)
+            self._release = _hold_products(self.card)
             return
         self._lock = UseLock(path / _LOCK, shared=shared, what=f"the run folder {path}")
         self.claims = Claims(path / _CLAIMS)
@@ -104,6 +106,7 @@ class RunFolder:
             with self.claims.hold(_CARD):
                 self.ledger = Ledger(path / _LEDGER)
                 self.card = self._settle(card, may_create=may_create, allow_difference=allow_difference)
+            self._release = _hold_products(self.card)
         except BaseException:
             self.close()
             raise
@@ -231,6 +234,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the ledger and lets others use the folder."""
+        if self._release is not None:
+            self._release()
         if hasattr(self, "ledger"):
             self.ledger.close()
         self.claims.close()
@@ -267,6 +272,15 @@ def read_card(path: str | os.PathLike[str]) -> RunCard:
     """
     file = Path(path) / _CARD
     return RunCard.from_json(read_json(file), where=str(file))
+
+
+def _hold_products(card: RunCard) -> Callable[[], None] | None:
+    """Products go the run's ways from now on; gives what ends that, None where the card records none."""
+    if not card.products:
+        return None
+    from interpcore.ops import hold_routes  # loads torch
+
+    return hold_routes(card.products)
 
 
 def _foreign(path: Path) -> list[str]:
