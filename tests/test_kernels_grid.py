@@ -65,3 +65,16 @@ def test_chunks_of_column_moments(rows: int, columns: int) -> None:
     assert (chunks - 1) * chunk < rows <= chunks * chunk and chunks <= LONGEST_SIDE_AXIS
     # As many programs as an H100 holds, two on each of 132 processors, unless chunks are at their shortest.
     assert tiles * chunks >= 264 or chunk == 8 * kernel.BLOCK_ROWS
+
+
+@pytest.mark.parametrize(("points", "cotangents"), [(1, 1), (7, 768), (128, 256), (10_000, 3), (3, 10**6)])
+def test_programs_of_a_norm(points: int, cotangents: int) -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import norm_vjp as kernel
+
+    rows = kernel.rows_of_program(points, cotangents)
+    programs = points * -(-cotangents // rows)
+    assert 1 <= rows <= cotangents
+    # The GPU is full, unless there are fewer rows in all; and a point's row is not read more often than that.
+    assert programs >= min(kernel.PROGRAMS / 2, points * cotangents)
+    assert programs < 2 * max(kernel.PROGRAMS, points)

@@ -160,9 +160,7 @@ def test_a_study_holds_one_model_and_nothing_else(base, reported):
 
 
 def test_view_shows_one_neuron(base, reported):
-    shown = neurons(
-        "view", 2, 80, "--tokens", base / "tokens", "--out", base / "study", "--examples", 3
-    )
+    shown = neurons("view", 2, 80, "--tokens", base / "tokens", "--out", base / "study", "--examples", 3)
     assert shown.exit_code == 0
     page = (base / "study" / "view" / "2.80.html").read_text()
     for head in (

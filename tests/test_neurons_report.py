@@ -71,9 +71,7 @@ def report(study: Study, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str
 def test_one_block_and_no_universal_neuron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(1)
     options, partners = Options(universal=0.99), [small(1, 1, "other")]
-    study = open_study(
-        model, tmp_path, options, shards=corpus(model), partners=partners, progress=False
-    )
+    study = open_study(model, tmp_path, options, shards=corpus(model), partners=partners, progress=False)
     page, drawn = report(study, monkeypatch)
     assert "small has one block, and no attention follows its neurons" in page
     assert "No neuron is universal: the largest excess correlation is" in page

@@ -14,7 +14,7 @@ from interpcore.errors import Refused, Unavailable
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-# What each dispatched op has beside its definition; a CUDA form stays only where it can beat Triton's.
+# What each dispatched op has beside its definition. The CUDA form is for a GPU without Triton.
 # `product` is not dispatched: it is torch's own on every device.
 FORMS: dict[str, tuple[str, ...]] = {
     "activation_moments": ("cpu", "triton"),
