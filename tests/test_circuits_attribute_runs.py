@@ -110,3 +110,36 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     options["batch_size"] = 6
     close(attribute(model, pairs, **options, checkpoint=tmp_path / "copy.safetensors").values, whole.values)
     assert sum(map(len, seen)) == 2
+
+
+def test_killed_at_a_number_of_steps_it_keeps_those_that_are_done(tmp_path, monkeypatch):
+    model, pairs = load("gpt2"), random_pairs(3, same=1)
+    module = importlib.import_module("interpcore.circuits.attribution.attribute")
+    monkeypatch.setattr(module, "AUTO_GAP", 0.0)
+    monkeypatch.setattr(module, "AUTO_LAST", 20)
+    seen, plain, after, killed = [], module.score_batch, {10: 2, 20: 1}, tmp_path / "killed"
+    options = {"method": "eap-ig-inputs", "steps": "auto", "batch_size": 1}
+
+    def run(folder):
+        seen.clear()
+        with pytest.warns(UserWarning, match="over 20 steps of eap-ig-inputs leaves a completeness gap"):
+            return attribute(model, pairs, **options, checkpoint=folder / "sums.safetensors")
+
+    def counted(batch, graph, plan, *rest):
+        count = len(plan.points[0])
+        if seen.count(count) == after.get(count):  # what stands on the disk now is what a kill leaves
+            shutil.copytree(tmp_path / "run", killed / str(count))
+        seen.append(count)
+        return plain(batch, graph, plan, *rest)
+
+    monkeypatch.setattr(module, "score_batch", counted)
+    (tmp_path / "run").mkdir()
+    whole = run(tmp_path / "run")
+    assert seen == [5, 5, 5, 10, 10, 10, 20, 20, 20] and whole.notes["steps"] == 20
+    assert not list((tmp_path / "run").iterdir())
+    after.clear()
+    for count, left in ((10, [10] * 3 + [20] * 3), (20, [20] * 3)):
+        resumed = run(killed / str(count))
+        assert seen == left
+        assert torch.equal(resumed.values.nan_to_num(), whole.values.nan_to_num())
+        assert resumed.notes == whole.notes and not list((killed / str(count)).iterdir())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,7 @@ def attribute(
             for 160 MB on a CPU (1 GB where `batch_size` is given), half of what is free on a GPU.
         checkpoint: file of what has been added up, written now and then and when the run stops; a run that
             finds its own goes on from it, and with the same `batch_size` and `memory` ends with the same
-            bits. Removed at the end.
+            bits; with "auto" one file per number of steps. Removed at the end.
         progress: show it.
     Returns: `Scores`; integrals report their completeness gap in `notes`, (scores leaving `input`) / (total
         change) - 1 in sum and per example.
@@ -125,20 +125,34 @@ def attribute(
     run = partial(_run, batch_size=batch_size, memory=memory, progress=progress)
     if steps != "auto":
         return _scores(request, run(request, checkpoint=file), split)
+    return _scores(*_until_closed(request, count, file, run), split)
+
+
+def _until_closed(
+    request: Request, count: int, file: Path | None, run: Callable[..., Totals]
+) -> tuple[Request, Totals]:
+    """The request with the first number of steps, doubled from `count`, that closes the completeness gap,
+    else with the last one and a warning; and its totals. Those of every finished number are kept in files
+    until the whole is done."""
+    kept: list[Path] = []
     while True:
         own = None if file is None else file.with_stem(f"{file.stem}-{count}")
-        totals = run(request, checkpoint=own)
+        kept += [] if own is None else [own]
+        totals = run(request, checkpoint=own, keep=True)
         if abs(totals.gap) < AUTO_GAP or not math.isfinite(totals.gap):  # nothing changes
-            return _scores(request, totals, split)
+            break
         if 2 * count > AUTO_LAST:
             warnings.warn(
-                f"The integral over {count} steps of {method} leaves a completeness gap of {totals.gap:.1%} "
-                f"on {pairs.task}; its scores are returned all the same.",
-                stacklevel=2,
+                f"The integral over {count} steps of {request.plan.method} leaves a completeness gap of "
+                f"{totals.gap:.1%} on {request.pairs.task}; its scores are returned all the same.",
+                stacklevel=3,
             )
-            return _scores(request, totals, split)
+            break
         count *= 2
-        request = request.with_points(points_of(method, count, nodes))
+        request = request.with_points(points_of(request.plan.method, count, request.nodes))
+    for path in kept:
+        path.unlink(missing_ok=True)
+    return request, totals
 
 
 def _first_steps(request: Request, steps: int | str) -> int:
@@ -161,8 +175,9 @@ def _run(
     memory: int | None,
     checkpoint: Path | None,
     progress: bool,
+    keep: bool = False,
 ) -> Totals:
-    """Scores of all batches, added up."""
+    """Scores of all batches, added up; with `keep` their checkpoint stays when all are done."""
     on_cpu = CPU_MEMORY if batch_size is None else GIVEN_SIZE_MEMORY
     allowed = memory or batch_memory(request.model.device, on_cpu, share=0.5)
     size, at_once = fitted(request.plan, request.model, request.pairs, allowed, batch_size)
@@ -189,8 +204,10 @@ def _run(
         if file is not None and totals.whole:
             totals.save(file, identity)
         raise
-    if file is not None:
+    if file is not None and not keep:
         file.path.unlink(missing_ok=True)
+    elif file is not None and left:
+        totals.save(file, identity)
     return totals
 
 
