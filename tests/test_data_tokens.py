@@ -332,6 +332,71 @@ def test_refusals(tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
 
 
+def test_the_same_call_again_finds_its_shards(
+    tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "corpus"
+    (folder / "poems").mkdir(parents=True)
+    source, poem, out = json_lines(folder / "a.jsonl", texts), folder / "poems" / "one.txt", tmp_path / "t"
+    poem.write_text(texts[0] * 9)
+
+    def make(**options: Any) -> TokenShards:
+        return prepare_tokens(folder, out, tokenizer, **{"context": 16, "seed": 1} | options)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, array: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:  # nothing clears up after a kill
+        patch.setattr(np, "save", killed)
+        patch.setattr(shutil, "rmtree", lambda path, **how: None)
+        with pytest.raises(Killed):
+            make(context=24)
+    assert not out.exists() and {p.name for p in tmp_path.glob(".t.*")} == {".t.staging", ".t.partial"}
+    first = make()
+    assert not list(tmp_path.glob(".t.*"))
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    monkeypatch.setattr("interpcore.data.tokens.prepare.write_shards", None)
+    again = make(masked=("newline", "bos", "padding"), progress=True)
+    assert again.identity == first.identity and again.manifest == first.manifest
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
+    for options, said in (
+        ({"context": 32}, "context was 16 and is 32;"),
+        ({"seed": None, "max_tokens": 64}, "max_tokens was None and is 64, seed was 1 and is None"),
+        ({"text": "body"}, "text was 'text' and is 'body'"),
+        ({"subset": "meta"}, "subset was None and is 'meta'"),
+        ({"sample_by": "line"}, "sample_by was 'document' and is 'line'"),
+        ({"bos": False}, "bos was"),
+        ({"pad_last": True}, "pad_last was False and is True"),
+        ({"newline_ids": [5]}, r"newline_ids was \[.*\] and is \[5\]"),
+        ({"masked": ["bos"]}, r"masked was .* and is \['bos'\]"),
+        ({"min_characters": 2}, "min_characters was 1 and is 2"),
+    ):
+        with pytest.raises(TokenShardError, match=f"holds token shards made otherwise: {said}"):
+            make(**options)
+    with pytest.raises(TokenShardError, match="made otherwise: the tokenizer is another"):
+        prepare_tokens(folder, out, train_tokenizer(texts, 300), context=16, seed=1)
+    poem.rename(folder / "one.txt")  # another subset
+    with pytest.raises(TokenShardError, match="the source has other files or contents; choose"):
+        make()
+    (folder / "one.txt").rename(poem)
+    make()
+    source.write_text(source.read_text().replace("the", "The", 1))
+    with pytest.raises(TokenShardError, match="the source has other files or contents; choose"):
+        make()
+
+
+def test_shards_that_do_not_say_what_they_are_of_are_not_taken_for_others(
+    tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    source = json_lines(tmp_path / "corpus.jsonl", texts)
+    write_shards(tmp_path / "t", np.zeros((2, 16), int), 61)
+    with pytest.raises(TokenShardError, match=r"is not empty: .* do not say what they were made of; choose"):
+        prepare_tokens(source, tmp_path / "t", tokenizer, context=16)
+
+
 def test_a_model_that_cannot_read_the_tokens_is_refused(
     tokenizer: Any, texts: list[str], tmp_path: Path
 ) -> None:

@@ -55,6 +55,17 @@ def report(base, *more):
     return neurons("report", "--tokens", base / "tokens", *partner, *few, "--out", base / "study", *more)
 
 
+def test_tokens_typed_twice_are_made_once(tmp_path):
+    words = ["tokens", "tiny", "--documents", 6, "--context", 32, "--out", tmp_path / "t", "--quiet"]
+    first = neurons(*words)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()}
+    assert neurons(*words).output == first.output
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()} == made
+    for more, said in ((["--documents", 7], "the source has other"), (["--seed", 1], "seed was 0 and is 1")):
+        with pytest.raises(ValueError, match=said):
+            neurons(*words, *more)
+
+
 def test_the_report_draws_every_kind_of_figure(base, reported):
     assert reported.exit_code == 0 and "2048 neurons" in reported.output
     artifacts = base / "study" / "report" / "artifacts"

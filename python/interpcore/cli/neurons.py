@@ -20,7 +20,7 @@ app = typer.Typer(help="Neurons: statistics, universality, explanations, effects
 @app.command()
 def tokens(
     source: Annotated[str, typer.Argument(help="Text, JSON lines, Parquet, a folder, or 'tiny'.")],
-    out: Annotated[Path, typer.Option(help="Folder of the shards; new.")],
+    out: Annotated[Path, typer.Option(help="The shards' folder; the same command again reads it.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer: a model, or a folder.")] = "tiny",
     context: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 512,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Keep so many, at random.")] = None,

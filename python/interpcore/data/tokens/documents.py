@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,22 @@ def document_files(source: Path) -> list[Path]:
     if not found:
         raise TokenShardError(f"The folder {source} has no file of {described}.")
     return found
+
+
+def source_hash(files: Sequence[Path], source: Path) -> str:
+    """SHA-256 of the names, within their source, and the contents of its files, in hexadecimal.
+
+    Args:
+        files: `document_files(source)`.
+        source: a file or folder.
+    """
+    whole = hashlib.sha256()
+    for path in files:
+        name = path.name if path == source else path.relative_to(source).as_posix()
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(json.dumps([name, content]).encode())
+    return whole.hexdigest()
 
 
 def read_documents(

@@ -128,6 +128,8 @@ def _check_entries(found: Fields) -> None:
     if found.content.get("tokenizer") is not None:
         found.object("tokenizer").text("hash")
         found.object("tokenizer").text("name")
+    if "made_of" in found.content:
+        found.object("made_of")
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

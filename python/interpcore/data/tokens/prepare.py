@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from interpcore.data.tokens.documents import Document, document_files, read_documents
+from interpcore.data.tokens.documents import Document, document_files, read_documents, source_hash
 from interpcore.data.tokens.manifest import MASKS, TokenShardError, check_masks
 from interpcore.data.tokens.shards import TokenShards, id_dtype
-from interpcore.data.tokens.writing import check_empty, scratch_folder, write_shards
+from interpcore.data.tokens.writing import check_empty, made_before, scratch_folder, write_shards
 from interpcore.model.load.source import TOKENIZER_FILES
 from interpcore.model.prompts import bos_rule, first_ids
 from interpcore.model.token_text import token_texts
@@ -46,12 +46,13 @@ def prepare_tokens(
 
     The documents of a subset follow one another with the end-of-text token between them (where the tokenizer
     has one) and are cut into sequences of `context` tokens, each begun as `bos` says. What is left of a
-    subset is dropped, or padded. All sequences are shuffled together.
+    subset is dropped, or padded. All sequences are shuffled together. Called again with the same files,
+    tokenizer and options, it gives the shards that the folder holds.
 
     Args:
         source: a file or folder; see `document_files`.
         text, subset, sample_by: where a document's text and subset are; see `read_documents`.
-        folder: where to; absent or empty. It appears whole or not at all.
+        folder: where to; absent, empty, or of the same call before. It appears whole or not at all.
         tokenizer: a transformers tokenizer, or a model folder or hub id to load it from.
         context: tokens of a sequence.
         max_tokens: keep ceil(max_tokens / context) of the shuffled sequences; None for all.
@@ -66,7 +67,8 @@ def prepare_tokens(
         progress: show it.
 
     Raises:
-        TokenShardError: nothing to read, a damaged file, too little text, a folder in use, or a full disk.
+        TokenShardError: nothing to read, a damaged file, too little text, a folder that holds something else,
+            or a full disk.
     """
     source, folder = Path(source), Path(folder)
     check_masks(masked)
@@ -77,9 +79,25 @@ def prepare_tokens(
         raise TokenShardError(f"context={context} leaves no room for text; give 2 or more.")
     if pad_last and not ids["padding"]:
         raise TokenShardError(f"The tokenizer {name} has no padding token; set pad_last=False.")
-    check_empty(folder)
+    files, hashed = document_files(source), tokenizer_hash(tokenizer)
     fields = {"text": text, "subset": subset, "sample_by": sample_by}
-    found = _documents(document_files(source), source, fields, progress)
+    made_of = {
+        "source": source_hash(files, source),
+        "tokenizer": hashed,
+        "context": context,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        **fields,
+        "bos": bos_rule(bos),
+        "pad_last": pad_last,
+        "newline_ids": [int(i) for i in ids["newline"]],
+        "masked": sorted(masked),
+        "min_characters": min_characters,
+    }
+    if (before := made_before(folder, made_of)) is not None:
+        return before
+    check_empty(folder)
+    found = _documents(files, source, fields, progress)
     long_enough = (document for document in found if len(document.text) >= min_characters)
     with scratch_folder(folder, "staging") as staging:
         with (staging / "sequences.bin").open("wb") as raw:
@@ -104,13 +122,9 @@ def prepare_tokens(
             seed=seed,
             count=None if max_tokens is None else math.ceil(max_tokens / context),
             described={
-                "tokenizer": {
-                    "hash": tokenizer_hash(tokenizer),
-                    "name": name,
-                    "revision": revision,
-                    "bos": bos_rule(bos),
-                },
+                "tokenizer": {"hash": hashed, "name": name, "revision": revision, "bos": bos_rule(bos)},
                 "source": {"name": source.name, **fields, "min_characters": min_characters},
+                "made_of": made_of,
             },
         )
 

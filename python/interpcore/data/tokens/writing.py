@@ -162,3 +162,32 @@ def check_empty(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TokenShardError(f"{folder} is not empty; choose another name, or remove it first.")
+
+
+def made_before(folder: Path, made_of: Mapping[str, Any]) -> TokenShards | None:
+    """The shards that a folder holds already; None where it holds none.
+
+    Args:
+        folder: it need not exist.
+        made_of: everything that the shards depend on: hashes of the source and the tokenizer, and the
+            arguments, as JSON values.
+    Raises: TokenShardError for shards that are made of something else, with what differs, or do not say.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    shards = TokenShards.open(folder)
+    before = shards.manifest.get("made_of")
+    if before is None:
+        raise TokenShardError(
+            f"{folder} is not empty: it holds token shards that do not say what they were made of; choose "
+            "another name, or remove it first."
+        )
+    names = [name for name in {**made_of, **before} if made_of.get(name) != before.get(name)]
+    if names:
+        hashes = {"source": "the source has other files or contents", "tokenizer": "the tokenizer is another"}
+        told = (hashes.get(n) or f"{n} was {before.get(n)!r} and is {made_of.get(n)!r}" for n in names)
+        raise TokenShardError(
+            f"{folder} holds token shards made otherwise: {', '.join(told)}; choose another name, or remove "
+            "it first."
+        )
+    return shards
