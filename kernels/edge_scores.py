@@ -1,12 +1,15 @@
 """Triton form of `interpcore.ops.edge_scores`.
 
-The positions are cut into units, runs of one example with one segment. One kernel multiplies each unit's rows
-on tensor-core tiles and skips tiles of sources that no destination of the tile has; the second adds the units
-of a segment in order, example by example, so that nothing depends on the order in which programs run.
+The positions are cut into units, runs of one example with one segment. One kernel multiplies each unit's
+rows, in spans where tiles are few, on tensor-core tiles and skips tiles of sources that no destination of the
+tile has; the second adds the spans of a segment in order, example by example, so that nothing depends on the
+order in which programs run.
 """
 
+import functools
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -25,11 +28,13 @@ def edge_products_kernel(
     prefix,  # [D]
     unit_first,  # [units], first row of each unit among B * P
     unit_count,  # [units]
-    partial,  # [units, S, D]
+    partial,  # [units, spans, S, D]
     S,
     D,
     d,
     rows,  # B * P
+    spans,
+    span,  # values of a unit's inner product in each, a multiple of BK
     BS: tl.constexpr,
     BD: tl.constexpr,
     BK: tl.constexpr,
@@ -38,20 +43,22 @@ def edge_products_kernel(
     tiles = tl.cdiv(S, BS)
     program = tl.program_id(0)
     top = program % tiles * BS
-    unit = (program // tiles // tl.cdiv(D, BD)).to(tl.int64)
+    part = (program // tiles // tl.cdiv(D, BD)).to(tl.int64)
+    unit = part // spans
+    begin = (part % spans).to(tl.int32) * span
     source = top + tl.arange(0, BS)
     column = program // tiles % tl.cdiv(D, BD) * BD + tl.arange(0, BD)
     reach = tl.load(prefix + column, mask=column < D, other=0)
     if top < tl.max(reach, axis=0):
         first = tl.load(unit_first + unit).to(tl.int64)
-        count = tl.load(unit_count + unit)
+        end = tl.minimum(tl.load(unit_count + unit) * d, begin + span)
         total = tl.zeros([BS, BD], tl.float32)
         k = tl.arange(0, BK)
         a_rows = difference + source.to(tl.int64)[:, None] * rows * d + first * d
         b_rows = grad + column.to(tl.int64)[None, :] * rows * d + first * d
         # Rows of a unit lie one behind the other: it is one long inner product.
-        for start in range(0, count * d, BK):
-            inside = start + k < count * d
+        for start in range(begin, end, BK):
+            inside = start + k < end
             a = tl.load(
                 a_rows + (start + k)[None, :], mask=(source < S)[:, None] & inside[None, :], other=0.0
             )
@@ -59,13 +66,13 @@ def edge_products_kernel(
                 b_rows + (start + k)[:, None], mask=(column < D)[None, :] & inside[:, None], other=0.0
             )
             total += dot(a, b, difference.dtype.element_ty)
-        at = partial + unit * S * D + source.to(tl.int64)[:, None] * D + column[None, :]
+        at = partial + part * S * D + source.to(tl.int64)[:, None] * D + column[None, :]
         tl.store(at, total, mask=(source < S)[:, None] & (column < D)[None, :])
 
 
 @triton.jit
 def edge_sums_kernel(
-    partial,  # [units, S, D]
+    partial,  # [units, spans, S, D]
     prefix,  # [D]
     segment_first,  # [segments + 1], first unit of each segment
     ends,  # [units], 1 where an example's last unit of the segment is
@@ -73,6 +80,7 @@ def edge_sums_kernel(
     squares,  # [segments, S, D]
     S,
     D,
+    spans,
     MOMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -84,10 +92,11 @@ def edge_sums_kernel(
     second = tl.zeros([BLOCK], tl.float32)
     example = tl.zeros([BLOCK], tl.float32)
     first = tl.load(segment_first + segment)
-    values = partial + first.to(tl.int64) * S * D + at
+    values = partial + first.to(tl.int64) * spans * S * D + at
     for unit in range(first, tl.load(segment_first + segment + 1)):
-        example += tl.load(values, mask=legal, other=0.0)
-        values += S * D
+        for _ in range(spans):
+            example += tl.load(values, mask=legal, other=0.0)
+            values += S * D
         last = tl.load(ends + unit) != 0
         sums += tl.where(last, example, 0.0)
         if MOMENTS:
@@ -98,15 +107,30 @@ def edge_sums_kernel(
         tl.store(squares + segment * S * D + at, second, mask=inside)
 
 
-def units_of(segment: Tensor | None, batch: int, positions: int, segments: int) -> tuple[list[int], ...]:
+class Units(NamedTuple):
     """Runs of positions of one example and segment, ordered by segment, then example, then position.
 
-    Returns: first row among B * P, number of rows, 1 at the last unit of an example and segment, and the
-        first unit of each segment (with the end).
+    Args:
+        first: `[units]` int32, first row among B * P.
+        rows: `[units]` int32, number of rows.
+        ends: `[units]` int32, 1 at the last unit of an example and segment.
+        starts: `[segments + 1]` int32, the first unit of each segment, with the end.
+        longest: rows of the longest unit.
     """
+
+    first: Tensor
+    rows: Tensor
+    ends: Tensor
+    starts: Tensor
+    longest: int
+
+
+@functools.lru_cache(maxsize=32)
+def units_of(numbers: tuple[int, ...], positions: int, segments: int, device: torch.device) -> Units:
+    """The units of B * positions segment numbers, on the device. Layers and steps of a batch share them."""
     found: list[tuple[int, int, int, int]] = []
-    numbers = [[0] * positions] * batch if segment is None else segment.tolist()
-    for b, row in enumerate(numbers):
+    for b in range(len(numbers) // positions):
+        row = numbers[b * positions : (b + 1) * positions]
         start = 0
         for p in range(1, positions + 1):
             if p == positions or row[p] != row[start] or p - start == UNIT_POSITIONS:
@@ -116,12 +140,49 @@ def units_of(segment: Tensor | None, batch: int, positions: int, segments: int) 
     found.sort()
     ends = [int(i + 1 == len(found) or found[i + 1][:2] != unit[:2]) for i, unit in enumerate(found)]
     numbers_found = [unit[0] for unit in found]
-    first = [bisect_left(numbers_found, number) for number in range(segments + 1)]
-    return [u[2] for u in found], [u[3] for u in found], ends, first
+    starts = [bisect_left(numbers_found, number) for number in range(segments + 1)]
+    return Units(
+        _indices(tuple(u[2] for u in found), device),
+        _indices(tuple(u[3] for u in found), device),
+        _indices(tuple(ends), device),
+        _indices(tuple(starts), device),
+        longest=max((u[3] for u in found), default=0),
+    )
 
 
-SOURCES, DESTINATIONS, INNER, WARPS = 64, 64, 32, 4
+@functools.lru_cache(maxsize=256)
+def _indices(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).to(device, non_blocking=True)
+
+
 BLOCK = 512
+# Programs of a tile that keep a GPU of 132 processors busy, and the shortest span worth one.
+PROGRAMS, SHORTEST_SPAN = 264, 1024
+
+
+class Tiles(NamedTuple):
+    """Sources, destinations and values of the inner product in a tile, and the warps that multiply it."""
+
+    sources: int
+    destinations: int
+    inner: int
+    warps: int
+
+
+def tiles_of(S: int, D: int, itemsize: int) -> Tiles:
+    """128 x 128, which reads least from the cache; a side of 64 where 128 leaves more than a fifth empty.
+
+    float32's three products hold so many registers that its tiles are 64 wide.
+    """
+    sources, destinations = (128 if 128 * -(-x // 128) <= 80 * -(-x // 64) else 64 for x in (S, D))
+    if itemsize == 4:
+        destinations = 64
+    return Tiles(sources, destinations, 128 // itemsize, 8 if itemsize == 4 or destinations == 128 else 4)
+
+
+def spans_of(tiles: int, length: int) -> int:
+    """In how many spans an inner product of so many values is cut when there are so many tiles."""
+    return max(1, min(triton.cdiv(PROGRAMS, tiles), length // SHORTEST_SPAN))
 
 
 def launch(
@@ -133,18 +194,19 @@ def launch(
     squares: Tensor,
 ) -> None:
     """Fill `total` and, where it has segments, `squares`. Arguments as in `interpcore.ops.edge_scores`,
-    contiguous; no checks here."""
+    contiguous; no checks here. Waits for the device only to read a segment that is not on the CPU."""
     S, B, P, d = difference.shape
     D, segments = len(grad), len(total)
-
-    def indices(values: Sequence[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int32).to(grad.device, non_blocking=True)
-
-    first, count, ends, starts = (indices(x) for x in units_of(segment, B, P, segments))
-    units, reach = len(first), indices(prefix)
-    partial = total.new_empty((units, S, D))
+    numbers = (0,) * (B * P) if segment is None else tuple(segment.flatten().tolist())
+    first, count, ends, starts, longest = units_of(numbers, P, segments, grad.device)
+    tile, units = tiles_of(S, D, difference.itemsize), len(first)
+    reach = _indices(tuple(prefix), grad.device)
+    tiles = triton.cdiv(S, tile.sources) * triton.cdiv(D, tile.destinations) * max(units, 1)
+    spans = spans_of(tiles, longest * d)
+    span = triton.cdiv(triton.cdiv(longest * d, spans), tile.inner) * tile.inner
+    partial = total.new_empty((units, spans, S, D))
     if units:
-        edge_products_kernel[triton.cdiv(S, SOURCES) * triton.cdiv(D, DESTINATIONS) * units,](
+        edge_products_kernel[tiles * spans,](
             difference,
             grad,
             reach,
@@ -155,10 +217,12 @@ def launch(
             D,
             d,
             B * P,
-            BS=SOURCES,
-            BD=DESTINATIONS,
-            BK=INNER,
-            num_warps=WARPS,
+            spans,
+            span,
+            BS=tile.sources,
+            BD=tile.destinations,
+            BK=tile.inner,
+            num_warps=tile.warps,
         )
     edge_sums_kernel[segments, triton.cdiv(S * D, BLOCK)](
         partial,
@@ -169,6 +233,7 @@ def launch(
         squares if len(squares) else total,
         S,
         D,
+        spans,
         MOMENTS=len(squares) > 0,
         BLOCK=BLOCK,
         num_warps=4,

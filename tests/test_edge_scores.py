@@ -88,6 +88,24 @@ def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) 
             assert relative_error(value, true) <= 2 * error + 1e-5
 
 
+def test_triton_adds_the_spans_of_a_long_inner_product(triton_device: str) -> None:
+    from interpcore.kernels import edge_scores as kernel
+
+    shape = (5, 6, 2, 13, 250)
+    assert kernel.spans_of(1, 13 * 250) == 3  # the last of them shorter
+    args = arguments(shape, segments=2, device=triton_device)
+    got = ops.edge_scores(**args, moments=True, backend="triton")
+    on_host = args | {"segment": args["segment"].cpu()}
+    for value, same, true in zip(
+        got,
+        ops.edge_scores(**on_host, moments=True, backend="triton"),
+        reference.edge_scores(**args),
+        strict=True,
+    ):
+        assert value is not None and same is not None and torch.equal(value, same)
+        assert relative_error(value, true) < 1e-5
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 def test_segments_add_up_to_the_whole(backend: str, request: pytest.FixtureRequest) -> None:
     device = request.getfixturevalue("triton_device") if backend == "triton" else "cpu"

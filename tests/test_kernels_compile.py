@@ -173,11 +173,13 @@ CASES += [
     Case("centered_kernel", dtype, {"MASKED": True, "BR": 8, "BN": 512}, 4, 128, 2048)
     for dtype in ("fp32", "bf16")
 ]
-EDGES = {"BS": 64, "BD": 64, "BK": 32}
+# Tiles as kernels/edge_scores.py has them.
+EDGES = {"BS": 128, "BD": 64}
 CASES += [
-    Case("edge_products_kernel", "fp32", EDGES, 4, 192, 49152),
-    Case("edge_products_kernel", "bf16", EDGES, 4, 112, 24576),
-    Case("edge_sums_kernel", "fp32", {"MOMENTS": True, "BLOCK": 512}, 4, 40, 0),
+    Case("edge_products_kernel", "fp32", EDGES | {"BK": 32}, 8, 168, 65536),
+    Case("edge_products_kernel", "bf16", EDGES | {"BK": 64}, 4, 184, 73728),
+    Case("edge_products_kernel", "bf16", EDGES | {"BD": 128, "BK": 64}, 8, 184, 98304),
+    Case("edge_sums_kernel", "fp32", {"MOMENTS": True, "BLOCK": 512}, 4, 40, 4096),
 ]
 CUDA_REGISTERS = 80
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.
@@ -287,6 +289,8 @@ def test_triton(index: int, capability: int, compiled: list[dict]) -> None:
         assert sum("LDG.E.128" in line for line in loop) >= 2, "16-byte loads under way"
         assert not [line for line in loop if re.search(r"\bBAR\b|\bD(ADD|MUL|FMA|SETP)\b|\bLDL\b", line)]
         assert len(loop) <= case.instructions * case.elements, len(loop) / case.elements
+    if case.kernel == "edge_products_kernel" and capability == 90:
+        assert "wgmma.mma_async" in got["ptx"], "the products of a warp group"
     # Two values in half precision fill a plain load of 32 bits.
     pairs = case.dtype == "bf16" and not re.search(r"ld\.global\S*\.[bu]16", got["ptx"])
     assert vectors or pairs, "loads are not vectorised"

@@ -78,3 +78,36 @@ def test_programs_of_a_norm(points: int, cotangents: int) -> None:
     # The GPU is full, unless there are fewer rows in all; and a point's row is not read more often than that.
     assert programs >= min(kernel.PROGRAMS / 2, points * cotangents)
     assert programs < 2 * max(kernel.PROGRAMS, points)
+
+
+@pytest.mark.parametrize(("sources", "destinations"), [(1, 1), (145, 37), (1249, 76), (1300, 129), (70, 300)])
+def test_tiles_of_edge_scores(sources: int, destinations: int) -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import edge_scores as kernel
+
+    half, single = (kernel.tiles_of(sources, destinations, size) for size in (2, 4))
+    for side, size in ((half.sources, sources), (half.destinations, destinations)):
+        padded, least = -(-size // side) * side, -(-size // 64) * 64
+        assert side in (64, 128) and padded <= 1.25 * least
+    assert single.destinations == 64 and (half.inner, single.inner) == (64, 32)
+
+
+@pytest.mark.parametrize(("tiles", "length"), [(1, 17), (20, 25_600), (1, 10**6), (5000, 10**6)])
+def test_spans_of_edge_scores(tiles: int, length: int) -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import edge_scores as kernel
+
+    spans = kernel.spans_of(tiles, length)
+    assert spans == 1 or (length / spans >= kernel.SHORTEST_SPAN and tiles * (spans - 1) < kernel.PROGRAMS)
+    assert tiles * spans >= kernel.PROGRAMS or length / (spans + 1) < kernel.SHORTEST_SPAN
+
+
+def test_layers_of_a_batch_share_their_units() -> None:
+    pytest.importorskip("triton")
+    from interpcore.kernels import edge_scores as kernel
+
+    segment, device = (0, 0, 1, -1, 2, 2), torch.device("cpu")
+    units = kernel.units_of(segment, 3, 3, device)
+    assert kernel.units_of(segment, 3, 3, device) is units
+    assert [x.tolist() for x in units[:4]] == [[0, 2, 4], [2, 1, 2], [1, 1, 1], [0, 1, 2, 3]]
+    assert units.longest == 2

@@ -38,7 +38,8 @@ def edge_scores(
         difference: `[S, B, P, d]`, outputs of sources, corrupted - clean; any float dtype.
         grad: `[D, B, P, d]`, gradients at destinations, the dtype of `difference`.
         prefix: D numbers of legal sources: destination t is reached by the sources before prefix[t].
-        segment: `[B, P]` int64, the segment of each position, negative for none; None for one segment.
+        segment: `[B, P]` int64, the segment of each position, negative for none; None for one segment. On the
+            CPU or with `difference`; from a GPU it is read first, which waits for what runs there.
         segments: how many there are.
         moments: return the sum of squares over examples too.
         backend: "reference", "cpu", "triton" or None to choose by device and dtype.
@@ -83,6 +84,7 @@ def launch_edge_scores(
     chosen = choose("edge_scores", difference, backend)
     total, squares = new_scores(difference, grad, segments, moments)
     if chosen == "reference":
+        segment = None if segment is None else segment.to(difference.device)
         exact = reference.edge_scores(difference, grad, prefix, segment, segments)
         total.copy_(exact[0])
         if moments:
@@ -144,15 +146,11 @@ def _check(
 ) -> None:
     expect_leading("edge_scores", "difference", difference, "S, B, P, d")
     sources, *rest = difference.shape
-    expect(
-        "edge_scores",
-        "difference",
-        difference,
-        {
-            "grad": (grad, (grad.shape[0] if grad.dim() else 0, *rest), difference.dtype),
-            "segment": (segment, rest[:2], torch.int64),
-        },
-    )
+    size = (grad.shape[0] if grad.dim() else 0, *rest)
+    expect("edge_scores", "difference", difference, {"grad": (grad, size, difference.dtype)})
+    on_host = segment is not None and segment.is_cpu
+    like = torch.empty(()).expand(difference.shape) if on_host else difference
+    expect("edge_scores", "difference", like, {"segment": (segment, rest[:2], torch.int64)})
     if len(prefix) != len(grad) or not all(0 <= p <= sources for p in prefix):
         raise ValueError(
             f"edge_scores: prefix must hold a number of sources from 0 to {sources} for each of the "

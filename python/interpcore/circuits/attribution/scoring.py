@@ -131,12 +131,12 @@ def columns_of(model: Model, level: str) -> int:
 
 
 def _segment_numbers(batch: LiveBatch, segments: Segments | None, groups: int) -> Tensor:
-    """Which of batch * groups sums each live position belongs to [batch, live] int64."""
+    """Which of batch * groups sums each live position belongs to [batch, live] int64, on the CPU."""
     rows = torch.arange(len(batch.pairs))[:, None] * groups
     if segments is None or groups == 1:
-        return rows.expand(-1, batch.live).to(batch.model.device)
+        return rows.expand(-1, batch.live)
     numbers = segments.numbers[batch.index, batch.start : batch.length]
-    return (rows + torch.where(numbers < 0, groups - 1, numbers)).to(batch.model.device)
+    return rows + torch.where(numbers < 0, groups - 1, numbers)
 
 
 def _add_edges(
