@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interpcore.model.layout import Layout
 from interpcore.model.plan import Plan
-from interpcore.model.sites import Selected
+from interpcore.model.sites import Selected, apart
 
 
 @dataclass(eq=False)
@@ -189,6 +189,10 @@ def same_edits(filled: Sequence[Selected], now: Sequence[Selected], stop: Tensor
     zero = torch.zeros_like(stop)
     a = [e for e in (x.within(zero, stop) for x in filled) if len(e.row)]
     b = [e for e in (x.within(zero, stop) for x in now) if len(e.row)]
+    return _alike(a, b) or _alike(apart(a), apart(b))
+
+
+def _alike(a: Sequence[Selected], b: Sequence[Selected]) -> bool:
     return len(a) == len(b) and all(x.same(y) for x, y in zip(a, b, strict=True))
 
 

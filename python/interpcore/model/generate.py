@@ -13,7 +13,7 @@ from interpcore.model.cache import Cache
 from interpcore.model.output import Decoder
 from interpcore.model.prompts import read_prompts
 from interpcore.model.shown import ShortRepr
-from interpcore.model.sites import Edit, select
+from interpcore.model.sites import Edit, merged, select
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,6 +70,7 @@ def generate(
     stops = torch.tensor(_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
     fixed = [_absolute(edit, layout.lengths) for edit in edits]
+    fixed = merged(fixed, model.plan, model.spec.absent)
     text = (
         _Cached(packed, layout.lengths, cache)
         if model.keeps_cache

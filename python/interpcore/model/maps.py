@@ -8,9 +8,9 @@ linearised decoder uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,16 @@ class Map:
         """Transposed derivative at x applied to a cotangent [..., selected, *feature]."""
         raise TypeError(f"{type(self).__name__} has no derivative.")
 
+    @classmethod
+    def stacked(cls, maps: Sequence[Any], features: int) -> Map | None:
+        """One map that does to each edit row what a map of its own would; None where there is no such.
+
+        Args:
+            maps: of this class, one per row.
+            features: dimensions of one activation.
+        """
+        return None
+
     def same(self, other: Map) -> bool:
         """Whether both maps are the same function by construction (equal operands)."""
         if self is other:
@@ -76,10 +86,52 @@ def _equal(a: object, b: object) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class PerRow(Map):
+    """What maps of single rows do, done at once.
+
+    Args:
+        maps: one per edit row.
+        at_once: their `stacked`.
+    """
+
+    maps: tuple[Map, ...]
+    at_once: Map
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return self.at_once(x, at)
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return self.at_once.jvp(tangent, x, at)
+
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return self.at_once.vjp(cotangent, x, at)
+
+    def same(self, other: Map) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, PerRow) or len(self.maps) != len(other.maps):
+            return False
+        return all(a.same(b) for a, b in zip(self.maps, other.maps, strict=True))
+
+
+def _stacked(operands: Sequence[Tensor], features: int) -> Tensor | None:
+    """Operands of one row each as one of all rows [row, positions, *feature]; None where they differ."""
+    rows = [x[None, None] if x.dim() == features else x for x in operands]
+    first = rows[0]
+    alike = all(x.shape == first.shape and x.dtype == first.dtype and x.device == first.device for x in rows)
+    return torch.cat(rows) if alike and first.dim() == features + 2 and len(first) == 1 else None
+
+
+@dataclass(frozen=True, eq=False)
 class Replace(Map):
     """x -> value; the derivative is zero."""
 
     value: Tensor
+
+    @classmethod
+    def stacked(cls, maps: Sequence[Replace], features: int) -> Map | None:
+        value = _stacked([one.value for one in maps], features)
+        return None if value is None else cls(value)
 
     def __call__(self, x: Tensor, at: Selection) -> Tensor:
         return _fit(at.take(self.value, x), x)
@@ -97,6 +149,14 @@ class Add(Map):
 
     value: Tensor
     scale: float = 1.0
+
+    @classmethod
+    def stacked(cls, maps: Sequence[Add], features: int) -> Map | None:
+        value, scale = _stacked([one.value for one in maps], features), maps[0].scale
+        if value is None or all(one.scale == scale for one in maps):
+            return None if value is None else cls(value, scale)
+        scales = value.new_tensor([one.scale for one in maps])
+        return cls(value * scales.view(-1, *[1] * (value.dim() - 1)))
 
     def __call__(self, x: Tensor, at: Selection) -> Tensor:
         return x + self.scale * at.take(self.value, x)

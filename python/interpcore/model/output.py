@@ -12,6 +12,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.layout import Layout
+from interpcore.model.plan import Plan
 from interpcore.model.shown import ShortRepr
 from interpcore.model.sites import Edit, Tap, select
 from interpcore.model.spec import ModelSpec
@@ -42,6 +43,8 @@ class Decoder(Protocol):
 
     @property
     def spec(self) -> ModelSpec: ...
+    @property
+    def plan(self) -> Plan: ...
     @property
     def tokenizer(self) -> Any: ...
     @property

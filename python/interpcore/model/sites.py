@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.model.maps import Map, Selection
+from interpcore.model.maps import Map, PerRow, Selection
 from interpcore.model.plan import Address, Plan
 
 Positions = int | Sequence[int] | slice | Tensor | None
@@ -207,9 +207,70 @@ def at_depths(spec: Spec, plan: Plan, absent: Mapping[str, str]) -> list[Spec]:
 def resolve(
     edits: Sequence[Edit], totals: Tensor, plan: Plan, absent: Mapping[str, str], more: bool = False
 ) -> list[Selected]:
-    """Edits at the depths, rows and positions that they name, in their order; arguments as in `at_depths` and
-    `select`."""
-    return [select(at, totals, more) for edit in edits for at in at_depths(edit, plan, absent)]
+    """Edits at the depths, rows and positions that they name, in their order, those of single rows merged;
+    arguments as in `at_depths` and `select`."""
+    return [select(edit, totals, more) for edit in merged(edits, plan, absent)]
+
+
+def merged(edits: Sequence[Edit], plan: Plan, absent: Mapping[str, str]) -> list[Edit]:
+    """Edits that do the same, at depths from 0, as few as possible: those of single rows that differ in the
+    row and in the map's operand are one, so that a batch of versions costs what one edit does.
+
+    Arguments and errors as in `at_depths`.
+    """
+    groups: list[list[Edit]] = []
+    last: dict[tuple[str, object], tuple[object, set[int], list[Edit]]] = {}
+    for edit in (at for one in edits for at in at_depths(one, plan, absent)):
+        place, kind = (edit.site, edit.depth), _kind(edit)
+        row = -1 if kind is None or edit.rows is None else int(edit.rows[0])
+        before = last.get(place)
+        # Only the newest of a place: edits of one row act in their order.
+        if before is not None and kind is not None and before[0] == kind and row not in before[1]:
+            before[1].add(row)
+            before[2].append(edit)
+            continue
+        groups.append([edit])
+        last[place] = (kind, {row}, groups[-1])
+    return [one for group in groups for one in _at_once(group)]
+
+
+def _kind(edit: Edit) -> object | None:
+    """What edits that can be merged have in common; None for one that is not of a single row."""
+    if edit.rows is None or len(edit.rows) != 1 or edit.rows[0] < 0:
+        return None
+    at = edit.positions
+    shape = ("per row", *at.shape[1:]) if isinstance(at, Tensor) and at.dim() else repr(at)
+    return type(edit.map), shape, None if edit.heads is None else tuple(edit.heads)
+
+
+def _at_once(edits: list[Edit]) -> list[Edit]:
+    """Edits of one kind as one, or as they are where their maps cannot be."""
+    first = edits[0]
+    features = 1 if SITES[first.site].heads is None else 2
+    maps = tuple(edit.map for edit in edits)
+    at_once = type(first.map).stacked(maps, features) if len(edits) > 1 else None
+    if at_once is None:
+        return edits
+    at = first.positions
+    if isinstance(at, Tensor) and at.dim():
+        at = torch.cat([torch.as_tensor(edit.positions) for edit in edits])
+    rows = [edit.rows[0] for edit in edits if edit.rows is not None]
+    return [replace(first, rows=rows, positions=at, map=PerRow(maps, at_once))]
+
+
+def apart(edits: Sequence[Selected]) -> list[Selected]:
+    """Resolved edits with those of single rows apart, in an order that merging does not change."""
+    found = []
+    for edit in edits:
+        if not (isinstance(edit.spec, Edit) and isinstance(edit.spec.map, PerRow)):
+            found.append(edit)
+            continue
+        for i in edit.at.row.unique().tolist():
+            own = edit.at.row == i
+            at = Selection(torch.zeros_like(edit.at.row[own]), edit.at.position[own])
+            spec = replace(edit.spec, map=edit.spec.map.maps[i])
+            found.append(Selected(spec, edit.row[own], edit.position[own], at))
+    return sorted(found, key=lambda one: (str(one.place), int(one.row[0])))
 
 
 def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
