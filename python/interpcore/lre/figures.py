@@ -57,10 +57,14 @@ def caption_of(table: pd.DataFrame, model: str) -> str:
     trials = int(table.trials.max())
     return caption(
         model=model,
-        data=f"{len(table)} relations, {trials} trial{'s' if trials > 1 else ''} each",
+        data=f"{_counted(len(table), 'relation')}, {_counted(trials, 'trial')} each",
         n=f"{int(table.n_known.sum())} facts that the model knows (subjects beside each relation)",
         note=INTERVALS,
     )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n > 1 else ''}"
 
 
 def depth_figure(curves: pd.DataFrame) -> Figure:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,8 @@ from interpcore.lre.edits import Inverse, edited_tokens, one_by_one, rank_grid
 from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import Operator, predict, ranked_tokens
 from interpcore.lre.prompts import relation_queries
+from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import PromptStates, read_states
-
-if TYPE_CHECKING:
-    from interpcore.lre.study import Study
 
 TOP_K = 3
 RANDOM_DRAWS = 4
@@ -70,7 +68,7 @@ class Measured:
     curves: dict[str, Any]
 
 
-def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
+def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, Any]:
     """All measures of one trial as a JSON value; a trial that cannot be measured gives the reason instead.
 
     Returns: relation, relation_type, n_objects, trial, n_test, n_known and status: "measured", "not known"
@@ -118,7 +116,7 @@ def run_trial(study: Study, relation: str, trial: int) -> dict[str, Any]:
     }
 
 
-def prepare(study: Study, name: str, number: int) -> Trial:
+def prepare(study: SharedOperators, name: str, number: int) -> Trial:
     """Split the facts and run the test prompts. Raises: ValueError where that cannot be done."""
     options, relation = study.options, study.relation(name)
     if len(relation.objects) < 2:
@@ -153,7 +151,7 @@ def check_known(trial: Trial, least: int) -> None:
         raise NotKnownError(f"{trial.relation.name}: the known test facts have one object; two are needed.")
 
 
-def read_all(study: Study, trial: Trial, operator: Operator, other: Operator | None) -> Measured:
+def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Operator | None) -> Measured:
     """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
     states, folds, betas, known = trial.states, trial.folds, study.options.betas, trial.known
     top = states.top.cpu()
@@ -185,7 +183,7 @@ def read_all(study: Study, trial: Trial, operator: Operator, other: Operator | N
 
 
 def edit_all(
-    study: Study, trial: Trial, operator: Operator, other: Operator | None
+    study: SharedOperators, trial: Trial, operator: Operator, other: Operator | None
 ) -> tuple[Measured, dict[str, float]]:
     """Causality at every depth and rank, cross-fitted, with its controls; and how long the edits took."""
     states, folds, damping = trial.states, trial.folds, study.options.damping
