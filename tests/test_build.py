@@ -51,6 +51,20 @@ def test_every_floor_is_reached_from_the_package_and_loaded_only_then() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_help_needs_no_heavy_library_and_is_soon_there() -> None:
+    code = (
+        "import sys, time\nbegun = time.process_time()\n"
+        "from typer.testing import CliRunner\nfrom interpcore.cli import app\n"
+        "for command in ([], ['circuits'], ['lre', 'run'], ['neurons', 'summarize']):\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        "took = time.process_time() - begun\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy and took < 1.5, (heavy, took)\n"  # 0.5 s on a quiet machine
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_kernels_folder_cannot_be_taken_for_the_kernels_package() -> None:
     # transformers probes `import kernels`: with an __init__.py it would take this folder, from the checkout.
     assert not (REPOSITORY / "kernels" / "__init__.py").exists()

@@ -18,7 +18,6 @@ from interpcore.data import task_text
 from interpcore.data.tinyworld import words
 from interpcore.data.tinyworld.world import reserve
 from interpcore.errors import Refused
-from interpcore.model import prompts
 from interpcore.runs import atomic_path
 
 COLUMNS = {
@@ -94,6 +93,8 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 
     Raises: PromptPairError where the tokenizer lacks a character.
     """
+    from interpcore.model import prompts  # loads torch, which help and options do without
+
     try:
         return prompts.token_ids(tokenizer, text, bos=False)
     except Refused as error:

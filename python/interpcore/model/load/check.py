@@ -24,9 +24,10 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """Refuse weights that hold NaN or infinity, naming the first such tensor."""
     for key, tensor in tensors.items():
         # The sum of finite numbers is finite unless it overflows, so the full scan is seldom needed.
+        wide = torch.promote_types(tensor.dtype, torch.float32)
         if (
             tensor.is_floating_point()
-            and not bool(tensor.sum(dtype=torch.float64).isfinite())
+            and not bool(tensor.sum(dtype=wide).isfinite())
             and not bool(tensor.isfinite().all())
         ):
             raise Refused(f"The weights of {name} hold NaN or infinity in {key}; the checkpoint is damaged.")
