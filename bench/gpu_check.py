@@ -1,18 +1,19 @@
 """Correctness and speed of every device kernel on this machine's GPU: python bench/gpu_check.py.
 
 Each case runs against the float64 definition: float32 within 1e-5 of the result's norm, half precision within
-twice the error of the same computation in plain torch. Then it is timed on a cold cache, and its bandwidth or
-rate is given beside the copy bandwidth and the matmul rate measured in the same run; then whole Jacobian
-sweeps against `torch.func.jacrev`, and a forward that gathers statistics. Each part (an op, or one of those
-two) runs in a process of its own, so that a kernel that faults or hangs takes no other part's results with
-it. The results go to bench/results/ as JSON, after every part.
-`--dry-run` lists the cases and runs nothing.
+twice the error of the same computation in plain torch; odd shapes again on a second stream and in a captured
+graph. Then it is timed on a cold cache, and its bandwidth or rate is given beside the bandwidths and matmul
+rates measured before. Whole Jacobian sweeps run against `torch.func.jacrev`, and a forward that gathers
+statistics. Each part runs in a process of its own, so that a kernel that faults or hangs takes no other
+part's results with it; the most valuable comes first, and none begins after `--seconds`. The results go to
+bench/results/ as JSON, after every case. `--dry-run` walks every case, small and on the CPU.
 """
 
 import functools
 import gc
 import itertools
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -26,9 +27,10 @@ from typing import Annotated, Any
 
 import forward_statistics
 import gpu_jacobian
+import gpu_kernels
 import torch
 import typer
-from gpu_kernels import DTYPES, PROBLEMS, Case, Results, cases
+from gpu_kernels import DTYPES, PROBLEMS, Case, Results, cases, smallest
 from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -37,10 +39,26 @@ COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "comoments", "product")
 # Several times any GPU's second-level cache.
 FLUSHED_BYTES = 256 << 20
 # Of one part; compiling its kernels takes most of it.
-MOST_SECONDS = 240
+MOST_SECONDS = 60
+# Of all parts; and what a part needs at least, to start and to compile.
+ALL_SECONDS, LEAST_SECONDS = 290, 10
+# Which ops share a process, the most valuable first; "jacobians" and "forward" are whole runs.
+PARTS: dict[str, tuple[str, ...]] = {
+    "moments": ("column_moments", "activation_moments"),
+    "edge_scores": ("edge_scores",),
+    "norms": ("norm_vjp", "norm_jvp"),
+    "forward": (),
+    "attention": ("attn_vjp", "attn_vjp keys", "attn_jvp"),
+    "jacobians": (),
+    "comoments": ("comoments",),
+    "product": ("product",),
+    "gate": ("gate both", "gate sum", "gate"),
+}
 
 Row = dict[str, Any]
-Run = Callable[[dict[str, float]], Row]
+Limits = dict[str, float]
+Clock = Callable[..., float]
+Run = Callable[[Limits], Row]
 
 
 def relative_error(values: Results, exact: Results) -> float:
@@ -70,11 +88,12 @@ def milliseconds(run: Callable[[], Any], calls: int = 30) -> float:
     return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
-def ceilings() -> dict[str, float]:
-    """Measured copy bandwidth in GB/s and matmul rate by dtype in TFLOP/s."""
+def ceilings() -> Limits:
+    """Measured copy and read bandwidth in GB/s and matmul rate by dtype in TFLOP/s."""
     source = torch.ones(1 << 28, device="cuda")
     target = torch.empty_like(source)
     found = {"copy GB/s": 2e-6 * source.nbytes / milliseconds(lambda: target.copy_(source), 10)}
+    found["read GB/s"] = 1e-6 * source.nbytes / milliseconds(source.sum, 10)
     n = 8192
     for dtype in DTYPES:
         x = torch.randn(n, n, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
@@ -82,7 +101,7 @@ def ceilings() -> dict[str, float]:
     return found
 
 
-def check(case: Case, limits: dict[str, float]) -> Row:
+def check(case: Case, limits: Limits, clock: Clock = milliseconds) -> Row:
     """Run one case; returns its errors, speed and verdict."""
     problem = PROBLEMS[case.op](case)
     exact = problem.exact()
@@ -90,48 +109,114 @@ def check(case: Case, limits: dict[str, float]) -> Row:
     row["torch error"] = relative_error(problem.plain(), exact)
     allowed = FLOAT_ERROR if case.dtype == torch.float32 else HALF_ERROR * row["torch error"]
     row["ok"] = row["error"] <= allowed
-    row["ms"] = milliseconds(problem.run)
-    row["times torch"] = milliseconds(problem.plain) / row["ms"]
+    row["ms"] = clock(problem.run)
+    row["times torch"] = clock(problem.plain) / row["ms"]
     row["GB/s"] = 1e-6 * problem.bytes / row["ms"]
-    row["of copy"] = row["GB/s"] / limits["copy GB/s"]
+    bound = "read" if case.op == "column_moments" else "copy"
+    row[f"of {bound}"] = row["GB/s"] / limits.get(f"{bound} GB/s", math.nan)
     if case.op.startswith(COUNTED_IN_FLOPS):
         row["TFLOP/s"] = 1e-9 * problem.flops / row["ms"]
-        row["of matmul"] = row["TFLOP/s"] / limits[f"{case.dtype} TFLOP/s"]
+        row["of matmul"] = row["TFLOP/s"] / limits.get(f"{case.dtype} TFLOP/s", math.nan)
+    if case.shape == smallest(case.op) and torch.cuda.is_available():
+        row |= elsewhere(problem.run, exact, allowed)
+        row["ok"] = row["ok"] and row["on a second stream"]
     return row
 
 
-def parts() -> dict[str, list[tuple[str, Run]]]:
-    """By the name of each part its cases: what each is called, and what runs it, given the ceilings."""
-    found: dict[str, list[tuple[str, Run]]] = {}
-    for op, of_op in itertools.groupby(sorted(cases(), key=lambda case: case.op), lambda case: case.op):
-        found[op] = [(str(case), functools.partial(check, case)) for case in of_op]
-    found["jacobians"] = [
-        (
-            f"jacobians float32 d={d_model} blocks={blocks} against torch.func.jacrev",
-            functools.partial(sweep, d_model, blocks),
-        )
-        for d_model, blocks in gpu_jacobian.SHAPES
-    ]
-    found["forward"] = [("forward with statistics bfloat16 d=1024 blocks=24", forward_cost)]
+def elsewhere(run: Callable[[], Results], exact: Results, allowed: float) -> Row:
+    """Whether a second stream gives the result too, and a captured graph (or why it cannot be captured)."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = run()
+    torch.cuda.current_stream().wait_stream(stream)
+    found: Row = {"on a second stream": relative_error(again, exact) <= allowed}
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            captured = run()
+        graph.replay()
+        found["captured"] = relative_error(captured, exact) <= allowed
+    except RuntimeError as error:
+        found["captured"] = str(error).splitlines()[0]
     return found
 
 
-def sweep(d_model: int, blocks: int, limits: dict[str, float]) -> Row:
+def parts(dry: bool = False) -> dict[str, list[tuple[str, Run]]]:
+    """By the name of each part its cases: what each is called, and what runs it, given the ceilings.
+
+    dry: on the CPU, untimed; each op on its odd shape.
+    """
+    by_op = {op: [*found] for op, found in itertools.groupby(cases_by_worth(), lambda case: case.op)}
+    check_one = dry_check if dry else check
+    found: dict[str, list[tuple[str, Run]]] = {
+        name: [(str(case), functools.partial(check_one, case)) for op in ops for case in by_op[op]]
+        for name, ops in PARTS.items()
+    }
+    found["jacobians"] = [
+        (
+            f"jacobians float32 d={d_model} blocks={blocks} against torch.func.jacrev",
+            functools.partial(sweep, d_model, blocks, dry),
+        )
+        for d_model, blocks in gpu_jacobian.SHAPES
+    ]
+    found["forward"] = [
+        ("forward with statistics bfloat16 d=1024 blocks=24", functools.partial(forward_cost, dry))
+    ]
+    return found
+
+
+def cases_by_worth() -> list[Case]:
+    """All cases by op; of an op the large ones in bfloat16 first."""
+    return sorted(
+        cases(), key=lambda case: (case.op, case.dtype != torch.bfloat16, -math.prod(case.shape), str(case))
+    )
+
+
+def untimed(run: Callable[[], object], calls: int = 1) -> float:
+    """A clock for a dry run."""
+    run()
+    return 1.0
+
+
+@functools.cache
+def _dry(op: str, dtype: torch.dtype) -> Row:
+    return check(Case(op, None, dtype, smallest(op)), {}, untimed)
+
+
+def dry_check(case: Case, limits: Limits) -> Row:
+    """Run the op of a case on its odd shape, by the backend that the CPU takes."""
+    gpu_kernels.DEVICE = "cpu"
+    return _dry(case.op, case.dtype)
+
+
+@functools.cache
+def _dry_sweep() -> Row:
+    return gpu_jacobian.sweep_row(64, 2, "cpu", untimed, 1.0)
+
+
+def sweep(d_model: int, blocks: int, dry: bool, limits: Limits) -> Row:
     """A row of `gpu_jacobian`."""
+    if dry:
+        return _dry_sweep()
     clock = functools.partial(milliseconds, calls=3)
-    return gpu_jacobian.sweep_row(d_model, blocks, "cuda", clock, limits["torch.float32 TFLOP/s"])
+    peak = limits.get("torch.float32 TFLOP/s", math.nan)
+    return gpu_jacobian.sweep_row(d_model, blocks, "cuda", clock, peak)
 
 
-def forward_cost(limits: dict[str, float]) -> Row:
+def forward_cost(dry: bool, limits: Limits) -> Row:
     """The row of `forward_statistics`."""
+    if dry:
+        return forward_statistics.cost_row(64, 1, "cpu", torch.float32, untimed)
     clock = functools.partial(milliseconds, calls=10)
     return forward_statistics.cost_row(1024, 24, "cuda", torch.bfloat16, clock)
 
 
-def run_part(name: str) -> Iterator[Row]:
-    """The rows of one part, the ceilings first; a case that fails says why and the next one runs."""
-    limits = ceilings()
-    yield {"ceilings": limits}
+def run_part(name: str, limits: Limits) -> Iterator[Row]:
+    """The rows of one part; a case that fails says why and the next one runs."""
+    if name == "ceilings":
+        yield {"ceilings": ceilings()}
+        return
     for called, run in parts()[name]:
         start = time.perf_counter()
         try:
@@ -142,71 +227,89 @@ def run_part(name: str) -> Iterator[Row]:
         yield row | {"seconds": time.perf_counter() - start}
 
 
-def in_own_process(name: str) -> Iterator[Row]:
+def in_own_process(name: str, limits: Limits, seconds: float) -> Iterator[Row]:
     """The rows of `run_part` from a new process, and one more where it ends early."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", name]
-    expected = [called for called, _ in parts()[name]]
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--limits", json.dumps(limits)]
+    expected = ["ceilings"] if name == "ceilings" else [called for called, _ in parts()[name]]
     start, done = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        killer = threading.Timer(MOST_SECONDS, child.kill)
+        killer = threading.Timer(seconds, child.kill)
         killer.start()
         assert child.stdout is not None
         for line in child.stdout:
             row = json.loads(line)
-            done += "case" in row
+            done += 1
             yield row
         killer.cancel()
     if done < len(expected):
-        late = time.monotonic() - start >= MOST_SECONDS
-        why = f"stopped after {MOST_SECONDS} s" if late else f"its process ended with code {child.returncode}"
+        late = time.monotonic() - start >= seconds
+        why = f"stopped after {seconds:.0f} s" if late else f"its process ended with code {child.returncode}"
         yield {"case": expected[done], "ok": False, "failure": f"{why}; {len(expected) - done} cases not run"}
 
 
 def main(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cases and run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Walk every case on the CPU, small and untimed.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Begin no part after so many seconds.")] = ALL_SECONDS,
     part: Annotated[str, typer.Option(help="Run this part alone, here, and print its rows.")] = "",
+    limits: Annotated[str, typer.Option(help="Measured ceilings of the device for --part, as JSON.")] = "{}",
 ) -> None:
     """Check and time every device kernel.
 
     Example: python bench/gpu_check.py --dry-run
     """
     if dry_run:
-        for called, _ in itertools.chain.from_iterable(parts().values()):
-            typer.echo(called)
-        typer.echo("dry run: the cases above would run, then JSON would be written under bench/results/.")
-        return
+        sys.exit(walk())
     if not torch.cuda.is_available():
         typer.echo("gpu_check: torch sees no GPU; run it where there is one, or add --dry-run.", err=True)
         sys.exit(1)
     if part:
-        if part not in parts():
-            typer.echo(f"gpu_check: no part {part!r}; parts are {', '.join(parts())}.", err=True)
+        if part not in ("ceilings", *parts()):
+            typer.echo(f"gpu_check: no part {part!r}; parts are ceilings, {', '.join(parts())}.", err=True)
             sys.exit(2)
-        for row in run_part(part):
+        for row in run_part(part, json.loads(limits)):
             print(json.dumps(row), flush=True)
         return
-    sys.exit(run_all(torch.cuda.get_device_name()))
+    sys.exit(run_all(torch.cuda.get_device_name(), seconds))
 
 
-def run_all(device: str) -> int:
-    """Run every part, write the JSON after each; returns the exit code, 1 where a case failed."""
+def walk() -> int:
+    """Every case on the CPU; returns the exit code, 1 where one failed."""
+    failed = 0
+    for called, run in itertools.chain.from_iterable(parts(dry=True).values()):
+        row = run({})
+        failed += not row["ok"]
+        typer.echo(f"{called}: {'walked' if row['ok'] else 'failed, error ' + str(row['error'])}")
+    typer.echo("dry run: each op ran on its odd shape on the CPU; nothing was measured and nothing written.")
+    return 1 if failed else 0
+
+
+def run_all(device: str, seconds: float) -> int:
+    """Run every part, write the JSON after each case; returns the exit code, 1 where a case failed."""
+    end = time.monotonic() + seconds
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{device.replace(' ', '-')}-{stamp}.json"
     facts = {"device": device, "torch": torch.__version__, "python": platform.python_version(), "time": stamp}
-    limits: Row = {}
+    limits: Limits = {}
     rows: list[Row] = []
-    for name in parts():
-        for row in in_own_process(name):
+    for name in ("ceilings", *parts()):
+        left = end - time.monotonic()
+        if left < LEAST_SECONDS:
+            rows.append({"case": name, "ok": False, "failure": f"not begun: {seconds:.0f} s were over"})
+            continue
+        for row in in_own_process(name, limits, min(left, MOST_SECONDS)):
             typer.echo(json.dumps(row))
             if "ceilings" in row:
-                limits[name] = row["ceilings"]
+                limits = row["ceilings"]
             else:
                 rows.append(row)
-        path.write_text(json.dumps(facts | {"ceilings": limits, "cases": rows}, indent=1) + "\n")
+            path.write_text(json.dumps(facts | {"ceilings": limits, "cases": rows}, indent=1) + "\n")
     failed = [row for row in rows if not row["ok"]]
     for row in failed:
         typer.echo(f"failed: {row['case']}: {row.get('failure', 'error ' + str(row.get('error')))}")
+    path.write_text(json.dumps(facts | {"ceilings": limits, "cases": rows}, indent=1) + "\n")
     typer.echo(f"{len(rows) - len(failed)} of {len(rows)} cases passed; results in bench/results/{path.name}")
     return 1 if failed else 0
 

@@ -1,6 +1,11 @@
-"""The problems that bench/gpu_check.py runs: for each op its inputs, ours, the definition and plain torch."""
+"""The cases of a device: for each op its inputs, ours, the definition and plain torch.
 
+bench/gpu_check.py and bench/bench_devices.py run them.
+"""
+
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +25,7 @@ class Case(NamedTuple):
     """One kernel on one problem."""
 
     op: str
-    backend: str
+    backend: str | None
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -70,6 +75,12 @@ def cases() -> Iterator[Case]:
         yield Case("edge_scores", "triton", dtype, sizes)
     for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
         yield Case("product", "cuda", dtype, size)
+
+
+@functools.cache
+def smallest(op: str) -> tuple[int, ...]:
+    """The op's odd shape, on which it is checked in every way that costs time."""
+    return min((case.shape for case in cases() if case.op == op), key=math.prod)
 
 
 def norm_vjp_problem(case: Case) -> Problem:
@@ -229,7 +240,7 @@ def column_moments_problem(case: Case) -> Problem:
     """x [T, N] with a threshold; the results compared are mean, variance, kurtosis and frequency."""
     x = generator(case)(*case.shape)
 
-    def parts(backend: str) -> Results:
+    def parts(backend: str | None) -> Results:
         m = ops.column_moments(x, thresholds=(0.0,), backend=backend)
         return m.mean, m.variance, m.kurtosis, m.frequency
 
@@ -277,7 +288,7 @@ def activation_moments_problem(case: Case) -> Problem:
     """x [T, N] through a GELU; compared are the activation and both sides' mean and variance."""
     x = generator(case)(*case.shape)
 
-    def parts(backend: str) -> Results:
+    def parts(backend: str | None) -> Results:
         sides = [ops.RunningMoments(case.shape[1], device=DEVICE) for _ in range(2)]
         post = ops.activation_moments(x, "gelu_tanh", sides[0], sides[1], backend=backend)
         found = [side.result() for side in sides]

@@ -108,3 +108,33 @@ def test_cuda_switch(cuda: str, ok: bool, sentence: str, tmp_path: Path) -> None
     done = configure(tmp_path, cuda)
     assert (done.returncode == 0) == ok, done.stderr
     assert sentence in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [
+        (
+            '<testcase classname="T" name="test_triton[0-80]"/><testcase classname="T" name="test_cuda"/>',
+            "ran",
+        ),
+        (
+            '<testcase classname="T" name="test_triton[0-80]"/><testcase classname="T" name="test_cuda">'
+            '<skipped message="built without nvcc"/></testcase>',
+            "test_cuda was skipped: built without nvcc",
+        ),
+        ('<testcase classname="tests.test_gate" name="test_cuda"/>', "test_cuda did not run"),
+    ],
+)
+def test_ci_fails_where_device_checks_did_not_run(cases: str, said: str, tmp_path: Path) -> None:
+    results = tmp_path / "tests.xml"
+    named = cases.replace('"T"', '"tests.test_kernels_compile"')
+    results.write_text(f"<testsuites><testsuite>{named}</testsuite></testsuites>")
+    script = REPOSITORY / ".ci" / "device_checks.py"
+    if not script.exists():
+        pytest.skip("no checkout: .ci is not in a source distribution")
+    environment = os.environ | {"EXPECT_NVCC": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(results)], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == (said == "ran"), done.stdout
+    assert said in done.stdout

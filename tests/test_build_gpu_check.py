@@ -1,4 +1,4 @@
-"""bench/gpu_check.py without a GPU: it lists its cases, and refuses to run."""
+"""bench/gpu_check.py without a GPU: it walks its cases on the CPU, and refuses to measure."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ import torch
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu_check.py"
 
 
-def test_dry_run_lists_every_device_kernel() -> None:
+def test_dry_run_walks_every_device_kernel() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--dry-run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for words in (
@@ -78,9 +78,9 @@ def test_a_problem_agrees_with_its_definition_in_the_interpreter(
     op: str, gpu_check: ModuleType, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["gpu_kernels"], "DEVICE", triton_device)
-    monkeypatch.setattr(gpu_check, "milliseconds", lambda run, calls=30: 1.0)
     case = next(case for case in gpu_check.cases() if case.op == op)
-    row = gpu_check.check(case, {"copy GB/s": 1.0, "torch.float32 TFLOP/s": 1.0})
+    limits = {"copy GB/s": 1.0, "torch.float32 TFLOP/s": 1.0}
+    row = gpu_check.check(case, limits, lambda run, calls=30: 1.0)
     assert row["ok"] and 0 < row["error"] < 1e-6 and row["times torch"] == 1.0
 
 
@@ -92,9 +92,7 @@ def test_a_failing_case_does_not_hide_the_next(
 
     cases = [("one", fails), ("two", lambda limits: {"case": "two", "ok": limits == {"peak": 1.0}})]
     monkeypatch.setattr(gpu_check, "parts", lambda: {"op": cases})
-    monkeypatch.setattr(gpu_check, "ceilings", lambda: {"peak": 1.0})
-    limits, one, two = gpu_check.run_part("op")
-    assert limits == {"ceilings": {"peak": 1.0}}
+    one, two = gpu_check.run_part("op", {"peak": 1.0})
     assert not one["ok"] and one["failure"] == "RuntimeError: an illegal memory access was encountered"
     assert two["ok"]
 
@@ -104,8 +102,36 @@ def test_a_process_that_dies_costs_its_part_alone(
 ) -> None:
     monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(gpu_check.sys, "executable", shutil.which("false"))
-    assert gpu_check.run_all("A GPU") == 1
+    assert gpu_check.run_all("A GPU", 100.0) == 1
     (file,) = (tmp_path / "results").glob("A-GPU-*.json")
     rows = json.loads(file.read_text())["cases"]
-    assert len(rows) == len(gpu_check.parts())
+    assert len(rows) == 1 + len(gpu_check.parts())
     assert all(not row["ok"] and "ended with code 1" in row["failure"] for row in rows)
+
+
+def test_no_part_begins_when_the_time_is_over(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path)
+    assert gpu_check.run_all("A GPU", 0.0) == 1
+    rows = json.loads(next(tmp_path.glob("*.json")).read_text())["cases"]
+    assert [row["case"] for row in rows] == ["ceilings", *gpu_check.parts()]
+    assert all(row["failure"] == "not begun: 0 s were over" for row in rows)
+
+
+def test_every_op_has_a_part_and_its_large_case_in_bfloat16_comes_first(gpu_check: ModuleType) -> None:
+    in_parts = [op for ops in gpu_check.PARTS.values() for op in ops]
+    assert sorted(in_parts) == sorted(gpu_check.PROBLEMS)
+    for part in gpu_check.PARTS:
+        first = gpu_check.parts()[part][0][0]
+        assert not gpu_check.PARTS[part] or " bfloat16 " in first, first
+
+
+def test_pytest_times_the_same_cases(gpu_check: ModuleType) -> None:
+    pytest.importorskip("pytest_benchmark")
+    import bench_devices
+
+    (over_cases,) = bench_devices.bench_device.pytestmark
+    assert over_cases.args == ("case", gpu_check.cases_by_worth())
+    skip = bench_devices.pytestmark
+    assert skip.args == (not torch.cuda.is_available(),) and "no GPU" in skip.kwargs["reason"]
