@@ -32,9 +32,11 @@ class Options(Base):
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
     seed: int = option(0, "Of every random draw.")
     memory: float = option(
-        4.0, "GB for what a token pass gathers; else more passes.", above=0, circumstance=True
+        4.0, "GB for what a process gathers in a token pass; else more passes.", above=0, circumstance=True
     )
-    budget: float = option(8.0, "GB for sums of correlations; else more passes.", above=0, circumstance=True)
+    budget: float = option(
+        8.0, "GB for a process's sums of correlations; else more passes.", above=0, circumstance=True
+    )
 
     def check_data(self) -> None:
         """See `Options.check_data`: the published tables, and whether there are shards."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -25,18 +25,19 @@ from interpcore.neurons.correlation.steps import CorrelationSteps
 from interpcore.neurons.correlation.universal import universality
 from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.options import Explain, Options
+from interpcore.neurons.parts import correlation_part, in_parts, summary_part
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import Statistics
 from interpcore.neurons.statistics.labels import LABELS
 from interpcore.neurons.statistics.moment_errors import GROUPS
 from interpcore.neurons.statistics.quadrants import check_gated, quadrant_table
-from interpcore.neurons.statistics.summarize import part_range, summarize
+from interpcore.neurons.statistics.summarize import default_batch, part_range, summarize
 from interpcore.neurons.statistics.summary import Summary, merge_summaries
 from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_alignment
 from interpcore.neurons.weights.study import weight_study
-from interpcore.runs import RunCard, RunFolder, experiment, write_tensors
+from interpcore.runs import RunCard, RunFolder, experiment, is_run, write_tensors
 from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Study(experiment.Study):
         model, options, workers, progress: as in `runs.experiment.Study`; artifacts and folder stay None.
         path: the study's folder; the steps' run folders lie in it.
         shards: the corpus; None for the steps that need no tokens.
-        partners: models trained apart from it, to correlate with.
+        partners: models trained apart from it, to correlate with; or, in a worker, what loads them.
         correlating: settings of correlations; None for those that the options say.
         command: what was typed, for the cards.
     """
@@ -68,6 +69,14 @@ class Study(experiment.Study):
     partners: Sequence[Model] = ()
     correlating: Settings | None = None
     command: str | None = None
+
+    def __post_init__(self) -> None:
+        self.partners = [each if isinstance(each, Model) else each() for each in self.partners]
+
+    def recipe(self) -> tuple[Callable[[], Any], type[Self], dict[str, Any]]:
+        """See `runs.experiment.Study`; partners are loaded again, too."""
+        load, kind, given = super().recipe()
+        return load, kind, given | {"partners": [partner.reloader() for partner in self.partners]}
 
     def step(self, name: str) -> Path:
         """The run folder of a step."""
@@ -119,7 +128,8 @@ class Study(experiment.Study):
             return RunFolder.open_or_create(self.step(step), self.card(step, models, **more))
 
         of = correlation_study.Study(models, self.tokens, self.settings)
-        return CorrelationSteps(self.path, of, open_run, self.progress)
+        share = partial(in_parts, self, correlation_part, "correlation") if self.workers > 1 else None
+        return CorrelationSteps(self.path, of, open_run, self.progress, share)
 
     @cached_property
     def folded(self) -> FoldedWeights:
@@ -161,8 +171,13 @@ class Study(experiment.Study):
 
     @cached_property
     def summary(self) -> Summary:
-        """One pass over the tokens for every accumulator."""
-        return self._summarize("summary", None)
+        """One pass over the tokens for every accumulator, in parts where the study has several workers."""
+        whole = self.step("summary")
+        if self.workers == 1 or is_run(whole):
+            return self._summarize("summary", None)
+        most = -(-self.tokens.n_sequences // default_batch(self.tokens))
+        alone = replace(self, partners=())  # which the token pass does not read
+        return merge_summaries(in_parts(alone, summary_part, "summary", most), whole)
 
     def summary_part(self, number: int, of: int) -> Summary:
         """Part `number` (from 1) of `of` of the tokens, so that several processes share them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from interpcore.neurons.correlation.setup import Correlations, Study
 from interpcore.neurons.correlation.sketch import Sketched, correlate_by_sketch
 from interpcore.neurons.correlation.universal import similar_shares
 from interpcore.neurons.statistics.summarize import part_range
-from interpcore.runs import RunFolder, write_tensors
+from interpcore.runs import RunFolder, is_run, write_tensors
 from interpcore.runs.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ class CorrelationSteps:
         of: models (the study's first), tokens and settings.
         open_run: opens the run folder of a step, by its name and further arguments of its card.
         progress: show it.
+        share: makes the sums of parts in several processes, given how many there may be, and returns their
+            run folders; None sums in this process.
     """
 
     folder: Path
     of: Study
     open_run: Callable[..., RunFolder]
     progress: bool = True
+    share: Callable[[int], Sequence[Path]] | None = None
 
     @property
     def meaning(self) -> dict[str, Any]:
@@ -47,6 +50,8 @@ class CorrelationSteps:
     @cached_property
     def correlations(self) -> Correlations:
         """Correlations of all neurons."""
+        if self.share is not None and not is_run(self.folder / "correlation"):
+            self._merge(self.share(self.of.n_blocks))
         with self._run("correlation") as run:
             found = self._correlate(run, None)
             assert found is not None
@@ -76,9 +81,7 @@ class CorrelationSteps:
             raise Refused(
                 f"{self.folder} has no parts of correlations; make them with --part 1/2 and --part 2/2."
             )
-        sums = [part / "artifacts" / "sums" for part in parts]
-        with self._run("correlation") as run:
-            merge_sums(sums, run.artifact("sums"), self.of.models, self.of.shards, self.of.settings)
+        self._merge(parts)
         return self.correlations
 
     def sketched(self, buckets: int, threshold: float) -> Sketched:
@@ -114,6 +117,11 @@ class CorrelationSteps:
         folder = self.folder / "correlation" / "artifacts" / "sums"
         models, shards = self.of.models, self.of.shards
         return jackknife(models, shards, self.correlations, folder=folder, progress=self.progress)
+
+    def _merge(self, parts: Sequence[Path]) -> None:
+        sums = [part / "artifacts" / "sums" for part in parts]
+        with self._run("correlation") as run:
+            merge_sums(sums, run.artifact("sums"), self.of.models, self.of.shards, self.of.settings)
 
     def _correlate(self, run: RunFolder, span: tuple[int, int] | None) -> Correlations | None:
         sums, of = run.artifact("sums"), self.of

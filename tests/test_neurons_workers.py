@@ -1,0 +1,102 @@
+"""Studies of neurons in several processes: the sums of one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import transformers_model
+from summary_case import states
+
+import interpcore
+from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
+from interpcore.neurons.correlation.setup import Settings
+from interpcore.neurons.options import Options
+from interpcore.neurons.study import Study, open_study
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Folders of two random models."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed in (0, 1):
+        transformers_model("gpt2", seed).save_pretrained(folder / f"seed{seed}")
+    return [str(folder / f"seed{seed}") for seed in (0, 1)]
+
+
+def study(saved: list[str], folder: Path, workers: int) -> Study:
+    tokens = np.random.default_rng(0).integers(1, 61, (100, 48))
+    tokens[:, 0] = 0
+    shards = TokenShards.of_arrays(tokens, 61, masks={"bos": [0]})
+    of = open_study(
+        interpcore.load(saved[0], check=False),
+        folder,
+        Options(partners=(saved[1],)),
+        shards=shards,
+        workers=workers,
+        progress=False,
+    )
+    of.correlating = Settings(top_k=5, groups=20)
+    return of
+
+
+def worked_off_here(study: Study, cell: Callable[..., None], grid: list[dict[str, int]], **how: str) -> None:
+    """What a sweep over several processes does, in this one: cells get the study as it is sent."""
+    load, kind, given = pickle.loads(pickle.dumps(study.recipe()))
+    made = kind(load(), **given)
+    for each in grid:
+        cell(made, **each)
+
+
+def test_two_workers_correlate_as_one_process(
+    saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = study(saved, tmp_path / "one", 1), study(saved, tmp_path / "two", 2)
+    assert two.correlations is not None and one.correlations is not None
+    a, b = two.correlations.partners[0, 1].tensors(), one.correlations.partners[0, 1].tensors()
+    torch.testing.assert_close(a["top"], b["top"], rtol=0, atol=1e-12)
+    made = {path.name for path in (tmp_path / "two").iterdir()}
+    assert made == {"correlation", "correlation-1-of-2", "correlation-2-of-2"}
+    monkeypatch.setattr(Study, "sweep", None)  # what is done needs no process
+    assert study(saved, tmp_path / "two", 3).correlations is not None
+
+
+def test_two_workers_summarize_as_one_process(
+    saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Study, "sweep", worked_off_here)
+    one, two = study(saved, tmp_path / "one", 1), study(saved, tmp_path / "two", 2)
+    mine, other = states(two.summary), states(one.summary)
+    assert mine.keys() == other.keys()
+    for name, x in mine.items():
+        if x.dtype == torch.float64:
+            torch.testing.assert_close(x, other[name], rtol=1e-11, atol=1e-11, equal_nan=True)
+        else:
+            assert torch.equal(x, other[name]), name
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "summary",
+        "summary-1-of-2",
+        "summary-2-of-2",
+    }
+    # Begun parts are gone on with as they were cut.
+    study(saved, tmp_path / "three", 1).summary_part(2, 3)
+    assert str(study(saved, tmp_path / "three", 2).summary.ranges) == "0 to 100"
+    assert {path.name for path in (tmp_path / "three").iterdir()} == {
+        "summary",
+        *(f"summary-{n}-of-3" for n in (1, 2, 3)),
+    }
+
+
+def test_a_model_that_no_worker_can_load_is_refused_before_anything_is_written(
+    saved: list[str], tmp_path: Path
+) -> None:
+    of = study(saved, tmp_path / "of", 2)
+    of.partners = [interpcore.load(transformers_model("gpt2", 2), check=False)]
+    with pytest.raises(Refused, match="made of an object in memory"):
+        _ = of.correlations
+    assert not (tmp_path / "of").exists()
