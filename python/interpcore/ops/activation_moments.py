@@ -104,7 +104,7 @@ def launch_activation_moments(
     pre = rows_contiguous(pre)
     up = None if up is None else rows_contiguous(up)
     mask = None if mask is None else mask.contiguous()
-    threshold = float32_thresholds(thresholds, pre.device)
+    threshold = float32_thresholds(tuple(thresholds), pre.device)
     fused = chosen == "triton" or (activation in _CODES and not half)
     if fused:
         post = torch.empty_like(pre, memory_format=torch.contiguous_format)

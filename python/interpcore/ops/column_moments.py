@@ -1,5 +1,6 @@
 """Moments of the columns of a matrix in one pass: mean to fourth power, extremes, frequencies."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ def launch_column_moments(
     x = rows_contiguous(x)
     mask = None if mask is None else mask.contiguous()
     shift = None if shift is None else shift.contiguous()
-    threshold = float32_thresholds(thresholds, x.device)
+    threshold = float32_thresholds(tuple(thresholds), x.device)
     counts, moments = new_raw(x, thresholds)
     if chosen == "triton":
         from interpcore.kernels import column_moments as kernel
@@ -266,10 +267,14 @@ def _result(counts: Tensor, moments: Tensor, thresholds: tuple[float, ...]) -> C
     return ColumnMoments(counts[0], counts[1], mean, m2, m3, m4, low, high, counts[2:], thresholds)
 
 
-def float32_thresholds(thresholds: Sequence[float], device: torch.device) -> Tensor:
-    """`[K]` float32: a float32 value exceeds one of them where it exceeds the threshold."""
+@functools.lru_cache(maxsize=64)
+def float32_thresholds(thresholds: tuple[float, ...], device: torch.device) -> Tensor:
+    """`[K]` float32: a float32 value exceeds one of them where it exceeds the threshold.
+
+    Kept, so that only the first call copies to a device and later ones can be captured in a graph.
+    """
     limits = [_rounded_down(t) for t in thresholds]
-    return torch.tensor(limits, dtype=torch.float32).to(device, non_blocking=True)
+    return torch.tensor(limits, dtype=torch.float32).to(device)
 
 
 def check_thresholds(op: str, thresholds: Sequence[float]) -> tuple[float, ...]:
