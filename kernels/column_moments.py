@@ -177,8 +177,19 @@ def column_moments_kernel(
     )  # fmt: skip
 
 
-def launch(x: Tensor, mask: Tensor | None, threshold: Tensor, counts: Tensor, moments: Tensor) -> None:
-    """Fill `counts` and `moments`. x `[T, N]`, T > 0, with a contiguous last axis; no checks here."""
+def launch(
+    x: Tensor,
+    mask: Tensor | None,
+    threshold: Tensor,
+    counts: Tensor,
+    moments: Tensor,
+    *,
+    go_on: bool = False,
+) -> None:
+    """Fill `counts` and `moments`, or add to what they hold if `go_on`.
+
+    x `[T, N]`, T > 0, with a contiguous last axis; no checks here.
+    """
     T, N = x.shape
     parts = new_parts(counts, moments, T)
     mask = None if mask is None else mask.byte()
@@ -199,4 +210,4 @@ def launch(x: Tensor, mask: Tensor | None, threshold: Tensor, counts: Tensor, mo
         num_warps=WARPS,
         num_stages=1,
     )
-    finish(x, mask, threshold, parts, counts, moments, go_on=False)
+    finish(x, mask, threshold, parts, counts, moments, go_on=go_on)

@@ -202,6 +202,19 @@ def test_triton_sums_whole_chunks_in_float32(triton_device: str, monkeypatch: py
             ops.column_moments(x, backend="triton")
 
 
+def test_triton_goes_on_from_totals(triton_device: str) -> None:
+    x, mask = normal((300, 9)).to(triton_device), torch.arange(300, device=triton_device) % 3 > 0
+    x[280, 2] = torch.inf
+    running = ops.RunningMoments(9, THRESHOLDS, device=triton_device)
+    for part in (slice(0, 100), slice(100, 100), slice(100, 300)):
+        running.add(x[part], mask[part], backend="triton")
+    first = on_cpu(running.result())
+    expect_close(first, ops.column_moments(x.cpu(), mask.cpu(), THRESHOLDS, backend="reference"), 2e-6)
+    with pytest.raises(RuntimeError, match="records no gradient"):
+        running.add(x.clone().requires_grad_(), backend="triton")
+    assert torch.equal(on_cpu(running.result()).m4, first.m4)
+
+
 def test_triton_fills_its_outputs(triton_device: str) -> None:
     from interpcore.kernels import column_moments as kernel
 

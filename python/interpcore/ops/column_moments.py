@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
-from interpcore.ops.checks import expect, expect_leading, rows_contiguous
+from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 # The CPU form keeps the counts of a tile of columns on its stack.
 MOST_THRESHOLDS = 8
@@ -163,6 +163,12 @@ class RunningMoments:
         """Add rows x `[T, N]` where `mask` `[T]` is true; as `column_moments`."""
         _check(x, mask, self.shift)
         expect("RunningMoments", "x", x, {"counts": (self.counts[0], x.shape[1:], torch.int64)})
+        if not torch.compiler.is_compiling() and _chosen(x, backend) == "triton" and x.numel():
+            # Its last kernel goes on from the totals; by torch's ops that takes twenty launches more.
+            expect_no_gradient("RunningMoments", x)
+            _launch_triton(x, mask, self.thresholds, self.counts, self.moments, go_on=self.started)
+            self.started = True
+            return
         declared = torch.ops.interpcore.column_moments
         self.take(*declared(x, mask, list(self.thresholds), self.shift, backend))
 
@@ -193,26 +199,45 @@ def launch_column_moments(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the backend; returns the raw result. Arguments as in `column_moments`, checked."""
-    widened = x.is_cpu and x.itemsize == 2
-    chosen = choose("column_moments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
+    chosen = _chosen(x, backend)
     if chosen == "reference" or x.numel() == 0:
         return reference.column_moments(x, mask, thresholds)
+    counts, moments = new_raw(x, thresholds)
+    if chosen == "triton":
+        _launch_triton(x, mask, thresholds, counts, moments, go_on=False)
+        return counts, moments
     x = rows_contiguous(x)
     mask = None if mask is None else mask.contiguous()
     shift = None if shift is None else shift.contiguous()
     threshold = float32_thresholds(tuple(thresholds), x.device)
-    counts, moments = new_raw(x, thresholds)
-    if chosen == "triton":
-        from interpcore.kernels import column_moments as kernel
-
-        with torch.cuda.device(x.device if x.is_cuda else -1):
-            kernel.launch(x, mask, threshold, counts, moments)
-        return counts, moments
     native = native_cpu()
     assert native is not None
     args = native_arguments(x, mask, threshold, shift, counts, moments, go_on=False)
     native.column_moments(args, isa(), torch.get_num_threads())
     return counts, moments
+
+
+def _chosen(x: Tensor, backend: str | None) -> str:
+    """The backend of x; the CPU form widens half precision as it reads it."""
+    widened = x.is_cpu and x.itemsize == 2
+    return choose("column_moments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
+
+
+def _launch_triton(
+    x: Tensor,
+    mask: Tensor | None,
+    thresholds: Sequence[float],
+    counts: Tensor,
+    moments: Tensor,
+    *,
+    go_on: bool,
+) -> None:
+    from interpcore.kernels import column_moments as kernel
+
+    threshold = float32_thresholds(tuple(thresholds), x.device)
+    mask = None if mask is None else mask.contiguous()
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        kernel.launch(rows_contiguous(x), mask, threshold, counts, moments, go_on=go_on)
 
 
 def native_arguments(
