@@ -12,7 +12,7 @@ from families import CONFIGS, transformers_model
 from patched_case import random_pairs
 
 import interpcore
-from interpcore.circuits import Graph, GraphError, Metric, load_scores, save_scores
+from interpcore.circuits import Graph, GraphError, Metric, exact, load_scores, save_scores
 from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.attribution.scoring import Segments
 from interpcore.circuits.patching.ablated import ablate
@@ -142,6 +142,15 @@ def test_scores_leaving_the_input_add_up_to_the_whole_change(family):
     # The midpoint rule's error falls with the square of the number of steps.
     assert gaps[64, "midpoint"] < gaps[16, "midpoint"] / 8
     assert gaps[64, "gauss"] < 1e-4
+
+
+def test_a_closed_gap_says_nothing_of_single_edges():
+    model, pairs = load("gpt2"), random_pairs(2, same=1)
+    found = attribute(model, pairs, method="eap-ig-inputs", steps=40)
+    right = exact(model, pairs)["logit_diff"]
+    assert abs(found.notes["completeness_gap"]) < 0.001
+    wrong = (found.values - right.values).abs().nan_to_num().max()
+    assert wrong > 0.3 * right.values.abs().nan_to_num().max()
 
 
 def test_pairs_of_equal_prompts_score_nothing(tmp_path):

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import interpcore
 from interpcore.circuits import Graph, load_scores
 from interpcore.circuits.methods import METHODS, method_of
-from interpcore.circuits.options import Evaluate, Figures, Options, Pareto
+from interpcore.circuits.options import Attribute, Evaluate, Figures, Options, Pareto
 from interpcore.circuits.study.cells import run_curves, run_scores
 from interpcore.circuits.study.paper import paper_figures
-from interpcore.circuits.study.report import evaluated, pareto
+from interpcore.circuits.study.report import attributed, evaluated, pareto
 from interpcore.circuits.study.study import Study, open_study
 from interpcore.circuits.study.tables import OLD_NAMES, renamed
 from interpcore.circuits.tasks import MAIN_TASKS
@@ -83,11 +83,13 @@ def test_scores_come_from_pairs_that_measure_nothing(study) -> None:
     assert discovery is held_out and len(held_out) == 24
 
 
-def test_the_completeness_gap_is_in_the_table(folder) -> None:
+def test_the_completeness_gap_is_in_the_table_and_no_praise_of_edges(folder, study) -> None:
     table = read(folder, "tasks").set_index("task")
     for task in TASKS:
         assert abs(table.loc[task, "gap_EAP-IG-auto"]) < 0.02 < abs(table.loc[task, "gap_EAP"])
     assert table.random_circuits.tolist() == [8, 8]
+    found = attributed(study, Attribute(tasks=TASKS, methods=("eap-ig-auto",)))
+    assert any("not that any one of them is right" in note for note in found.notes)
 
 
 def test_whole_circuits_are_the_model_and_curves_are_published_tables(folder) -> None:

@@ -1,10 +1,14 @@
-"""Studies of neurons in several processes: the sums of one."""
+"""Studies of neurons in several processes, which give the sums of one, and on disks that take nothing."""
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +22,10 @@ from interpcore.errors import Refused
 from interpcore.neurons.correlation.setup import Settings
 from interpcore.neurons.options import Options
 from interpcore.neurons.study import Study, open_study
+
+pytest.importorskip("pandas")
+pytest.importorskip("pyarrow")
+pytest.importorskip("scipy")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,29 @@ def test_two_workers_summarize_as_one_process(
         "summary",
         *(f"summary-{n}-of-3" for n in (1, 2, 3)),
     }
+
+
+def test_a_finished_study_is_read_on_a_full_and_on_a_read_only_disk(
+    saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(saved, tmp_path / "of", 1)
+    assert len(one.comparison)  # asked first, it makes the table that it is of
+    assert one.correlations is not None and one.jackknife is not None
+    ranges, weights = str(one.summary.ranges), one.weights
+    opened = os.open
+
+    def guarded(path: str, flags: int, *rest: int, **more: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr(os, "open", guarded)
+    again = study(saved, tmp_path / "of", 2)
+    assert again.correlations is not None and again.jackknife is not None
+    assert str(again.summary.ranges) == ranges and again.weights.equals(weights)
+    a, b = again.correlations.partners[0, 1].tensors(), one.correlations.partners[0, 1].tensors()
+    assert torch.equal(a["top"], b["top"])
 
 
 def test_a_model_that_no_worker_can_load_is_refused_before_anything_is_written(

@@ -60,9 +60,9 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = path.stat().st_size
     usage = shutil.disk_usage(tmp_path)._replace(free=1500)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    Checkpoint(path, (1500 + size) // 2)
+    Checkpoint(path, (1500 + size) // 2).check_room()
     with pytest.raises(RunError, match=r"twice while it is replaced, and the disk has 1\.5e-06 GB free"):
-        Checkpoint(path, (1500 + size) // 2 + 1)
+        Checkpoint(path, (1500 + size) // 2 + 1).check_room()
 
 
 @pytest.mark.parametrize(

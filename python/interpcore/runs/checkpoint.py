@@ -31,9 +31,6 @@ class Checkpoint:
         share: most of the time that writing may take.
         at_least: seconds between two writes.
         clock: seconds.
-
-    Raises:
-        RunError: the disk cannot hold the old and the new file at once.
     """
 
     def __init__(
@@ -47,14 +44,21 @@ class Checkpoint:
     ) -> None:
         self.path = Path(path)
         self._share, self._at_least, self._clock = share, at_least, clock
-        self._cost = size / _BYTES_PER_SECOND
+        self._size, self._cost = size, size / _BYTES_PER_SECOND
         self._last = clock()
+
+    def check_room(self) -> None:
+        """For before the work that the state is of; what is done already is read on a full disk, too.
+
+        Raises:
+            RunError: the disk cannot hold the old and the new file at once.
+        """
         here = self.path.stat().st_size if self.path.is_file() else 0
         free = shutil.disk_usage(self.path.parent).free
-        if free + here < 2 * size:
+        if free + here < 2 * self._size:
             raise RunError(
-                f"the state in {self.path} takes {size / 1e9:.3g} GB, twice while it is replaced, and the "
-                f"disk has {free / 1e9:.3g} GB free; make room, or ask for less"
+                f"the state in {self.path} takes {self._size / 1e9:.3g} GB, twice while it is replaced, and "
+                f"the disk has {free / 1e9:.3g} GB free; make room, or ask for less"
             )
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
@@ -122,6 +126,8 @@ def checkpointed(
     first = _restore(path, state, meaning)
     size = sum(tensor.nbytes for tensor in state.values())
     kept = None if path is None else Checkpoint(path, size, at_least=SECONDS)
+    if kept is not None and first < blocks:
+        kept.check_room()
     with Progress(label, blocks, done=first, shown=progress and first < blocks) as shown:
         for block in range(first, blocks):
             step(block)

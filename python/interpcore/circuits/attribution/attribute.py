@@ -192,6 +192,8 @@ def _run(
         totals.resume(file, identity)
     open_rows = [(~totals.done[batch.index]).nonzero().flatten().tolist() for batch in batches]
     left = [batch.rows(rows) for batch, rows in zip(batches, open_rows, strict=True) if rows]
+    if file is not None and left:
+        file.check_room()
     try:
         label = f"{request.plan.method} of {request.pairs.task}"
         with Progress(label, len(batches), done=len(batches) - len(left), shown=progress) as bar:

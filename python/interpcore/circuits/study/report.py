@@ -44,6 +44,10 @@ SCORED = (
     "pairs: that scores are made from; completeness_gap: scores of the edges that leave the input, over "
     "metric(clean) - metric(corrupted), minus 1."
 )
+GAP = (
+    "A completeness gap near 0 says that scores add up, not that any one of them is right: single edges may "
+    "be far off their exact values, which `circuits compare` shows."
+)
 FAITHFUL = (
     "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
     "(clean - ablated) of the metric on held-out pairs, _low to _high its 95% interval (Fieller's, "
@@ -71,7 +75,7 @@ SHOWN = (
 def attributed(study: Study, asked: Attribute) -> Report:
     """Scores by gradients: one row per task and method."""
     rows = run_scores(study, asked.tasks, asked.methods, asked.level)
-    return _report(study, tables.frame(rows), (), SCORED, _scores_are_in(study))
+    return _report(study, tables.frame(rows), (), SCORED, GAP, _scores_are_in(study))
 
 
 def exactly(study: Study, asked: Exact) -> Report:
@@ -107,7 +111,7 @@ def pareto(study: Study, asked: Pareto) -> Report:
     sizes = study.sizes(asked.sizes)
     table, rows = curves(study, asked.tasks, asked.methods, sizes, asked.random)
     picture = figures.faithfulness_figure(tables.frame(rows))
-    return _report(study, table, save(study, "pareto", picture), FAITHFUL, BESIDE)
+    return _report(study, table, save(study, "pareto", picture), FAITHFUL, BESIDE, GAP)
 
 
 def curves(
@@ -231,7 +235,7 @@ def ig_steps(study: Study, asked: IgSteps) -> Report:
     """Faithfulness of EAP and of EAP-IG by its number of steps."""
     frame = stepped(study, asked.tasks, study.sizes(asked.sizes), asked.steps)
     shown = ("task", "method", "requested", "kept", "faithfulness", "completeness_gap")
-    return _report(study, frame, save(study, "ig-steps", figures.steps_figure(frame)), shown=shown)
+    return _report(study, frame, save(study, "ig-steps", figures.steps_figure(frame)), GAP, shown=shown)
 
 
 def stepped(study: Study, tasks: Sequence[str], sizes: Sequence[int], steps: Sequence[int]) -> pd.DataFrame:

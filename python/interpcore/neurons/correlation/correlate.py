@@ -79,12 +79,13 @@ def correlate(
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
         remove_partials(path)
-        _check_disk(path, study)
     blocks = study.block_range(span)
     study.reader.measure_pilots()
     reduction = Reduction(study)
     if path is not None and span is None:
         reduction.restore(path)
+    if path is not None and reduction.passes < len(study.passes):
+        _check_disk(path, study)
     for number in range(reduction.passes, len(study.passes)):
         sums = _sum(study, number, blocks, path, progress)
         if span is None:

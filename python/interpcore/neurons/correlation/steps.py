@@ -56,8 +56,10 @@ class CorrelationSteps:
             found = self._correlate(run, None)
             assert found is not None
             for (a, b), partners in found.partners.items():
-                widths = {"widths": " ".join(map(str, found.sets[b].widths))}
-                write_tensors(run.artifact(f"partners/{a}-{b}.safetensors"), partners.tensors(), widths)
+                path = run.artifact(f"partners/{a}-{b}.safetensors")
+                if not path.is_file():  # what is done is read where nothing can be written, too
+                    widths = {"widths": " ".join(map(str, found.sets[b].widths))}
+                    write_tensors(path, partners.tensors(), widths)
         return found
 
     def part(self, number: int, of: int) -> Path:

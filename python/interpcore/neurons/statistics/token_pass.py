@@ -128,6 +128,8 @@ class Pass:
     ) -> None:
         """Reads the sequences of a range, from where the checkpoint stopped; without one nothing is kept."""
         start, stop = span[0] if checkpoint is None else self._resume(checkpoint, span), span[1]
+        if checkpoint is not None and start < stop:
+            checkpoint.check_room()
         total, done = (-(-(end - span[0]) // batch) for end in (stop, start))
         with Progress(label, total, done=done, shown=progress and start < stop) as shown:
             for first in range(start, stop, batch):
