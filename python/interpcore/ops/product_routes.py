@@ -175,7 +175,7 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @functools.cache
 def _probe(instructions: str, threads: int) -> ProductProbe:
     key = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "torch": torch.__version__,
         "instructions": instructions,
         "threads": threads,
@@ -232,7 +232,7 @@ def _calls(layout: str, rows: str) -> list[tuple[Tensor, Tensor]]:
     return [(torch.ones(n_rows, k), make(k, n)) for k, n in shapes]
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name as the system gives it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
