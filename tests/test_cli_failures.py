@@ -127,3 +127,32 @@ def test_bad_input_is_one_sentence(command, said, tmp_path, monkeypatch, capsys)
     assert end.value.code == 1 and said in shown.splitlines()[-1], shown
     assert "Traceback" not in shown
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "lre run --relations absent",
+        "lre run --trials 0",
+        "circuits attribute --task odd",
+        "circuits attribute --method odd",
+        "circuits attribute --data absent",
+        "circuits evaluate absent.json",
+        "circuits exact --top 9 --verify odd",
+        "neurons summarize --tokens absent",
+        "neurons summarize --part half",
+        "neurons dataframe --from absent.csv",
+        "neurons explain --features absent.json",
+        "neurons intervene --kind odd",
+    ],
+)
+def test_names_options_and_files_are_checked_before_a_model_is_loaded(command, tmp_path, monkeypatch):
+    def loaded(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("interpcore.cli.study.load", loaded)
+    monkeypatch.setattr("sys.argv", ["interpcore", *command.split(), "--out", "run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (1, 2) and not list(tmp_path.iterdir())

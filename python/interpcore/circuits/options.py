@@ -104,6 +104,10 @@ class Exact(OfTasks):
     verify: str = option("eap", "The method whose best edges --top takes.")
     level: str = option("edge", "Score edges, nodes or neurons.", choices=LEVELS)
 
+    def check_data(self) -> None:
+        """See `Options.check_data`: the method's name."""
+        method_of(self.verify)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Base):
@@ -116,6 +120,11 @@ class Evaluate(Base):
     circuit: bool = option(False, "Measure the file's own circuit, not chosen ones.")
     mib: bool = option(False, "MIB's CPR and CMD instead.")
     other_model: bool = option(False, "Take scores of another model with the same graph, too.")
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the file of scores."""
+        if not Path(self.scores).is_file():
+            raise Refused(f"There is no file {self.scores}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,11 @@ class Explain(Base):
     )
     keep: int = option(3, "Best labels kept per neuron.", least=1)
 
+    def check_data(self) -> None:
+        """See `Options.check_data`: the feature file."""
+        if self.features is not None and not Path(self.features).is_file():
+            raise Refused(f"There is no feature file {self.features}.")
+
 
 FEW = "Sequences read by this step, the first so many."
 NEURONS = "layer.neuron,layer.neuron,... or a CSV file with layer and neuron."

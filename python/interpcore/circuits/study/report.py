@@ -91,9 +91,8 @@ def exactly(study: Study, asked: Exact) -> Report:
 
 def evaluated(study: Study, asked: Evaluate) -> Report:
     """Faithfulness of what a file of scores holds: one row per size, or MIB's areas."""
+    asked.check_data()
     path = Path(asked.scores)
-    if not path.is_file():
-        raise Refused(f"There is no file {asked.scores}.")
     if asked.mib:
         areas = run_mib(study, asked.task, path, asked.direction, asked.other_model)
         return _report(study, tables.frame([areas]), ())
