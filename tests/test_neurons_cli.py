@@ -160,6 +160,19 @@ def test_estimates_come_before_the_work(base, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_sums_by_token_and_label_can_be_left_out(base, reported, tmp_path):
+    few = ["--no-by-token", "--no-by-label", "--quiet"]
+    study = ["--tokens", base / "tokens", "--out", tmp_path / "few", *few]
+    assert neurons("summarize", *study).exit_code == 0
+    summary = Summary.open(tmp_path / "few" / "summary")
+    assert summary.statistics.by_token == () and summary.statistics.labels == ()
+    whole = Summary.open(base / "study" / "summary")
+    for one, other in zip(summary.moments(1), whole.moments(1), strict=True):
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="need sums by token"):
+        neurons("explain", *study)
+
+
 def test_a_study_holds_one_model_and_nothing_else(base, reported):
     for words, said in (
         ([3, 120, "--model", "tiny-s1", "--out", base / "study"], "whose weights are not those of tiny-s1"),

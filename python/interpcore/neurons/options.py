@@ -29,6 +29,10 @@ class Options(Base):
     published: tuple[str, ...] = option(
         (), "A published CSV file to summarise beside ours; again for more.", flag="from"
     )
+    by_token: bool = option(
+        True, "Sums by token and previous token, which explanations need; one per entry of the vocabulary."
+    )
+    by_label: bool = option(True, "Sums by label in context (word, quote, ...).")
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
     seed: int = option(0, "Of every random draw.")
     memory: float = option(

@@ -101,13 +101,13 @@ class Study(experiment.Study):
     @property
     def statistics(self) -> Statistics:
         """What one token pass gathers for all steps."""
-        gated = self.model.spec.gated
+        gated, options = self.model.spec.gated, self.options
         return Statistics(
-            by_token=("token", "previous"),
+            by_token=("token", "previous") if options.by_token else (),
             up=gated,
             errors=GROUPS,
             quadrants=QUADRANT_SEQUENCES if gated else 0,
-            labels=() if self.model.tokenizer is None else LABELS,
+            labels=LABELS if options.by_label and self.model.tokenizer is not None else (),
         )
 
     @property
@@ -116,6 +116,11 @@ class Study(experiment.Study):
         if self.shards is None:
             raise Refused("This step reads tokens; give them with --tokens.")
         return self.shards
+
+    def check_by_token(self) -> None:
+        """Raises: Refused where the study leaves out the sums that explanations need."""
+        if not self.options.by_token:
+            raise Refused("Explanations and reports need sums by token; leave --no-by-token out.")
 
     @cached_property
     def comparing(self) -> CorrelationSteps | None:
@@ -282,6 +287,7 @@ class Study(experiment.Study):
 
     def explanations(self, asked: Explain | None = None) -> Explanations:
         """What neurons respond to and write, written as tables."""
+        self.check_by_token()
         asked = Explain() if asked is None else asked
         layers = range(self.summary.n_layers)
         card = self.card("explain", **meaning(asked))

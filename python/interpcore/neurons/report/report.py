@@ -86,6 +86,7 @@ def write_report(study: Study, asked: Asked | None = None) -> Report:
     """
     from interpcore.neurons.dataframe import table_counts
 
+    study.check_by_token()
     asked = Asked() if asked is None else asked
     labels = Explain(unigram_least=asked.unigram_least)
     card = study.report_card(labels, asked.limit)  # before the work: a bad file is refused at once
