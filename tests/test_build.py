@@ -43,7 +43,7 @@ def test_every_floor_is_reached_from_the_package_and_loaded_only_then() -> None:
         "import sys, time\nbegun = time.process_time()\nimport interpcore\n"
         "took = time.process_time() - begun\n"
         "assert 'torch' not in sys.modules and took < 0.1, took\n"
-        "for name in ('ops', 'runs', 'stats', 'model', 'data', 'lre', 'circuits', 'neurons'):\n"
+        "for name in ('ops', 'runs', 'stats', 'model', 'data', 'lre', 'lens', 'circuits', 'neurons'):\n"
         "    assert name in dir(interpcore) and getattr(interpcore, name).__name__ == 'interpcore.' + name\n"
         "assert interpcore.__version__ == interpcore._version.__version__\n"
     )

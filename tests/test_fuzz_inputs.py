@@ -29,6 +29,7 @@ from interpcore.data.tinyworld.models import model_folder
 from interpcore.data.tokens import TokenShards, write_shards
 from interpcore.data.verbs import read_verbs
 from interpcore.errors import InterpcoreError
+from interpcore.lens.lens import Lens, Moments
 from interpcore.lre.operator import Operator
 from interpcore.model.made_on import MadeOn
 from interpcore.neurons.features import rule_features
@@ -309,6 +310,19 @@ def read_ledger(path: Path) -> None:
             assert row.status in ("done", "failed") and isinstance(row.parameters, dict)
 
 
+def write_lens(folder: Path) -> Path:
+    half = Moments(2, torch.randn(3, 4, 4), torch.rand(3, 4, 4))
+    about = {"target_depth": 2, "skip": 1, "length": 9, "made_on": MadeOn("abc", "def")}
+    Lens.of((half, half), **about).save(folder / "lens.safetensors")
+    return folder / "lens.safetensors"
+
+
+def read_lens(path: Path) -> None:
+    lens = Lens.load(path)
+    assert lens.jacobian.isfinite().all() and (lens.standard_error >= 0).all() and lens.count == 4
+    assert lens.carried(torch.ones(2, 4), lens.target_depth).shape == (2, 4)
+
+
 KINDS = {
     "relation": Kind(write_relation, read_relation, mutations.JSON, 120),
     **{f"pairs of {task}": table_kind(task) for task in TASKS},
@@ -318,6 +332,7 @@ KINDS = {
     "scores, pt": score_kind("pt"),
     "mib": Kind(write_mib, read_mib, mutations.JSON, 20),
     "operator": Kind(write_operator, read_operator, mutations.SAFETENSORS),
+    "lens": Kind(write_lens, read_lens, mutations.SAFETENSORS),
     "manifest": shard_kind("manifest.json"),
     "older manifest": shard_kind("manifest.json", sealed=False),
     "shard": shard_kind("shard-00000.npy"),

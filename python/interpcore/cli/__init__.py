@@ -5,6 +5,7 @@ import typer
 from interpcore.cli.circuits import app as circuits
 from interpcore.cli.demo import demo
 from interpcore.cli.info import info
+from interpcore.cli.lens import app as lens
 from interpcore.cli.lre import app as lre
 from interpcore.cli.neurons import app as neurons
 from interpcore.runs.errors import told_in_a_sentence
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(info)
 app.command()(demo)
 app.add_typer(circuits, name="circuits")
+app.add_typer(lens, name="lens")
 app.add_typer(lre, name="lre")
 app.add_typer(neurons, name="neurons")
 

@@ -111,7 +111,7 @@ def _tokenise(
     characters that they cover (asked for by `offsets`)."""
     if not isinstance(text, str):
         raise Refused(f"A text is a string; got {type(text).__name__}.")
-    options = {"return_special_tokens_mask": special, "return_offsets_mapping": offsets}
+    options = {"return_special_tokens_mask": special, "return_offsets_mapping": offsets, "verbose": False}
     try:
         found = tokenizer(text, add_special_tokens=special, **options)
     except Exception as error:  # the tokenizers library raises no other class

@@ -1,0 +1,25 @@
+"""The experiments of this family, as commands and agents find them."""
+
+from interpcore.lens import options
+from interpcore.runs.experiment import Experiment
+
+FIT = Experiment(
+    name="lens fit",
+    sentence="Average the Jacobian from every depth to the last block's output over prompts, with standard "
+    "errors and split-half reliability.",
+    example="interpcore lens fit --model tiny --text tiny --prompts 100 --out runs/lens-tiny",
+    options=options.FitOptions,
+    opens="interpcore.lens.study:open_fit",
+    extra="lens",
+)
+READ = Experiment(
+    name="lens read",
+    sentence="Read a text through a lens: the top tokens at every depth and position, with a heat map.",
+    example="interpcore lens read runs/lens-tiny --prompt 'The capital of France is' --out runs/read",
+    options=options.ReadOptions,
+    asks=options.Prompt,
+    opens="interpcore.lens.read:open_read",
+    runs="interpcore.lens.read:read",
+    extra="lens",
+)
+EXPERIMENTS = (FIT, READ)

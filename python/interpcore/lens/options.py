@@ -1,0 +1,111 @@
+"""What a lens is fitted on, and what is read through it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from interpcore.errors import Refused
+from interpcore.runs.options import Options, option
+
+TINY_DOCUMENTS = 100  # of the tiny world, in one running text
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(Options):
+    """What a lens is an average of."""
+
+    text: str = option(
+        "tiny",
+        "Text to take prompts from, a file (.txt, .jsonl, .parquet) or a folder of them; or 'tiny' for the "
+        "tiny world's documents.",
+        circumstance=True,
+    )
+    prompts: int = option(1000, "Prompts to average over, at most.", least=2, extends=True)
+    length: int = option(128, "Tokens of a prompt at most.", least=3)
+    skip: int = option(16, "First positions of a prompt that are neither source nor target.", least=0)
+    target_depth: int = option(-1, "Residual depth that the lens leads to; -1 is the last block's output.")
+    slice_size: int = option(
+        32,
+        "Prompts of a cell: what a killed run does again at most. A cell keeps four lenses' worth of disk.",
+        least=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < self.skip + 2:
+            raise Refused(
+                f"length is {self.length} and skip {self.skip}; a prompt needs a token between those skipped "
+                f"and its last one, so give a length of at least {self.skip + 2}."
+            )
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: looks for the text."""
+        self.text_hash()
+
+    def text_hash(self) -> str:
+        """What the card says of the text: a hash of its files, or "tiny"."""
+        from interpcore.data.tokens.documents import document_files, source_hash
+
+        if self.text == "tiny":
+            return "tiny"
+        source = Path(self.text)
+        return source_hash(document_files(source), source)
+
+    def read_texts(self) -> Iterator[str]:
+        """The texts in order; the tiny world's never end."""
+        from interpcore.data.tinyworld.corpus import END_OF_TEXT, documents
+        from interpcore.data.tokens.documents import document_files, read_documents
+
+        if self.text == "tiny":
+            for block in count():
+                yield END_OF_TEXT.join(documents(f"lens {block}", TINY_DOCUMENTS))
+        source = Path(self.text)
+        for file in document_files(source):
+            yield from (document.text for document in read_documents(file, source))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions(Options):
+    """Which lens is read, and how."""
+
+    lens: str = option(
+        ...,
+        "A lens: the file that `lens fit` wrote, or its run folder.",
+        circumstance=True,
+        positional=True,
+    )
+    top: int = option(3, "Tokens read at each depth and position.", least=1)
+    other_model: bool = option(False, "Read with a lens of another model.")
+
+    @property
+    def file(self) -> Path:
+        """The lens's file."""
+        given = Path(self.lens)
+        return given / "artifacts" / "lens.safetensors" if given.is_dir() else given
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: reads what the lens says of itself."""
+        from interpcore.runs.artifacts import read_metadata
+
+        read_metadata(self.file)
+
+    def lens_hash(self) -> str:
+        """What the card says of the lens."""
+        with self.file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Options):
+    """What is read."""
+
+    prompt: str = option("The capital of France is", "A text to read at every depth and position.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompt.strip():
+            raise Refused("The prompt is empty; give a text.")
