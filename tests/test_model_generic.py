@@ -63,7 +63,7 @@ def test_edits_write_and_differentiate(pair):
     edited = model.forward(tokens, mask, edits=[Edit("resid", 1, 2, Replace(h))], logits_at="last")
     torch.testing.assert_close(edited.logits.detach(), plain.logits, rtol=1e-5, atol=1e-6)
     assert torch.autograd.grad(edited.logits.sum(), h)[0].abs().max() > 0
-    for site in ("embed", "attn_out", "mlp_out", "final_norm"):
+    for site in {"embed", "attn_out", "mlp_out", "final_norm"} & {row["site"] for row in model.sites()}:
         edit = Edit(site, None if site in ("embed", "final_norm") else 0, 1, Add(torch.ones(32)))
         assert not torch.equal(model.forward(tokens, edits=[edit]).logits, model.forward(tokens).logits), site
 

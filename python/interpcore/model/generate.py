@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def generate(
         edits: sites to write; positions refer to the prompt's tokens (negative: from its last), an open range
             goes on over the new tokens.
         cache: a cache of the prompts' beginning.
-        stop_tokens: ids that end a row; None takes the tokenizer's end-of-text id, () none.
+        stop_tokens: ids that end a row; None takes those of the checkpoint's generation config, or else the
+            tokenizer's end-of-text id; () none.
         temperature: 0 is greedy; else softmax temperature, and `seed` is required.
         top_k: sample among the k likeliest.
         seed: of the sampler.
@@ -156,7 +158,13 @@ def _stop_tokens(model: Decoder, given: Sequence[int] | None) -> list[int]:
     if given is not None:
         return list(given)
     end = getattr(model.tokenizer, "eos_token_id", None)
-    return [] if end is None else [end]
+    return list(model.spec.stop_tokens) or ([] if end is None else [end])
+
+
+def checkpoint_stops(hf: Any) -> tuple[int, ...]:
+    """The ids at which a transformers model's own `generate` ends a row; of None, none."""
+    given = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
+    return () if given is None else (given,) if isinstance(given, int) else tuple(given)
 
 
 def _absolute(edit: Edit, lengths: Tensor) -> Edit:

@@ -5,7 +5,7 @@ Jacobians of such a model come from autograd over this forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.context import Context
-from interpcore.model.generate import Generation, generate
+from interpcore.model.generate import Generation, checkpoint_stops, generate
+from interpcore.model.hooks import watch
+from interpcore.model.layout import Layout
 from interpcore.model.names import site_table
 from interpcore.model.origin import Origin, reloader
 from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
+from interpcore.model.probe import find_sites, frozen, site_places, size_of
 from interpcore.model.prompts import encode, read_prompts
+from interpcore.model.shown import Rows
 from interpcore.model.sites import SITES, Edit, Tap, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
-
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn")
-MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,45 +54,44 @@ class GenericModel:
 
     @classmethod
     def wrap(cls, hf: Any, name: str, tokenizer: Any = None) -> GenericModel:
-        """Find the blocks of a transformers causal language model.
+        """Find the blocks and sites of a transformers causal language model by running it on a few tokens.
 
-        Raises: ValueError when it has no list of blocks or no embeddings.
+        Raises: ValueError for a model that is no causal decoder, or whose config or modules do not say what
+        the adapter must know.
         """
-        config = hf.config.get_text_config()
-        layers = _blocks(hf, config.num_hidden_layers, name)
-        paths = {id(module): path for path, module in hf.named_modules()}
-        prefix = paths[id(layers)] + ".{d}"
-        names = {
-            "embed": ("output", paths[id(hf.get_input_embeddings())]),
-            "resid": ("input", prefix),
-            "final_norm": ("input", paths[id(hf.get_output_embeddings())]),
-            "logits": ("output", paths[id(hf.get_output_embeddings())]),
-        }
-        for site, children in (("attn_out", ATTENTION_NAMES), ("mlp_out", MLP_NAMES)):
-            child = next((c for c in children if all(hasattr(layer, c) for layer in layers)), None)
-            if child is not None:
-                names[site] = ("output", f"{prefix}.{child}")
-        heads = getattr(config, "num_attention_heads", 0) or 0
+        config = _text_config(hf, name)
+        lists = [
+            m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers
+        ]
+        if not lists or hf.get_input_embeddings() is None or hf.get_output_embeddings() is None:
+            raise Refused(
+                f"{name} is not a decoder the generic adapter can read: no list of "
+                f"{config.num_hidden_layers} blocks with input and output embeddings."
+            )
+        found = find_sites(hf, lists, config.hidden_size, name)
+        heads = size_of(config, "num_attention_heads")
+        boundaries = "the generic adapter sees module boundaries only."
         spec = ModelSpec(
             family=config.model_type,
             name=name,
             d_model=config.hidden_size,
             n_heads=heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            d_head=getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0),
-            d_mlp=getattr(config, "intermediate_size", None) or 0,
-            n_blocks=len(layers),
+            n_kv_heads=size_of(config, "num_key_value_heads") or heads,
+            d_head=size_of(config, "head_dim") or (config.hidden_size // heads if heads else 0),
+            d_mlp=size_of(config, "intermediate_size"),
+            n_blocks=len(found.layers),
             vocab_size=hf.get_output_embeddings().weight.shape[0],
-            max_positions=getattr(config, "max_position_embeddings", None),
+            max_positions=size_of(config, "max_position_embeddings") or None,
             gated=False,
-            module_names=names,
+            stop_tokens=checkpoint_stops(hf),
+            module_names=found.boundaries,
             absent={
-                site: "the generic adapter sees module boundaries only."
+                site: found.absent.get(site, boundaries)
                 for site in SITES
-                if site not in names
+                if site not in found.boundaries and site != "logits"
             },
         )
-        return cls(hf, spec, tokenizer, layers)
+        return cls(hf, spec, tokenizer, found.layers)
 
     @property
     def device(self) -> torch.device:
@@ -128,10 +128,12 @@ class GenericModel:
         """Token ids and attention mask of texts [batch, position], right-padded; as `Model.encode`."""
         return encode(self.tokenizer, texts, self.spec, self.device, bos)
 
-    def sites(self) -> list[dict[str, str]]:
+    def sites(self) -> Rows:
         """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
-        names."""
-        return site_table(self.spec, len(self.layers))
+        names; `.absent`, shown below the table, says why the others are not there."""
+        rows = site_table(self.spec, len(self.layers))
+        rows.absent = self.spec.absent
+        return rows
 
     def forward(
         self,
@@ -153,9 +155,10 @@ class GenericModel:
                 f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
             )
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
+        _check_scale(self, layout)
         resolved = resolve(edits, layout.totals, self.plan, self.spec.absent)
         ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent)
-        with _hooked(self, ctx):
+        with _hooked(self, ctx), frozen(self.hf):
             # Real tokens come first in every row, so causal attention needs no mask.
             logits = self.hf(input_ids=packed, use_cache=False).logits
         logits = ctx.site("logits", None, logits)
@@ -177,51 +180,75 @@ class GenericModel:
         return generate(self, tokens, attention_mask, **options)
 
 
-def _blocks(hf: Any, count: int, name: str) -> nn.ModuleList:
-    lists = [m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not lists or hf.get_input_embeddings() is None or hf.get_output_embeddings() is None:
+def _text_config(hf: Any, name: str) -> Any:
+    """The config of a model's text decoder.
+
+    Raises: ValueError for an encoder-decoder, or a config without the sizes.
+    """
+    if getattr(hf.config, "is_encoder_decoder", False):
+        raise Refused(f"{name} is an encoder with a decoder; only decoders alone can be read.")
+    config = hf.config.get_text_config()
+    lacking = [size for size in ("num_hidden_layers", "hidden_size") if not size_of(config, size)]
+    if lacking:
         raise Refused(
-            f"{name} is not a decoder the generic adapter can read: no list of {count} blocks with input and "
-            "output embeddings."
+            f"The config of {name} ({config.model_type}) has no single {' and no '.join(lacking)}, which the "
+            "generic adapter must know."
         )
-    return lists[0]
+    return config
+
+
+def _check_scale(model: GenericModel, layout: Layout) -> None:
+    """Refuse rows of several lengths where the longest one would choose the rotary scale of all."""
+    if not layout.ragged:
+        return
+    for module in model.hf.modules():
+        if any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope")):
+            limit = _original_positions(module)
+            if int(layout.totals.max()) >= limit:
+                raise Refused(
+                    f"The rows of this batch differ in length, and one reaches the {limit} positions from "
+                    f"which {model.spec.name} rescales its rotary embedding for all rows; run rows of one "
+                    "length at a time."
+                )
+
+
+def _original_positions(rotary: nn.Module) -> int:
+    """Positions up to which a rotary embedding has its original scale."""
+    given = getattr(rotary.config, "rope_parameters", None) or {}
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
+    own = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return int(min([*(limit for limit in own if limit), rotary.original_max_seq_len]))
 
 
 @contextmanager
-def _hooked(model: GenericModel, ctx: Context) -> Any:
-    """The model's modules with this forward's taps and edits attached."""
-    last = len(model.layers)
+def _hooked(model: GenericModel, ctx: Context) -> Iterator[None]:
+    """The model's modules with this forward's taps and edits attached.
+
+    Raises: ValueError where one of them did not run, or ran several times.
+    """
+    ran: dict[tuple[str, int | None], int] = {}
+
+    def seeing(site: str, depth: int | None) -> Callable[[Tensor], Tensor]:
+        def see(value: Tensor) -> Tensor:
+            ran[site, depth] += 1
+            # What is read is a copy: blocks may go on to write into the tensors that they pass.
+            copy = value.clone()
+            written = ctx.site(site, depth, copy)
+            return value if written is copy else written.clone()
+
+        return see
+
     with ExitStack() as stack:
-        for site, (side, path) in model.spec.module_names.items():
-            if site == "logits":
-                continue
-            for depth in range(last) if SITES[site].depths != "none" else [None]:
-                if ctx.wants(site, depth):
-                    module = model.hf.get_submodule(path.format(d=depth))
-                    stack.callback(_attach(module, side, site, depth, ctx))
-        if ctx.wants("resid", last):
-            stack.callback(_attach(model.layers[-1], "output", "resid", last, ctx))
+        inner = {site: at for site, at in model.spec.module_names.items() if site != "logits"}
+        for (site, depth), module, side in site_places(model.hf, inner, len(model.layers)):
+            if ctx.wants(site, depth):
+                ran[site, depth] = 0
+                stack.callback(watch(module, side, seeing(site, depth)))
         yield
-
-
-def _attach(module: nn.Module, side: str, site: str, depth: int | None, ctx: Context) -> Callable[[], None]:
-    """Hook one module boundary; returns what removes the hook."""
-
-    def before(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (ctx.site(site, depth, args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": ctx.site(site, depth, kwargs["hidden_states"])}
-
-    def after(_: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (ctx.site(site, depth, output[0]), *output[1:])
-        return ctx.site(site, depth, output)
-
-    handle = (
-        module.register_forward_pre_hook(before, with_kwargs=True)
-        if side == "input"
-        else module.register_forward_hook(after)
-    )
-    return handle.remove
+    for (site, depth), times in ran.items():
+        if times != 1:
+            at = site if depth is None else f"{site}.{depth}"
+            raise Refused(
+                f"{at} cannot be read or edited in this forward of {model.spec.name}: its module ran "
+                f"{times} times."
+            )

@@ -29,9 +29,17 @@ def short(value: Any) -> str:
 
 
 class Rows(list[dict[str, str]]):
-    """Rows of a table, shown as aligned columns."""
+    """Rows of a table, shown as aligned columns; `absent` says what has no row, and why."""
+
+    absent: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
         lines = [list(self[0]), *(list(row.values()) for row in self)] if self else []
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        reasons = dict.fromkeys(self.absent.values())
+        missing = [
+            f"without {', '.join(n for n, why in self.absent.items() if why == reason)}: {reason}"
+            for reason in reasons
+        ]
+        return "\n".join(table + missing)

@@ -23,6 +23,7 @@ class ModelSpec:
         logit_softcap: logits become cap * tanh(logits / cap), or None.
         module_names: transformers' name of the module behind a site, with {d} for the block, and whether the
             site is its "input" or "output"; sites that no module boundary shows are left out.
+        stop_tokens: ids that end a text, as the checkpoint's generation config says, if any.
         absent: sites this model does not have, with the reason; None works it out from `gated`.
     """
 
@@ -39,6 +40,7 @@ class ModelSpec:
     gated: bool
     embed_scale: float = 1.0
     logit_softcap: float | None = None
+    stop_tokens: tuple[int, ...] = field(default=(), compare=False)
     module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
     absent: Mapping[str, str] = field(default=None, hash=False)  # type: ignore[arg-type]  # filled in below
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.block import Block
 from interpcore.model.decoder import Model
+from interpcore.model.generate import checkpoint_stops
 from interpcore.model.load.parts import Parts
 from interpcore.model.load.source import check_device
 from interpcore.model.plan import Plan
@@ -85,6 +86,7 @@ def assemble(checkpoint: Checkpoint, parts: Parts, name: str) -> Model:
         gated=all(block.mlp.gated for block in blocks),
         embed_scale=parts.embed_scale,
         logit_softcap=parts.logit_softcap,
+        stop_tokens=checkpoint_stops(checkpoint.hf),
         module_names={site: at for site, at in parts.module_names.items() if site not in absent},
         absent=absent,
     )

@@ -1,0 +1,41 @@
+"""One module boundary watched: the tensor that enters or leaves it, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+STREAM = "hidden_states"  # how transformers names a block's input where it is passed by name
+
+
+def watch(module: nn.Module, side: str, see: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Call `see` with the tensor at a module's boundary whenever it runs; what it returns goes on instead.
+
+    Args:
+        module: any module; one that takes or gives several values is watched at the first of them.
+        side: "input" or "output".
+        see: takes and returns a tensor; not called where the first value is no tensor.
+    Returns: what ends the watch.
+    """
+
+    def before(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if args and isinstance(args[0], Tensor):
+            return (see(args[0]), *args[1:]), kwargs
+        if not args and isinstance(kwargs.get(STREAM), Tensor):
+            return args, kwargs | {STREAM: see(kwargs[STREAM])}
+        return None
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return see(output)
+        if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
+            return type(output)([see(output[0]), *output[1:]])
+        return None
+
+    if side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True).remove
+    return module.register_forward_hook(after).remove

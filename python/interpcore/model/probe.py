@@ -1,0 +1,324 @@
+"""What a transformers model's modules mean, found by running it: names propose, two short forwards decide.
+
+A site is kept where its module runs once in every block, in the blocks' order, its value is
+[batch, position, d_model], what attention and MLP add is the change of the stream (also where both are
+edited), and an edit reaches the logits. A model that is not causal row by row is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpcore.errors import Refused
+from interpcore.model.hooks import watch
+from interpcore.model.sites import SITES
+
+N_TOKENS = 8
+N_FREE = 2  # tokens at the end that differ between the two forwards, and where the second is edited
+# Children of a block whose output may be what it adds to the stream: the part, or a norm named after it.
+PARTS = {
+    "attn_out": ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn"),
+    "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
+}
+AFTER = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "feedforward", "feed_forward", "ffn", "moe")}
+# Largest |logit difference| over largest |logit| that rounding makes between two batches, by dtype.
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 3e-1}
+EXACT = 1e-4  # of the identities, beside the rounding of the stream itself
+APART = "its blocks have no two modules whose outputs add up to what a block adds to the stream."
+
+OUTSIDE = ("embed", "unembedding", "logits")
+
+Place = tuple[str, int | None]
+Watched = tuple[Place, nn.Module, str]  # and its side, "input" or "output"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Sites of a transformers model.
+
+    Args:
+        layers: its blocks.
+        boundaries: side ("input", "output") and path of the module behind each site, with {d} for the block.
+        absent: why the others are not there.
+    """
+
+    layers: nn.ModuleList
+    boundaries: dict[str, tuple[str, str]]
+    absent: dict[str, str]
+
+    def drop(self, sites: Iterable[str], why: str) -> None:
+        """Take sites away."""
+        for site in sites:
+            self.boundaries.pop(site, None)
+            self.absent[site] = why
+
+
+@dataclass
+class Run:
+    """What a forward gave at the boundaries that were watched.
+
+    Args:
+        logits: [batch, position, vocabulary].
+        came: copies of the values as they came, on the CPU.
+        seen: copies of the values as they went on, which differ in a forward that edits.
+        order: places in the order in which they were seen.
+        leaves: what was added to each value, where it was edited.
+    """
+
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    came: dict[Place, Tensor] = field(default_factory=dict)
+    seen: dict[Place, Tensor] = field(default_factory=dict)
+    order: list[Place] = field(default_factory=list)
+    leaves: dict[Place, Tensor] = field(default_factory=dict)
+
+    def in_order(self, site: str, depths: Sequence[int | None]) -> bool:
+        """Whether a site was seen once at each depth, in their order."""
+        return [depth for key, depth in self.order if key == site] == list(depths)
+
+    def add_up(self, attention: str, mlp: str, n_blocks: int) -> bool:
+        """Whether two sites together are the change of the stream at every depth, up to rounding."""
+        for d in range(n_blocks):
+            before, after = self.seen["resid", d].double(), self.came["resid", d + 1].double()
+            parts = [self.seen[key, d].double() for key in (attention, mlp)]
+            change = after - before
+            rounding = 4 * torch.finfo(self.logits.dtype).eps
+            allowed = EXACT * change.abs().max() + rounding * sum(x.abs() for x in (before, after, *parts))
+            if not bool(((sum(parts) - change).abs() <= allowed).all()):
+                return False
+        return True
+
+
+def size_of(config: Any, name: str) -> int:
+    """A size of a config; 0 where it has none, or several, one for each block."""
+    try:
+        size = getattr(config, name, None)
+    except RuntimeError:  # transformers' answer where the blocks differ
+        return 0
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+@contextmanager
+def frozen(hf: nn.Module) -> Iterator[None]:
+    """Weights that ask for no gradient: a forward then keeps a graph only of what its edits bring."""
+    asking = [p for p in hf.parameters() if p.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@torch.inference_mode(False)
+def find_sites(hf: Any, lists: Sequence[nn.ModuleList], d_model: int, name: str) -> Found:
+    """Probe a model.
+
+    Args:
+        hf: the transformers model.
+        lists: its lists of modules that may be the blocks.
+        d_model: width of the stream.
+        name: of the model, for messages.
+    Raises: ValueError for a model that cannot run on token ids, or that is not causal row by row.
+    """
+    n = min(N_TOKENS, size_of(hf.config.get_text_config(), "max_position_embeddings") or N_TOKENS)
+    vocabulary = hf.get_output_embeddings().weight.shape[0]
+    whole = torch.randint(1, vocabulary, (2, n), generator=torch.Generator().manual_seed(0))
+    padded = whole.clone()
+    padded[0, n - N_FREE :] = 0
+    paths = {id(module): path for path, module in hf.named_modules()}
+    prefixes = {paths[id(blocks)]: blocks for blocks in lists}
+    run = _run(hf, _candidates(hf, prefixes, paths), padded, name)
+    fitting = (p for p, blocks in prefixes.items() if run.in_order(p, range(len(blocks) + 1)))
+    prefix = next(fitting, next(iter(prefixes)))
+    found = _read(run, prefix, prefixes[prefix], (2, n, d_model))
+    _name_rest(run, found, hf, paths)
+    inner = {site: at for site, at in found.boundaries.items() if site != "logits"}
+    edited = _run(hf, list(site_places(hf, inner, len(found.layers))), whole[:1], name, edit=True)
+    _check_edits(edited, found, _causal_gradients(edited, run.logits[:1], n - N_FREE, name))
+    return found
+
+
+def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, str]) -> list[Watched]:
+    """Boundaries that may be sites: of each list of blocks by its path, of their children by theirs."""
+    inside = tuple(f"{prefix}." for prefix in prefixes)
+    watched: list[Watched] = [
+        (("embed", None), hf.get_input_embeddings(), "output"),
+        (("unembedding", None), hf.get_output_embeddings(), "input"),
+        (("logits", None), hf.get_output_embeddings(), "output"),
+    ]
+    watched += [
+        ((path, None), module, "output")
+        for path, module in hf.named_modules()
+        if _is_norm(module) and not path.startswith(inside)
+    ]
+    for prefix, blocks in prefixes.items():
+        watched += [((prefix, d), block, "input") for d, block in enumerate(blocks)]
+        watched.append(((prefix, len(blocks)), blocks[-1], "output"))
+        for child in _children(blocks):
+            watched += [
+                ((f"{prefix}.{child}", d), getattr(block, child), "output") for d, block in enumerate(blocks)
+            ]
+    return watched
+
+
+def _children(blocks: nn.ModuleList) -> list[str]:
+    """Names of the modules that every block has."""
+    return [
+        child
+        for child, _ in blocks[0].named_children()
+        if all(isinstance(getattr(block, child, None), nn.Module) for block in blocks)
+    ]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _run(hf: Any, watched: Sequence[Watched], ids: Tensor, name: str, edit: bool = False) -> Run:
+    """A forward on ids [batch, position]; one that edits adds noise of each value's own size to its last
+    tokens.
+
+    Raises: ValueError where transformers cannot run it.
+    """
+    run = Run()
+    generator = torch.Generator().manual_seed(1)
+
+    def seeing(place: Place) -> Callable[[Tensor], Tensor]:
+        def see(value: Tensor) -> Tensor:
+            run.order.append(place)
+            run.came[place] = value.detach().to("cpu", copy=True)
+            if edit:
+                noise = torch.randn(value.shape, generator=generator).to(value)
+                noise[:, : value.shape[1] - N_FREE] = 0
+                run.leaves[place] = (noise * value.detach().float().std().to(value)).requires_grad_()
+                value = value + run.leaves[place]
+            run.seen[place] = value.detach().to("cpu", copy=True)
+            return value
+
+        return see
+
+    with ExitStack() as stack, frozen(hf), torch.set_grad_enabled(edit):
+        for place, module, side in watched:
+            stack.callback(watch(module, side, seeing(place)))
+        try:
+            run.logits = hf(input_ids=ids.to(hf.get_input_embeddings().weight.device), use_cache=False).logits
+        except Exception as error:  # whatever a config that does not fit the weights brings about
+            raise Refused(f"transformers cannot run {name} on token ids alone: {error}.") from error
+    return run
+
+
+def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) -> Found:
+    """The stream, and the children of the blocks that add to it; reasons for what is not there."""
+    found = Found(blocks, {}, {})
+    n, children = len(blocks), _children(blocks)
+
+    def fits(key: str, depths: Sequence[int | None]) -> bool:
+        return run.in_order(key, depths) and all(run.seen[key, d].shape == shape for d in depths)
+
+    if fits("embed", [None]):
+        found.boundaries["embed"] = ("output", "")
+    else:
+        found.absent["embed"] = f"the token embedding does not give one {list(shape[1:])} value a forward."
+    if not fits(prefix, range(n + 1)):
+        found.absent["resid"] = (
+            "no stream [batch, position, d_model] runs through its blocks, each called once."
+        )
+        found.drop(PARTS, APART)
+        return found
+    found.boundaries["resid"] = ("input", f"{prefix}.{{d}}")
+    for d in range(n + 1):
+        run.seen["resid", d] = run.came["resid", d] = run.seen[prefix, d]
+    named = {
+        site: [c for c in names if c in children]
+        + [c for c in children if _is_norm(getattr(blocks[0], c)) and any(w in c for w in AFTER[site])]
+        for site, names in PARTS.items()
+    }
+    for attention, mlp in product(*named.values()):
+        one, other = f"{prefix}.{attention}", f"{prefix}.{mlp}"
+        if fits(one, range(n)) and fits(other, range(n)) and run.add_up(one, other, n):
+            for site, child in zip(PARTS, (attention, mlp), strict=True):
+                found.boundaries[site] = ("output", f"{prefix}.{{d}}.{child}")
+            return found
+    found.drop(PARTS, APART)
+    return found
+
+
+def _name_rest(run: Run, found: Found, hf: Any, paths: dict[int, str]) -> None:
+    """Paths of what is outside the blocks: embedding, final norm, logits."""
+    if "embed" in found.boundaries:
+        found.boundaries["embed"] = ("output", paths[id(hf.get_input_embeddings())])
+    read = run.seen.get(("unembedding", None), torch.empty(0))
+    norms = [
+        key
+        for key, depth in run.order
+        if depth is None
+        and key not in OUTSIDE
+        and run.in_order(key, [None])
+        and torch.equal(run.seen[key, None], read)
+    ]
+    if norms:
+        found.boundaries["final_norm"] = ("output", norms[-1])
+    else:
+        found.absent["final_norm"] = "what its unembedding reads is no norm's output."
+    given = run.seen.get(("logits", None), torch.empty(0))
+    if torch.equal(given, run.logits.cpu()):
+        found.boundaries["logits"] = ("output", paths[id(hf.get_output_embeddings())])
+
+
+def site_places(hf: Any, boundaries: Mapping[str, tuple[str, str]], n_blocks: int) -> Iterator[Watched]:
+    """Where sites are watched: the place, module and side of each at each depth."""
+    for site, (side, path) in boundaries.items():
+        if SITES[site].depths == "none":
+            yield (site, None), hf.get_submodule(path), side
+            continue
+        for d in range(n_blocks):
+            yield (site, d), hf.get_submodule(path.format(d=d)), side
+        if SITES[site].depths == "calls+1":
+            yield (site, n_blocks), hf.get_submodule(path.format(d=n_blocks - 1)), "output"
+
+
+def _causal_gradients(edited: Run, before: Tensor, n: int, name: str) -> dict[Place, Tensor]:
+    """Gradients of the first n tokens' logits, which nothing that was edited or changed behind them may
+    reach.
+
+    Args:
+        before: their logits in a padded row beside another [1, position, vocabulary].
+    Raises: ValueError where something does.
+    """
+    here = edited.logits[:, :n].detach()
+    if not bool(here.isfinite().all()):
+        raise Refused(f"The logits of {name} are not finite; its weights are damaged.")
+    gap = float((here - before[:, :n]).abs().max() / here.abs().max().clamp(min=1e-30))
+    weights = torch.randn(here.shape, generator=torch.Generator().manual_seed(2)).to(here)
+    places = list(edited.leaves)
+    with torch.enable_grad():
+        total = (edited.logits[:, :n] * weights).sum()
+    leaves = list(edited.leaves.values())
+    found = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
+    gradients = {p: torch.zeros(1, n) if g is None else g for p, g in zip(places, found, strict=True)}
+    leak = any(bool(g[:, n:].abs().sum() > EXACT * g.abs().sum()) for g in gradients.values())
+    if leak or gap > ROUNDING[here.dtype]:
+        raise Refused(
+            f"{name} is not causal: the logits of a prompt's tokens change with what follows them or with "
+            f"other rows (by {gap:.1e} of the largest one), and only causal decoders can be read."
+        )
+    return gradients
+
+
+def _check_edits(edited: Run, found: Found, gradients: dict[Place, Tensor]) -> None:
+    """Drop the sites whose edits do not do what they say."""
+    n = len(found.layers)
+    if "attn_out" in found.boundaries and not edited.add_up("attn_out", "mlp_out", n):
+        found.drop(PARTS, APART)
+    for (site, _), gradient in gradients.items():
+        if not bool(gradient[:, :-N_FREE].any()):
+            found.drop([site], "an edit there does not reach the logits.")
