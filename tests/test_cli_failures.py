@@ -137,6 +137,9 @@ def test_bad_input_is_one_sentence(command, said, tmp_path, monkeypatch, capsys)
     [
         "lre run --relations absent",
         "lre run --trials 0",
+        "lens fit --text absent",
+        "lens fit --length 9",
+        "lens read absent",
         "circuits attribute --task odd",
         "circuits attribute --method odd",
         "circuits attribute --data absent",

@@ -167,6 +167,8 @@ def test_the_file_and_other_models(case, tmp_path):
     with pytest.raises(RunError, match="no Jacobian lens"):
         write_tensors(tmp_path / "other.safetensors", {"a": tokens})
         Lens.load(tmp_path / "other.safetensors")
+    with pytest.raises(Refused, match="no Jacobian lens"):  # before a model is loaded
+        ReadOptions(lens=str(tmp_path / "other.safetensors")).check_data()
     with pytest.raises(Refused, match="A lens to depth"):
         replace(lens, target_depth=2)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.lens.options import KIND
 from interpcore.model import Model
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.runs import RunError, read_tensors, write_tensors
@@ -119,7 +120,7 @@ class Lens:
         """Write it as safetensors."""
         tensors = {name: getattr(self, name) for name in ("jacobian", "standard_error", "reliability")}
         numbers = {name: str(getattr(self, name)) for name in _NUMBERS}
-        write_tensors(path, tensors, {"kind": "jacobian lens", **numbers, **self.made_on.to_json()})
+        write_tensors(path, tensors, {"kind": KIND, **numbers, **self.made_on.to_json()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Lens:
@@ -129,7 +130,7 @@ class Lens:
         """
         tensors, about = read_tensors(path)
         wanted = {"jacobian", "standard_error", "reliability"}
-        if about.get("kind") != "jacobian lens" or set(tensors) != wanted:
+        if about.get("kind") != KIND or set(tensors) != wanted:
             raise RunError(f"{path} holds no Jacobian lens; give a file that `lens fit` wrote")
         numbers = {name: about.get(name, "") for name in _NUMBERS}
         made_on = MadeOn.read(Fields(about, str(path), RunError))

@@ -11,6 +11,7 @@ from pathlib import Path
 from interpcore.errors import Refused
 from interpcore.runs.options import Options, option
 
+KIND = "jacobian lens"  # what a lens's file says it is
 TINY_DOCUMENTS = 100  # of the tiny world, in one running text
 
 
@@ -91,7 +92,8 @@ class ReadOptions(Options):
         """See `Options.check_data`: reads what the lens says of itself."""
         from interpcore.runs.artifacts import read_metadata
 
-        read_metadata(self.file)
+        if read_metadata(self.file).get("kind") != KIND:
+            raise Refused(f"{self.file} holds no Jacobian lens; give a file that `lens fit` wrote.")
 
     def lens_hash(self) -> str:
         """What the card says of the lens."""
