@@ -115,14 +115,6 @@ class Study(Shared):
         how = {"out": self.folder, "workers": self.workers, "progress": self.progress} | how
         return self.over(function, grid, **how)
 
-    def run(self) -> Any:
-        """Do what the folder does not hold yet."""
-        raise NotImplementedError(f"{type(self).__name__} is run by the experiments of its family")
-
-    def report(self) -> Report:
-        """Write the tables and figures of what is done, and give them."""
-        raise NotImplementedError(f"{type(self).__name__} is reported by the experiments of its family")
-
     def recipe(self) -> tuple[Callable[[], Any], type[Self], dict[str, Any]]:
         """As in `Shared`, with nothing that only the driver may hold."""
         load, kind, given = super().recipe()
@@ -152,7 +144,7 @@ class Experiment:
         asks: what this one asks of the study beyond that; its cells hold it. None for nothing.
         opens: `module:function`, called with (model, out, options, **how); gives the `Study`.
         runs: `module:function`, called with the study and, where it asks anything, what it asks; runs what is
-            missing and gives the `Report`. None calls the study's `run` and `report`.
+            missing and gives the `Report`. None calls the study's own `run()` and `report()`.
         extra: the package's extra that names the libraries it needs; None for none.
     """
 
@@ -181,8 +173,10 @@ class Experiment:
     def run(self, study: Study, asked: Options | None = None) -> Report:
         """Run what the study's folder lacks, and report."""
         if self.runs is None:
-            study.run()
-            return study.report()
+            whole: Any = study
+            whole.run()
+            reported: Report = whole.report()
+            return reported
         what = () if self.asks is None else (self.asks() if asked is None else asked,)
         found: Report = _named(self.runs)(study, *what)
         return found
