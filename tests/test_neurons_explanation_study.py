@@ -81,7 +81,7 @@ def test_explanations_of_the_tiny_world(tmp_path):
     rows = [groups(model, shards, g) for g in ("token", "previous")]
     positions = groups(model, shards, "position", "mlp_pre")
     found = es.explain_neurons(
-        model, shards, *rows, positions, es.Options(unigram_least=20), path=tmp_path / "s", progress=False
+        model, shards, *rows, positions, es.Explain(unigram_least=20), path=tmp_path / "s", progress=False
     )
     assert found.reductions.shape == (len(found.names), 2048)
     best = found.best[found.best.place == 0]

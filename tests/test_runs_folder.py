@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from artifacts_case import write_as_a_worker
 
 from interpcore.runs import (
     Artifacts,
@@ -46,16 +47,12 @@ def test_create_then_open_gives_the_same_run(tmp_path):
         RunFolder.create(path, CARD)
 
 
-def _write_as_a_worker(artifacts, value):
-    write_json(artifacts.artifact("layer3/w.json"), value)
-
-
 def test_a_worker_writes_artifacts_without_lock_or_ledger(tmp_path):
     with RunFolder.create(tmp_path / "run", CARD) as run:
         before = sorted(entry.name for entry in run.path.iterdir())
         # The driver's own lock is exclusive here, and is not asked for.
         worker = multiprocessing.get_context("spawn").Process(
-            target=_write_as_a_worker, args=(run.artifacts, [1, 2])
+            target=write_as_a_worker, args=(run.artifacts, [1, 2])
         )
         worker.start()
         worker.join()
