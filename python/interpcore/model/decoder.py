@@ -16,6 +16,7 @@ from interpcore.model import generate as generation
 from interpcore.model.adapter import ConcatAdapter, ConstantState
 from interpcore.model.block import Block
 from interpcore.model.cache import Cache, CacheWriter
+from interpcore.model.combine import COMBINERS, Combine
 from interpcore.model.context import ActivationHook, Context
 from interpcore.model.layout import read_layout
 from interpcore.model.move import moved
@@ -29,7 +30,7 @@ from interpcore.model.sites import Edit, Tap, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
 
-Module = Block | Norm | ConcatAdapter | ConstantState
+Module = Block | Norm | ConcatAdapter | ConstantState | Combine
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class Model:
     keeps_cache: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "modules", {**self.modules, **COMBINERS})
         for call in self.plan.calls:
             if call.module not in self.modules:
                 raise Refused(f"The plan calls {call.module!r}; this model has {', '.join(self.modules)}.")
@@ -263,7 +265,8 @@ class Model:
             module = self.modules[call.module]
             if isinstance(module, Block):
                 assert call.slot is not None
-                entering = ctx.site("resid", depth, values[call.reads[0]])
+                # An edit writes the stream itself, which later calls may read as well.
+                entering = values[call.reads[0]] = ctx.site("resid", depth, values[call.reads[0]])
                 out = module(entering, ctx, depth, call.slot, writer)
                 ctx.recorded(depth)
                 depth += 1

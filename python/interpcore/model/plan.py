@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from interpcore.errors import Refused
+from interpcore.model import plan_menu
 
 RESID = "resid"
 KINDS = ("block", "norm", "adapter")
@@ -160,7 +161,7 @@ class Plan:
     def skip(self, *calls: int | tuple[str, int, int]) -> Plan:
         """Without these block calls, addressed by depth or (group, block, step); what stands between blocks
         stays."""
-        drop = {self._call_depth(call) for call in calls}
+        drop = {self.call_depth(call) for call in calls}
         return self._in_places([None if d in drop else d for d in range(self.n_calls)])
 
     def repeat(
@@ -175,7 +176,7 @@ class Plan:
         What stands between them is repeated with them, and so are adapters directly before `first` that read
         the residual stream, as they make its input: (adapter, core.0) repeated is one more recurrent step.
         """
-        start, stop = self._call_depth(first), self._call_depth(first if last is None else last)
+        start, stop = self.call_depth(first), self.call_depth(first if last is None else last)
         if times < 0 or stop < start:
             raise Refused(
                 f"Cannot repeat depths {start} to {stop} {times} times; give first <= last and times >= 0."
@@ -188,7 +189,7 @@ class Plan:
     def swap(self, a: int | tuple[str, int, int], b: int | tuple[str, int, int]) -> Plan:
         """With the blocks of two block calls exchanged."""
         order = list(range(self.n_calls))
-        a, b = self._call_depth(a), self._call_depth(b)
+        a, b = self.call_depth(a), self.call_depth(b)
         order[a], order[b] = order[b], order[a]
         return self.permute(order)
 
@@ -198,7 +199,7 @@ class Plan:
         In a plan with norms or adapters these stay where they are, and blocks take one another's places with
         the streams of the place; the order then has one entry for each place.
         """
-        depths = [self._call_depth(d) for d in order]
+        depths = [self.call_depth(d) for d in order]
         if len(self.blocks) == len(self.calls) and self.streams == {RESID}:
             return Plan(tuple(self.blocks[d] for d in depths))
         if len(depths) != self.n_calls:
@@ -207,6 +208,15 @@ class Plan:
                 f"{len(depths)} does not say where they go; use skip and repeat to change their number."
             )
         return self._in_places(depths)
+
+    keep_first = plan_menu.keep_first
+    keep_last = plan_menu.keep_last
+    drop = plan_menu.drop
+    every = plan_menu.every
+    reverse = plan_menu.reverse
+    shuffle = plan_menu.shuffle
+    random_subset = plan_menu.random_subset
+    parallel = plan_menu.parallel
 
     def _in_places(self, depths: Sequence[int | None]) -> Plan:
         """For the place of each block call the depth whose block runs there, None for no call."""
@@ -219,22 +229,38 @@ class Plan:
                 calls.append(replace(call, module=blocks[depth].module))
         return Plan(tuple(calls))
 
-    def _call_depth(self, call: int | tuple[str, int, int]) -> int:
+    def call_depth(self, call: int | tuple[str, int, int]) -> int:
+        """Depth of a block call, negative from the end or (group, block, step).
+
+        Raises: NoSuchCall where there is no such call.
+        """
         if isinstance(call, tuple):
             return self.depth(call)
         if not -self.n_calls <= call < self.n_calls:
             raise NoSuchCall(f"There is no block call {call}: this plan has calls 0 to {self.n_calls - 1}.")
         return call % self.n_calls
 
+    @classmethod
+    def parse(cls, text: str, intact: Plan) -> Plan:
+        """The plan that a text means, such as `0-2, 1 x5, 3` or `skip 3`; see `plan_text`.
+
+        Args:
+            text: what `str` or `text` of a plan gives, or a change of the intact plan.
+            intact: the model's own plan.
+        Raises: Refused for a text that is no plan of such a model.
+        """
+        from interpcore.model.plan_text import read_plan
+
+        return read_plan(text, intact)
+
+    @property
+    def text(self) -> str:
+        """Its calls in short, `0-2, 1 x5, 3`; `parse` reads it."""
+        from interpcore.model.plan_text import write_plan
+
+        return write_plan(self)
+
     def __str__(self) -> str:
-        runs: list[list[int | str]] = []
-        for call in self.calls:
-            group, _, index = call.module.rpartition(".")
-            if call.kind == "block" and runs and runs[-1][0] == group and runs[-1][2] == int(index) - 1:
-                runs[-1][2] = int(index)
-            elif call.kind == "block":
-                runs.append([group, int(index), int(index)])
-            else:
-                runs.append([call.module, "", ""])
-        names = [str(g) if a == "" else f"{g} {a}" if a == b else f"{g} {a}-{b}" for g, a, b in runs]
-        return f"{', '.join(names)} (D={self.n_calls})"
+        from interpcore.model.plan_text import write_plan
+
+        return f"{write_plan(self, groups=True)} (D={self.n_calls})"

@@ -16,6 +16,7 @@ from interpcore.errors import Refused
 from interpcore.model.adapter import ConcatAdapter, ConstantState
 from interpcore.model.block import Block
 from interpcore.model.cache import Cache, CacheWriter
+from interpcore.model.combine import Combine
 from interpcore.model.context import Context
 from interpcore.model.decoder import Model
 from interpcore.model.linearize.block import LinearBlock
@@ -27,7 +28,7 @@ from interpcore.model.plan import RESID
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, resolve
 
-LinearModule = LinearBlock | LinearNorm | ConcatAdapter | ConstantState
+LinearModule = LinearBlock | LinearNorm | ConcatAdapter | ConstantState | Combine
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +113,14 @@ class Linearization:
                 at -= 1
                 last = at == stop and not embed
                 seen: dict[str, Tensor] | None = {} if sites else None
+                # What later calls of a parallel range read of the stream that this one reads.
+                later, first = streams.pop(call.reads[0], None), first_only and last
                 out = (
                     self._nothing(cotangent)
                     if total is None
-                    else module.vjp(total, seen, first_only and last)
+                    else module.vjp(total, seen, first and later is None)
                 )
+                out = _plus(out, later)[:, :, : 1 if first else None]
                 yield Step(
                     at, out, {} if seen is None else {name: seen[name] for name in sites if name in seen}
                 )
@@ -124,7 +128,7 @@ class Linearization:
                     return
                 parts = [pull(self.ctx, "resid", at, out)]
             else:
-                parts = [] if total is None else _module_vjp(module, total)
+                parts = [] if total is None else _module_vjp(module, total, len(call.reads))
             for name, part in zip(call.reads, parts, strict=False):
                 streams[name] = _plus(part, streams.get(name))
         if embed:
@@ -253,16 +257,24 @@ def _linear_modules(
     return modules
 
 
-def _module_vjp(module: LinearNorm | ConcatAdapter | ConstantState, g: Tensor) -> list[Tensor]:
+def _module_vjp(
+    module: LinearNorm | ConcatAdapter | ConstantState | Combine, g: Tensor, count: int
+) -> list[Tensor]:
     if isinstance(module, LinearNorm):
         return [module.vjp(g)]
+    if isinstance(module, Combine):
+        return module.pull(g, count)
     return [] if isinstance(module, ConstantState) else list(module.projection.pull(g).split(g.shape[-1], -1))
 
 
-def _module_jvp(module: LinearNorm | ConcatAdapter | ConstantState, tangents: list[Tensor | None]) -> Tensor:
+def _module_jvp(
+    module: LinearNorm | ConcatAdapter | ConstantState | Combine, tangents: list[Tensor | None]
+) -> Tensor:
     known = next(t for t in tangents if t is not None)
     if isinstance(module, LinearNorm):
         return module.jvp(known)
+    if isinstance(module, Combine):
+        return module.push(tangents)
     if isinstance(module, ConstantState):
         return torch.zeros_like(known)
     return module.projection.push(
