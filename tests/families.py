@@ -58,6 +58,12 @@ OPT = SMALL | {
     "word_embed_proj_dim": 32,
     "dropout": 0.0,
 }
+FALCON = SMALL | {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 KINDS4 = ["sliding_attention", "full_attention"] * 2
 
 CONFIGS: dict[str, Any] = {
@@ -89,6 +95,9 @@ CONFIGS: dict[str, Any] = {
     "gemma3": lambda: tf.Gemma3TextConfig(
         **LLAMA, head_dim=12, query_pre_attn_scalar=10, sliding_window=6, layer_types=KINDS4
     ),
+    "falcon-alibi": lambda: tf.FalconConfig(
+        **FALCON, alibi=True, parallel_attn=False, multi_query=False, bias=True
+    ),
     "opt": lambda: tf.OPTConfig(**OPT),
     "phi3": lambda: tf.Phi3Config(**LLAMA, sliding_window=6),
     "mixtral": lambda: tf.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
@@ -104,15 +113,60 @@ CONFIGS: dict[str, Any] = {
     "olmoe": lambda: tf.OlmoeConfig(**LLAMA, num_experts=4, num_experts_per_tok=2),
 }
 
+# Made of the same parts as a family above, put together in another way.
+RELATIVES: dict[str, Any] = {
+    "ministral": lambda: tf.MinistralConfig(**LLAMA, head_dim=12, sliding_window=6, layer_types=KINDS4),
+    "seed_oss": lambda: tf.SeedOssConfig(**LLAMA, head_dim=12, attention_bias=True),
+    "smollm3": lambda: tf.SmolLM3Config(
+        **LLAMA, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=6
+    ),
+    "granite": lambda: tf.GraniteConfig(
+        **LLAMA,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.4,
+        logits_scaling=2.5,
+        mlp_bias=True,
+    ),
+    "olmo3": lambda: tf.Olmo3Config(**LLAMA, sliding_window=6, layer_types=KINDS4),
+    "exaone4": lambda: tf.Exaone4Config(**LLAMA, head_dim=12, sliding_window=6, layer_types=KINDS4),
+    "gemma": lambda: tf.GemmaConfig(**LLAMA, head_dim=12),
+    "glm": lambda: tf.GlmConfig(**LLAMA, head_dim=12, attention_bias=True),
+    "glm4": lambda: tf.Glm4Config(**LLAMA, head_dim=12, attention_bias=True),
+    "phi": lambda: tf.PhiConfig(**LLAMA, qk_layernorm=True),
+    "stablelm": lambda: tf.StableLmConfig(**LLAMA, use_qkv_bias=True),
+    "stablelm-parallel": lambda: tf.StableLmConfig(**LLAMA, use_parallel_residual=True),
+    "starcoder2": lambda: tf.Starcoder2Config(**LLAMA, sliding_window=6),
+    "falcon": lambda: tf.FalconConfig(
+        **FALCON, num_kv_heads=2, new_decoder_architecture=True, alibi=False, bias=False
+    ),
+    "falcon-multi-query": lambda: tf.FalconConfig(**FALCON, alibi=False, multi_query=True),
+    "gemma3-wrapper": lambda: tf.Gemma3Config(
+        text_config=CONFIGS["gemma3"]().to_dict(),
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        mm_tokens_per_image=4,
+    ),
+}
+SDPA = ("falcon-alibi",)  # transformers' eager attention adds its biases twice
+
 
 def transformers_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A random transformers model of a family, every tensor (biases and norm weights too) away from its
     default."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = CONFIGS[family]()
+        config = (CONFIGS | RELATIVES)[family]()
         model = tf.AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager"
+            config,
+            attn_implementation="sdpa" if family in SDPA else "eager",
+            experts_implementation="eager",
         )
         for parameter in model.parameters():
             parameter.data += 0.15 * torch.randn_like(parameter)

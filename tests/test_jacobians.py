@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from families import CONFIGS, LLAMA, transformers_model
+from families import CONFIGS, LLAMA, RELATIVES, transformers_model
 from recurrent import recurrent_model
 
 import interpcore
@@ -56,7 +56,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-10) -> None:
     assert float((a - b).norm()) <= tolerance * float(b.norm()) + 1e-14
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "recurrent"])
+@pytest.mark.parametrize("name", [*CONFIGS, *RELATIVES, "recurrent"])
 def test_ragged_padded_prompts_equal_autograd_alone(name):
     model = build(name)
     got = interpcore.jacobians(
@@ -162,7 +162,8 @@ def test_plans_and_edits():
 def test_generic_models_go_through_autograd():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        hf = tf.AutoModelForCausalLM.from_config(tf.PhiConfig(**LLAMA)).eval().double().requires_grad_(False)
+        hf = tf.AutoModelForCausalLM.from_config(tf.CohereConfig(**LLAMA)).eval().double()
+        hf.requires_grad_(False)
     with pytest.warns(UserWarning, match="slow path"):
         model = interpcore.load(hf)
     got = interpcore.jacobians(

@@ -13,9 +13,9 @@ import interpcore
 from interpcore.model import Add, Cache, Edit, Plan, Replace, Tap
 
 CONFIGS: dict[str, Any] = {
-    "phi": lambda: tf.PhiConfig(**LLAMA),
+    "cohere": lambda: tf.CohereConfig(**LLAMA),
     "bloom": lambda: tf.BloomConfig(**SMALL, hidden_size=32, n_layer=3, n_head=4),
-    "stablelm": lambda: tf.StableLmConfig(**LLAMA),
+    "stablelm": lambda: tf.StableLmConfig(**LLAMA, qk_layernorm=True),
 }
 
 

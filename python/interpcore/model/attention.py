@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpcore.model.alibi import Alibi
 from interpcore.model.cache import CacheWriter, Segment
 from interpcore.model.context import Context
 from interpcore.model.norm import Norm
@@ -29,6 +30,7 @@ class Attention:
         q_norm, k_norm: norms of queries and keys, per head or over all heads (`norm_over_heads`), or None.
         window: a query sees keys at most `window - 1` positions back; None for all.
         softcap: scores become softcap * tanh(scores / softcap); None for none.
+        alibi: biases on scores by key position, or None.
     """
 
     qkv: SplitQKV | FusedQKV
@@ -40,6 +42,7 @@ class Attention:
     norm_over_heads: bool = False
     window: int | None = None
     softcap: float | None = None
+    alibi: Alibi | None = None
 
     def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:
         """Attention output [batch, position, d_model], bias included, of the normed stream x [batch,
@@ -107,16 +110,29 @@ class Attention:
         """Attention probabilities [..., key] of scores [..., key], -inf where a key is not seen."""
         return scores.softmax(-1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool = False) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        seen: Tensor | None,
+        *,
+        causal: bool = False,
+        heads: slice | Tensor = slice(None),
+    ) -> Tensor:
         """Heads' mixed values z [..., head, query, d_head].
 
         Args:
             q: [..., head, query, d_head], ready.
             k, v: [..., kv_head, key, d_head], keys ready; kv_head divides head.
             seen: which keys a query sees, broadcasting to [..., head, query, key]; None for all of them, or
-                for those of queries counted from the first key where `causal`.
+                for those of queries counted from the first key where `causal`; never with `alibi`.
+            heads: which of the block's heads they are [..., head]; only `alibi` asks.
         """
         grouped = q.shape[-3] != k.shape[-3]
+        if self.alibi is not None:
+            assert seen is not None
+            seen = self.alibi(k.shape[-2], q.dtype)[heads].masked_fill(~seen, -torch.inf)
         if self.softcap is None:
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=seen, is_causal=causal, scale=self.scale, enable_gqa=grouped
@@ -127,16 +143,23 @@ class Attention:
         scores = self.scores(q @ k.mT).masked_fill(~seen, -torch.inf)
         return self.pattern(scores).to(v.dtype) @ v
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: slice | Tensor = slice(None)
+    ) -> Tensor:
         """Mixed values of many copies of a batch.
 
         Args:
             q: [copies, batch, query, head, d_head], ready.
             k, v: [copies, batch, key, kv_head, d_head], keys ready.
             seen: which keys a query sees [batch or 1, query, key].
+            heads: which of the block's heads they are [head], or in each copy [copies, head].
         Returns: z [copies, batch, query, head, d_head].
         """
         copies, batch = q.shape[:2]
+        if self.alibi is not None:
+            q, k, v = (x.transpose(2, 3) for x in (q, k, v))
+            heads = heads[:, None] if isinstance(heads, Tensor) and heads.dim() == 2 else heads
+            return self.attend(q, k, v, seen[:, None], heads=heads).transpose(2, 3)
         if seen.shape[0] == 1:
             q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))
             return self.attend(q, k, v, seen).transpose(1, 2).unflatten(0, (copies, batch))
@@ -162,8 +185,9 @@ class Attention:
     def _mix_fused(self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, ctx: Context) -> Tensor:
         """torch's fused attention over the own segment alone."""
         first = before is None or not bool(before.any())
-        single = ctx.layout.n_new == 1 and ctx.layout.uniform_start is not None and self.window is None
-        plain = single or (first and self.window is None)
+        all_seen = self.window is None and self.alibi is None
+        single = ctx.layout.n_new == 1 and ctx.layout.uniform_start is not None and all_seen
+        plain = single or (first and all_seen)
         mask = None if plain else self._own_seen(ctx, before, k.shape[1])[:, None]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return self.attend(q, k, v, mask, causal=first and mask is None and q.shape[2] > 1).transpose(1, 2)
@@ -193,6 +217,8 @@ class Attention:
         rows = max(len(m) for m in masks)
         mask = torch.cat([m.expand(rows, -1, -1) for m in masks], -1)
         full, mask = full.flatten(2, 3), mask[:, :, None]
+        if self.alibi is not None:
+            full = full + self.alibi(full.shape[-1], full.dtype).transpose(0, 1)
         full = full.masked_fill(~mask, -torch.inf)
         pattern = self.pattern(ctx.site("scores", depth, full)).to(v.dtype)
         if ctx.record:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from interpcore.model.alibi import Alibi
 from interpcore.model.rotary import Rotary
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
@@ -35,6 +36,8 @@ def moved(model: M, device: torch.device | str | None, dtype: torch.dtype | None
             return tensor(value)
         if isinstance(value, Rotary):
             return replace(value, frequencies=value.frequencies.to(device=device))
+        if isinstance(value, Alibi):
+            return replace(value, slopes=value.slopes.to(device=device))
         if is_dataclass(value) and not isinstance(value, type | ModelSpec):
             if id(value) not in parts:
                 parts[id(value)] = replace(

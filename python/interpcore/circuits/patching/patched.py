@@ -326,7 +326,8 @@ class _Run:
             k, v = (torch.cat([b[model_group], x], 2) for b, x in zip(before, (k, v), strict=True))
         queries = (self.last + self.ablated.first)[:, None] if self.narrowed else self.positions
         seen = block.attention.sees(queries, k.shape[2])
-        z = block.attention.mix(q[..., None, :], k[..., None, :], v[..., None, :], seen)[..., 0, :]
+        q, k, v = (x[..., None, :] for x in (q, k, v))
+        z = block.attention.mix(q, k, v, seen, pairs[:, 1:].to(k.device))[..., 0, :]
         if block.attn_post_norm is not None:
             together = z.unflatten(0, (-1, graph.heads)).movedim(1, -2)
             z = (together * post_scale(block, together)).movedim(-2, 1).flatten(0, 1)

@@ -177,7 +177,7 @@ class Rows:
             v = with_prefix(self.clean.v[layer][:, : self.first, kv], own[..., None, :])
         q = self._cut(layer, q, first)
         q, k, v = (x.expand(copies, -1, -1, -1, -1) for x in (q, k, v))
-        z = attention.mix(q, k, v, attention.sees(queries, suffix.width))
+        z = attention.mix(q, k, v, attention.sees(queries, suffix.width), affected)
         clean = self._cut(layer, self.clean.z[layer][None, :, first:, affected], first)
         d_head = z.shape[-1]
         weight = attention.out.weight[affected.start * d_head : affected.stop * d_head]

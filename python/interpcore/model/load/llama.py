@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from interpcore.model.attention import Attention
@@ -11,188 +11,227 @@ from interpcore.model.load.checkpoint import Checkpoint
 from interpcore.model.load.mixture import mixture
 from interpcore.model.load.names import module_names
 from interpcore.model.load.parts import Parts
-from interpcore.model.load.tensors import Unsupported, activation, linear, rms_norm, rotary
+from interpcore.model.load.tensors import Unsupported, activation, linear, rms_norm, rotaries
 from interpcore.model.mixture import Mixture
 from interpcore.model.mlp import MLP
 from interpcore.model.norm import Norm
 from interpcore.model.projection import SplitQKV
 from interpcore.model.rotary import Rotary
 
+PRE = ("input_layernorm", "post_attention_layernorm")
+POST = ("post_attention_layernorm", "post_feedforward_layernorm")
+
 
 def llama(checkpoint: Checkpoint) -> Parts:
-    """Parts of LLaMA 1-3, Mistral (sliding window), Qwen2, Qwen3 (per-head q/k norms), and of Mixtral and
-    Qwen3-MoE, whose MLPs are mixtures of experts; of OLMoE, whose q/k norms are over all heads at once."""
-    hf, config = checkpoint.hf, checkpoint.config
-    body = hf.model
-    turn = rotary(body.rotary_emb)
-
+    """Parts of LLaMA 1-3, Mistral and Ministral (sliding windows), Qwen2, Qwen3 (per-head q/k norms),
+    Seed-OSS, SmolLM3 (some blocks without rotary positions); of Mixtral and Qwen3-MoE, whose MLPs are
+    mixtures of experts, and of OLMoE, whose q/k norms are over all heads at once."""
+    config = checkpoint.config
     if getattr(config, "clip_qkv", None) is not None:
         raise Unsupported("it clips queries, keys and values")
-    together = config.model_type == "olmoe"
+    blocks = pre_norm_blocks(checkpoint, norm_over_heads=config.model_type == "olmoe")
+    return parts(checkpoint, blocks, pre_norms=PRE)
 
-    def block(i: int, b: Any) -> Block:
-        attention = _attention(
-            config, b.self_attn, turn, window=_window(config, i), norm=rms_norm, norm_over_heads=together
+
+def pre_norm_blocks(
+    checkpoint: Checkpoint, norm: Callable[[Any], Norm] = rms_norm, **kind: Any
+) -> list[Block]:
+    """Blocks whose two norms stand before the branches.
+
+    Args:
+        norm: reads a norm.
+        kind: as `attention` and `mlp` take.
+    """
+    config, body = checkpoint.config, checkpoint.hf.model
+    turns = rotaries(body.rotary_emb, config)
+    factor = kind.get("factor", 1.0)
+    return [
+        Block(
+            attention(config, b.self_attn, turns, i, norm=norm, **kind),
+            mlp(config, b.mlp, factor),
+            norm(b.input_layernorm),
+            norm(b.post_attention_layernorm),
         )
-        return Block(
-            attention, _mlp(config, b.mlp), rms_norm(b.input_layernorm), rms_norm(b.post_attention_layernorm)
-        )
-
-    return _parts(
-        checkpoint,
-        [block(i, b) for i, b in enumerate(body.layers)],
-        pre_norms=("input_layernorm", "post_attention_layernorm"),
-    )
+        for i, b in enumerate(body.layers)
+    ]
 
 
-def olmo2(checkpoint: Checkpoint) -> Parts:
-    """Parts of an `Olmo2ForCausalLM`: norms on the branches' outputs, q/k norms over all heads at once."""
-    hf, config = checkpoint.hf, checkpoint.config
-    body = hf.model
-    turn = rotary(body.rotary_emb)
+def post_norm_parts(checkpoint: Checkpoint, *, norm_over_heads: bool) -> Parts:
+    """Parts of a model whose norms stand on the branches' outputs and whose queries and keys are normed."""
+    config, body = checkpoint.config, checkpoint.hf.model
+    turns = rotaries(body.rotary_emb, config)
     blocks = [
         Block(
-            _attention(config, b.self_attn, turn, norm=rms_norm, norm_over_heads=True),
-            _mlp(config, b.mlp),
+            attention(config, b.self_attn, turns, i, norm=rms_norm, norm_over_heads=norm_over_heads),
+            mlp(config, b.mlp),
             None,
             None,
             rms_norm(b.post_attention_layernorm),
             rms_norm(b.post_feedforward_layernorm),
         )
-        for b in body.layers
+        for i, b in enumerate(body.layers)
     ]
-    return _parts(checkpoint, blocks, post_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
+    return parts(checkpoint, blocks, post_norms=POST)
 
 
-def gemma(checkpoint: Checkpoint) -> Parts:
-    """Parts of Gemma 2 (soft-caps) and Gemma 3 text models (q/k norms, two rotary bases): norms before and
-    after."""
-    hf, config = checkpoint.hf, checkpoint.config
-    body = hf.model
-    if getattr(config, "use_bidirectional_attention", False):
-        raise Unsupported("its attention is bidirectional")
-    several = not hasattr(body.rotary_emb, "inv_freq")
-    turns: dict[str, Rotary] = {
-        kind: rotary(body.rotary_emb, f"{kind}_" if several else "")
-        for kind in sorted(set(config.layer_types))
-    }
+def olmo(checkpoint: Checkpoint) -> Parts:
+    """Parts of OLMo 2 and OLMo 3 (sliding windows): q/k norms over all heads at once."""
+    return post_norm_parts(checkpoint, norm_over_heads=True)
 
-    def norm(module: Any) -> Norm:
-        return rms_norm(module, offset=1.0)
 
-    def block(i: int, b: Any) -> Block:
-        attention = _attention(
-            config,
-            b.self_attn,
-            turns[config.layer_types[i]],
-            window=_window(config, i),
-            norm=norm,
-            softcap=config.attn_logit_softcapping,
-            scale=config.query_pre_attn_scalar**-0.5,
-        )
-        return Block(
-            attention,
-            _mlp(config, b.mlp),
-            norm(b.input_layernorm),
-            norm(b.pre_feedforward_layernorm),
-            norm(b.post_attention_layernorm),
-            norm(b.post_feedforward_layernorm),
-        )
+def exaone4(checkpoint: Checkpoint) -> Parts:
+    """Parts of an `Exaone4ForCausalLM`: q/k norms per head; with windows, blocks that see all keys have no
+    rotary positions."""
+    return post_norm_parts(checkpoint, norm_over_heads=False)
 
-    return _parts(
+
+def granite(checkpoint: Checkpoint) -> Parts:
+    """Parts of a `GraniteForCausalLM`; its factors on branches and logits are multiplied into copies of the
+    output projections, so that what a branch writes is what it adds to the stream."""
+    config = checkpoint.config
+    factor = float(config.residual_multiplier)
+    blocks = pre_norm_blocks(checkpoint, scale=config.attention_multiplier, factor=factor)
+    return parts(
         checkpoint,
-        [block(i, b) for i, b in enumerate(body.layers)],
-        pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
-        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
-        offset=1.0,
-        # Where the embedding module does not scale its rows, the model does so after it.
-        embed_scale=float(getattr(body.embed_tokens, "embed_scale", config.hidden_size**0.5)),
+        blocks,
+        pre_norms=PRE,
+        post_norms=("self_attn", "mlp") if factor == 1 else (None, None),
+        embed_scale=float(config.embedding_multiplier),
+        logit_factor=1.0 / config.logits_scaling,
     )
 
 
-def _attention(
+def attention(
     config: Any,
     a: Any,
-    turn: Rotary,
+    turns: dict[str, Rotary],
+    layer: int,
     *,
     norm: Callable[[Any], Norm],
     norm_over_heads: bool = False,
-    window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    factor: float = 1.0,
 ) -> Attention:
+    """The attention of a module with `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+
+    Args:
+        config: of the model; its `layer_types` and `no_rope_layers` say what is different by block.
+        a: transformers' module.
+        turns: as `rotaries` gives them.
+        layer: the block's number.
+        norm: reads the norms of queries and keys, where the module has them.
+        norm_over_heads, softcap, scale: as in `Attention`.
+        factor: on what it writes.
+    """
     q_norm, k_norm = getattr(a, "q_norm", None), getattr(a, "k_norm", None)
     return Attention(
         SplitQKV(linear(a.q_proj), linear(a.k_proj), linear(a.v_proj), a.head_dim),
-        linear(a.o_proj),
+        linear(a.o_proj, factor=factor),
         scale=a.head_dim**-0.5 if scale is None else scale,
-        rotary=turn,
+        rotary=turns.get(_kind(config, layer), turns.get("")) if _turned(config, layer) else None,
         q_norm=None if q_norm is None else norm(q_norm),
         k_norm=None if k_norm is None else norm(k_norm),
         norm_over_heads=norm_over_heads,
-        window=window,
+        window=_window(config, layer),
         softcap=softcap,
     )
 
 
-def _mlp(config: Any, m: Any) -> MLP | Mixture:
+def mlp(config: Any, m: Any, factor: float = 1.0) -> MLP | Mixture:
+    """A gated MLP, its gate and up projections apart or in one, or a mixture of such."""
     name = activation(getattr(config, "hidden_activation", None) or config.hidden_act)
     if hasattr(m, "experts"):
         return mixture(m, name)
-    return MLP(linear(m.up_proj), linear(m.down_proj), name, linear(m.gate_proj))
+    down = linear(m.down_proj, factor=factor)
+    if hasattr(m, "gate_up_proj"):
+        middle = m.gate_up_proj.weight.shape[0] // 2
+        gate, up = (linear(m.gate_up_proj, rows) for rows in (slice(0, middle), slice(middle, None)))
+    else:
+        gate, up = linear(m.gate_proj), linear(m.up_proj)
+    return MLP(up, down, name, gate)
+
+
+def _kind(config: Any, layer: int) -> str:
+    kinds = getattr(config, "layer_types", None)
+    return "" if kinds is None else kinds[layer]
 
 
 def _window(config: Any, layer: int) -> int | None:
     """The block's window: all blocks (Mistral), or those that `layer_types` names."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and kinds[layer] != "sliding_attention":
+    if _kind(config, layer) not in ("", "sliding_attention"):
         return None
     return getattr(config, "sliding_window", None)
 
 
-def _parts(
+def _turned(config: Any, layer: int) -> bool:
+    """Whether the block's queries and keys have rotary positions."""
+    if config.model_type == "exaone4":
+        return config.sliding_window is None or _kind(config, layer) == "sliding_attention"
+    turned = getattr(config, "no_rope_layers", None)  # 1 for the blocks that have them, despite its name
+    return turned is None or bool(turned[layer])
+
+
+def parts(
     checkpoint: Checkpoint,
-    blocks: list[Block],
+    blocks: Sequence[Block],
     *,
-    pre_norms: tuple[str, str] | None = None,
-    post_norms: tuple[str, str] | None = None,
-    offset: float = 0.0,
+    pre_norms: tuple[str, str] = ("", "mlp"),
+    post_norms: tuple[str | None, str | None] = ("self_attn", "mlp"),
+    norm: Callable[[Any], Norm] = rms_norm,
     embed_scale: float = 1.0,
+    logit_factor: float = 1.0,
+    **inside: str | None,
 ) -> Parts:
+    """Parts of a model laid out as LLaMA's.
+
+    Args:
+        blocks: its blocks.
+        pre_norms: the modules that read the stream for attention and MLP.
+        post_norms: the modules whose outputs the two branches add to it; None where no module shows that.
+        norm: reads the last norm.
+        embed_scale: factor on token embeddings.
+        logit_factor: factor on what `lm_head` writes.
+        inside: modules behind sites that lie elsewhere than in LLaMA, by site.
+    """
     hf, config = checkpoint.hf, checkpoint.config
-    body = hf.model
-    attention = blocks[0].attention
-    assert isinstance(attention.qkv, SplitQKV)
-    before, after = pre_norms or ("", "mlp"), post_norms or ("self_attn", "mlp")
-    compared = "proj" if attention.q_norm is None else "norm"
+    body, first = hf.model, blocks[0].attention
+    assert isinstance(first.qkv, SplitQKV)
+    a, m = body.layers[0].self_attn, body.layers[0].mlp
+    compared = "proj" if first.q_norm is None else "norm"
+    split = hasattr(a, "q_proj")
+    capped = getattr(config, "final_logit_softcapping", None)
+    inside = {
+        "attn_in": pre_norms[0],
+        "attn_out": post_norms[0],
+        "mlp_in": pre_norms[1],
+        "mlp_out": post_norms[1],
+        "q": f"self_attn.q_{compared}" if split else None,
+        "k": f"self_attn.k_{compared}" if split else None,
+        "v": "self_attn.v_proj" if split else None,
+        "z": "self_attn.o_proj",
+        "mlp_gate_pre": "mlp.gate_proj" if hasattr(m, "gate_proj") else None,
+        "mlp_up": "mlp.up_proj" if hasattr(m, "up_proj") else None,
+        "mlp_act": "mlp.down_proj",
+    } | inside
     names = module_names(
         "model.layers",
         # Where transformers scales in its embedding module or caps after lm_head, no module shows the site.
         None if hasattr(body.embed_tokens, "embed_scale") else "model.embed_tokens",
         "model.norm",
-        None if getattr(config, "final_logit_softcapping", None) is not None else "lm_head",
-        attn_in=before[0],
-        attn_out=after[0],
-        mlp_in=before[1],
-        mlp_out=after[1],
-        q=f"self_attn.q_{compared}",
-        k=f"self_attn.k_{compared}",
-        v="self_attn.v_proj",
-        z="self_attn.o_proj",
-        mlp_gate_pre="mlp.gate_proj",
-        mlp_up="mlp.up_proj",
-        mlp_act="mlp.down_proj",
+        "lm_head" if capped is None and logit_factor == 1 else None,
+        **inside,
     )
     return Parts(
         blocks,
         body.embed_tokens.weight.detach(),
-        rms_norm(body.norm, offset),
-        linear(hf.lm_head),
+        norm(body.norm),
+        linear(hf.lm_head, factor=logit_factor),
         n_heads=config.num_attention_heads,
-        d_head=attention.qkv.d_head,
+        d_head=first.qkv.d_head,
         n_kv_heads=config.num_key_value_heads,
         max_positions=config.max_position_embeddings,
         embed_scale=embed_scale,
-        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        logit_softcap=capped,
         module_names=names,
     )

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,14 +17,19 @@ from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.load.check import check_against_transformers, check_finite
 from interpcore.model.load.checkpoint import Checkpoint, assemble
+from interpcore.model.load.falcon import falcon
+from interpcore.model.load.gemma import gemma, gemma2
+from interpcore.model.load.glm import glm
 from interpcore.model.load.gpt2 import gpt2, gpt_neo
 from interpcore.model.load.gpt_neox import gpt_neox
 from interpcore.model.load.gptj import gptj
-from interpcore.model.load.llama import gemma, llama, olmo2
+from interpcore.model.load.llama import exaone4, granite, llama, olmo
 from interpcore.model.load.opt import opt
 from interpcore.model.load.parts import Parts
+from interpcore.model.load.phi import phi
 from interpcore.model.load.phi3 import phi3
 from interpcore.model.load.source import Location, locate, read_checkpoint, read_tokenizer
+from interpcore.model.load.stablelm import stablelm, starcoder2
 from interpcore.model.load.tensors import Unsupported
 from interpcore.model.origin import Origin
 from interpcore.runs.fields import parse_json
@@ -35,16 +41,29 @@ FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "gpt_neox": gpt_neox,
     "llama": llama,
     "mistral": llama,
+    "ministral": llama,
     "qwen2": llama,
     "qwen3": llama,
-    "olmo2": olmo2,
-    "gemma2": gemma,
-    "gemma3_text": gemma,
+    "seed_oss": llama,
+    "smollm3": llama,
     "mixtral": llama,
     "qwen3_moe": llama,
     "olmoe": llama,
-    "opt": opt,
+    "granite": granite,
+    "olmo2": olmo,
+    "olmo3": olmo,
+    "exaone4": exaone4,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma2,
+    "glm": glm,
+    "glm4": glm,
+    "phi": phi,
     "phi3": phi3,
+    "stablelm": stablelm,
+    "starcoder2": starcoder2,
+    "opt": opt,
+    "falcon": falcon,
 }
 
 
@@ -97,6 +116,25 @@ def load(
     return check_against_transformers(model, hf) if check else model
 
 
+def text_parts(checkpoint: Checkpoint) -> Parts:
+    """Parts of the text model inside a model that also reads pictures or sound.
+
+    Raises: Unsupported when it lies elsewhere than as `model.language_model`, or no hand-written block covers
+        it.
+    """
+    hf, text = checkpoint.hf, checkpoint.config.text_config
+    inner = getattr(getattr(hf, "model", None), "language_model", None)
+    if not hasattr(inner, "layers") or not hasattr(hf, "lm_head"):
+        raise Unsupported("the text model inside it lies where it was not looked for")
+    alone = SimpleNamespace(model=inner, lm_head=hf.lm_head)
+    parts = FAMILIES[text.model_type](replace(checkpoint, config=text, hf=alone))
+    names = {
+        site: (which, path.replace("model.", "model.language_model.", 1))
+        for site, (which, path) in parts.module_names.items()
+    }
+    return replace(parts, module_names=names)
+
+
 def _own_family(location: Location) -> Path | None:
     """The folder of a checkpoint whose family is here and not in transformers, else None."""
     from transformers import CONFIG_MAPPING
@@ -138,10 +176,16 @@ def from_checkpoint(checkpoint: Checkpoint, name: str) -> Model:
     Raises: Unsupported when no hand-written block covers it.
     """
     family = checkpoint.config.model_type
-    if family not in FAMILIES:
+    inside = getattr(getattr(checkpoint.config, "text_config", None), "model_type", None)
+    read = FAMILIES.get(family) or (text_parts if inside in FAMILIES else None)
+    if read is None:
         raise Unsupported(
             f"there are no hand-written blocks for {family!r} (there are for {', '.join(FAMILIES)})"
         )
     if getattr(checkpoint.config, "num_hidden_layers", 1) < 1:
         raise Refused(f"{name} has no blocks; its config gives their number as 0 or less.")
-    return assemble(checkpoint, FAMILIES[family](checkpoint), name)
+    try:
+        parts = read(checkpoint)
+    except AttributeError as error:
+        raise Unsupported(f"its modules are not those of its family ({error})") from error
+    return assemble(checkpoint, parts, name)

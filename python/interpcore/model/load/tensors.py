@@ -26,16 +26,22 @@ def share(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.detach()
 
 
-def linear(module: Any, rows: slice = slice(None)) -> Projection:
+def linear(module: Any, rows: slice = slice(None), factor: float = 1.0) -> Projection:
     """An `nn.Linear` ([d_out, d_in]), or the part of it that writes some outputs, as a projection.
 
+    Args:
+        module: the layer.
+        rows: the outputs.
+        factor: on them; the projection is a copy where it is not 1.
     Raises: Unsupported for a layer that does something else as well (adapters, quantised weights).
     """
     if type(module).forward is not torch.nn.Linear.forward:
         raise Unsupported(f"one of its linear layers is a {type(module).__name__}")
-    return Projection(
-        module.weight.detach()[rows].mT, None if module.bias is None else share(module.bias[rows])
-    )
+    weight, bias = (None if x is None else x.detach()[rows] for x in (module.weight, module.bias))
+    assert weight is not None
+    if factor != 1.0:
+        weight, bias = weight * factor, None if bias is None else bias * factor
+    return Projection(weight.mT, bias)
 
 
 def conv1d(module: Any) -> Projection:
@@ -54,18 +60,31 @@ def rms_norm(module: Any, offset: float = 0.0) -> Norm:
     return Norm(share(module.weight), None, module.eps if eps is None else eps, center=False, offset=offset)
 
 
-def rotary(module: Any, prefix: str = "") -> Rotary:
-    """A transformers rotary module (halves layout), with its length scaling applied.
+def rotaries(module: Any, config: Any) -> dict[str, Rotary]:
+    """The tables of a transformers rotary module by kind of block ("sliding_attention" and the like), or one
+    table as "" where it has one for all.
+
+    Raises: as `rotary`.
+    """
+    if hasattr(module, "inv_freq"):
+        return {"": rotary(module)}
+    return {kind: rotary(module, f"{kind}_") for kind in sorted(set(config.layer_types))}
+
+
+def rotary(module: Any, prefix: str = "", interleaved: bool = False) -> Rotary:
+    """A transformers rotary module, with its length scaling applied.
 
     Args:
+        module: with `inv_freq`.
         prefix: "sliding_attention_" and the like where the module holds several tables.
+        interleaved: as in `Rotary`.
     Raises: Unsupported when frequencies depend on the prompt's length.
     """
     kind = module.rope_type if isinstance(module.rope_type, str) else module.rope_type[prefix.rstrip("_")]
     if kind not in STATIC_ROPE:
         raise Unsupported(f"its rotary scaling {kind!r} depends on the prompt's length")
     frequencies = getattr(module, f"{prefix}inv_freq").detach().to(torch.float32)
-    return Rotary(frequencies, scaling=float(getattr(module, f"{prefix}attention_scaling")))
+    return Rotary(frequencies, interleaved, float(getattr(module, f"{prefix}attention_scaling")))
 
 
 def activation(name: str) -> str:
