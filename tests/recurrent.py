@@ -10,8 +10,9 @@ from families import transformers_model
 
 import interpcore
 from interpcore.model import Call, Model, Plan
-from interpcore.model.adapter import ConcatAdapter, ConstantState
+from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.projection import Projection
+from interpcore.model.state import ConstantState
 
 
 def recurrent_plan(steps: int) -> Plan:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from families import CONFIGS, LLAMA, RELATIVES, transformers_model
+from huginn_case import huginn_model
 from recurrent import recurrent_model
 
 import interpcore
@@ -29,6 +30,8 @@ TARGETS = torch.tensor([-1, 6, -2, 9])
 def build(name: str) -> Model:
     if name == "recurrent":
         return recurrent_model()
+    if name == "huginn":
+        return huginn_model()
     return interpcore.load(transformers_model(name, dtype=torch.float64))
 
 
@@ -56,7 +59,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-10) -> None:
     assert float((a - b).norm()) <= tolerance * float(b.norm()) + 1e-14
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *RELATIVES, "recurrent"])
+@pytest.mark.parametrize("name", [*CONFIGS, *RELATIVES, "recurrent", "huginn"])
 def test_ragged_padded_prompts_equal_autograd_alone(name):
     model = build(name)
     got = interpcore.jacobians(

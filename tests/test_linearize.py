@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from families import CONFIGS, transformers_model
+from huginn_case import huginn_model
 from recurrent import recurrent_model
 
 import interpcore
@@ -23,11 +24,13 @@ PREFIX = torch.randint(61, (2, 4), generator=torch.Generator().manual_seed(6))
 def build(name: str) -> Model:
     if name == "recurrent":
         return recurrent_model()
+    if name == "huginn":
+        return huginn_model()
     model = interpcore.load(transformers_model(name.removesuffix("+plan"), dtype=torch.float64))
     return model.with_plan(Plan.identity(4).permute([1, 0, 2, 2])) if name.endswith("+plan") else model
 
 
-MODELS = [*CONFIGS, "gpt2+plan", "gemma2+plan", "recurrent"]
+MODELS = [*CONFIGS, "gpt2+plan", "gemma2+plan", "recurrent", "huginn"]
 
 
 def edits(model: Model) -> list[Edit]:
@@ -52,6 +55,7 @@ def edits(model: Model) -> list[Edit]:
         Edit("mlp_in", 2, 1, Scale(0.3)),
         Edit("mlp_act", 1, slice(None), Scale(0.9)),
         Edit("mlp_out", 0, 3, Function(torch.sin), rows=[1]),
+        Edit("block_out", 1, slice(2, 6), LowRank.ablate(tensor(d))),
     ]
     return [edit for edit in every if edit.site not in model.spec.absent]
 
@@ -143,7 +147,7 @@ def test_site_cotangents_equal_autograd(model, case):
     g = torch.randn(
         2, 1, 9, model.spec.d_model, generator=torch.Generator().manual_seed(4), dtype=torch.float64
     )
-    names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_out"]
+    names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_out", "block_out"]
     names += [s for s in ("mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up") if s not in model.spec.absent]
     steps = [step for step in lin.reverse(g, sites=names) if step.depth != model.plan.n_calls]
     ours = {(name, step.depth): step.sites[name][:, 0] for step in steps for name in names}

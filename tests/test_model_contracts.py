@@ -12,6 +12,7 @@ import functools
 import pytest
 import torch
 from families import CONFIGS, RELATIVES, transformers_model
+from huginn_case import huginn_model
 from recurrent import recurrent_model
 
 import interpcore
@@ -34,7 +35,8 @@ def cases() -> list:
     quick = [(f, p) for f in CONFIGS for p in PLANS if p in FOR_EVERY_FAMILY or f in WITH_EVERY_PLAN]
     quick += [(f, "identity") for f in RELATIVES]
     rest = [(f, p) for f in CONFIGS | RELATIVES for p in PLANS if (f, p) not in quick]
-    return [*quick, ("recurrent", "identity"), *(pytest.param(c, marks=pytest.mark.slow) for c in rest)]
+    recurrent = [("recurrent", "identity"), ("huginn", "identity")]
+    return [*quick, *recurrent, *(pytest.param(c, marks=pytest.mark.slow) for c in rest)]
 
 
 @functools.cache
@@ -43,7 +45,8 @@ def family(name: str) -> Model:
 
 
 def build(name: str, plan: str) -> Model:
-    return recurrent_model() if name == "recurrent" else family(name).with_plan(PLANS[plan])
+    made = {"recurrent": recurrent_model, "huginn": huginn_model}
+    return made[name]() if name in made else family(name).with_plan(PLANS[plan])
 
 
 @pytest.fixture(params=cases(), ids=lambda c: f"{c[0]}-{c[1]}")

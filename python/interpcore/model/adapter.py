@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from interpcore.model.projection import Projection
-from interpcore.model.shown import ShortRepr
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,18 +23,3 @@ class ConcatAdapter:
     def __call__(self, *streams: Tensor) -> Tensor:
         """One stream [batch, position, d_model] from several of that shape."""
         return self.projection(torch.cat(streams, -1))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ConstantState(ShortRepr):
-    """The same value at every position: the initial state of a recurrence.
-
-    Args:
-        value: [d_model].
-    """
-
-    value: Tensor
-
-    def __call__(self, like: Tensor) -> Tensor:
-        """`value` at every position of a stream [batch, position, d_model]."""
-        return self.value.expand_as(like)

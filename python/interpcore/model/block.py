@@ -23,6 +23,8 @@ class Block:
         attn_norm, mlp_norm: norm before each branch, None for none (OLMo 2); the same object for both where
             the checkpoint shares it (GPT-J).
         attn_post_norm, mlp_post_norm: norm on each branch's output (OLMo 2, Gemma), None for none.
+        attn_stream_norm, mlp_stream_norm: norm of the whole stream after each branch is added (Huginn's
+            sandwich block), None for none.
         parallel: both branches read the entering stream (GPT-J, Pythia) instead of one after the other.
     """
 
@@ -32,13 +34,24 @@ class Block:
     mlp_norm: Norm | None
     attn_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
+    attn_stream_norm: Norm | None = None
+    mlp_stream_norm: Norm | None = None
     parallel: bool = False
+
+    def __post_init__(self) -> None:
+        if self.parallel and self.norms_stream:
+            raise Refused("A block whose branches run in parallel has no stream to norm between them.")
+
+    @property
+    def norms_stream(self) -> bool:
+        """Whether it norms the stream itself, so that what its branches write does not stay in it."""
+        return self.attn_stream_norm is not None or self.mlp_stream_norm is not None
 
     @property
     def additive(self) -> bool:
         """Whether the stream is the plain sum of what the branches' projections write (pre-norm, no
         post-norm)."""
-        return self.attn_post_norm is None and self.mlp_post_norm is None
+        return self.attn_post_norm is None and self.mlp_post_norm is None and not self.norms_stream
 
     @property
     def neurons(self) -> MLP:
@@ -56,12 +69,15 @@ class Block:
         normed = apply(self.attn_norm, attn_in)
         attn_raw = self.attention(normed, ctx, depth, slot, writer)
         attn_out = ctx.site("attn_out", depth, apply(self.attn_post_norm, attn_raw))
-        ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw)
-        middle = x + attn_out
+        added = x + attn_out
+        ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw, attn_added=added)
+        middle = apply(self.attn_stream_norm, added)
         mlp_in = ctx.site("mlp_in", depth, x if self.parallel else middle)
         same = mlp_in is attn_in and self.mlp_norm is self.attn_norm
         mlp_out = self.mlp_branch(mlp_in, ctx, depth, normed if same else None)
-        return middle + ctx.site("mlp_out", depth, mlp_out)
+        added = middle + ctx.site("mlp_out", depth, mlp_out)
+        ctx.keep(depth, mlp_added=added)
+        return ctx.site("block_out", depth, apply(self.mlp_stream_norm, added))
 
     def mlp_branch(
         self, x: Tensor, ctx: Unwatched = UNWATCHED, depth: int = 0, normed: Tensor | None = None
@@ -77,5 +93,5 @@ class Block:
     def after_attention(self, entering: Tensor, attn_raw: Tensor) -> Tensor:
         """The stream that leaves the block, of the stream entering it and what attention's output projection
         writes, both [..., position, d_model] or broadcasting."""
-        middle = entering + apply(self.attn_post_norm, attn_raw)
-        return middle + self.mlp_branch(entering if self.parallel else middle)
+        middle = apply(self.attn_stream_norm, entering + apply(self.attn_post_norm, attn_raw))
+        return apply(self.mlp_stream_norm, middle + self.mlp_branch(entering if self.parallel else middle))

@@ -13,6 +13,7 @@ from torch import Tensor
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.prompts import bos_rule
+from interpcore.model.recurrence import names_state
 from interpcore.ops import product_routes
 from interpcore.runs import RunCard, tokenizer_hash
 
@@ -51,7 +52,8 @@ def named_tensors(model: Model | GenericModel) -> Iterator[tuple[str, Tensor]]:
         yield from model.hf.state_dict(keep_vars=True).items()
         return
     for name, module in model.modules.items():
-        yield from _tensors(name, module)
+        if not names_state(name):  # which stands in the plan
+            yield from _tensors(name, module)
     for name in ("embedding", "positions", "final_norm", "unembedding"):
         yield from _tensors(name, getattr(model, name))
 

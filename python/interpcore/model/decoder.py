@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model import generate as generation
-from interpcore.model.adapter import ConcatAdapter, ConstantState
+from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.block import Block
 from interpcore.model.cache import Cache, CacheWriter
 from interpcore.model.combine import COMBINERS, Combine
@@ -26,11 +26,13 @@ from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import RESID, Plan
 from interpcore.model.projection import Projection
 from interpcore.model.prompts import check_length, encode, read_prompts
+from interpcore.model.recurrence import started_from
 from interpcore.model.sites import Edit, Tap, resolve
 from interpcore.model.spec import ModelSpec
+from interpcore.model.state import State
 from interpcore.model.weights import Weights
 
-Module = Block | Norm | ConcatAdapter | ConstantState | Combine
+Module = Block | Norm | ConcatAdapter | State | Combine
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,28 @@ class Model:
 
     def with_plan(self, plan: Plan) -> Model:
         """The same weights under another plan."""
-        return replace(self, plan=plan)
+        own = self.spec.recurrence
+        states = {} if own is None else own.made(plan, self.modules)
+        return replace(self, plan=plan, modules={**self.modules, **states})
+
+    def with_steps(self, steps: int) -> Model:
+        """A depth-recurrent model that makes another number of steps, from the same initial state.
+
+        Raises: ValueError for less than one step, a model without recurrence, or a plan edited otherwise.
+        """
+        return self.with_plan(self.spec.recurs.with_steps(self.plan, steps))
+
+    def with_state(self, state: int | Tensor | None) -> Model:
+        """A depth-recurrent model started from another initial state.
+
+        Args:
+            state: a seed to draw it from, each position on its own and every row alike; the state itself
+                [d_model], [position, d_model] or [rows, position, d_model], by absolute position; or None for
+                zeros.
+        Raises: ValueError for a state of another shape or that is not finite, or a model without recurrence.
+        """
+        name, made = self.spec.recurs.state(state, self.embedding)
+        return replace(self, modules={**self.modules, name: made}, plan=started_from(self.plan, name))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
         """A model with copied weights on another device or in another dtype; tied tensors stay tied."""
@@ -209,7 +232,8 @@ class Model:
             resid: stream entering it at the tokens after the cached ones [rows, position, d_model].
             cache: keys and values of the tokens before them; a shared one serves any number of rows. It is
                 read only.
-            streams: the plan's other streams at that point [rows, position, d_model], where it has any.
+            streams: the plan's other streams at that point [rows, position, d_model], those that it still
+                reads.
             lengths: real tokens per row of `resid` [rows]; None when all positions are real.
             taps, edits, logits_at: as in `forward`; "all" returns the columns of `resid`.
         Returns: `Output` without a cache.
@@ -222,10 +246,10 @@ class Model:
         check_length(layout, self.spec)
         resolved = resolve(edits, layout.totals, self.plan, self.spec.absent)
         cache.check(self.identity, self.plan, resolved, layout.start)
-        missing = self.plan.streams - {RESID} - set(streams or {})
+        missing = self.plan.needs(depth) - set(streams or {})
         if missing:
             raise Refused(
-                f"The plan also has the stream(s) {', '.join(sorted(missing))}; pass "
+                f"From depth {depth} on the plan also reads the stream(s) {', '.join(sorted(missing))}; pass "
                 f"streams={{name: [rows, position, d_model]}}."
             )
         ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent)
@@ -272,7 +296,8 @@ class Model:
                 depth += 1
             else:
                 ctx.keep(("call", index), input=values[call.reads[0]])
-                out = module(*(values[name] for name in call.reads))
+                read = [values[name] for name in call.reads]
+                out = module(read[0], ctx.layout) if isinstance(module, State) else module(*read)
             values |= dict.fromkeys(call.writes, out)
         return ctx.site("resid", depth, values[RESID])
 

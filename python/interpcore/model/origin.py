@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from interpcore.errors import Refused
+from interpcore.model.recurrence import names_state
 
 if TYPE_CHECKING:
     from interpcore.model.decoder import Model
@@ -74,5 +75,10 @@ def reloader(model: Model | GenericModel) -> Callable[[], Model | GenericModel]:
         raise Refused(
             f"{model.spec.name} was made of an object in memory, which another process cannot load; use one "
             "worker, or save it to a folder and load that."
+        )
+    if any(names_state(call.module, given=True) for call in model.plan.calls):
+        raise Refused(
+            f"{model.spec.name} starts from a state that was given as a tensor, which another process cannot "
+            "make; use one worker, or a seed."
         )
     return partial(model.origin.load, model.plan, weights_hash(model))

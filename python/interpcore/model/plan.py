@@ -98,6 +98,13 @@ class Plan:
         """Every stream that a call reads or writes."""
         return frozenset(s for c in self.calls for s in (*c.reads, *c.writes)) | {RESID}
 
+    def needs(self, depth: int) -> frozenset[str]:
+        """Streams, but the residual one, that a run starting at block call `depth` must be given."""
+        needed: set[str] = set()
+        for call in reversed(self.calls[self.first_call(depth) :]):
+            needed = (needed - set(call.writes)) | set(call.reads)
+        return frozenset(needed - {RESID})
+
     def depth(self, address: int | tuple[str, int, int]) -> int:
         """Residual depth of an address.
 

@@ -75,6 +75,11 @@ SITES: dict[str, Site] = {
     "mlp_out": Site(
         "[batch, position, d_model]", "calls", "what the MLP adds to the stream (after a post-norm)"
     ),
+    "block_out": Site(
+        "[batch, position, d_model]",
+        "calls",
+        "stream leaving call d, before norms and adapters that stand between it and the next",
+    ),
     "final_norm": Site("[batch, position, d_model]", "none", "output of the final norm"),
     "logits": Site("[batch, position, vocabulary]", "none", "next-token logits"),
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from interpcore.errors import Refused
 from interpcore.model.mlp import absent_sites
+from interpcore.model.recurrence import Recurrence
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class ModelSpec:
         module_names: transformers' name of the module behind a site, with {d} for the block, and whether the
             site is its "input" or "output"; sites that no module boundary shows are left out.
         stop_tokens: ids that end a text, as the checkpoint's generation config says, if any.
+        recurrence: what a depth-recurrent model's plans have in common; None for others.
         absent: sites this model does not have, with the reason; None works it out from `gated`.
     """
 
@@ -42,8 +45,19 @@ class ModelSpec:
     logit_softcap: float | None = None
     stop_tokens: tuple[int, ...] = field(default=(), compare=False)
     module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
+    recurrence: Recurrence | None = None
     absent: Mapping[str, str] = field(default=None, hash=False)  # type: ignore[arg-type]  # filled in below
 
     def __post_init__(self) -> None:
         if self.absent is None:
             object.__setattr__(self, "absent", absent_sites(self.gated))
+
+    @property
+    def recurs(self) -> Recurrence:
+        """Its recurrence.
+
+        Raises: Refused for a model without one.
+        """
+        if self.recurrence is None:
+            raise Refused(f"{self.name} ({self.family}) has no recurrence: its blocks run once each.")
+        return self.recurrence

@@ -31,6 +31,8 @@ class LinearBlock:
     mlp_norm: LinearNorm | None
     attn_post_norm: LinearNorm | None
     mlp_post_norm: LinearNorm | None
+    attn_stream_norm: LinearNorm | None
+    mlp_stream_norm: LinearNorm | None
     dropped: frozenset[str]
 
     @classmethod
@@ -51,6 +53,8 @@ class LinearBlock:
             norm(block.mlp_norm, kept["mlp_in"]),
             norm(block.attn_post_norm, kept["attn_raw"]),
             norm(block.mlp_post_norm, kept["mlp_raw"]),
+            norm(block.attn_stream_norm, kept["attn_added"]),
+            norm(block.mlp_stream_norm, kept["mlp_added"]),
             frozenset(branch for branch, at in rules.dropped if at == depth),
         )
 
@@ -69,10 +73,12 @@ class LinearBlock:
             first_only: only the first position's cotangent is wanted.
         Returns: [batch, vector, position (or 1), d_model].
         """
-        if self.block.parallel:
-            entering = self._mlp_vjp(g, g, seen)
-        else:
-            g = entering = self._mlp_vjp(g, g, seen)
+        if seen is not None:
+            seen["block_out"] = g
+        g = _through(self.mlp_stream_norm, pull(self.ctx, "block_out", self.depth, g))
+        entering = self._mlp_vjp(g, g, seen)
+        if not self.block.parallel:
+            g = entering = _through(self.attn_stream_norm, entering)
         return self._attention_vjp(g, entering, seen, first_only)
 
     def _mlp_vjp(self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
@@ -131,12 +137,19 @@ class LinearBlock:
             out = self.attention.jvp(branch if self.attn_norm is None else self.attn_norm.jvp(branch))
             out = out if self.attn_post_norm is None else self.attn_post_norm.jvp(out)
             middle = t + push(self.ctx, "attn_out", self.depth, out)
-        if "mlp" in self.dropped:
-            return middle
-        branch = push(self.ctx, "mlp_in", self.depth, t if self.block.parallel else middle)
-        out = self.mlp.jvp(branch if self.mlp_norm is None else self.mlp_norm.jvp(branch))
-        out = out if self.mlp_post_norm is None else self.mlp_post_norm.jvp(out)
-        return middle + push(self.ctx, "mlp_out", self.depth, out)
+        middle = middle if self.attn_stream_norm is None else self.attn_stream_norm.jvp(middle)
+        if "mlp" not in self.dropped:
+            branch = push(self.ctx, "mlp_in", self.depth, t if self.block.parallel else middle)
+            out = self.mlp.jvp(branch if self.mlp_norm is None else self.mlp_norm.jvp(branch))
+            out = out if self.mlp_post_norm is None else self.mlp_post_norm.jvp(out)
+            middle = middle + push(self.ctx, "mlp_out", self.depth, out)
+        out = middle if self.mlp_stream_norm is None else self.mlp_stream_norm.jvp(middle)
+        return push(self.ctx, "block_out", self.depth, out)
+
+
+def _through(norm: LinearNorm | None, g: Tensor) -> Tensor:
+    """Cotangent before a norm of the stream, where there is one, from the one after it."""
+    return g if norm is None else norm.vjp(g)
 
 
 def _at_first(g: Tensor, n_positions: int, count: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.model.adapter import ConcatAdapter, ConstantState
+from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.block import Block
 from interpcore.model.cache import Cache, CacheWriter
 from interpcore.model.combine import Combine
@@ -27,8 +27,9 @@ from interpcore.model.norm import Norm
 from interpcore.model.plan import RESID
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, resolve
+from interpcore.model.state import State
 
-LinearModule = LinearBlock | LinearNorm | ConcatAdapter | ConstantState | Combine
+LinearModule = LinearBlock | LinearNorm | ConcatAdapter | State | Combine
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,25 +258,23 @@ def _linear_modules(
     return modules
 
 
-def _module_vjp(
-    module: LinearNorm | ConcatAdapter | ConstantState | Combine, g: Tensor, count: int
-) -> list[Tensor]:
+def _module_vjp(module: LinearNorm | ConcatAdapter | State | Combine, g: Tensor, count: int) -> list[Tensor]:
     if isinstance(module, LinearNorm):
         return [module.vjp(g)]
     if isinstance(module, Combine):
         return module.pull(g, count)
-    return [] if isinstance(module, ConstantState) else list(module.projection.pull(g).split(g.shape[-1], -1))
+    return [] if isinstance(module, State) else list(module.projection.pull(g).split(g.shape[-1], -1))
 
 
 def _module_jvp(
-    module: LinearNorm | ConcatAdapter | ConstantState | Combine, tangents: list[Tensor | None]
+    module: LinearNorm | ConcatAdapter | State | Combine, tangents: list[Tensor | None]
 ) -> Tensor:
     known = next(t for t in tangents if t is not None)
     if isinstance(module, LinearNorm):
         return module.jvp(known)
     if isinstance(module, Combine):
         return module.push(tangents)
-    if isinstance(module, ConstantState):
+    if isinstance(module, State):
         return torch.zeros_like(known)
     return module.projection.push(
         torch.cat([torch.zeros_like(known) if t is None else t for t in tangents], -1)

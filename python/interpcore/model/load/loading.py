@@ -23,6 +23,7 @@ from interpcore.model.load.glm import glm
 from interpcore.model.load.gpt2 import gpt2, gpt_neo
 from interpcore.model.load.gpt_neox import gpt_neox
 from interpcore.model.load.gptj import gptj
+from interpcore.model.load.huginn import huginn
 from interpcore.model.load.llama import exaone4, granite, llama, olmo
 from interpcore.model.load.opt import opt
 from interpcore.model.load.parts import Parts
@@ -64,6 +65,7 @@ FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "starcoder2": starcoder2,
     "opt": opt,
     "falcon": falcon,
+    "huginn_raven": huginn,
 }
 
 
@@ -154,8 +156,12 @@ def _load_own(
     folder: Path, location: Location, name: str, dtype: Any, device: str | torch.device, check: bool
 ) -> Model:
     """A model of a family that transformers does not have; nothing to compare its logits with."""
+    from transformers import PreTrainedConfig
+
     checkpoint = Checkpoint.read(folder, dtype, device)
-    checkpoint = replace(checkpoint, tokenizer=read_tokenizer(location, {}))
+    # With a config of its own, transformers does not look at the folder's, nor for code that it names.
+    options = {"config": PreTrainedConfig(), "trust_remote_code": False}
+    checkpoint = replace(checkpoint, tokenizer=read_tokenizer(location, options))
     if check:
         check_finite(checkpoint.tensors, name)
     model = from_checkpoint(checkpoint, name)

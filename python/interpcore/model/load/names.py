@@ -17,7 +17,7 @@ def module_names(
     """
     block = f"{layers}.{{d}}"
     paths = {site: None if path is None else f"{block}.{path}".rstrip(".") for site, path in inside.items()}
-    paths |= {"embed": embed, "resid": block, "final_norm": final_norm, "logits": logits}
+    paths |= {"embed": embed, "resid": block, "block_out": block, "final_norm": final_norm, "logits": logits}
     return {
         site: ("input" if site in READ else "output", path)
         for site, path in paths.items()

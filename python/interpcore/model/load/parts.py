@@ -12,6 +12,7 @@ from interpcore.model.decoder import Module
 from interpcore.model.norm import Norm
 from interpcore.model.plan import Plan
 from interpcore.model.projection import Projection
+from interpcore.model.recurrence import Recurrence
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,4 +38,5 @@ class Parts:
     module_names: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     modules: Mapping[str, Module] = field(default_factory=dict)
     plan: Plan | None = None
+    recurrence: Recurrence | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
