@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "python" / "interpcore"
 FAMILIES = ("lre", "lens", "circuits", "neurons")
-FLOORS = (("kernels",), ("ops",), ("runs",), ("stats",), ("model",), ("data",), FAMILIES, ("cli",))
+FLOORS = tuple((name,) for name in ("kernels", "ops", "runs", "stats", "model", "data", "generalize"))
+FLOORS = (*FLOORS, FAMILIES, ("cli",))
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # tokenizers comes with transformers.
 ALWAYS = {"torch", "numpy", "transformers", "tokenizers", "safetensors", "typer", "rich", "interpcore"}
@@ -86,7 +87,7 @@ def test_what_lies_below_all_floors_imports_none() -> None:
             )
 
 
-@pytest.mark.parametrize("floor", [*FAMILIES, "data", "cli"])
+@pytest.mark.parametrize("floor", [*FAMILIES, "data", "generalize", "cli"])
 def test_what_the_upper_floors_refuse_is_told_in_a_sentence(floor: str) -> None:
     """A bare ValueError or RuntimeError is a defect: raise Refused, RunError or Unavailable."""
     for path in (path for path in files() if floor_of(path) == floor):

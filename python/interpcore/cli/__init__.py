@@ -4,6 +4,7 @@ import typer
 
 from interpcore.cli.circuits import app as circuits
 from interpcore.cli.demo import demo
+from interpcore.cli.generalize import app as generalize
 from interpcore.cli.info import info
 from interpcore.cli.lens import app as lens
 from interpcore.cli.lre import app as lre
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command()(info)
 app.command()(demo)
 app.add_typer(circuits, name="circuits")
+app.add_typer(generalize, name="generalize")
 app.add_typer(lens, name="lens")
 app.add_typer(lre, name="lre")
 app.add_typer(neurons, name="neurons")

@@ -7,6 +7,7 @@ from interpcore.stats.intervals import (
     Interval,
     cluster_bootstrap,
     correlation,
+    jackknife_interval,
     paired_sign_test,
     ratio_of_means,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "TopExamples",
     "cluster_bootstrap",
     "correlation",
+    "jackknife_interval",
     "mutual",
     "one_to_one",
     "paired_sign_test",

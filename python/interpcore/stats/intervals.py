@@ -65,6 +65,7 @@ def cluster_bootstrap(
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Mean of values that come in clusters, with an interval over whole clusters.
 
@@ -77,7 +78,9 @@ def cluster_bootstrap(
 
     Other values have the percentile interval of a bootstrap over clusters (Cameron, Gelbach and Miller 2008),
     the mean of a draw being the sum over its values divided by their number, at quantiles widened to those of
-    Student's t (Hesterberg 2015); where all clusters are equal it has no width.
+    Student's t (Hesterberg 2015). Where all clusters have one mean that has no width, unless `bounds` say
+    what values can be: then it is Clopper and Pearson's for the share of clusters with that mean, the others
+    being at a bound.
 
     Args:
         values: [n], finite; True and False count as 1 and 0.
@@ -85,6 +88,8 @@ def cluster_bootstrap(
         level: coverage.
         draws: number of resamples.
         seed: fixes them.
+        bounds: least and largest value that there can be; None where that is not known. Values of 0 and 1 are
+            no share where others can be (differences).
 
     Returns:
         The interval; its ends are NaN for a single cluster of values that are no share.
@@ -93,8 +98,11 @@ def cluster_bootstrap(
         ValueError: no values, lengths that differ, or a value that is not finite.
     """
     sums, counts = _by_cluster(values, clusters)
-    if np.isin(np.asarray(values, dtype=np.float64), (0.0, 1.0)).all():
+    share = bounds in (None, (0, 1)) and np.isin(np.asarray(values, dtype=np.float64), (0.0, 1.0)).all()
+    if share:
         ends, method = _share_ends(sums, counts), "exact, at the effective number of values"
+    elif bounds is not None and np.ptp(sums / counts) <= 1e-12 and len(sums) > 1:
+        ends, method = _agreeing_ends(float(sums[0] / counts[0]), len(sums), bounds), "exact, all units alike"
     else:
         ends, method = _bootstrap_ends(sums, counts, draws, seed), "bootstrap, t quantiles"
     return Interval.at(level, float(sums.sum() / counts.sum()), ends, len(sums), method)
@@ -179,6 +187,31 @@ def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval.at(level, r, ends, len(a), "Fisher")
 
 
+def jackknife_interval(deleted: ArrayLike, value: float, *, level: float = 0.95) -> Interval:
+    """A statistic with the interval of its delete-a-group jackknife error, at quantiles of Student's t with a
+    degree of freedom less than there are groups.
+
+    Args:
+        deleted: the statistic without each group [group].
+        value: the statistic over all groups.
+        level: coverage.
+    Raises: Refused for fewer than two groups.
+    """
+    from scipy.stats import t
+
+    without = np.asarray(deleted, dtype=np.float64)
+    if without.ndim != 1 or len(without) < 2:
+        raise Refused(f"A jackknife needs two groups or more; got {without.shape}.")
+    groups = len(without)
+    error = float(((groups - 1) / groups * np.square(without - without.mean()).sum()) ** 0.5)
+
+    def ends(level: float) -> tuple[float, float]:
+        reach = float(t.ppf((1 + level) / 2, groups - 1)) * error
+        return value - reach, value + reach
+
+    return Interval.at(level, value, ends, groups, "delete-a-group jackknife, Student's t")
+
+
 def _by_cluster(
     values: ArrayLike, clusters: Sequence[Hashable]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -213,6 +246,18 @@ def _share_ends(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Ends:
         hits, misses = share * effective, (1 - share) * effective
         low = 0.0 if share == 0 else float(beta.ppf(alpha / 2, hits, misses + 1))
         high = 1.0 if share == 1 else float(beta.ppf(1 - alpha / 2, hits + 1, misses))
+        return low, high
+
+    return ends
+
+
+def _agreeing_ends(value: float, n: int, bounds: tuple[float, float]) -> Ends:
+    """The interval of a mean where n clusters have one value: how few of all may have it, the rest being at a
+    bound."""
+
+    def ends(level: float) -> tuple[float, float]:
+        share = ((1 - level) / 2) ** (1 / n)
+        low, high = (share * value + (1 - share) * bound for bound in bounds)
         return low, high
 
     return ends

@@ -1,0 +1,160 @@
+"""`interpcore generalize`: does a finding hold on another model, on new data, with another method."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interpcore.cli.study import add
+from interpcore.cli.tables import show, show_report
+from interpcore.errors import Refused
+from interpcore.generalize.options import Options, shown_default
+from interpcore.runs.experiment import Experiment, Report
+from interpcore.runs.options import declared
+
+if TYPE_CHECKING:
+    from interpcore.generalize.context import Suite
+    from interpcore.generalize.definition import Trial
+
+SUITES = {
+    "relations": "interpcore.lre.trials",
+}
+DEFECTIVE = 3
+
+app = typer.Typer(help="Trials of findings: new models, new data, other methods.", no_args_is_help=True)
+
+RUN = Experiment(
+    name="generalize run",
+    sentence="Run a suite of trials: registered before they run, judged with intervals beside their "
+    "controls. A FAIL is a result; status 3 says that the suite itself is defective.",
+    example="interpcore generalize run relations --model tiny --on tiny-llama --out runs/relations",
+    options=Options,
+    opens="interpcore.cli.generalize:open_run",
+    extra="generalize",
+)
+
+
+def find_suite(name: str) -> tuple[Suite, tuple[Trial, ...]]:
+    """A suite by name with its trials, or that of a user's file with the file's.
+
+    Raises: Refused for an unknown name, or a file without trials of one suite.
+    """
+    if name in SUITES:
+        suite: Suite = import_module(SUITES[name]).SUITE
+        return suite, suite.trials
+    if not name.endswith(".py"):
+        raise Refused(
+            f"There is no suite {name!r}; there are {', '.join(SUITES)}, or a file (.py) with trials."
+        )
+    trials = read_trials(Path(name))
+    suites = {each.suite for each in trials}
+    if len(suites) != 1 or not suites <= set(SUITES):
+        raise Refused(
+            f"{name} has trials of {', '.join(sorted(suites))}; give those of one suite, which are "
+            f"{', '.join(SUITES)}."
+        )
+    return find_suite(suites.pop())[0], trials
+
+
+def read_trials(path: Path) -> tuple[Trial, ...]:
+    """The trials that a file defines with `@trial`. The file is run.
+
+    Raises: Refused where there is no such file, it does not run, or it defines none.
+    """
+    from interpcore.generalize.definition import Trial
+
+    if not path.is_file():
+        raise Refused(f"There is no file {path} of trials.")
+    spec = util.spec_from_file_location(f"trials_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"{path} does not run: {type(error).__name__}: {error}") from error
+    found = [value for value in vars(module).values() if isinstance(value, Trial)]
+    if not found:
+        raise Refused(f"{path} defines no trial; decorate a function with @trial(...).")
+    return tuple({each.id: each for each in found}.values()) if _different(found) else tuple(found)
+
+
+def _different(found: list[Trial]) -> bool:
+    """Whether trials under one id are one and the same."""
+    return len({each.id for each in found}) == len({id(each) for each in found})
+
+
+def open_run(model: Any, out: str | os.PathLike[str], options: Options, **how: Any) -> Any:
+    """The run of a suite that the options name, see `generalize.study.open_trials`."""
+    from interpcore.generalize.study import open_trials
+
+    suite, trials = find_suite(options.suite)
+    return open_trials(model, out, options, suite=suite, trials=trials, **how)
+
+
+def show_verdicts(report: Report) -> None:
+    """Print the trials; ends with status 3 where the suite is defective."""
+    show_report(report)
+    if any(note.startswith("Control gate defective") for note in report.notes):
+        raise typer.Exit(DEFECTIVE)
+
+
+add(app, RUN, show_verdicts)
+
+
+@app.command("list")
+def list_trials(
+    suite: Annotated[
+        str | None, typer.Argument(help="One suite, or a file with trials; default: all.")
+    ] = None,
+) -> None:
+    """List suites, their trials and their settings.
+
+    Example: interpcore generalize list relations
+    """
+    import pandas as pd
+
+    for name in SUITES if suite is None else [suite]:
+        found, trials = find_suite(name)
+        rows = [
+            {
+                "id": t.id,
+                "tries": f"{t.criterion} {'primary' if t.primary else 'secondary'}",
+                "to be": t.bar,
+                "unit": f"{t.unit}, at least {t.least_units}",
+                "statistic": t.statistic,
+            }
+            for t in trials
+        ]
+        settings = [f"  --set {s.name}={shown_default(s)}  {s.sentence}" for s in declared(found.settings)]
+        show(pd.DataFrame(rows), *([f"Settings of {found.name}:", *settings] if suite else []))
+
+
+@app.command()
+def register(
+    suite: Annotated[str, typer.Argument(help="A suite, or a file with trials.")],
+    registry: Annotated[
+        Path, typer.Option(help="The registry's file, as --registry of `run` takes it.")
+    ] = Path("runs/registrations.sqlite"),
+) -> None:
+    """Register trials without running them, so that nobody can say they were made up afterwards.
+
+    Example: interpcore generalize register relations --registry runs/registrations.sqlite
+    """
+    import pandas as pd
+
+    from interpcore.generalize.registry import Registry
+
+    _, trials = find_suite(suite)
+    with Registry(registry) as book:
+        book.register(trials)
+        rows = [
+            {"id": t.id, "definition": t.key, "registered": book.registered(t), "runs": len(book.attempts(t))}
+            for t in trials
+        ]
+    show(pd.DataFrame(rows), str(registry))

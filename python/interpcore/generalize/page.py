@@ -1,0 +1,195 @@
+"""The page of a run: checklist, forest plot, trials, why the others did not pass, limits, registrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interpcore.generalize import reasons
+from interpcore.generalize.definition import CRITERIA
+from interpcore.generalize.verdict import FAIL, PASS, Criterion, Gate, Outcome, in_words
+from interpcore.runs import pages, write_bytes
+from interpcore.runs.plots import caption, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from interpcore.generalize.study import Trials
+
+COLOURS = {PASS: "#2c7a3f", FAIL: "#b3261e", "INCONCLUSIVE": "#7a6a1f", "ERROR": "#555555"}
+MARKS = "o^sDvP"
+LIMITS = (
+    "A verdict is about the units of its trial and the models named here; three trained models are no sample "
+    "of models.",
+    "The reserve is unseen by the study, not by a model of the tiny world, whose text has all facts.",
+    "Not significant is not FAIL; a FAIL says that the threshold is missed, not that there is no effect.",
+    "Secondary trials are shown and decide nothing.",
+)
+
+
+def write_page(study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Criterion], held: Gate) -> Path:
+    """Write the page, one file that needs no other; returns it."""
+    assert study.folder is not None
+    card, place = study.folder.card, study.folder.artifact
+    said = caption(
+        model=f"{card.model}" + "".join(f", tried on {name}" for name in card.arguments["on"]),
+        data=f"suite {study.suite.name}",
+        n=f"{len(outcomes)} trials; units beside each",
+        note="Bars: 95% intervals; line: threshold; hollow: controls.",
+    )
+    figure = forest(outcomes)
+    save_figure(place("figures/trials"), figure, said, kinds=("png", "svg"))
+    sections = [
+        ("Finding", pages.note(study.suite.finding)),
+        ("Checklist", _checklist(criteria, held)),
+        ("Trials", pages.joined([pages.picture(figure, "trials with intervals"), pages.note(said)])),
+        ("Every trial", _trials(outcomes)),
+        ("Trials that did not pass", _failed(outcomes)),
+        *((f"{c.name}: {CRITERIA[c.name].partition('_')[2]}", pages.note(c.rationale)) for c in criteria),
+        ("Controls", _controls(outcomes)),
+        *((f"{o.trial.id}: rows", _rows(o)) for o in outcomes if o.measured and o.measured.rows),
+        ("Limitations", pages.joined([pages.note(text) for text in LIMITS])),
+        ("Registrations", _registrations(study, outcomes)),
+        ("Command", pages.note(card.command or "run from Python")),
+    ]
+    path = place("report.html")
+    title = f"{study.suite.name}: does the finding of {card.model} hold?"
+    write_bytes(path, pages.page(title, sections).encode())
+    return path
+
+
+def forest(outcomes: Sequence[Outcome]) -> Figure:
+    """Estimate and interval of every trial against its threshold, each on its own scale: the threshold at 0,
+    a half-width of 1 the interval's larger reach."""
+    figure, (axes,) = new_figure(9, 0.42 * len(outcomes) + 1.5)
+    names = list(dict.fromkeys(name for o in outcomes for name in o.controls))
+    for at, outcome in enumerate(outcomes):
+        _draw(axes, -at, outcome, names)
+    axes.axvline(0, color="#999999", lw=0.6, zorder=0)
+    labels = [f"{o.trial.id} ({o.own.n_units}) {o.verdict}" for o in outcomes]
+    axes.set_yticks([-i for i in range(len(outcomes))], labels)
+    for label, outcome in zip(axes.get_yticklabels(), outcomes, strict=True):
+        label.set_color(COLOURS[outcome.verdict])
+        label.set_fontweight("bold" if outcome.trial.primary else "normal")
+    axes.set(xlabel="estimate minus threshold", ylim=(-len(outcomes) + 0.3, 0.7))
+    drawn, shown = axes.get_legend_handles_labels()
+    single = dict(zip(shown, drawn, strict=True))
+    if single:
+        axes.legend(single.values(), single.keys(), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _draw(axes: Axes, at: float, outcome: Outcome, names: Sequence[str]) -> None:
+    own, threshold = outcome.own, outcome.trial.threshold
+    zero = sum(threshold) / 2 if isinstance(threshold, tuple) else threshold
+    if isinstance(threshold, tuple):
+        axes.plot([t - zero for t in threshold], [at, at], "|", color="#999999", ms=12)
+    for name, judged in outcome.controls.items():
+        if judged.estimate is not None:
+            mark = MARKS[names.index(name) % len(MARKS)]
+            axes.plot(judged.estimate - zero, at - 0.22, mark, mfc="none", color="#666666", ms=5, label=name)
+    if own.estimate is None:
+        return
+    colour = COLOURS[outcome.verdict]
+    axes.plot(own.estimate - zero, at, "o", color=colour, ms=5)
+    if own.low is not None and own.high is not None:
+        axes.plot([own.low - zero, own.high - zero], [at, at], "-", color=colour, lw=1.6)
+
+
+def _checklist(criteria: Sequence[Criterion], held: Gate) -> Any:
+    import pandas as pd
+
+    frame = pd.DataFrame([(CRITERIA[c.name], c.verdict) for c in criteria], columns=["criterion", "verdict"])
+    return pages.joined([pages.table(frame), pages.note(f"Control gate {held.verdict}: {held.why}")])
+
+
+def _trials(outcomes: Sequence[Outcome]) -> Any:
+    import pandas as pd
+
+    rows = [
+        {
+            "trial": o.trial.id,
+            "tries": f"{o.trial.criterion}, {'primary' if o.trial.primary else 'secondary'}",
+            "statistic": o.trial.statistic,
+            "to be": o.trial.bar,
+            "estimate": _number(o.own.estimate),
+            "95%": f"{_number(o.own.low)} to {_number(o.own.high)}" if o.own.estimate is not None else "",
+            "units": f"{o.own.n_units} of >= {o.trial.least_units} ({o.trial.unit})",
+            "verdict": o.verdict,
+            "run": _ordinal(o.attempt) + ("" if o.fresh in (None, True) else ", reserve not fresh"),
+        }
+        for o in outcomes
+    ]
+    facts = [
+        pages.note(f"{o.trial.id}: " + ", ".join(f"{k} {_fact(v)}" for k, v in o.measured.facts.items()))
+        for o in outcomes
+        if o.measured and o.measured.facts
+    ]
+    return pages.joined([pages.table(pd.DataFrame(rows)), *facts])
+
+
+def _failed(outcomes: Sequence[Outcome]) -> Any:
+    parts = []
+    for o in (o for o in outcomes if o.verdict != PASS):
+        why = "; ".join(reasons.why(o)) or "see its numbers"
+        parts.append(pages.note(f"{o.trial.id}, {o.trial.statistic} {in_words(o)}"))
+        parts.append(pages.note(f"Likeliest reasons: {why}. Next: {reasons.next_step(o)}"))
+    return pages.joined(parts) if parts else pages.note("All trials passed.")
+
+
+def _controls(outcomes: Sequence[Outcome]) -> Any:
+    import pandas as pd
+
+    rows = [
+        {
+            "trial": o.trial.id,
+            "control": name,
+            "must not pass": "or the suite is defective"
+            if name in o.trial.controls
+            else "or the trial is moot",
+            "estimate": _number(j.estimate),
+            "95%": f"{_number(j.low)} to {_number(j.high)}" if j.estimate is not None else "",
+            "units": j.n_units,
+            "verdict": j.verdict,
+        }
+        for o in outcomes
+        for name, j in o.controls.items()
+    ]
+    return pages.table(pd.DataFrame(rows)) if rows else ""
+
+
+def _rows(outcome: Outcome) -> Any:
+    import pandas as pd
+
+    assert outcome.measured is not None
+    return pages.table(pd.DataFrame(list(outcome.measured.rows)[:200]), digits=3)
+
+
+def _registrations(study: Trials, outcomes: Sequence[Outcome]) -> Any:
+    import pandas as pd
+
+    rows = [
+        {
+            "trial": o.trial.id,
+            "registered": study.registry.registered(o.trial),
+            "definition": o.trial.key,
+            "run": _ordinal(o.attempt),
+        }
+        for o in outcomes
+    ]
+    return pages.table(pd.DataFrame(rows))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _fact(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _ordinal(n: int) -> str:
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending} run"
