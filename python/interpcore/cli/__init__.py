@@ -9,6 +9,7 @@ from interpcore.cli.info import info
 from interpcore.cli.lens import app as lens
 from interpcore.cli.lre import app as lre
 from interpcore.cli.neurons import app as neurons
+from interpcore.cli.steering import app as steering
 from interpcore.runs.errors import told_in_a_sentence
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.add_typer(generalize, name="generalize")
 app.add_typer(lens, name="lens")
 app.add_typer(lre, name="lre")
 app.add_typer(neurons, name="neurons")
+app.add_typer(steering, name="steering")
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Choice questions about the tiny world, each with a score between recall (0) and reasoning (1).
+"""Questions, and choice questions about the tiny world, each with a score between recall (0) and reasoning
+(1).
 
 A recall question asks for a fact of a study relation; a reasoning question holds its answer in its own words
 (sums, comparisons, who has the thing that was given away). Records use the field names of the published
@@ -22,16 +23,30 @@ RECALL = {"factual": 0.0, "commonsense": 0.1, "linguistic": 0.2}
 
 @dataclass(frozen=True)
 class Question:
-    """One choice question. `prompt` ends where an option (with a leading space) goes on."""
+    """One question. `prompt` ends where an option (with a leading space) goes on.
 
-    question_id: int
+    Args:
+        question_id: what stands for it where questions are split.
+        question: its text.
+        options: choices; () where the answer is a text of its own.
+        answer: letter of the right option, or the answer's text.
+        answer_index: of the right option; None without options.
+        category, src: its subject, and the set that it is of.
+        memory_reason_score: from 0 (recall) to 1 (reasoning); None where nobody said.
+        accepted: texts that answer it, where several do.
+        cot_content: a published solution in words.
+    """
+
+    question_id: int | str
     question: str
     options: tuple[str, ...]
     answer: str
-    answer_index: int
+    answer_index: int | None
     category: str
     src: str
-    memory_reason_score: float
+    memory_reason_score: float | None
+    accepted: tuple[str, ...] = ()
+    cot_content: str = ""
 
     @property
     def prompt(self) -> str:
@@ -40,12 +55,19 @@ class Question:
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether the score is above one half."""
-        return self.memory_reason_score > 0.5
+        """Whether the score is above one half, the published rule."""
+        return self.memory_reason_score is not None and self.memory_reason_score > 0.5
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """The texts that answer it: the right option, or those accepted."""
+        if self.answer_index is not None:
+            return (self.options[self.answer_index],)
+        return self.accepted or (self.answer,)
 
     def to_record(self) -> dict[str, Any]:
         """The published record; `answer` is the letter of the right option."""
-        return {**asdict(self), "options": list(self.options)}
+        return {**asdict(self), "options": list(self.options), "accepted": list(self.accepted)}
 
 
 def generate(count: int = 200, seed: int = 0, n_options: int = 4) -> list[Question]:

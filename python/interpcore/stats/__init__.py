@@ -1,6 +1,7 @@
 """Statistics that know no model: intervals, correlations, and accumulators over blocks of tokens."""
 
 from interpcore.stats.accumulators import Accumulator, MergeError, Ranges, TokenBlock
+from interpcore.stats.auroc import auroc
 from interpcore.stats.group_sums import GroupSums, GroupTotals
 from interpcore.stats.histograms import Histogram, HistogramCounts, LinearBins, OctaveBins
 from interpcore.stats.intervals import (
@@ -13,6 +14,7 @@ from interpcore.stats.intervals import (
 )
 from interpcore.stats.matching import mutual, one_to_one
 from interpcore.stats.moments import Moments
+from interpcore.stats.paired import paired_difference
 from interpcore.stats.top_examples import Examples, TopExamples
 
 __all__ = [
@@ -30,11 +32,13 @@ __all__ = [
     "Ranges",
     "TokenBlock",
     "TopExamples",
+    "auroc",
     "cluster_bootstrap",
     "correlation",
     "jackknife_interval",
     "mutual",
     "one_to_one",
+    "paired_difference",
     "paired_sign_test",
     "ratio_of_means",
 ]

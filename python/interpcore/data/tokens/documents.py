@@ -102,7 +102,7 @@ def read_documents(
         label = path.parent.name if inside else "all"
         yield from (Document(piece, label) for piece in _texts(path, sample_by))
         return
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         yield _document(row, text, subset, where)
 
 
@@ -130,8 +130,12 @@ def _texts(path: Path, sample_by: str) -> Iterator[str]:
         ) from error
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row of a file with its place, for errors."""
+def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each row of a file of JSON lines, Parquet or Arrow, with its place, for errors.
+
+    Raises:
+        TokenShardError: as `read_documents`.
+    """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
     elif path.suffix == ".arrow":

@@ -1,0 +1,43 @@
+"""The experiments of this family, as commands and agents find them."""
+
+from interpcore.runs.experiment import Experiment
+from interpcore.steering import options
+
+STATES = Experiment(
+    name="steering states",
+    sentence="Keep the states of labelled questions at every depth, with norms, cosines and separation.",
+    example="interpcore steering states --model tiny --out runs/states-tiny",
+    options=options.StatesOptions,
+    opens="interpcore.steering.study:open_states",
+    runs="interpcore.steering.report:kept_states",
+    extra="steering",
+)
+DIRECTIONS = Experiment(
+    name="steering directions",
+    sentence="Find the direction from recall to reasoning at every depth in one streamed pass, and say how "
+    "well it tells held-out questions apart.",
+    example="interpcore steering directions --model tiny --out runs/directions-tiny",
+    options=options.StatesOptions,
+    asks=options.Method,
+    opens="interpcore.steering.study:open_states",
+    runs="interpcore.steering.report:directions",
+    extra="steering",
+)
+SWEEP = Experiment(
+    name="steering sweep",
+    sentence="Ask questions under every depth and coefficient at once, scored without generation.",
+    example="interpcore steering sweep --model tiny --directions runs/directions-tiny --out runs/sweep-tiny",
+    options=options.SweepOptions,
+    opens="interpcore.steering.grid:open_sweep",
+    extra="steering",
+)
+ACCURACY = Experiment(
+    name="steering accuracy",
+    sentence="Hold an intervention against random and shuffled-label directions, and a prompt.",
+    example="interpcore steering accuracy --model tiny --directions runs/directions-tiny --depth 2 "
+    "--coefficient -1,1 --out runs/accuracy-tiny",
+    options=options.AccuracyOptions,
+    opens="interpcore.steering.accuracy:open_accuracy",
+    extra="steering",
+)
+EXPERIMENTS = (STATES, DIRECTIONS, SWEEP, ACCURACY)

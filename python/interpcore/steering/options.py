@@ -1,0 +1,314 @@
+"""What steering experiments are asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from interpcore.errors import Refused
+from interpcore.runs.options import PROTOCOLS, Options, option
+
+KIND = "steering directions"  # what a file of directions says it is
+METHODS = ("mean", "pca", "lat", "ridge", "logistic")
+TOKENS = ("last", "answer", "all")
+ANSWERS = ("options", "letters", "generate")
+EDITS = ("add", "amplify", "ablate", "clamp")
+SCALES = ("unit", "norm", "own")
+POSITIONS = ("all", "last", "onward", "answer")
+PARTS = ("direction", "selection", "test", "all")
+SITES = ("resid", "attn_out", "mlp_out", "attn_in", "mlp_in")
+TEMPLATE = "Q: {question}\nA:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions(Options):
+    """Which questions."""
+
+    questions: str = option(
+        "tiny",
+        "Questions: a file (.json, .jsonl, .parquet, .arrow, .csv, .tsv), a folder of MMLU, MMLU-Pro, GSM8K "
+        "or PopQA, the LiReFs archive's samples; or 'tiny' ('tiny:400'), the tiny world's.",
+        circumstance=True,
+    )
+    split: str = option("test", "Which split of a folder that holds several.")
+    count: int | None = option(None, "A random choice of so many questions.", least=4)
+    seed: int = option(0, "Of the choice, of the parts, and of all else that is drawn.", least=0)
+    template: str = option(TEMPLATE, "How a question alone is asked; \\n is a new line.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "template", self.template.replace("\\n", "\n"))
+        if "{question}" not in self.template:
+            raise Refused(f"template is {self.template!r}; it needs {{question}} where the question goes.")
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: reads the questions."""
+        self.read()
+        super().check_data()
+
+    def read(self):  # type: ignore[no-untyped-def]
+        """The questions, see `data.question_sets`."""
+        from interpcore.data.question_sets import read_questions
+
+        return read_questions(self.questions, self.split, self.count, self.seed)
+
+    def data_hash(self) -> str:
+        """What the card says of the questions."""
+        from interpcore.data.question_sets import source_hash
+
+        return source_hash(self.questions, self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesOptions(QuestionOptions):
+    """Of what states are taken."""
+
+    sites: tuple[str, ...] = option(("resid",), "Sites whose states are taken.", flag="site", choices=SITES)
+    tokens: str = option(
+        "last",
+        "At the prompt's last token, or the mean over all tokens of the model's answer, or over both.",
+        choices=TOKENS,
+    )
+    new_tokens: int = option(32, "Tokens of an answer at most.", least=1)
+    part: str = option("direction", "Which part of the questions directions are made of.", choices=PARTS)
+    shuffles: int = option(
+        5, "Shufflings of the labels that a direction is made of, too, as controls.", least=0
+    )
+    protocol: str = option(
+        "default",
+        "'paper' asks as published: its template, directions made of all questions.",
+        choices=PROTOCOLS,
+    )
+    slice_size: int = option(64, "Questions of a cell: what a killed run does again at most.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Options):
+    """How a direction is found."""
+
+    method: str = option(
+        "mean",
+        "Difference in means (streamed, no state is kept), first principal component, LAT, ridge or logistic "
+        "regression.",
+        choices=METHODS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(Options):
+    """How linear probes are trained."""
+
+    training: str = option(
+        "default",
+        "'paper': one bias-free softmax probe per depth, AdamW, best depth and epoch by loss on the test "
+        "questions; default: penalised logistic regression, its depth chosen on questions of their own.",
+        choices=PROTOCOLS,
+    )
+    epochs: int = option(1000, "Of 'paper' at most.", least=1)
+    patience: int = option(10, "Epochs without improvement that end 'paper'.", least=1)
+    learning_rate: float = option(5e-5, "Of 'paper'.", above=0)
+    weight_decay: float = option(0.01, "Of 'paper'.", least=0)
+    batch_size: int = option(32, "Of 'paper'; incomplete batches are dropped, as published.", least=1)
+    test_ratio: float = option(0.25, "Share of test questions of 'paper'.", above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionOptions(Options):
+    """Which direction is written, and how."""
+
+    directions: str | None = option(
+        None, "Directions: the run folder of `steering directions`, or its file.", circumstance=True
+    )
+    site: str = option("resid", "Site that is edited.", choices=SITES)
+    edit: str = option("add", "What is done along the direction.", choices=EDITS)
+    scale: str = option(
+        "norm",
+        "Length that a coefficient of 1 adds: one, the mean state's, or the direction's own.",
+        choices=SCALES,
+    )
+    positions: str = option(
+        "onward",
+        "All tokens, the prompt's last one, from it on, or those after it.",
+        choices=POSITIONS,
+    )
+    other_model: bool = option(False, "Take directions of another model of the same shape.")
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: looks for the directions."""
+        super().check_data()
+        if self.directions is not None:
+            self.directions_hash()
+
+    def directions_hash(self) -> str | None:
+        """What the card says of the directions."""
+        if self.directions is None:
+            return None
+        return _file_hash(directions_file(self.directions), KIND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(QuestionOptions):
+    """How questions are asked and answers read."""
+
+    answers: str = option(
+        "options",
+        "Score the options' texts or their letters without generation, or generate and read the answer.",
+        choices=ANSWERS,
+    )
+    shots: int = option(0, "Answered questions of the same category before each.", least=0)
+    shots_from: str | None = option(None, "The set that those are of; default: the questions left out.")
+    new_tokens: int = option(32, "Tokens of a generated answer at most.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(AnswerOptions, DirectionOptions):
+    """Depths by coefficients."""
+
+    part: str = option("selection", "Which part of the questions is asked.", choices=PARTS)
+    depths: tuple[int, ...] = option((), "Depths; default: all.", flag="depth")
+    coefficients: tuple[float, ...] = option(
+        (-1.0, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1.0), "Coefficients beside 0.", flag="coefficient"
+    )
+    batch: int = option(256, "Rows at once at most.", least=1, circumstance=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyOptions(AnswerOptions, DirectionOptions):
+    """One intervention against its controls."""
+
+    part: str = option("test", "Which part of the questions is asked.", choices=PARTS)
+    intervention: str | None = option(
+        None,
+        "A file of an intervention (ours, lm-eval's .pt or .csv, a GGUF control vector), not directions.",
+        circumstance=True,
+    )
+    depths: tuple[int, ...] = option((), "Depths that are edited together.", flag="depth")
+    coefficients: tuple[float, ...] = option((1.0,), "Each is a condition of its own.", flag="coefficient")
+    controls: int = option(3, "Random directions, and shuffled-label ones, of equal length.", least=0)
+    prompt: str | None = option(None, "An instruction put in front, as a baseline; \\n is a new line.")
+    neutral: str = option(
+        "tiny", "Text whose loss says what else is changed: a file or folder; or 'tiny'.", circumstance=True
+    )
+    neutral_texts: int = option(32, "Texts of it.", least=2)
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the questions, directions or file, and neutral text."""
+        super().check_data()
+        if (self.directions is None) == (self.intervention is None):
+            raise Refused("Give either --directions (with --depth) or --intervention.")
+        if self.directions is not None and not self.depths:
+            raise Refused("Say at which depth the direction is written: --depth 3.")
+        if self.intervention is not None and not Path(self.intervention).is_file():
+            raise Refused(f"There is no file {self.intervention}.")
+        self.neutral_hash()
+
+    def neutral_hash(self) -> str:
+        """What the card says of the neutral text."""
+        from interpcore.data.tokens.documents import document_files, source_hash
+
+        return (
+            self.neutral
+            if self.neutral == "tiny"
+            else source_hash(document_files(Path(self.neutral)), Path(self.neutral))
+        )
+
+    def intervention_file_hash(self) -> str | None:
+        """What the card says of the intervention's file."""
+        return None if self.intervention is None else _file_hash(Path(self.intervention))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectOptions(QuestionOptions, DirectionOptions):
+    """Where a direction changes the next token's distribution."""
+
+    part: str = option("test", "Which part of the questions is asked.", choices=PARTS)
+    questions_at_most: int = option(32, "Prompts, of the part's first ones.", least=1)
+    coefficients: tuple[float, ...] = option(
+        (0.01, 0.1),
+        "Coefficients of the exact divergence; the second order is per c squared.",
+        flag="coefficient",
+    )
+    at: str = option(
+        "last", "Where one edit is: the last token; each token on its own; or all of them at once.",
+        choices=("last", "each", "all"),
+    )  # fmt: skip
+    protocol: str = option("default", "'paper' adds the published effect, zero or NaN.", choices=PROTOCOLS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """A benchmark of the lm-eval harness under an intervention."""
+
+    tasks: tuple[str, ...] = option(..., "Tasks of the harness.", flag="task")
+    include_path: str | None = option(None, "A folder of task YAMLs of your own.", circumstance=True)
+    limit: int | None = option(None, "Documents of a task at most.", least=1)
+    num_fewshot: int | None = option(None, "Examples before each; default: as the task says.", least=0)
+    intervention: str | None = option(None, "A file of an intervention, see `accuracy`.", circumstance=True)
+    steps: int | None = option(None, "Recurrence steps of a depth-recurrent model.", least=1)
+    apply_chat_template: bool = option(False, "Ask in the tokenizer's chat form.")
+    batch_size: int = option(16, "Requests at once.", least=1, circumstance=True)
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the file, the folder and the tasks."""
+        for given in (self.intervention, self.include_path):
+            if given is not None and not Path(given).exists():
+                raise Refused(f"There is no {given}.")
+        from interpcore.steering.harness import check_tasks
+
+        check_tasks(self.tasks, self.include_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(DirectionOptions):
+    """Text with and without an intervention."""
+
+    prompt: str = option("Q: What is 3 + 4?\\nA:", "What is continued; \\n is a new line.")
+    intervention: str | None = option(None, "A file of an intervention, see `accuracy`.", circumstance=True)
+    depths: tuple[int, ...] = option((), "Depths that are edited together.", flag="depth")
+    coefficients: tuple[float, ...] = option((1.0,), "One text for each.", flag="coefficient")
+    new_tokens: int = option(32, "Tokens at most.", least=1)
+
+    def check_data(self) -> None:
+        """See `Options.check_data`."""
+        super().check_data()
+        if (self.directions is None) == (self.intervention is None):
+            raise Refused("Give either --directions (with --depth) or --intervention.")
+
+
+def directions_file(given: str | os.PathLike[str]) -> Path:
+    """The file of directions that a path or the run folder of `steering directions` means.
+
+    Raises: Refused where there is none, or several.
+    """
+    path = Path(given)
+    if not path.is_dir():
+        if not path.is_file():
+            raise Refused(
+                f"There are no directions at {path}; make them with `interpcore steering directions`."
+            )
+        return path
+    found = sorted((path / "artifacts" / "directions").glob("*.safetensors"))
+    if len(found) != 1:
+        there = ", ".join(map(str, found))
+        raise Refused(
+            f"{path} holds several directions; name one of {there}."
+            if found
+            else f"{path} holds no directions; make them with `interpcore steering directions --out {path}`."
+        )
+    return found[0]
+
+
+def _file_hash(path: Path, kind: str | None = None) -> str:
+    """SHA-256 of a file's content; with `kind`, of one that says it is that.
+
+    Raises: Refused for another kind of file.
+    """
+    import hashlib
+
+    from interpcore.runs.artifacts import read_metadata
+
+    if kind is not None and read_metadata(path).get("kind") != kind:
+        raise Refused(f"{path} holds no {kind}.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
