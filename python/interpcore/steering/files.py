@@ -276,7 +276,7 @@ def _layer_activations(row: Fields, name: str) -> Intervention:
     if kind not in _LAYER_TYPES:
         raise Refused(f"{row.where}: layer_type {kind!r} is none of {', '.join(_LAYER_TYPES)}.")
     site, given = _LAYER_TYPES[kind], Fields.of(row.content["layer_activations"], row.where, Refused).content
-    parts = []
+    parts: list[Part] = []
     for layer, vector in given.items():
         if not isinstance(layer, int) or not isinstance(vector, Tensor):
             raise Refused(f"{row.where}: layer {layer!r} has no vector.")

@@ -254,9 +254,6 @@ class EvaluateOptions(Options):
         for given in (self.intervention, self.include_path):
             if given is not None and not Path(given).exists():
                 raise Refused(f"There is no {given}.")
-        from interpcore.steering.harness import check_tasks
-
-        check_tasks(self.tasks, self.include_path)
 
 
 @dataclass(frozen=True, kw_only=True)
