@@ -10,6 +10,7 @@ from interpcore.cli.lens import app as lens
 from interpcore.cli.lre import app as lre
 from interpcore.cli.neurons import app as neurons
 from interpcore.cli.steering import app as steering
+from interpcore.cli.surgery import app as surgery
 from interpcore.runs.errors import told_in_a_sentence
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.add_typer(lens, name="lens")
 app.add_typer(lre, name="lre")
 app.add_typer(neurons, name="neurons")
 app.add_typer(steering, name="steering")
+app.add_typer(surgery, name="surgery")
 
 
 def main() -> None:

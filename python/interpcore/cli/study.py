@@ -121,7 +121,7 @@ def _options(cls: type[Options], given: dict[str, Any]) -> Options:
 def _listed(option: Option, typed: Any) -> Iterator[Any]:
     """The items of a repeated option, each of which may hold several, with commas between them."""
     for text in typed:
-        for item in text.split(",") if isinstance(text, str) else [text]:
+        for item in text.split(",") if option.commas else [text]:
             try:
                 yield option.kind(item)
             except ValueError as error:

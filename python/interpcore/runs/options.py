@@ -35,6 +35,7 @@ class Option:
         circumstance: it changes how a run is made, not what it means; the card leaves it out.
         flag: its name on the command line; "" for the field's own. Repeated options are singular there.
         positional: the command line takes it without a name.
+        commas: the command line takes several of a list in one text, with commas between them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Option:
     circumstance: bool = False
     flag: str = ""
     positional: bool = False
+    commas: bool = True
 
     @property
     def required(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Task:
             quote or bracket; "none" never does.
         scorer: one of `SCORERS`.
         eval_questions: of the published files; not used.
+
     Attributes:
         dropped: examples that were listed twice.
     """
@@ -101,7 +103,23 @@ class Task:
 
     def first(self, n: int) -> Task:
         """The same task with its first `n` examples."""
-        return Task(self.name, self.description, self.examples[:n], self.join, self.scorer)
+        return replace(self, examples=self.examples[:n])
+
+    def shuffled(self, seed: int) -> Task:
+        """The same task with its examples in another order; seed 0 keeps the order."""
+        draw = random.Random(f"order {seed}")
+        kept = self.examples if seed == 0 else draw.sample(self.examples, len(self.examples))
+        return replace(self, examples=tuple(kept))
+
+    def of_half(self, half: int) -> Task:
+        """The examples of one half, see `Example.half`.
+
+        Raises: TaskError where there are none.
+        """
+        kept = tuple(e for e in self.examples if e.half == half)
+        if not kept:
+            raise TaskError(f"Task {self.name} has too few examples for two halves; take more.")
+        return replace(self, examples=kept)
 
     def to_json(self) -> dict[str, Any]:
         """Its entry in a file."""
@@ -152,7 +170,7 @@ def _read(entry: Fields) -> Task:
         name = each.text("id", empty=False) if "id" in each.content else ""
         prompt, answer = each.text("prompt", empty=False), each.text("answer", empty=False)
         examples.append(Example(prompt, answer, answers, name))
-    texts = {
+    texts: dict[str, Any] = {
         name: entry.text(name, empty=False) for name in ("join", "scorer") if name in entry.content
     }
     asked = entry.texts("eval_questions") if "eval_questions" in entry.content else ()

@@ -1,0 +1,97 @@
+"""What cells measured, item by item, and means with intervals of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpcore.runs import Row
+from interpcore.stats import Interval, cluster_bootstrap
+
+PER = {"loss_per_token": "tokens", "loss_per_character": "characters"}
+
+
+@dataclass(eq=False)
+class TaskResults:
+    """One task's items under several plans.
+
+    Attributes:
+        scorer: the task's.
+        items: their ids.
+        answers: their answers.
+        sizes: "tokens" and "characters" of the scored answers [item].
+        boundary: items whose answer begins inside a token of the prompt.
+        plans: measures [item] of each plan, by its text.
+    """
+
+    scorer: str
+    items: list[str]
+    answers: list[str]
+    sizes: dict[str, NDArray[np.float64]]
+    boundary: int
+    plans: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+
+    def values(self, plan: str, measure: str) -> NDArray[np.float64]:
+        """One measure of every item; `right` is the scorer's."""
+        found = self.plans[plan]
+        if measure == "right":
+            return (found["rank"] == 1).astype(float) if self.scorer == "first_token" else found["exact"]
+        if measure in PER:
+            sizes = self.sizes[PER[measure]]
+            return found["loss"] / sizes
+        return found[measure]
+
+    def mean(self, plan: str, measure: str) -> Interval:
+        """Mean over items, an item as unit."""
+        return over_items(self.values(plan, measure))
+
+    def change(self, plan: str, measure: str, to: str) -> Interval:
+        """Mean of the items' differences to another plan."""
+        return over_items(self.values(plan, measure) - self.values(to, measure))
+
+    @property
+    def scored(self) -> bool:
+        """Whether answers are right or wrong by teacher forcing."""
+        return self.scorer in ("first_token", "exact", "any_of")
+
+
+@dataclass(eq=False)
+class Results:
+    """Every task's results.
+
+    Attributes:
+        tasks: by name.
+        problems: cells that failed, one sentence each.
+    """
+
+    tasks: dict[str, TaskResults]
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Results:
+        """Results out of the rows of a sweep."""
+        tasks: dict[str, TaskResults] = {}
+        problems = []
+        for row in rows:
+            if row.status != "done":
+                problems.append(f"{row.parameters['task']}: {row.error}")
+                continue
+            said: Any = row.result
+            if said["task"] not in tasks:
+                sizes = {name: np.array(said[name], dtype=float) for name in ("tokens", "characters")}
+                tasks[said["task"]] = TaskResults(
+                    said["scorer"], said["items"], said["answers"], sizes, said["boundary"]
+                )
+            for plan, measures in said["plans"].items():
+                columns = {name: np.array(values, dtype=float) for name, values in measures.items()}
+                tasks[said["task"]].plans[plan] = columns
+        return cls(tasks, tuple(dict.fromkeys(problems)))
+
+
+def over_items(values: NDArray[np.float64]) -> Interval:
+    """Mean with its interval, each value its own unit."""
+    return cluster_bootstrap(values, range(len(values)))
