@@ -16,10 +16,11 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.block import Block
 from interpcore.model.context import Context
-from interpcore.model.decoder import Model
+from interpcore.model.decoder import Model, Module
 from interpcore.model.layout import Layout
 from interpcore.model.plan import RESID, Call, Plan
 from interpcore.model.prompts import read_prompts
+from interpcore.model.state import State
 
 TOKENS_AT_ONCE = 8192
 """Tokens that one block call takes at most; bounds memory."""
@@ -62,14 +63,15 @@ def run_plans(
     """
     if not isinstance(model, Model):
         raise Refused("Other plans need a model with hand-written blocks, which the generic adapter lacks.")
-    for plan in plans:
-        model.with_plan(plan)  # refuses modules that are not there
+    modules = dict(model.modules)
+    for plan in dict.fromkeys(plans):
+        modules |= model.with_plan(plan).modules
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
-    work = _Work(model, layout, max(1, tokens_at_once // layout.n_new))
+    work = _Work(model, modules, layout, max(1, tokens_at_once // layout.n_new))
     resid = model.embed(packed, work.context(layout.batch))
     waiting: dict[Call, list[_Node]] = defaultdict(list)
     ready = [_Node(range(len(plans)), 0, {RESID: resid})]
-    order = {name: place for place, name in enumerate(model.modules)}
+    order = {name: place for place, name in enumerate(modules)}
     while ready or waiting:
         for node in ready:
             done = []
@@ -96,11 +98,13 @@ class _Work:
 
     Args:
         model: the decoder.
+        modules: of all plans.
         layout: of the prompts.
         rows: rows that a block takes at most.
     """
 
     model: Model
+    modules: Mapping[str, Module]
     layout: Layout
     rows: int
 
@@ -116,9 +120,11 @@ class _Work:
 
     def run(self, call: Call, nodes: Sequence[_Node]) -> list[_Node]:
         """The nodes after one more call."""
-        module = self.model.modules[call.module]
+        module = self.modules[call.module]
         if isinstance(module, Block):
             outs = self._run_block(module, [node.streams[call.reads[0]] for node in nodes])
+        elif isinstance(module, State):
+            outs = [module(node.streams[call.reads[0]], self.layout) for node in nodes]
         else:
             outs = [module(*(node.streams[name] for name in call.reads)) for node in nodes]
         return [
