@@ -151,7 +151,13 @@ def open_read(
     lens.check_model(model, options.other_model)
     study = ReadStudy(model, options, lens=lens, **how)
     arguments = options.arguments() | {"hash of lens": options.lens_hash()}
-    card = run_card(model, arguments=arguments, extends=options.extending(), command=command)
+    card = run_card(
+        model,
+        arguments=arguments,
+        extends=options.extending(),
+        sources=options.circumstances(),
+        command=command,
+    )
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
     return study

@@ -186,7 +186,13 @@ def open_fit(
         raise Refused("target_depth is 0, where the stream begins; give a later one, or -1 for the last.")
     study = FitStudy(model, options, prompts=read_prompts(model, options), **how)
     arguments = options.arguments() | {"hash of text": options.text_hash()}
-    card = run_card(model, arguments=arguments, extends=options.extending(), command=command)
+    card = run_card(
+        model,
+        arguments=arguments,
+        extends=options.extending(),
+        sources=options.circumstances(),
+        command=command,
+    )
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
     return study

@@ -85,5 +85,6 @@ def study_card(
         seeds={"study": options.seed},
         arguments=options.arguments() | facts,
         extends=options.extending(),
+        sources=options.circumstances(),
         command=command,
     )

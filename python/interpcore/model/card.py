@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -18,12 +18,19 @@ from interpcore.ops import product_routes
 from interpcore.runs import RunCard, tokenizer_hash
 
 
-def run_card(model: Model | GenericModel, *, bos: bool | None = None, **given: Any) -> RunCard:
+def run_card(
+    model: Model | GenericModel,
+    *,
+    bos: bool | None = None,
+    sources: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> RunCard:
     """A run card with everything that the model knows: name, revision, weights, tokenizer, dtype,
     plan, load check.
 
     Args:
         bos: the rule for the first token of its prompts (`prompts.first_ids`).
+        sources: where data were found (`Options.circumstances`); the model's origin joins them.
         given: the card's other fields (protocol, split, seeds, arguments, ...).
     """
     return RunCard(
@@ -37,6 +44,7 @@ def run_card(model: Model | GenericModel, *, bos: bool | None = None, **given: A
         plan_hash=hashlib.sha256(repr(model.plan).encode()).hexdigest(),
         load_check_gap=model.load_gap if isinstance(model, Model) else None,
         products=product_routes() if model.device.type == "cpu" and model.dtype == torch.float32 else {},
+        sources=({} if model.origin is None else {"model": model.origin.source}) | dict(sources or {}),
         **given,
     )
 

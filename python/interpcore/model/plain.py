@@ -164,9 +164,7 @@ def _block(block: Block, depth: int, x: Tensor, read: Read, found: dict[str, dic
 def _attention(block: Block, depth: int, x: Tensor, read: Read) -> Tensor:
     """What the heads pass to the output projection [position, head, d_head]."""
     attention, position = block.attention, torch.arange(x.shape[0])
-    q, k, v = (
-        _heads(attention, letter, _norm(block.attn_norm, read(letter, depth, x))) for letter in "qkv"
-    )
+    q, k, v = (_heads(attention, letter, _norm(block.attn_norm, read(letter, depth, x))) for letter in "qkv")
     q = _turned(attention, _normed(attention, q, attention.q_norm), position)
     k = _turned(attention, _normed(attention, k, attention.k_norm), position)
     k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))

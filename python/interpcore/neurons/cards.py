@@ -25,6 +25,7 @@ def corpus_card(
         split=shards.identity,
         masks=tuple(shards.masked),
         arguments={"corpus": corpus_hash(shards), **arguments},
+        sources={} if shards.folder is None else {"tokens": str(shards.folder.resolve())},
         command=command,
     )
 

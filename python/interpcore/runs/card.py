@@ -16,7 +16,7 @@ from interpcore.runs.errors import RunError
 from interpcore.runs.fields import Fields
 
 _CIRCUMSTANCE = {"circumstance": True}
-_IF_ANY: dict[str, Any] = {"extends": (), "products": {}}
+_IF_ANY: dict[str, Any] = {"extends": (), "products": {}, "sources": {}}
 _TEXTS = ("model", "revision", "weights", "tokenizer", "dtype", "plan", "plan_hash", "command")
 """Fields that are text where they are recorded."""
 
@@ -51,6 +51,8 @@ class RunCard:
         host: the machine. Circumstance.
         products: `ops.product_routes` of the process that began the run; going on with it takes them, so that
             the bits stay the same. Circumstance.
+        sources: where model ("model") and data were found, by option: what `verify` looks for again. Paths
+            differ between machines; hashes carry the meaning. Circumstance.
     """
 
     model: str | None = None
@@ -75,6 +77,7 @@ class RunCard:
     )
     host: str = field(default_factory=socket.gethostname, metadata=_CIRCUMSTANCE)
     products: Mapping[str, str] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
+    sources: Mapping[str, Any] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
 
     @property
     def key(self) -> str:
@@ -88,8 +91,8 @@ class RunCard:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The card as a JSON object, one entry per field; `extends` and `products` only where they name
-        something."""
+        """The card as a JSON object, one entry per field; `extends`, `products` and `sources` only where they
+        name something."""
         return {name: v for name, v in asdict(self).items() if v or name not in _IF_ANY}
 
     @classmethod
@@ -118,7 +121,7 @@ class RunCard:
             )
         found = Fields(value, where, RunError)
         lists = {name: found.texts(name) for name in ("masks", "extends")}
-        for name in ("seeds", "versions", "arguments", "products"):
+        for name in ("seeds", "versions", "arguments", "products", "sources"):
             found.object(name)
         for name in value["products"]:
             Fields(value["products"], f"products of {where}", RunError).text(name)

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from interpcore.errors import Refused
+from interpcore.runs.checks import Checks
 from interpcore.runs.folder import Artifacts, RunFolder
 from interpcore.runs.ledger import Row
 from interpcore.runs.options import Options, schema
@@ -146,6 +148,8 @@ class Experiment:
         runs: `module:function`, called with the study and, where it asks anything, what it asks; runs what is
             missing and gives the `Report`. None calls the study's own `run()` and `report()`.
         extra: the package's extra that names the libraries it needs; None for none.
+        verifies: `module:function`, called with an open study; gives the `runs.checks.Checks` that recompute its
+            cells another way. None for what cannot be verified.
     """
 
     name: str
@@ -156,6 +160,7 @@ class Experiment:
     opens: str
     runs: str | None = None
     extra: str | None = None
+    verifies: str | None = None
 
     def open(self, model: Any, out: str | os.PathLike[str], options: Options, **how: Any) -> Study:
         """The study in a run folder, new or gone on with; use it as a context manager.
@@ -179,6 +184,16 @@ class Experiment:
             return reported
         what = () if self.asks is None else (self.asks() if asked is None else asked,)
         found: Report = _named(self.runs)(study, *what)
+        return found
+
+    def checks(self, study: Study) -> Checks:
+        """What recomputes the cells of an open study another way.
+
+        Raises: Refused for an experiment that has none.
+        """
+        if self.verifies is None:
+            raise Refused(f"{self.name} has no second way to compute its cells, so it cannot be verified.")
+        found: Checks = _named(self.verifies)(study)
         return found
 
     def tool(self) -> dict[str, Any]:

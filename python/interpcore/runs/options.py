@@ -13,9 +13,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from interpcore.errors import Refused
+
+if TYPE_CHECKING:
+    from interpcore.runs.card import RunCard
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,14 @@ class Options:
         """What a run card holds of them: every field that is not a circumstance, as JSON values."""
         return {each.name: getattr(self, each.name) for each in declared(type(self)) if not each.circumstance}
 
+    def circumstances(self) -> dict[str, Any]:
+        """The fields that are circumstances, as JSON values: a card's `sources`. Names of files that are there
+        are made whole, so that they mean the same from another folder."""
+        found = {e.name: (getattr(self, e.name), e.default) for e in declared(type(self)) if e.circumstance}
+        return {
+            name: value if value == default else _whole(value) for name, (value, default) in found.items()
+        }
+
     @classmethod
     def extending(cls) -> tuple[str, ...]:
         """Names of the fields whose larger value only adds cells to a run."""
@@ -160,6 +172,21 @@ class Options:
 
         Raises: Refused, OSError where one is missing or does not serve.
         """
+
+    @classmethod
+    def of_card(cls, card: RunCard, given: Mapping[str, Any] | None = None) -> Self:
+        """The options that a run was made with, data where its card says that they were found.
+
+        Args:
+            card: of the run.
+            given: values instead of the card's, such as data that have moved.
+        Raises: Refused as `from_json`, and where the card is of another experiment.
+        """
+        said = {**card.arguments, **card.sources, **(given or {})}
+        lacking = [e.name for e in declared(cls) if not e.circumstance and e.name not in card.arguments]
+        if lacking:
+            raise Refused(f"The card says nothing of {', '.join(lacking)}: the run is of something else.")
+        return cls.from_json({e.name: said[e.name] for e in declared(cls) if e.name in said})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -198,6 +225,11 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> Option:
         raise TypeError(f"option {field.name} is {hint}; it must be bool, int, float, str or a tuple of one")
     how = field.metadata["how"]
     return Option(field.name, field.metadata["sentence"], kind, many, optional, field.default, **how)
+
+
+def _whole(value: Any) -> Any:
+    there = isinstance(value, str) and Path(value).exists()
+    return str(Path(value).resolve()) if there else value
 
 
 def schema(*options: type[Options]) -> dict[str, Any]:

@@ -288,5 +288,6 @@ def study_card(model: Model, options: Options, command: str | None = None) -> Ru
         seeds={"study": options.seed},
         arguments=arguments,
         extends=options.extending(),
+        sources=options.circumstances(),
         command=command,
     )
