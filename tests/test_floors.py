@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "python" / "interpcore"
 FAMILIES = ("lre", "lens", "circuits", "neurons", "steering", "surgery")
 FLOORS = tuple((name,) for name in ("kernels", "ops", "runs", "stats", "model", "data", "generalize"))
-FLOORS = (*FLOORS, FAMILIES, ("cli",))
+FLOORS = (*FLOORS, FAMILIES, ("review",), ("cli",))
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # tokenizers comes with transformers.
 ALWAYS = {"torch", "numpy", "transformers", "tokenizers", "safetensors", "typer", "rich", "interpcore"}

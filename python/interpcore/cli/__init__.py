@@ -11,6 +11,7 @@ from interpcore.cli.lre import app as lre
 from interpcore.cli.neurons import app as neurons
 from interpcore.cli.steering import app as steering
 from interpcore.cli.surgery import app as surgery
+from interpcore.cli.verify import verify
 from interpcore.runs.errors import told_in_a_sentence
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(info)
 app.command()(demo)
+app.command()(verify)
 app.add_typer(circuits, name="circuits")
 app.add_typer(generalize, name="generalize")
 app.add_typer(lens, name="lens")

@@ -11,6 +11,7 @@ FIT = Experiment(
     options=options.FitOptions,
     opens="interpcore.lens.study:open_fit",
     extra="lens",
+    verifies="interpcore.lens.verify:checks",
 )
 READ = Experiment(
     name="lens read",

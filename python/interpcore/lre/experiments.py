@@ -10,5 +10,6 @@ RUN = Experiment(
     options=Options,
     opens="interpcore.lre.study:open_study",
     extra="lre",
+    verifies="interpcore.lre.verify:checks",
 )
 EXPERIMENTS = (RUN,)

@@ -128,8 +128,8 @@ class TrialAgain:
         return Prompted(tuple(ids), read, written, run.resid, run.embed, run.logits[-1])
 
     def row(self, operator: Operator, i: int) -> tuple[Tensor, Tensor]:
-        """Row i of W at the operator's depths [depth, d_model], and entry i of b there [depth]: means over the
-        examples of d z_i / d h and of z_i - (J h)_i."""
+        """Row i of W at the operator's depths [depth, d_model], and entry i of b there [depth]: means over
+        the examples of d z_i / d h and of z_i - (J h)_i."""
         if self._graphs is None:
             self._graphs = [read_graph(self.model, prompt, operator.depths) for prompt in self.examples()]
         weights, biases = [], []
@@ -229,8 +229,8 @@ def inverse(weight: Tensor, eps: float, damping: float, rank: int) -> Tensor:
 
 
 def ranked(logits: Tensor, places: int) -> tuple[Tensor, bool]:
-    """The highest tokens [places], and whether two of them, or the last and the next, are nearer to each other
-    than float32 tells apart."""
+    """The highest tokens [places], and whether two of them, or the last and the next, are nearer to each
+    other than float32 tells apart."""
     best = logits.topk(places + 1)
     least = 2 * SAME["float32"] * float(logits.norm())
     return best.indices[:places], bool((best.values.diff().abs() <= least).any())

@@ -101,9 +101,8 @@ def plain_run(
     for call in model.plan.calls[model.plan.first_call(first) :]:
         module = model.modules[call.module]
         if isinstance(module, Block):
-            values[RESID] = write("resid", depth, values[call.reads[0]])
-            found["resid"][depth] = values[RESID]
-            out = _block(module, depth, values[RESID], read, found)
+            x = found["resid"][depth] = values[call.reads[0]] = write("resid", depth, values[call.reads[0]])
+            out = _block(module, depth, x, read, found)
             depth += 1
         elif isinstance(module, Norm):
             out = _norm(module, values[call.reads[0]])
@@ -169,6 +168,8 @@ def _attention(block: Block, depth: int, x: Tensor, read: Read) -> Tensor:
     k = _turned(attention, _normed(attention, k, attention.k_norm), position)
     k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))
     scores = q @ k.mT * attention.scale
+    if attention.alibi is not None:
+        scores = scores + attention.alibi(len(position), scores.dtype)
     if attention.softcap is not None:
         scores = attention.softcap * torch.tanh(scores / attention.softcap)
     back = position[:, None] - position

@@ -1,4 +1,4 @@
-"""Cells of a run recomputed another way: what a family declares of them, and how they are drawn and judged."""
+"""Cells of a run recomputed another way: what a family declares of them, how they are drawn and judged."""
 
 from __future__ import annotations
 

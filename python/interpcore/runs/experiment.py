@@ -18,11 +18,13 @@ from interpcore.errors import Refused
 from interpcore.runs.checks import Checks
 from interpcore.runs.folder import Artifacts, RunFolder
 from interpcore.runs.ledger import Row
-from interpcore.runs.options import Options, schema
+from interpcore.runs.options import Options, declared, schema
 from interpcore.runs.sweeps import sweep
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from interpcore.runs.card import RunCard
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +150,10 @@ class Experiment:
         runs: `module:function`, called with the study and, where it asks anything, what it asks; runs what is
             missing and gives the `Report`. None calls the study's own `run()` and `report()`.
         extra: the package's extra that names the libraries it needs; None for none.
-        verifies: `module:function`, called with an open study; gives the `runs.checks.Checks` that recompute its
-            cells another way. None for what cannot be verified.
+        verifies: `module:function`, called with an open study; gives the `runs.checks.Checks` that recompute
+            its cells another way. None for what cannot be verified.
+        marks: arguments that every card of its runs has, where cards do not hold the options; () for the
+            options.
     """
 
     name: str
@@ -161,6 +165,23 @@ class Experiment:
     runs: str | None = None
     extra: str | None = None
     verifies: str | None = None
+    marks: tuple[str, ...] = ()
+
+    def made(self, card: RunCard) -> bool:
+        """Whether a run's card is of this experiment, or of one with the same options."""
+        own = [each.name for each in declared(self.options) if not each.circumstance]
+        return set(self.marks or own) <= set(card.arguments)
+
+    def options_of(self, card: RunCard, given: Mapping[str, Any] | None = None) -> Options:
+        """The options that a run was made with; `given` says where data are now.
+
+        Raises: Refused for what is no option, or does not fit.
+        """
+        if not self.marks:
+            return self.options.of_card(card, given)
+        names = {each.name for each in declared(self.options)}
+        said = {name: value for name, value in card.sources.items() if name in names}
+        return self.options.from_json(said | dict(given or {}))
 
     def open(self, model: Any, out: str | os.PathLike[str], options: Options, **how: Any) -> Study:
         """The study in a run folder, new or gone on with; use it as a context manager.

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,20 @@ from interpcore.runs.locks import Claims, UseLock, refuse_link
 _CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS = "card.json", "ledger.sqlite", "claims", "lock", "artifacts"
 _OWN_NAMES = {_CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS}
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+_LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """Runs are opened as they are as long as this lasts: none is made, gone on with or locked, and one that
+    other versions made is taken. Its card must fit in all else."""
+    token = _LOOKING.set(True)
+    try:
+        yield
+    finally:
+        _LOOKING.reset(token)
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,8 @@ class RunFolder:
         card: what the run means, as the folder says.
         ledger: its finished cells.
         claims: which process works on which cell.
-        read_only: the disk or the folder's rights let nothing be written; then nothing is locked either.
+        read_only: the disk or the folder's rights let nothing be written, or `only_looking` is at work; then
+            nothing is locked either.
     """
 
     def __init__(
@@ -89,7 +105,10 @@ class RunFolder:
         self.path = path
         for name in _OWN_NAMES:
             refuse_link(path / name)
-        self.read_only = is_run(path) and _read_only(path)
+        looking = _LOOKING.get()
+        if looking and not is_run(path):
+            raise RunError(f"{path} is not finished: it has no {_CARD}; run the step first")
+        self.read_only = looking or (is_run(path) and _read_only(path))
         self._lock: UseLock | None = None
         self._release: Callable[[], None] | None = None
         if self.read_only:
@@ -293,6 +312,8 @@ def _agreed(path: Path, card: RunCard | None, allow_difference: bool) -> RunCard
     """The folder's card; refuses one that means something else than the caller's."""
     stored = read_card(path)
     differences = [] if card is None or allow_difference else compare(stored, card)
+    if _LOOKING.get():  # a later version may look at what an earlier one made
+        differences = [each for each in differences if each.field != "versions"]
     if differences:
         raise RunError(_another(path, differences))
     return stored

@@ -155,8 +155,8 @@ class Options:
         return {each.name: getattr(self, each.name) for each in declared(type(self)) if not each.circumstance}
 
     def circumstances(self) -> dict[str, Any]:
-        """The fields that are circumstances, as JSON values: a card's `sources`. Names of files that are there
-        are made whole, so that they mean the same from another folder."""
+        """The fields that are circumstances, as JSON values: a card's `sources`. Names of files are made
+        whole, so that they mean the same from another folder."""
         found = {e.name: (getattr(self, e.name), e.default) for e in declared(type(self)) if e.circumstance}
         return {
             name: value if value == default else _whole(value) for name, (value, default) in found.items()
@@ -182,6 +182,9 @@ class Options:
             given: values instead of the card's, such as data that have moved.
         Raises: Refused as `from_json`, and where the card is of another experiment.
         """
+        for name in given or {}:
+            if name not in {each.name for each in declared(cls)}:
+                raise Refused(f"{name!r} is no option here; data are where {_data_options(cls)} say.")
         said = {**card.arguments, **card.sources, **(given or {})}
         lacking = [e.name for e in declared(cls) if not e.circumstance and e.name not in card.arguments]
         if lacking:
@@ -225,6 +228,11 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> Option:
         raise TypeError(f"option {field.name} is {hint}; it must be bool, int, float, str or a tuple of one")
     how = field.metadata["how"]
     return Option(field.name, field.metadata["sentence"], kind, many, optional, field.default, **how)
+
+
+def _data_options(cls: type[Options]) -> str:
+    names = [each.name for each in declared(cls) if each.circumstance and each.kind is str]
+    return " and ".join(names) or "no options"
 
 
 def _whole(value: Any) -> Any:
