@@ -24,7 +24,7 @@ from interpcore.lre.states import Depth
 from interpcore.lre.trial import draw_targets, run_trial
 from interpcore.model import Model
 from interpcore.model.names import source_name
-from interpcore.model.plain import check_plain, plain_logits, plain_model, plain_run
+from interpcore.model.plain import Write, check_plain, plain_logits, plain_model, plain_run
 from interpcore.model.prompts import token_offsets
 from interpcore.runs.checks import SAME, Cell, Checks, Table
 from interpcore.runs.frames import read_frame
@@ -124,7 +124,6 @@ class TrialAgain:
             read = written = max(i for i, (a, b) in enumerate(offsets) if a < prompt.end <= b)
         with torch.no_grad():
             run = plain_run(self.model, ids)
-        assert run.embed is not None
         return Prompted(tuple(ids), read, written, run.resid, run.embed, run.logits[-1])
 
     def row(self, operator: Operator, i: int) -> tuple[Tensor, Tensor]:
@@ -197,26 +196,28 @@ class TrialAgain:
     @torch.no_grad()
     def _with_added(self, prompt: Prompted, depth: Depth, edit: Tensor) -> Tensor:
         """Logits at the last token [vocabulary] after adding to the state of the position written."""
-        at = 0 if depth is None else depth
-        stream = prompt.resid[at].clone()
-        stream[prompt.written] += edit * (self.model.spec.embed_scale if depth is None else 1.0)
-        return plain_run(self.model, prompt.ids, entering=(at, stream)).logits[-1]
+        return plain_run(self.model, prompt.ids, write=adding(prompt.written, [depth], [edit])).logits[-1]
 
 
 def read_graph(model: Model, prompt: Prompted, depths: Sequence[Depth]) -> Graph:
     """A prompt run anew with something added to the state that is read, at every depth."""
     added = [torch.zeros(model.spec.d_model, dtype=torch.float64, requires_grad=True) for _ in depths]
-    place = torch.tensor(prompt.read)
-
-    def write(site: str, depth: Depth, value: Tensor) -> Tensor:
-        for each, at in zip(added, depths, strict=True):
-            if at == depth and (site == "embed") == (depth is None):
-                value = value + torch.zeros_like(value).index_put((place,), each)
-        return value
 
     with torch.enable_grad():
-        end = plain_run(model, prompt.ids, write=write).end[-1]
+        end = plain_run(model, prompt.ids, write=adding(prompt.read, depths, added)).end[-1]
     return torch.stack([prompt.h(depth) for depth in depths]), added, end
+
+
+def adding(position: int, depths: Sequence[Depth], added: Sequence[Tensor]) -> Write:
+    """What adds a vector [d_model] to the state of a position at each depth; None is the token embedding."""
+    by_depth = dict(zip(depths, added, strict=True))
+
+    def write(site: str, depth: Depth, value: Tensor) -> Tensor:
+        if depth not in by_depth:
+            return value
+        return value.index_add(0, torch.tensor([position]), by_depth[depth][None])
+
+    return write
 
 
 def inverse(weight: Tensor, eps: float, damping: float, rank: int) -> Tensor:

@@ -19,10 +19,12 @@ from interpcore.errors import Refused
 from interpcore.model.attention import Attention
 from interpcore.model.block import Block
 from interpcore.model.decoder import Model
+from interpcore.model.layout import read_layout
 from interpcore.model.mlp import ACTIVATIONS, MLP
 from interpcore.model.norm import Norm
 from interpcore.model.plan import RESID
 from interpcore.model.projection import Projection
+from interpcore.model.state import State
 
 AGREES = 1e-5
 """Largest |logit difference| to transformers over the largest |logit|, both in float64: transformers rounds
@@ -37,7 +39,7 @@ class PlainRun:
     """One prompt's values.
 
     Args:
-        embed: the token embeddings [position, d_model]; None for a run that began at a depth.
+        embed: the token embeddings [position, d_model].
         resid: the stream at the depths that it went through [position, d_model], by depth.
         z: per block call, what the output projection reads [position, head, d_head].
         pre, act: per block call, neurons before the activation and as the down projection reads them
@@ -46,7 +48,7 @@ class PlainRun:
         logits: [position, vocabulary].
     """
 
-    embed: Tensor | None
+    embed: Tensor
     resid: dict[int, Tensor]
     z: dict[int, Tensor]
     pre: dict[int, Tensor]
@@ -73,7 +75,6 @@ def plain_run(
     *,
     write: Write | None = None,
     read: Read | None = None,
-    entering: tuple[int, Tensor] | None = None,
 ) -> PlainRun:
     """Run a prompt.
 
@@ -84,21 +85,16 @@ def plain_run(
         read: called (destination, depth, stream) with destination "q", "k", "v", "mlp" or "logits"; gives
             what it reads, [position, d_model], or [head, position, d_model] for each head (each group, of
             "k" and "v") its own.
-        entering: begin at a depth with this stream [position, d_model].
     """
     write, read = write or (lambda site, depth, x: x), read or (lambda destination, depth, x: x)
     ids = torch.as_tensor(ids, dtype=torch.int64)
-    first, stream, embed = 0, None, None
-    if entering is None:
-        embed = write("embed", None, model.embedding[ids])
-        stream = embed * model.spec.embed_scale
-        if model.positions is not None:
-            stream = stream + model.positions[torch.arange(len(ids)).clamp(max=len(model.positions) - 1)]
-    else:
-        first, stream = entering
+    embed = write("embed", None, model.embedding[ids])
+    stream = embed * model.spec.embed_scale
+    if model.positions is not None:
+        stream = stream + model.positions[torch.arange(len(ids)).clamp(max=len(model.positions) - 1)]
     found: dict[str, dict[int, Tensor]] = {name: {} for name in ("resid", "z", "pre", "act", "mlp")}
-    values, depth = {RESID: stream}, first
-    for call in model.plan.calls[model.plan.first_call(first) :]:
+    values, depth = {RESID: stream}, 0
+    for call in model.plan.calls:
         module = model.modules[call.module]
         if isinstance(module, Block):
             x = found["resid"][depth] = values[call.reads[0]] = write("resid", depth, values[call.reads[0]])
@@ -106,6 +102,8 @@ def plain_run(
             depth += 1
         elif isinstance(module, Norm):
             out = _norm(module, values[call.reads[0]])
+        elif isinstance(module, State):
+            out = module(values[call.reads[0]][None], read_layout((1, len(ids)), None, None, ids.device))[0]
         else:
             out = module(*(values[name] for name in call.reads))
         values |= dict.fromkeys(call.writes, out)
@@ -153,11 +151,11 @@ def _block(block: Block, depth: int, x: Tensor, read: Read, found: dict[str, dic
     """The stream that leaves a block."""
     z = _attention(block, depth, x, read)
     attended = _norm(block.attn_post_norm, _dense(block.attention.out, z.flatten(-2)))
-    middle = x + attended
+    middle = _norm(block.attn_stream_norm, x + attended)
     normed = _norm(block.mlp_norm, read("mlp", depth, x if block.parallel else middle))
     mlp = _norm(block.mlp_post_norm, _mlp(block, depth, normed, found))
     found["z"][depth], found["mlp"][depth] = z, mlp
-    return middle + mlp
+    return _norm(block.mlp_stream_norm, middle + mlp)
 
 
 def _attention(block: Block, depth: int, x: Tensor, read: Read) -> Tensor:
