@@ -15,6 +15,7 @@ from interpcore.stats.intervals import (
 from interpcore.stats.matching import mutual, one_to_one
 from interpcore.stats.moments import Moments
 from interpcore.stats.paired import paired_difference
+from interpcore.stats.paired_mean import PairedMean
 from interpcore.stats.top_examples import Examples, TopExamples
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MergeError",
     "Moments",
     "OctaveBins",
+    "PairedMean",
     "Ranges",
     "TokenBlock",
     "TopExamples",
