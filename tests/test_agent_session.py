@@ -300,9 +300,12 @@ def test_tests_and_intervals_of_a_paired_mean_agree():
 
 
 def test_a_paired_mean_errs_as_often_as_it_says():
-    """One-sided tests at 5% of true hypotheses, over normal and skewed differences of 24 items."""
+    """One-sided tests of true hypotheses at 5%, over 24 differences: normal, and as skewed as exponential."""
     rng = np.random.default_rng(2)
-    for draw_of, most in ((lambda: rng.normal(size=24), 0.07), (lambda: rng.exponential(size=24) - 1, 0.10)):
-        means = [PairedMean(draw_of()) for _ in range(400)]
-        assert np.mean([mean.above(0.0) <= 0.05 for mean in means]) <= most
-        assert np.mean([mean.below(0.0) <= 0.05 for mean in means]) <= most
+    for drawn, above, below in (
+        (rng.normal, 0.08, 0.08),
+        (lambda size: rng.exponential(size=size) - 1, 0.05, 0.13),
+    ):
+        means = [PairedMean(drawn(size=24)) for _ in range(400)]
+        assert 0.005 < np.mean([mean.above(0.0) <= 0.05 for mean in means]) <= above
+        assert 0.02 < np.mean([mean.below(0.0) <= 0.05 for mean in means]) <= below

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "python" / "interpcore"
-FAMILIES = ("lre", "lens", "circuits", "neurons", "steering", "surgery")
+FAMILIES = ("lre", "lens", "circuits", "neurons", "steering", "surgery", "agent")
 FLOORS = tuple((name,) for name in ("kernels", "ops", "runs", "stats", "model", "data", "generalize"))
 FLOORS = (*FLOORS, FAMILIES, ("review",), ("cli",))
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}

@@ -35,6 +35,13 @@ class Task:
     items: tuple[str, ...]
     content: str
 
+    @property
+    def key(self) -> str:
+        """Hash of its items and their content."""
+        return hashlib.sha256(
+            canonical_json([self.name, self.content, list(self.items)]).encode()
+        ).hexdigest()
+
 
 class Instrument(Protocol):
     """The effect of running a model's blocks under another plan, item by item.

@@ -314,7 +314,7 @@ def open_session(
         raise Refused(f"metric is {options.metric!r}; there are {', '.join(instrument.metrics)}.")
     arguments = {
         **options.arguments(),
-        "tasks": {name: task.content for name, task in instrument.tasks.items()},
+        "tasks": {name: task.key for name, task in instrument.tasks.items()},
         "instrument": dict(instrument.identity),
     }
     card = replace(card, arguments=arguments, seeds={"session": options.seed})

@@ -19,7 +19,8 @@ class PairedMean:
     The interval is the percentile bootstrap's at quantiles widened to those of Student's t (Hesterberg
     2015), as `cluster_bootstrap` has it; a one-sided p-value is the level at which the interval's end reaches
     the bound. It is not below what `DRAWS` resamples can tell. Where all differences are equal, the interval
-    has no width.
+    has no width. Over 24 differences as skewed as exponential ones, `below` errs up to twice as often as it
+    says, and `above` half as often.
 
     Args:
         differences: [n], finite, n at least 2; `value` is their mean.
