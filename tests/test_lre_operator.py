@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from families import transformers_model
 
 import interpcore
 from interpcore.data.relations import Sample
@@ -18,6 +19,7 @@ from interpcore.lre.operator import Operator, estimate, predict, ranked_tokens
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.states import published_depths, read_states
 from interpcore.model.made_on import MadeOn
+from interpcore.model.readout import Readout
 from interpcore.runs import Refused, RunError, write_tensors
 
 
@@ -201,3 +203,15 @@ def test_refusals(model, template):
     long = [Sample(f"{i} " * 100, "x") for i in range(9)]
     with pytest.raises(ValueError, match="has positions for 512"):
         estimate(model, template, long)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_two_products_rank_what_every_beta_would(family):
+    model = interpcore.load(transformers_model(family, dtype=torch.float64))
+    draw = torch.Generator().manual_seed(2)
+    moved, bias = (torch.randn(n, 32, generator=draw, dtype=torch.float64) for n in (7, 1))
+    betas = (0.0, 0.5, 3.0)
+    found = Readout(model, tile=2 * 61).ranked(moved, bias[0], betas, 4)
+    z = torch.stack([beta * moved + bias for beta in betas])
+    assert torch.equal(found, ranked_tokens(model, z, 4))
+    assert torch.equal(Readout(model).ranked(moved, bias[0], betas), found[..., :1])

@@ -18,6 +18,7 @@ from interpcore.model.jacobians import jacobians
 from interpcore.model.made_on import NOT_RECORDED, MadeOn, check_made_on
 from interpcore.model.names import source_name
 from interpcore.model.prompts import pad
+from interpcore.model.readout import Readout
 from interpcore.runs import RunError, read_tensors, write_tensors
 from interpcore.runs.fields import Fields
 
@@ -162,11 +163,12 @@ def predict(
     Raises: Refused for another model's operator.
     """
     check_made_on(model, operator.made_on, "The operator was", other_model)
+    readout = Readout(model)
     each = (
-        Operator((depth,), operator.weight[[i]], operator.bias[[i]]).read(h[:, [i]], betas)
-        for i, depth in enumerate(operator.depths)
+        readout.ranked(h[:, i].to(weight) @ weight.mT, bias, betas, k)
+        for i, (weight, bias) in enumerate(zip(operator.weight, operator.bias, strict=True))
     )
-    return torch.cat([ranked_tokens(model, z, k) for z in each])
+    return torch.stack(list(each)).cpu()
 
 
 @torch.no_grad()

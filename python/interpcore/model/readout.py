@@ -123,6 +123,32 @@ class Readout:
                             into[number, v, rows] = value
         return [TokenMeasures(loss[i], entropy[i], rank[i], own, kl[i]) for i in range(len(scales))]
 
+    def ranked(self, moved: Tensor, bias: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
+        """The highest tokens of beta * moved + bias for every beta, from two products with the unembedding.
+
+        Args:
+            moved: [n, d_model].
+            bias: the same for all [d_model].
+            betas: factors on `moved`.
+            k: how many tokens.
+        Returns: tokens, best first, before a soft-cap, which changes no order [beta, n, k] int64.
+        """
+        x, b = self._centre(_wide(moved)), self._centre(_wide(bias))
+        offset, constant = self._weigh(b[None])[0], self._constant()
+        out = torch.empty(len(betas), len(x), k, dtype=torch.int64, device=x.device)
+        shifted = bool(constant.any())
+        step = max(1, self.tile // len(offset))
+        for at in range(0, len(x), step):
+            part = x[at : at + step]
+            towards = self._weigh(part)
+            for i, beta in enumerate(betas):
+                logits = torch.add(offset, towards, alpha=beta)  # times the norm's scale, which is positive
+                if shifted:
+                    own = (part * beta + b).square().mean(-1) + self.model.final_norm.eps
+                    logits.addcmul_(own.sqrt()[:, None], constant)
+                out[i, at : at + step] = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k).indices
+        return out
+
     def scale(self, resid: Tensor) -> Tensor:
         """The final norm's scale of residuals [..., d_model]."""
         x = self._centre(_wide(resid))

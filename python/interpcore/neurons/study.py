@@ -197,9 +197,7 @@ class Study(experiment.Study):
         """
         folders = sorted(self.path.glob("summary-*-of-*"))
         if not folders:
-            raise Refused(
-                f"{self.path} has no parts of a summary; make them with --part 1/2 and --part 2/2."
-            )
+            raise Refused(f"{self.path} has no parts of a summary; make them with --part 1/2 and --part 2/2.")
         read = sum(len(Summary.open(folder).ranges) for folder in folders)
         if read < self.tokens.n_sequences:
             raise Refused(

@@ -284,9 +284,7 @@ def study_features(study: Study) -> FeatureTable:
     return rule_features(word_texts(study.model.tokenizer, study.model.embedding.shape[0]))
 
 
-def _next_class(
-    study: Study, kept: pd.DataFrame, rules: FeatureTable, limit: int | None
-) -> Figure | None:
+def _next_class(study: Study, kept: pd.DataFrame, rules: FeatureTable, limit: int | None) -> Figure | None:
     """Activations of prediction-like neurons by the class of the token that comes next; None where no class
     both comes and stays away."""
     neurons = list(zip(kept.layer.tolist(), kept.neuron.tolist(), strict=True))
