@@ -169,7 +169,7 @@ def test_the_file_and_other_models(case, tmp_path):
         Lens.load(tmp_path / "other.safetensors")
     with pytest.raises(Refused, match="no Jacobian lens"):  # before a model is loaded
         ReadOptions(lens=str(tmp_path / "other.safetensors")).check_data()
-    with pytest.raises(Refused, match="A lens to depth"):
+    with pytest.raises(Refused, match="ascending depths"):
         replace(lens, target_depth=2)
 
 
@@ -289,4 +289,4 @@ def test_the_commands_end_to_end(tmp_path):
     found = pd.read_parquet(table)
     assert len(found) == 5 * found.position.nunique() and picture.stat().st_size > 2000
     assert found[(found.depth == 4) & (found.position == found.position.max())]["first"].item() == " Paris"
-    assert [one.tool()["name"] for one in EXPERIMENTS] == ["lens_fit", "lens_read"]
+    assert [one.tool()["name"] for one in EXPERIMENTS] == ["lens_fit", "lens_read", "lens_edit"]

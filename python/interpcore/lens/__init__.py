@@ -10,9 +10,12 @@ from typing import Any
 from interpcore._faces import names, shown
 
 _FACE = {
+    "compare": "compare_lenses",
+    "edits": "directions steering swapping",
     "experiments": "EXPERIMENTS",
     "lens": "Lens Moments",
     "options": "FitOptions ReadOptions",
+    "published": "load_lens read_published write_published",
     "read": "open_read read_states",
     "study": "open_fit",
     "sweep": "slice_moments",

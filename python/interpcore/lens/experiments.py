@@ -15,7 +15,7 @@ FIT = Experiment(
 )
 READ = Experiment(
     name="lens read",
-    sentence="Read a text through a lens: the top tokens at every depth and position, with a heat map.",
+    sentence="Read a text through a lens: top tokens of every depth and position, as table, picture, page.",
     example="interpcore lens read runs/lens-tiny --prompt 'The capital of France is' --out runs/read",
     options=options.ReadOptions,
     asks=options.Prompt,
@@ -23,4 +23,15 @@ READ = Experiment(
     runs="interpcore.lens.read:read",
     extra="lens",
 )
-EXPERIMENTS = (FIT, READ)
+EDIT = Experiment(
+    name="lens edit",
+    sentence="Steer a text to a token, or swap one token for another, in a lens's coordinates.",
+    example="interpcore lens edit runs/lens-tiny --prompt 'The capital of France is' --into ' Rome' "
+    "--out-of ' Paris' --out runs/read",
+    options=options.ReadOptions,
+    asks=options.Change,
+    opens="interpcore.lens.read:open_read",
+    runs="interpcore.lens.read:edit",
+    extra="lens",
+)
+EXPERIMENTS = (FIT, READ, EDIT)

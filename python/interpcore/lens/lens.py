@@ -16,7 +16,9 @@ from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.runs import RunError, read_tensors, write_tensors
 from interpcore.runs.fields import Fields
 
+_TENSORS = ("jacobian", "standard_error", "reliability")
 _NUMBERS = ("count", "target_depth", "skip", "length")
+_WORDS = ("site", "rules", "published")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Moments:
 
     Args:
         count: prompts.
-        mean: [depth, d_model, d_model]; zero without prompts.
+        mean: [depth, d_model, width]; zero without prompts.
         squares: summed squared deviations from the mean, same shape.
     """
 
@@ -44,46 +46,68 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """The average Jacobian from every depth up to a target depth.
+    """The average Jacobian from one site at several depths up to a target depth.
 
     Args:
-        jacobian: mean over prompts of J, entry [d, i, j] that of d target_i / d resid[d]_j
-            [depth, d_model, d_model], depths 0 to the target, where it is the identity.
-        standard_error: of every entry, prompts as units, same shape.
-        reliability: of the mean at each depth [depth], see `reliability`; NaN where nothing varies.
-        count: prompts.
+        jacobian: mean over prompts of J, entry [n, i, j] that of d target_i / d source_j
+            [depth, d_model, width]; at the target depth itself the identity.
+        depths: depth of each [depth]: residual depths, or block calls for another site.
         target_depth: residual depth that it leads to, counted from 0.
-        skip: first positions of each prompt that were neither source nor target.
-        length: tokens of a prompt at most.
-        made_on: weights and plan of the model.
+        count: prompts.
+        standard_error: of every entry, prompts as units, same shape; None where it was not kept.
+        reliability: of the mean at each depth [depth], see `reliability`; NaN where nothing varies.
+        site: what it leads from, one of `options.SITES`; width is d_model, or heads * d_head for z.
+        rules: what nonlinear parts passed on, one of `options.RULES`.
+        skip: first positions of each prompt that were neither source nor target; None: not recorded.
+        length: tokens of a prompt at most; None: not recorded.
+        made_on: weights and plan of the model; None where they are not recorded.
+        published: what a published file says of itself, as JSON; "" for none.
     """
 
     jacobian: Tensor
-    standard_error: Tensor
-    reliability: Tensor
-    count: int
+    depths: tuple[int, ...]
     target_depth: int
-    skip: int
-    length: int
-    made_on: MadeOn
+    count: int
+    standard_error: Tensor | None = None
+    reliability: Tensor | None = None
+    site: str = "resid"
+    rules: str = "exact"
+    skip: int | None = None
+    length: int | None = None
+    made_on: MadeOn | None = None
+    published: str = ""
 
     def __post_init__(self) -> None:
-        d = self.jacobian.shape[-1]
-        if tuple(self.jacobian.shape) != (self.target_depth + 1, d, d) or (
-            (self.standard_error.shape, self.reliability.shape)
-            != (self.jacobian.shape, self.jacobian.shape[:1])
+        n, error, reliable = len(self.depths), self.standard_error, self.reliability
+        shape = tuple(self.jacobian.shape)
+        last = self.target_depth - (self.site != "resid")
+        if (
+            self.jacobian.dim() != 3
+            or shape[0] != n
+            or (self.site != "z" and shape[1] != shape[2])
+            or (error is not None and error.shape != shape)
+            or (reliable is not None and reliable.shape != (n,))
         ):
             raise Refused(
-                f"A lens to depth {self.target_depth} is J and its errors [{self.target_depth + 1}, d_model, "
-                f"d_model], and a reliability of each depth; got {tuple(self.jacobian.shape)}, "
-                f"{tuple(self.standard_error.shape)} and {tuple(self.reliability.shape)}."
+                f"A lens of {n} depths is J and its errors [{n}, d_model, width], and a reliability of each; "
+                f"got {shape}, {_shape(error)} and {_shape(reliable)}."
+            )
+        if (
+            list(self.depths) != sorted(set(self.depths))
+            or not n
+            or self.depths[0] < 0
+            or self.depths[-1] > last
+        ):
+            raise Refused(
+                f"A lens from {self.site} to depth {self.target_depth} has ascending depths from 0 to "
+                f"{last}, not {self.depths}."
             )
 
     @classmethod
     def of(
-        cls, halves: tuple[Moments, Moments], *, target_depth: int, skip: int, length: int, made_on: MadeOn
+        cls, halves: tuple[Moments, Moments], *, target_depth: int, site: str = "resid", **about: Any
     ) -> Lens:
-        """The lens of two halves of the prompts.
+        """The lens of two halves of the prompts, at every depth; `about` are its other fields.
 
         Raises: Refused for a half without prompts.
         """
@@ -91,36 +115,42 @@ class Lens:
             raise Refused("A lens with standard errors needs two prompts at least; give more text.")
         whole = halves[0].merge(halves[1])
         error = (whole.squares / (whole.count - 1) / whole.count).sqrt()
-        return cls(
-            whole.mean,
-            error,
-            reliability(halves[0].mean, halves[1].mean),
-            whole.count,
-            target_depth,
-            skip,
-            length,
-            made_on,
-        )
+        reliable = reliability(halves[0].mean, halves[1].mean, carried=site != "z")
+        depths = tuple(range(len(whole.mean)))
+        return cls(whole.mean, depths, target_depth, whole.count, error, reliable, site, **about)
+
+    def at(self, depth: int) -> Tensor:
+        """J from a depth [d_model, width].
+
+        Raises: Refused where the lens has none.
+        """
+        if depth not in self.depths:
+            raise Refused(f"The lens has the depths {', '.join(map(str, self.depths))}; got {depth}.")
+        return self.jacobian[self.depths.index(depth)]
 
     def carried(self, h: Tensor, depth: int) -> Tensor:
-        """J_d h: states [..., d_model] of a depth as the target depth would have them on average."""
-        return h @ self.jacobian[depth].to(h).mT
+        """J_d h: states [..., width] of a depth as the target depth would have them on average."""
+        return h @ self.at(depth).to(h).mT
 
     def check_model(self, model: Model, other_model: bool = False) -> None:
         """Raises: Refused for another model than it was made on, or, with `other_model`, of another shape."""
         check_made_on(model, self.made_on, "The lens was", other_model)
-        depth, d = model.plan.n_calls, model.spec.d_model
-        if self.target_depth > depth or self.jacobian.shape[-1] != d:
+        depth, d, spec = model.plan.n_calls, model.spec.d_model, model.spec
+        width = spec.n_heads * spec.d_head if self.site == "z" else d
+        if self.target_depth > depth or tuple(self.jacobian.shape[1:]) != (d, width):
             raise Refused(
-                f"The lens leads to depth {self.target_depth} of width {self.jacobian.shape[-1]}; "
-                f"{model.spec.name} has {depth} depths of width {d}."
+                f"The lens leads to depth {self.target_depth} with maps {list(self.jacobian.shape[1:])}; "
+                f"{spec.name} has {depth} depths, and its maps are {[d, width]}."
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as safetensors."""
-        tensors = {name: getattr(self, name) for name in ("jacobian", "standard_error", "reliability")}
-        numbers = {name: str(getattr(self, name)) for name in _NUMBERS}
-        write_tensors(path, tensors, {"kind": KIND, **numbers, **self.made_on.to_json()})
+        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        numbers = {n: str(getattr(self, n)) for n in _NUMBERS if getattr(self, n) is not None}
+        words = {name: getattr(self, name) for name in _WORDS}
+        made_on = {} if self.made_on is None else self.made_on.to_json()
+        depths = ",".join(map(str, self.depths))
+        write_tensors(path, tensors, {"kind": KIND, "depths": depths, **numbers, **words, **made_on})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Lens:
@@ -129,35 +159,58 @@ class Lens:
         Raises: RunError for another kind of file.
         """
         tensors, about = read_tensors(path)
-        wanted = {"jacobian", "standard_error", "reliability"}
-        if about.get("kind") != KIND or set(tensors) != wanted:
+        if about.get("kind") != KIND or "jacobian" not in tensors or set(tensors) - set(_TENSORS):
             raise RunError(f"{path} holds no Jacobian lens; give a file that `lens fit` wrote")
-        numbers = {name: about.get(name, "") for name in _NUMBERS}
-        made_on = MadeOn.read(Fields(about, str(path), RunError))
-        if made_on is None or not all(n.isdecimal() and len(n) < 9 for n in numbers.values()):
-            raise RunError(f"{path} does not say what its lens was made of; fit it again")
-        for name in ("jacobian", "standard_error"):
-            if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all()):
+        for name, tensor in tensors.items():
+            # A reliability may be NaN, where nothing varies.
+            finite = name == "reliability" or bool(tensor.isfinite().all())
+            if not tensor.is_floating_point() or not finite:
                 raise RunError(f"{path} holds a {name} that is not finite numbers throughout; fit it again")
+        numbers = {name: about[name] for name in _NUMBERS if name in about}
+        # Files of the first edition name no depths: theirs were all up to the target's.
+        depths = about["depths"].split(",") if "depths" in about else None
+        if not {"count", "target_depth"} <= set(numbers) or not all(
+            n.isdecimal() and len(n) < 9 for n in [*numbers.values(), *(depths or ())]
+        ):
+            raise RunError(f"{path} does not say what its lens was made of; fit it again")
+        made_on = MadeOn.read(Fields(about, str(path), RunError))
+        words = {name: about[name] for name in _WORDS if name in about}
+        given: dict[str, Any] = {**tensors, **{name: int(n) for name, n in numbers.items()}, **words}
+        given["depths"] = tuple(map(int, depths)) if depths else tuple(range(len(tensors["jacobian"])))
         try:
-            given: dict[str, Any] = {**tensors, **{name: int(n) for name, n in numbers.items()}}
             return cls(**given, made_on=made_on)
         except Refused as error:
             raise RunError(f"{path} holds no lens: {error}") from error
 
 
-def reliability(first: Tensor, second: Tensor) -> Tensor:
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+def reliability(first: Tensor, second: Tensor, carried: bool = True) -> Tensor:
     """How far the mean of all prompts would come again on as many others: the correlation r of the halves'
     J - I over its entries, stepped up to both halves' length by Spearman and Brown's 2 r / (1 + r).
 
     The identity is what the stream itself carries; left in, it would make every lens look reliable.
 
     Args:
-        first, second: means of the halves [depth, d_model, d_model].
-    Returns: [depth], NaN where J - I does not vary.
+        first, second: means of the halves [depth, d_model, width].
+        carried: whether the stream carries the site as it is; else nothing is taken off.
+    Returns: [depth], NaN where nothing varies.
     """
-    eye = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
-    one, two = ((half - eye).flatten(1).double() for half in (first, second))
-    one, two = one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True)
-    r = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))
+    one, two = (beyond_identity(half, carried).flatten(1).double() for half in (first, second))
+    r = correlations(one, two)
     return 2 * r / (1 + r)
+
+
+def beyond_identity(jacobian: Tensor, carried: bool = True) -> Tensor:
+    """J - I [depth, d_model, d_model], or J as it is where the stream does not carry the site."""
+    if not carried:
+        return jacobian
+    return jacobian - torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+
+
+def correlations(one: Tensor, two: Tensor) -> Tensor:
+    """Correlation of each row of two tensors [row, n], NaN where one does not vary."""
+    one, two = one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True)
+    return (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))

@@ -9,9 +9,11 @@ from itertools import count
 from pathlib import Path
 
 from interpcore.errors import Refused
-from interpcore.runs.options import Options, option
+from interpcore.runs.options import PROTOCOLS, Options, option
 
 KIND = "jacobian lens"  # what a lens's file says it is
+SITES = ("resid", "attn_out", "mlp_out", "z")
+RULES = ("exact", "relp", "frozen")
 TINY_DOCUMENTS = 100  # of the tiny world, in one running text
 
 
@@ -29,6 +31,17 @@ class FitOptions(Options):
     length: int = option(128, "Tokens of a prompt at most.", least=3)
     skip: int = option(16, "First positions of a prompt that are neither source nor target.", least=0)
     target_depth: int = option(-1, "Residual depth that the lens leads to; -1 is the last block's output.")
+    site: str = option(
+        "resid",
+        "What the lens leads from; attn_out, mlp_out and z (every head's) of each block.",
+        choices=SITES,
+    )
+    rules: str = option(
+        "exact",
+        "What nonlinear parts pass on: 'exact' derivatives, 'relp' (the R-lens) or 'frozen' attention "
+        "probabilities.",
+        choices=RULES,
+    )
     slice_size: int = option(
         32,
         "Prompts of a cell: what a killed run does again at most. A cell keeps four lenses' worth of disk.",
@@ -75,7 +88,7 @@ class ReadOptions(Options):
 
     lens: str = option(
         ...,
-        "A lens: the file that `lens fit` wrote, or its run folder.",
+        "A lens: a file that `lens fit` wrote, its run folder, or a published .pt.",
         circumstance=True,
         positional=True,
     )
@@ -92,8 +105,10 @@ class ReadOptions(Options):
         """See `Options.check_data`: reads what the lens says of itself."""
         from interpcore.runs.artifacts import read_metadata
 
-        if read_metadata(self.file).get("kind") != KIND:
+        if self.file.suffix != ".pt" and read_metadata(self.file).get("kind") != KIND:
             raise Refused(f"{self.file} holds no Jacobian lens; give a file that `lens fit` wrote.")
+        if not self.file.is_file():
+            raise Refused(f"There is no file {self.file}; give a lens.")
 
     def lens_hash(self) -> str:
         """What the card says of the lens."""
@@ -106,8 +121,35 @@ class Prompt(Options):
     """What is read."""
 
     prompt: str = option("The capital of France is", "A text to read at every depth and position.")
+    depths: tuple[int, ...] = option((), "Show these depths alone.", least=0, flag="depth", circumstance=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.prompt.strip():
-            raise Refused("The prompt is empty; give a text.")
+        check_prompt(self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(Options):
+    """What is edited through the lens."""
+
+    prompt: str = option("The capital of France is", "A text, edited at every position.")
+    into: str = option(..., "The token to steer to or to swap in, with its leading space.")
+    out_of: str = option("", "The token to swap out; leave it out to steer.")
+    depths: tuple[int, ...] = option(
+        (), "Edit at these depths, one at a time; default: all.", least=0, flag="depth"
+    )
+    strength: float = option(1.0, "Of the swap (1 exchanges), or the steering vector over the states' norm.")
+    draws: int = option(4, "Controls: random directions of the same lengths and angle.", least=1)
+    protocol: str = option(
+        "default", "'paper' leaves the final norm's weight out of directions.", choices=PROTOCOLS
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt(self.prompt)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises: Refused for an empty text."""
+    if not prompt.strip():
+        raise Refused("The prompt is empty; give a text.")

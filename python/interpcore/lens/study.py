@@ -16,6 +16,7 @@ from interpcore.lens.options import FitOptions
 from interpcore.lens.sweep import slice_moments
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.linearize import EXACT, Rules
 from interpcore.model.made_on import MadeOn
 from interpcore.model.prompts import first_ids, token_ids
 from interpcore.runs import Row, RunFolder, experiment, read_tensors, write_tensors
@@ -23,6 +24,7 @@ from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, new_figure, save_figure, whole_numbers
 
 HALVES = ("even", "odd")
+LOCAL = {"exact": EXACT, "relp": Rules.relp(), "frozen": Rules(scores="frozen")}
 NOTES = (
     "gain: |J| / sqrt(d_model), which is 1 where a state arrives as it is; carried: mean of J's diagonal.",
     "relative_se: |standard error| / |J|, prompts as units.",
@@ -35,8 +37,15 @@ def fit_slice(study: FitStudy, start: int, stop: int) -> dict[str, Any]:
     """One cell: the moments of prompts start to stop - 1, as a file."""
     assert study.artifacts is not None
     prompts = study.prompts[start:stop]
+    how = study.options
     halves = slice_moments(
-        study.model, prompts, skip=study.options.skip, target_depth=study.target_depth, first=start
+        study.model,
+        prompts,
+        skip=how.skip,
+        target_depth=study.target_depth,
+        site=how.site,
+        rules=LOCAL[how.rules],
+        first=start,
     )
     name = f"slices/{start}-{stop}.safetensors"
     tensors = {
@@ -84,6 +93,8 @@ class FitStudy(experiment.Study):
         return Lens.of(
             merged,
             target_depth=self.target_depth,
+            site=self.options.site,
+            rules=self.options.rules,
             skip=self.options.skip,
             length=self.options.length,
             made_on=MadeOn.of(self.model),
@@ -103,6 +114,7 @@ class FitStudy(experiment.Study):
 
         assert self.artifacts is not None
         lens, place = self.lens(), self.artifacts.artifact
+        assert lens.standard_error is not None and lens.reliability is not None
         file = place("lens.safetensors")
         lens.save(file)
         size = torch.linalg.matrix_norm(lens.jacobian)
@@ -112,6 +124,8 @@ class FitStudy(experiment.Study):
             "relative_se": torch.linalg.matrix_norm(lens.standard_error) / size,
             "reliability": lens.reliability,
         }
+        if lens.site == "z":  # whose coordinates are not the stream's
+            del columns["carried"]
         table = pd.DataFrame({name: values.double().numpy() for name, values in columns.items()})
         table.insert(0, "depth", range(len(table)))
         figure, axes = new_figure(7, 3, 2)
@@ -119,8 +133,9 @@ class FitStudy(experiment.Study):
             panel.plot(table.depth, table[name], "o-")
             panel.set(xlabel="depth", ylabel=name.replace("_se", " standard error"))
             whole_numbers(panel.xaxis)
+        data = f"lens from {lens.site} to depth {lens.target_depth}, rules {lens.rules}"
         n = f"{lens.count} prompts of at most {lens.length} tokens"
-        said = caption(model=str(self.artifacts.card.model), data=f"lens to depth {lens.target_depth}", n=n)
+        said = caption(model=str(self.artifacts.card.model), data=data, n=n)
         files = write_frame(place("tables/depths"), table) + save_figure(
             place("figures/depths"), figure, said
         )

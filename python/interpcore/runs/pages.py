@@ -22,6 +22,7 @@ table { border-collapse: collapse; margin: .5em 0; } td, th { padding: 1px 8px; 
 th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
 img { max-width: 100%; } .text { font-family: monospace; margin: .3em 0; white-space: pre-wrap; }
 .side { display: inline-block; vertical-align: top; margin-right: 3em; } .note { color: #666; }
+.wide { overflow-x: auto; } .grid td { font: 11px monospace; text-align: center; border: 1px solid #fff; }
 """
 _TEMPLATES = {
     "page": """<!doctype html>
@@ -36,6 +37,12 @@ _TEMPLATES = {
     "table": """<table><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>""",
+    "grid": """<div class="wide"><table class="grid">
+<tr><th></th>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
+{% for name, row in rows %}<tr><th>{{ name }}</th>{% for text, shade, colour, more in row -%}
+<td style="background: rgba(33,102,172,{{ shade }}); color: {{ colour }}" title="{{ more }}">{{ text }}</td>
+{%- endfor %}</tr>
+{% endfor %}<tr><th></th>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr></table></div>""",
     "side": '{% for part in parts %}<div class="side">{{ part }}</div>{% endfor %}',
     "text": """<div class="text">{% for style, value, text in spans -%}
 <span style="{{ style }}" title="{{ value }}">{{ text }}</span>{% endfor %}</div>""",
@@ -79,6 +86,23 @@ def table(frame: pd.DataFrame, digits: int = 4) -> Markup:
     """A table; numbers with so many significant digits."""
     rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
     return _rendered("table", names=list(frame.columns), rows=rows)
+
+
+def grid(
+    heads: Sequence[str], names: Sequence[str], cells: Sequence[Sequence[tuple[str, float, str]]]
+) -> Markup:
+    """Rows of cells, each as dark as its share.
+
+    Args:
+        heads: of the columns.
+        names: of the rows.
+        cells: text, share from 0 to 1, and what is shown under the pointer [row][column].
+    """
+    shaded = [
+        (name, [(text, f"{share:.2f}", "#fff" if share > 0.6 else "#222", more) for text, share, more in row])
+        for name, row in zip(names, cells, strict=True)
+    ]
+    return _rendered("grid", heads=heads, rows=shaded)
 
 
 def side_by_side(parts: Sequence[str]) -> Markup:
