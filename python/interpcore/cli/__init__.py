@@ -3,6 +3,7 @@
 import typer
 
 from interpcore.cli.circuits import app as circuits
+from interpcore.cli.convert import convert
 from interpcore.cli.demo import demo
 from interpcore.cli.generalize import app as generalize
 from interpcore.cli.info import info
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(info)
 app.command()(demo)
 app.command()(verify)
+app.command()(convert)
 app.add_typer(circuits, name="circuits")
 app.add_typer(generalize, name="generalize")
 app.add_typer(lens, name="lens")

@@ -42,6 +42,7 @@ def run_card(
         dtype=str(model.dtype).removeprefix("torch."),
         plan=str(model.plan),
         plan_hash=hashlib.sha256(repr(model.plan).encode()).hexdigest(),
+        quantised=None if model.origin is None else model.origin.quantised,
         load_check_gap=model.load_gap if isinstance(model, Model) else None,
         products=product_routes() if model.device.type == "cpu" and model.dtype == torch.float32 else {},
         sources=({} if model.origin is None else {"model": model.origin.source}) | dict(sources or {}),

@@ -28,6 +28,7 @@ class Origin:
         device: where they are.
         revision: the hub's commit that was read; None for embedded models and folders, which have none.
         trust_remote_code: whether the checkpoint's own Python code ran.
+        quantised: how the weights had been quantised before they were read; None where nothing says so.
     """
 
     source: str
@@ -35,6 +36,7 @@ class Origin:
     device: str
     revision: str | None = None
     trust_remote_code: bool = False
+    quantised: str | None = None
 
     def load(self, plan: Plan | None = None, weights: str | None = None) -> Model | GenericModel:
         """The model again, as a worker needs it.

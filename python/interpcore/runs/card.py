@@ -16,8 +16,8 @@ from interpcore.runs.errors import RunError
 from interpcore.runs.fields import Fields
 
 _CIRCUMSTANCE = {"circumstance": True}
-_IF_ANY: dict[str, Any] = {"extends": (), "products": {}, "sources": {}}
-_TEXTS = ("model", "revision", "weights", "tokenizer", "dtype", "plan", "plan_hash", "command")
+_IF_ANY: dict[str, Any] = {"extends": (), "products": {}, "sources": {}, "quantised": None}
+_TEXTS = ("model", "revision", "weights", "tokenizer", "dtype", "plan", "plan_hash", "command", "quantised")
 """Fields that are text where they are recorded."""
 
 
@@ -53,6 +53,8 @@ class RunCard:
             the bits stay the same. Circumstance.
         sources: where model ("model") and data were found, by option: what `verify` looks for again. Paths
             differ between machines; hashes carry the meaning. Circumstance.
+        quantised: how the weights had been quantised before they were read. Circumstance: `weights` says what
+            they are.
     """
 
     model: str | None = None
@@ -78,6 +80,7 @@ class RunCard:
     host: str = field(default_factory=socket.gethostname, metadata=_CIRCUMSTANCE)
     products: Mapping[str, str] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
     sources: Mapping[str, Any] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
+    quantised: str | None = field(default=None, metadata=_CIRCUMSTANCE)
 
     @property
     def key(self) -> str:
@@ -93,6 +96,7 @@ class RunCard:
     def to_json(self) -> dict[str, Any]:
         """The card as a JSON object, one entry per field; `extends`, `products` and `sources` only where they
         name something."""
+        """The card as a JSON object, one entry per field, those of `_IF_ANY` where they say something."""
         return {name: v for name, v in asdict(self).items() if v or name not in _IF_ANY}
 
     @classmethod

@@ -19,6 +19,7 @@ from interpcore.model.load.check import check_against_transformers, check_finite
 from interpcore.model.load.checkpoint import Checkpoint, assemble
 from interpcore.model.load.falcon import falcon
 from interpcore.model.load.gemma import gemma, gemma2
+from interpcore.model.load.gguf import CONFIG, is_gguf, read_gguf
 from interpcore.model.load.glm import glm
 from interpcore.model.load.gpt2 import gpt2, gpt_neo
 from interpcore.model.load.gpt_neox import gpt_neox
@@ -81,8 +82,9 @@ def load(
     """Load a model.
 
     Args:
-        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a hub
-            id, or a transformers model object, whose tensors are shared.
+        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a GGUF
+            file (dequantised, float32 unless a dtype is given), a hub id, or a transformers model
+            object, whose tensors are shared.
         dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its
             own).
         device: where to put the weights (an object stays where it is).
@@ -100,10 +102,14 @@ def load(
         name, location = str(source), locate(source, revision)
         if (own := _own_family(location)) is not None:
             return _load_own(own, location, name, dtype, device, check)
-        hf, tokenizer = read_checkpoint(location, dtype, device, trust_remote_code)
+        if is_gguf(location.place):
+            hf, tokenizer, quantised = read_gguf(Path(location.place), dtype, device)
+        else:
+            hf, tokenizer = read_checkpoint(location, dtype, device, trust_remote_code)
+            quantised = getattr(hf.config, CONFIG, None)
         commit = getattr(hf.config, "_commit_hash", None) if location.cached else location.revision
         place = hf.get_input_embeddings().weight
-        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code)
+        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code, quantised)
     else:
         hf, tokenizer, name = source, None, source.config._name_or_path or type(source).__name__
     hf.eval()

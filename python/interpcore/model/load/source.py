@@ -58,6 +58,10 @@ def locate(source: str | Path, revision: str | None = None) -> Location:
     name = str(source)
     shipped = embedded_folder(name)
     folder = shipped or Path(source).expanduser()
+    if name.lower().endswith(".gguf") and folder.is_file():
+        if revision is not None:
+            raise Refused(f"{source} is a file, and files have no revisions; leave the revision out.")
+        return Location(str(folder.absolute()), str(folder))
     if folder.is_dir():
         if revision is not None:
             raise Refused(f"{source} is a folder, and folders have no revisions; leave the revision out.")
@@ -65,7 +69,8 @@ def locate(source: str | Path, revision: str | None = None) -> Location:
         return Location(name if shipped else str(folder.absolute()), str(folder))
     if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")):
         raise Refused(
-            f"There is no folder {source}; give a transformers folder, a hub id, or an embedded model's name."
+            f"There is no folder {source}; give a transformers folder, a GGUF file, a hub id, or an embedded "
+            "model's name."
         )
     return _on_the_hub(name, revision)
 
