@@ -11,11 +11,10 @@ import torch
 
 import interpcore
 from interpcore.cli import extras, main
-from interpcore.errors import InterpcoreError, Unavailable
+from interpcore.errors import InterpcoreError, Unavailable, exit_on_error
 from interpcore.model.load.source import check_device
 from interpcore.ops import attn_jvp
 from interpcore.runs import Refused, RunError
-from interpcore.runs.errors import told_in_a_sentence
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,7 @@ from interpcore.runs.errors import told_in_a_sentence
     ],
 )
 def test_expected_errors_are_sentences(error, said, capsys):
-    with pytest.raises(SystemExit) as end, told_in_a_sentence("program"):
+    with pytest.raises(SystemExit) as end, exit_on_error("program"):
         raise error
     shown = capsys.readouterr().err
     assert end.value.code == 1 and said in shown and shown.count("\n") == 1
@@ -59,7 +58,7 @@ def _asserts():
     ],
 )
 def test_defects_keep_their_traceback(defect, kind, monkeypatch):
-    with pytest.raises(kind), told_in_a_sentence("program"):
+    with pytest.raises(kind), exit_on_error("program"):
         defect()
     # The same inside a command.
     monkeypatch.setattr(interpcore.ops, "product_probe", defect)
@@ -79,7 +78,7 @@ def test_every_error_class_of_the_package_is_told():
 
 
 def test_ctrl_c_says_what_is_kept(capsys):
-    with pytest.raises(SystemExit) as end, told_in_a_sentence("program"):
+    with pytest.raises(SystemExit) as end, exit_on_error("program"):
         raise SystemExit(130)
     assert end.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 

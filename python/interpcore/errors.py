@@ -4,6 +4,10 @@ What ends a command and is none of these (nor an OSError or ImportError) is a de
 A function's contract with its caller (shapes, a cache of another model) is a plain ValueError.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InterpcoreError(Exception):
     """The root: its message is a sentence for the user, saying what, where and what to do."""
@@ -19,3 +23,32 @@ class RunError(InterpcoreError):
 
 class Unavailable(InterpcoreError, RuntimeError):
     """What was asked for cannot run here: a backend or an instruction set."""
+
+
+@contextmanager
+def exit_on_error(program: str) -> Iterator[None]:
+    """Ends the program with one sentence on standard error and status 1 where an expected error comes out.
+
+    Any other error is a defect and passes through.
+
+    Args:
+        program: its name, in front of the sentence.
+    """
+    try:
+        yield
+    except (InterpcoreError, OSError, ImportError) as error:
+        sys.stderr.write(f"{program}: {sentence(error)}\n")
+        raise SystemExit(1) from None
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            sys.stderr.write(f"{program}: stopped; what is finished is kept, and the same command goes on.\n")
+        raise
+
+
+def sentence(error: BaseException) -> str:
+    """What an expected error says, with what to do where Python's own words leave that open."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"this needs {error.name}, which is not installed; pip install {error.name}."
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the name, and that it may be read or written."
+    return str(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from interpcore.agent.budget import Spend
-from interpcore.runs.errors import RunError
+from interpcore.errors import RunError
 from interpcore.runs.locks import refuse_link
 
 FILE = "session.sqlite"

@@ -140,7 +140,7 @@ def as_metrics(metrics: str | Metric | Sequence[str | Metric]) -> list[Metric]:
     return found
 
 
-def answers_alone(model: Model, pairs: Pairs, metrics: Sequence[Metric]) -> tuple[Model, Pairs]:
+def restrict_to_answers(model: Model, pairs: Pairs, metrics: Sequence[Metric]) -> tuple[Model, Pairs]:
     """A model whose only logits are those of the pairs' answers, and the pairs in its numbering; both as they
     are where a metric reads other logits too."""
     if not all(metric.answers_only for metric in metrics):

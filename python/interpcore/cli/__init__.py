@@ -1,19 +1,43 @@
 """Command line: one file per command or group, joined into one Typer application here."""
 
-import typer
+from functools import cached_property
+from importlib import import_module
+from typing import Any
 
-from interpcore.cli.circuits import app as circuits
+import typer
+from typer.core import TyperGroup
+from typer.main import get_group
+
 from interpcore.cli.convert import convert
 from interpcore.cli.demo import demo
-from interpcore.cli.generalize import app as generalize
 from interpcore.cli.info import info
-from interpcore.cli.lens import app as lens
-from interpcore.cli.lre import app as lre
-from interpcore.cli.neurons import app as neurons
-from interpcore.cli.steering import app as steering
-from interpcore.cli.surgery import app as surgery
 from interpcore.cli.verify import verify
-from interpcore.runs.errors import told_in_a_sentence
+from interpcore.errors import exit_on_error
+
+FAMILIES = {
+    "circuits": "Circuits: edge attribution, exact patching, faithfulness.",
+    "generalize": "Trials of findings: new models, new data, other methods.",
+    "lens": "The Jacobian lens: average Jacobians, and texts read through them.",
+    "lre": "Linear relational embeddings.",
+    "neurons": "Neurons: statistics, universality, explanations, effects.",
+    "steering": "Steering: directions in states, interventions along them, and what they change.",
+    "surgery": "Layer surgery: run other plans and measure what breaks.",
+}
+"""What each group is about; its commands are the `app` of the file of its name."""
+
+
+class Family(TyperGroup):
+    """A family's commands, imported once they are asked for: `interpcore --help` names the families alone."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        del self.commands
+
+    @cached_property
+    def commands(self) -> Any:  # type: ignore[override]
+        """By name."""
+        return get_group(import_module(f"interpcore.cli.{self.name}").app).commands
+
 
 app = typer.Typer(
     name="interpcore",
@@ -26,18 +50,13 @@ app.command()(info)
 app.command()(demo)
 app.command()(verify)
 app.command()(convert)
-app.add_typer(circuits, name="circuits")
-app.add_typer(generalize, name="generalize")
-app.add_typer(lens, name="lens")
-app.add_typer(lre, name="lre")
-app.add_typer(neurons, name="neurons")
-app.add_typer(steering, name="steering")
-app.add_typer(surgery, name="surgery")
+for name, sentence in FAMILIES.items():
+    app.add_typer(typer.Typer(cls=Family, help=sentence, no_args_is_help=True), name=name)
 
 
 def main() -> None:
     """Run the `interpcore` command; an expected failure prints its sentence and exits with 1."""
-    with told_in_a_sentence("interpcore"):
+    with exit_on_error("interpcore"):
         app()
 
 

@@ -13,7 +13,7 @@ from interpcore.circuits.options import DIRECTIONS, SELECTIONS
 from interpcore.cli.study import add
 from interpcore.cli.tables import show
 
-app = typer.Typer(help="Circuits: edge attribution, exact patching, faithfulness.", no_args_is_help=True)
+app = typer.Typer()
 for experiment in EXPERIMENTS:
     add(app, experiment)
 

@@ -6,10 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from interpcore.cli import lre
-from interpcore.cli.study import run, show_and_end
-from interpcore.lre.experiments import RUN
-
 
 def demo(
     model: Annotated[str, typer.Option(help="A shipped model, a folder or a hub id.")] = "tiny",
@@ -21,6 +17,10 @@ def demo(
 
     Example: interpcore demo
     """
+    from interpcore.cli import lre
+    from interpcore.cli.study import run, show_and_end
+    from interpcore.lre.experiments import RUN
+
     console = Console()
     console.print(
         f"Linear relational embeddings on {model}: from 8 examples, an affine map of the subject's state "

@@ -25,7 +25,7 @@ SUITES = {
 }
 DEFECTIVE = 3
 
-app = typer.Typer(help="Trials of findings: new models, new data, other methods.", no_args_is_help=True)
+app = typer.Typer()
 
 RUN = Experiment(
     name="generalize run",

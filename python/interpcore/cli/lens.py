@@ -10,9 +10,7 @@ from interpcore.cli.study import Device, Revision, add, load
 from interpcore.cli.tables import show
 from interpcore.lens.experiments import EXPERIMENTS
 
-app = typer.Typer(
-    help="The Jacobian lens: average Jacobians, and texts read through them.", no_args_is_help=True
-)
+app = typer.Typer()
 for experiment in EXPERIMENTS:
     add(app, experiment)
 

@@ -15,7 +15,7 @@ from interpcore.runs.experiment import Report
 
 WIDTH = 130
 
-app = typer.Typer(help="Linear relational embeddings.", no_args_is_help=True)
+app = typer.Typer()
 
 
 def show(report: Report) -> None:

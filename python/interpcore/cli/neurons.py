@@ -14,7 +14,7 @@ import typer
 from interpcore.cli.study import Quiet, add
 from interpcore.neurons.experiments import EXPERIMENTS
 
-app = typer.Typer(help="Neurons: statistics, universality, explanations, effects.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command()

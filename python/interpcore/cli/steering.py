@@ -5,9 +5,6 @@ import typer
 from interpcore.cli.study import add
 from interpcore.steering.experiments import EXPERIMENTS
 
-app = typer.Typer(
-    help="Steering: directions in states, interventions along them, and what they change.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 for experiment in EXPERIMENTS:
     add(app, experiment)

@@ -5,6 +5,6 @@ import typer
 from interpcore.cli.study import add
 from interpcore.surgery.experiments import EXPERIMENTS
 
-app = typer.Typer(help="Layer surgery: run other plans and measure what breaks.", no_args_is_help=True)
+app = typer.Typer()
 for experiment in EXPERIMENTS:
     add(app, experiment)

@@ -45,7 +45,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
-def in_halves(
+def split_on_out_of_memory(
     items: Sequence[Item], run: Callable[[Sequence[Item]], Result], what: str
 ) -> Iterator[tuple[Sequence[Item], Result]]:
     """Run all items together; where memory runs out, each half of them, and so on.
@@ -73,5 +73,5 @@ def in_halves(
     # Outside the handler, so that the failed attempt's tensors are free.
     half = len(items) // 2
     warnings.warn(f"Memory ran out with {len(items)} {what} at once; going on with {half}.", stacklevel=2)
-    yield from in_halves(items[:half], run, what)
-    yield from in_halves(items[half:], run, what)
+    yield from split_on_out_of_memory(items[:half], run, what)
+    yield from split_on_out_of_memory(items[half:], run, what)

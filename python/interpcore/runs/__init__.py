@@ -1,5 +1,6 @@
 """Runs on disk: run folders with cards, atomic artifacts and a ledger; progress; and resumable sweeps."""
 
+from interpcore.errors import Refused, RunError
 from interpcore.runs.artifacts import (
     atomic_path,
     read_bytes,
@@ -14,7 +15,6 @@ from interpcore.runs.backend import Backend, InProcess, run_cell
 from interpcore.runs.canonical import canonical_json, cell_seed, plain
 from interpcore.runs.card import Difference, RunCard, compare, current_versions
 from interpcore.runs.checkpoint import Checkpoint, checkpointed
-from interpcore.runs.errors import Refused, RunError
 from interpcore.runs.folder import Artifacts, RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell
 from interpcore.runs.hashes import tensors_hash, tokenizer_hash

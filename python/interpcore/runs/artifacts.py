@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interpcore.errors import RunError
 from interpcore.runs.canonical import plain
-from interpcore.runs.errors import RunError
 from interpcore.runs.fields import parse_json
 from interpcore.runs.hashes import tensor_hashes
 from interpcore.runs.locks import Alive

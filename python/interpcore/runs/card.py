@@ -11,8 +11,8 @@ from importlib import metadata
 from typing import Any
 
 from interpcore._version import __version__
+from interpcore.errors import RunError
 from interpcore.runs.canonical import plain
-from interpcore.runs.errors import RunError
 from interpcore.runs.fields import Fields
 
 _CIRCUMSTANCE = {"circumstance": True}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interpcore.errors import RunError
 from interpcore.runs.artifacts import read_tensors, write_tensors
-from interpcore.runs.errors import RunError
 from interpcore.runs.progress import Progress
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, RunError
 from interpcore.runs.artifacts import read_json, remove_partials, write_json
 from interpcore.runs.card import Difference, RunCard, compare
-from interpcore.runs.errors import RunError
 from interpcore.runs.ledger import Ledger
 from interpcore.runs.locks import Claims, UseLock, refuse_link
 

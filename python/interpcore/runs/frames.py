@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interpcore.errors import RunError
 from interpcore.runs.artifacts import atomic_path
-from interpcore.runs.errors import RunError
 
 if TYPE_CHECKING:
     import pandas as pd

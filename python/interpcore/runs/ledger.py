@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from interpcore.errors import RunError
 from interpcore.runs.canonical import plain
-from interpcore.runs.errors import RunError
 from interpcore.runs.locks import refuse_link
 
 _SCHEMA_VERSION = 2

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from interpcore.runs.errors import RunError
+from interpcore.errors import RunError
 
 _SECONDS_TO_BEGIN = 600.0
 

@@ -13,8 +13,8 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from interpcore.errors import RunError
 from interpcore.runs.backend import run_cell
-from interpcore.runs.errors import RunError
 from interpcore.runs.grid import Cell, require_importable
 from interpcore.runs.ledger import Row
 

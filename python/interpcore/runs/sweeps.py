@@ -11,10 +11,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, RunError
 from interpcore.runs.backend import Backend, InProcess
 from interpcore.runs.card import RunCard, current_versions
-from interpcore.runs.errors import RunError
 from interpcore.runs.folder import RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable, source_hash
 from interpcore.runs.ledger import Ledger, Row

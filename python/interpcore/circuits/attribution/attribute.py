@@ -27,14 +27,14 @@ from interpcore.circuits.attribution.paths import ROUTES, fitted
 from interpcore.circuits.attribution.request import Request, check_auto, checked, points_of
 from interpcore.circuits.attribution.scoring import BatchScores, Segments, Totals, columns_of, score_batch
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.metrics import Metric, answers_alone
+from interpcore.circuits.metrics import Metric, restrict_to_answers
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
 from interpcore.model import Model
 from interpcore.model.linearize import Rules
 from interpcore.model.made_on import MadeOn
-from interpcore.model.memory import batch_memory, in_halves
+from interpcore.model.memory import batch_memory, split_on_out_of_memory
 from interpcore.runs import Progress
 from interpcore.runs.checkpoint import Checkpoint
 
@@ -184,7 +184,7 @@ def _run(
     request = replace(request, plan=replace(request.plan, at_once=at_once))
     width = columns_of(request.model, request.level)
     totals = Totals.empty(request.graph, len(request.pairs), request.segments, width)
-    model, pairs = answers_alone(request.model, request.pairs, [request.plan.metric])
+    model, pairs = restrict_to_answers(request.model, request.pairs, [request.plan.metric])
     batches = list(live_batches(model, pairs, size, request.plan.intervention.skips))
     file = None if checkpoint is None else Checkpoint(checkpoint, totals.nbytes())
     identity = "" if file is None else request.fingerprint()
@@ -228,7 +228,7 @@ def _add(request: Request, batch: LiveBatch, totals: Totals) -> None:
             request.qk_fix,
         )
 
-    for rows, found in list(in_halves(range(len(batch.pairs)), scored, "pairs")):
+    for rows, found in list(split_on_out_of_memory(range(len(batch.pairs)), scored, "pairs")):
         totals.add(batch.rows(rows), found)
 
 

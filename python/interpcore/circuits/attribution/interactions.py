@@ -21,7 +21,7 @@ from interpcore.circuits.patching.ablated import Ablated, ablate
 from interpcore.circuits.patching.patched import Watch, run_patched
 from interpcore.circuits.scores import Scores
 from interpcore.model.made_on import MadeOn
-from interpcore.model.memory import in_halves
+from interpcore.model.memory import split_on_out_of_memory
 from interpcore.runs import Progress
 
 METHODS = ("eap", "eap-ig-inputs", "clean-corrupted")
@@ -59,7 +59,7 @@ def attribute_given(
     with Progress(f"{request.plan.method} of {pairs.task}", len(batches), shown=progress) as bar:
         for batch in batches:
             run = partial(_sums, request, kept, batch)
-            sums += sum(found for _, found in in_halves(range(len(batch)), run, "pairs"))
+            sums += sum(found for _, found in split_on_out_of_memory(range(len(batch)), run, "pairs"))
             bar.advance()
     return Scores(
         graph,

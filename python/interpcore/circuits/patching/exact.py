@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interpcore.circuits.circuit import select
 from interpcore.circuits.graph import Graph, GraphError
-from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
+from interpcore.circuits.metrics import Metric, as_metrics, restrict_to_answers
 from interpcore.circuits.options import LEVELS
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.interventions import Intervention
@@ -26,7 +26,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.made_on import MadeOn, check_made_on
-from interpcore.model.memory import in_halves
+from interpcore.model.memory import split_on_out_of_memory
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
 CPU_TOKENS, GPU_TOKENS = 2048, 65536
@@ -244,7 +244,7 @@ class _Study:
             while left:
                 size = max(1, self.tokens // batch.tokens)
                 now, left = left[:size], left[size:]
-                for sources, sums in in_halves(now, partial(batch.sums, stage), "sources"):
+                for sources, sums in split_on_out_of_memory(now, partial(batch.sums, stage), "sources"):
                     if len(sources) < len(now):
                         self.tokens = min(self.tokens, len(sources) * batch.tokens)
                     for i, source in enumerate(sources):
@@ -265,7 +265,7 @@ class _Batch:
         def part(rows: Sequence[int]) -> _Part:
             return _Part(study, pairs.rows(rows))
 
-        self.parts = [found for _, found in in_halves(range(len(pairs)), part, "pairs")]
+        self.parts = [found for _, found in split_on_out_of_memory(range(len(pairs)), part, "pairs")]
 
     @property
     def tokens(self) -> int:
@@ -288,7 +288,7 @@ class _Part:
         stream = clean.resid[-1][torch.arange(len(pairs), device=last.device), last]
         self.logits = study.model.unembed(study.model.final_norm(stream))
         self.before = [metric(self.logits, pairs, self.logits) for metric in study.metrics]
-        model, self.pairs = answers_alone(study.model, pairs, study.metrics)
+        model, self.pairs = restrict_to_answers(study.model, pairs, study.metrics)
         self.rows = Rows(model, study.graph, clean, standing_in, study.intervention.first(pairs))
 
     def sums(self, stage: int, sources: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
-from interpcore.circuits.metrics import Metric, answers_alone, as_metrics
+from interpcore.circuits.metrics import Metric, as_metrics, restrict_to_answers
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.ablated import Ablated, ablate
 from interpcore.circuits.patching.interventions import Intervention
@@ -21,7 +21,7 @@ from interpcore.circuits.patching.sources import record
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.made_on import check_made_on
-from interpcore.model.memory import batch_memory, in_halves
+from interpcore.model.memory import batch_memory, split_on_out_of_memory
 from interpcore.runs import Progress
 from interpcore.stats import Interval, ratio_of_means
 
@@ -79,7 +79,7 @@ def evaluate(
     with Progress("evaluation", len(batches), shown=progress) as shown, torch.no_grad():
         for rows in batches:
             run = partial(_batch, model, circuits, chosen, intervention, memory, pairs)
-            for part, found in in_halves(rows.tolist(), run, "pairs"):
+            for part, found in split_on_out_of_memory(rows.tolist(), run, "pairs"):
                 values[:, :, list(part)] = found
             shown.advance()
     return {metric.name: value for metric, value in zip(chosen, values, strict=True)}
@@ -106,9 +106,10 @@ def _batch(
 
     for i, metric in enumerate(metrics):
         values[i, whole] = metric(clean_logits, part, clean_logits).double().cpu()
-    model, part = answers_alone(model, part, metrics)
+    model, part = restrict_to_answers(model, part, metrics)
     for group in _groups([i for i, is_whole in enumerate(whole) if not is_whole], circuits, ablated, memory):
-        for which, logits in in_halves(group, partial(_logits, model, circuits, ablated), "circuits"):
+        run = partial(_logits, model, circuits, ablated)
+        for which, logits in split_on_out_of_memory(group, run, "circuits"):
             for i, metric in enumerate(metrics):
                 values[i, list(which)] = metric(logits, part, clean_logits).double().cpu()
     return values

@@ -15,7 +15,7 @@ from interpcore.data.tinyworld import exam as exams
 from interpcore.data.tinyworld import heldout, training, world
 from interpcore.data.tinyworld.corpus import documents
 from interpcore.data.tinyworld.models import ARCHITECTURES
-from interpcore.runs.errors import told_in_a_sentence
+from interpcore.errors import exit_on_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, examine and print the tiny world.")
 
@@ -134,7 +134,7 @@ def _show(result: exams.Exam, console: Console) -> None:
 
 def main() -> None:
     """Run a command; an expected failure prints its sentence and exits with 1."""
-    with told_in_a_sentence("tinyworld"):
+    with exit_on_error("tinyworld"):
         app()
 
 
