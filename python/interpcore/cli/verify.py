@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from interpcore.cli.tables import show_report
 from interpcore.errors import Refused
 
 FEW = 3
@@ -30,6 +29,7 @@ def verify(
 
     Example: interpcore verify runs/lre-tiny
     """
+    from interpcore.cli.tables import show_report
     from interpcore.review.verify import verify as verify_run
 
     found = verify_run(run, model=model, cells=cells, seed=seed, data=moved(data or []))
