@@ -11,6 +11,9 @@ from families import LLAMA, SMALL
 
 import interpcore
 from interpcore.model import Add, Cache, Edit, Plan, Replace, Tap
+from interpcore.model.generic import GenericModel
+from interpcore.model.jacobians import JacobianOperator, jacobians
+from interpcore.model.versions import run_versions, share_prompts
 
 CONFIGS: dict[str, Any] = {
     "cohere": lambda: tf.CohereConfig(**LLAMA),
@@ -75,6 +78,74 @@ def test_generation_matches_transformers(pair):
     assert torch.equal(model.generate(tokens, max_new_tokens=5).tokens, theirs)
 
 
+def test_generation_by_cache_is_generation_from_the_beginning(pair, monkeypatch):
+    """In rows of one length and of several, with an edit from the last prompt token on."""
+    _, model = pair
+    tokens, mask = prompts()
+    assert model.continues
+    edit = Edit("resid", 1, slice(6, None), Add(50 * torch.linspace(-1, 1, 32).square()))
+    arguments = [(tokens, None, [edit]), (tokens, mask, []), (tokens, mask, [edit]), (tokens, None, [])]
+    ours = [model.generate(t, m, max_new_tokens=5, edits=e).tokens for t, m, e in arguments]
+    monkeypatch.setattr(type(model), "continues", False)
+    for found, (t, m, e) in zip(ours, arguments, strict=True):
+        assert torch.equal(found, model.generate(t, m, max_new_tokens=5, edits=e).tokens)
+    assert not torch.equal(ours[0], ours[3])
+
+
+def test_a_rotary_scale_that_depends_on_the_length_is_not_continued():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    hf = tf.AutoModelForCausalLM.from_config(tf.CohereConfig(**LLAMA | {"rope_parameters": rope})).eval()
+    assert not GenericModel.wrap(hf, "dynamic").continues
+
+
+def test_the_stream_runs_on_from_any_depth(pair):
+    _, model = pair
+    tokens, mask = prompts()
+    stream, out = Tap("resid", 2), Tap("resid", -1)
+    plain = model.forward(tokens, mask, taps=[stream, out])
+    lengths = torch.tensor([9, 5])
+    resid = plain.taps[stream].nan_to_num()
+    found = model.run_from(2, resid, lengths=lengths, taps=[out], logits_at="last")
+    torch.testing.assert_close(found.logits, plain.logits[:, -1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.taps[out], plain.taps[out], rtol=1e-4, atol=1e-5, equal_nan=True)
+    with pytest.raises(ValueError, match="is before depth 2"):
+        model.run_from(2, resid, taps=[Tap("resid", 1)])
+
+
+def test_versions_are_rows(pair):
+    _, model = pair
+    tokens, _ = prompts()
+    versions = [
+        [],
+        [Edit("resid", 1, 3, Add(torch.ones(32)))],
+        [Edit("resid", 2, -1, Replace(torch.ones(32)))],
+    ]
+    found = run_versions(model, tokens[0], versions, max_rows=2)
+    for logits, edits in zip(found, versions, strict=True):
+        alone = model.forward(tokens[:1], edits=edits, logits_at="last").logits[0]
+        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_jacobian_operator_goes_through_autograd(pair):
+    _, model = pair
+    tokens, mask = prompts()
+    arguments = {"source_position": 2, "target_position": 4}
+    dense = jacobians(model, tokens, mask, source_depths=[1], **arguments).values[:, 0].mean(0)
+    operator = JacobianOperator.of(model, tokens, mask, source_depth=1, **arguments)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(operator.matvec(x), x @ dense.mT, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(operator.rmatvec(x), x @ dense, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(operator.at_depths(x, [1, 3])[0], x @ dense.mT, rtol=1e-3, atol=1e-5)
+
+
+def test_a_copy_in_another_dtype_is_a_model_of_its_own(pair):
+    hf, model = pair
+    tokens, _ = prompts()
+    wide = model.to(dtype=torch.float64)
+    assert wide.dtype == torch.float64 and model.dtype == torch.float32 == hf.dtype
+    torch.testing.assert_close(wide.forward(tokens).logits.float(), model.forward(tokens).logits)
+
+
 def test_what_it_cannot_do_is_refused(pair):
     _, model = pair
     tokens, _ = prompts()
@@ -82,6 +153,10 @@ def test_what_it_cannot_do_is_refused(pair):
         model.forward(tokens, cache=Cache())
     with pytest.raises(ValueError, match="cannot run another plan"):
         model.with_plan(Plan.identity(3).skip(0))
+    with pytest.raises(ValueError, match="No study can see the activations"):
+        model.forward(tokens, activation=lambda function, pre, depth: function(pre))
+    with pytest.raises(ValueError, match="keeps no cache to share"):
+        share_prompts(model, tokens, own=8, depths=[1])
     with pytest.raises(ValueError, match="module boundaries"):
         model.forward(tokens, taps=[Tap("scores", 0)])
     assert {row["site"] for row in model.sites()} >= {"embed", "resid", "final_norm", "logits"}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
-from interpcore.model.output import Decoder
+from interpcore.model.output import Adapted, Decoder
 from interpcore.model.prompts import read_prompts
 from interpcore.model.shown import ShortRepr
 from interpcore.model.sites import Edit, merged, select
@@ -49,7 +49,8 @@ def generate(
     """Continue prompts greedily, or by sampling.
 
     Args:
-        model: the decoder; one that keeps no cache reruns the whole text at every step.
+        model: the decoder; the adapter uses transformers' own cache where rows are of one length or nothing
+            is edited, and else reruns the whole text at every step.
         tokens: prompt token ids [batch, position] int64, cached prefix included.
         attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
         max_new_tokens: steps at most.
@@ -73,11 +74,7 @@ def generate(
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
     fixed = [_absolute(edit, layout.lengths) for edit in edits]
     fixed = merged(fixed, model.plan, model.spec.absent)
-    text = (
-        _Cached(packed, layout.lengths, cache)
-        if model.keeps_cache
-        else _Recomputed(packed, layout.lengths, cache)
-    )
+    text = _text(model, packed, layout.lengths, cache, edited=bool(fixed))
     picked: list[Tensor] = []
     done = torch.zeros(layout.batch, dtype=torch.bool, device=model.device)
     lengths = torch.full((layout.batch,), max_new_tokens)
@@ -93,6 +90,20 @@ def generate(
             break
         text.append(chosen)
     return Generation(torch.stack(picked, 1), lengths.clamp(max=len(picked)), text.cache)
+
+
+def _text(
+    model: Decoder, packed: Tensor, lengths: Tensor, cache: Cache | None, edited: bool
+) -> _Cached | _Continued | _Recomputed:
+    """The growing batch that suits a model."""
+    if model.keeps_cache:
+        return _Cached(packed, lengths, cache)
+    if cache is not None:
+        raise Refused("This model runs through the generic adapter, which keeps no cache; leave cache=None.")
+    adapted, alike = cast(Adapted, model), bool((lengths == lengths[0]).all())
+    if (alike or not edited) and adapted.continues:
+        return _Continued(adapted, packed, lengths)
+    return _Recomputed(packed, lengths)
 
 
 class _Cached:
@@ -119,16 +130,38 @@ class _Cached:
         self.new, self.mask = chosen[:, None], None
 
 
+class _Continued:
+    """A growing batch of texts on transformers' cache, rows of one length together, without padding."""
+
+    cache = None
+
+    def __init__(self, model: Adapted, packed: Tensor, lengths: Tensor):
+        self.model = model
+        self.groups = [(lengths == n).nonzero().flatten().to(packed.device) for n in lengths.unique()]
+        self.new = [packed[rows, : int(n)] for rows, n in zip(self.groups, lengths.unique(), strict=True)]
+        self.past: list[Any] = [None] * len(self.groups)
+        self.start = [0] * len(self.groups)
+
+    def last_logits(self, model: Decoder, edits: Sequence[Edit]) -> Tensor:
+        """Logits [batch, vocabulary] after the last token; caches the new ones."""
+        found = []
+        for i, new in enumerate(self.new):
+            logits, self.past[i] = self.model.step(new, self.past[i], self.start[i], edits)
+            self.start[i] += new.shape[1]
+            found.append(logits)
+        return torch.cat(found)[torch.cat(self.groups).argsort()]
+
+    def append(self, chosen: Tensor) -> None:
+        """Add one token [batch] to each row."""
+        self.new = [chosen[rows, None] for rows in self.groups]
+
+
 class _Recomputed:
     """A growing batch of texts, run from its beginning for every token."""
 
     cache = None
 
-    def __init__(self, packed: Tensor, lengths: Tensor, cache: Cache | None):
-        if cache is not None:
-            raise Refused(
-                "This model runs through the generic adapter, which keeps no cache; leave cache=None."
-            )
+    def __init__(self, packed: Tensor, lengths: Tensor):
         self.packed, self.lengths = packed, lengths
 
     def last_logits(self, model: Decoder, edits: Sequence[Edit]) -> Tensor:

@@ -1,13 +1,15 @@
-"""Any transformers decoder through hooks: slow, one plan, no cache, but the same sites, positions and edits.
+"""Any transformers decoder through hooks: slow, one plan, but the same sites, positions and edits.
 
 Jacobians of such a model come from autograd over this forward.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,15 +17,16 @@ from torch import Tensor, nn
 
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
-from interpcore.model.context import Context
+from interpcore.model.context import ActivationHook, Context
 from interpcore.model.generate import Generation, checkpoint_stops, generate
 from interpcore.model.hooks import watch
-from interpcore.model.layout import Layout
+from interpcore.model.layout import Layout, read_layout
+from interpcore.model.maps import Replace
 from interpcore.model.names import site_table
 from interpcore.model.origin import Origin, reloader
 from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
-from interpcore.model.probe import find_sites, frozen, site_places, size_of
+from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
 from interpcore.model.prompts import encode, read_prompts
 from interpcore.model.shown import Rows
 from interpcore.model.sites import SITES, Edit, Tap, resolve
@@ -124,6 +127,15 @@ class GenericModel:
             "needs hand-written blocks."
         )
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> GenericModel:
+        """A model with copied weights on another device or in another dtype, its sites found anew."""
+        hf = copy.deepcopy(self.hf).to(device=device, dtype=dtype)
+        model = GenericModel.wrap(hf, self.spec.name, self.tokenizer)
+        origin = self.origin
+        if origin is not None:
+            origin = replace(origin, dtype=model.dtype, device=str(model.device))
+        return replace(model, origin=origin)
+
     def encode(self, texts: str | Sequence[str], bos: bool | None = None) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of texts [batch, position], right-padded; as `Model.encode`."""
         return encode(self.tokenizer, texts, self.spec, self.device, bos)
@@ -144,12 +156,18 @@ class GenericModel:
         taps: Sequence[Tap] = (),
         edits: Sequence[Edit] = (),
         logits_at: LogitsAt = "all",
+        activation: ActivationHook | None = None,
     ) -> Output:
         """Run the model on tokens [batch, position]; arguments and result as in `Model.forward`, without a
         cache.
 
-        Raises: ValueError as `Model.forward`, and when a cache is passed.
+        Raises: ValueError as `Model.forward`, and when a cache or an activation hook is passed.
         """
+        if activation is not None:
+            raise Refused(
+                f"No study can see the activations of {self.spec.name}: it runs through the generic adapter, "
+                "which sees module boundaries only."
+            )
         if cache is not None:
             raise Refused(
                 f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
@@ -174,10 +192,102 @@ class GenericModel:
 
     __call__ = forward
 
+    def run_from(
+        self,
+        depth: int | tuple[str, int, int],
+        resid: Tensor,
+        cache: Cache | None = None,
+        *,
+        lengths: Tensor | None = None,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+        logits_at: LogitsAt = "last",
+    ) -> Output:
+        """Run the blocks from `depth` on with a given residual stream; arguments as in `Model.run_from`.
+
+        The earlier blocks run as well, on tokens that do not matter.
+
+        Raises: ValueError for a cached prefix, a site before `depth`, or a model whose later blocks read more
+            than the stream.
+        """
+        depth = self.plan.depth(depth)
+        if cache is not None and cache.segments:
+            raise Refused(
+                f"{self.spec.name} runs through the generic adapter, which keeps no cache; pass the whole "
+                "stream."
+            )
+        every: list[Tap | Edit] = [*taps, *edits]
+        early = [one.site for one in every if _before(one, depth)]
+        if early:
+            raise Refused(f"Site {early[0]!r} is before depth {depth}, from which this forward counts.")
+        if not self._stream_alone:
+            raise Refused(
+                f"The blocks of {self.spec.name} read more than the residual stream; only forward runs them."
+            )
+        mask = None if lengths is None else torch.arange(resid.shape[1]) < lengths.cpu()[:, None]
+        rows, width = resid.shape[:2]
+        layout = read_layout((rows, width), mask, None, self.device)
+        tokens = torch.zeros(resid.shape[:2], dtype=torch.int64, device=self.device)
+        written = Edit("resid", depth, None, Replace(layout.pack(resid)))
+        return self.forward(tokens, mask, taps=taps, edits=[written, *edits], logits_at=logits_at)
+
+    @cached_property
+    def _stream_alone(self) -> bool:
+        """Whether of the tokens later blocks see only the stream: two prompts, one stream, same logits."""
+        tokens = torch.arange(2 * N_TOKENS, device=self.device).view(2, -1) % self.spec.vocab_size
+        for depth in (1, len(self.layers) - 1):
+            tap = Tap("resid", depth, rows=[0])
+            stream = self.forward(tokens, taps=[tap]).taps[tap]
+            written = Edit("resid", depth, None, Replace(stream.expand(2, -1, -1)))
+            logits = self.forward(tokens, edits=[written]).logits
+            assert logits is not None
+            gap = (logits[0] - logits[1]).abs().max() / logits.abs().max()
+            if float(gap) > ROUNDING[self.dtype]:
+                return False
+        return True
+
     def generate(self, tokens: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Generation:
-        """Continue prompts [batch, position], rerunning the whole text for every token; options as in
-        `interpcore.model.generate`."""
+        """Continue prompts [batch, position]; options as in `interpcore.model.generate`.
+
+        Transformers' own cache is used where it was seen to give what the whole text gives; otherwise the
+        whole text is run for every token.
+        """
         return generate(self, tokens, attention_mask, **options)
+
+    def step(self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = ()) -> tuple[Tensor, Any]:
+        """Logits [batch, vocabulary] after the last of new tokens [batch, position] that follow `start`
+        cached ones, and transformers' cache grown by them.
+
+        Args:
+            past: transformers' cache, None for an empty one.
+        """
+        layout = read_layout(
+            (len(tokens), tokens.shape[1]), None, torch.full((len(tokens),), start), self.device
+        )
+        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent, more=True)
+        ctx = Context(layout, (), resolved, plan=self.plan, absent=self.spec.absent)
+        with _hooked(self, ctx), frozen(self.hf):
+            output = self.hf(input_ids=tokens, past_key_values=past, use_cache=True)
+        logits = ctx.site("logits", None, output.logits)
+        return logits[:, -1], getattr(output, "past_key_values", None)
+
+    @cached_property
+    def continues(self) -> bool:
+        """Whether transformers' cache is a text's beginning: what follows it is as in the whole text."""
+        if any(_rescales(module) for module in self.hf.modules()):
+            return False
+        tokens = torch.arange(2 * N_TOKENS, device=self.device).view(2, -1) % self.spec.vocab_size
+        whole = self.forward(tokens, logits_at="last").logits
+        assert whole is not None
+        try:
+            _, past = self.step(tokens[:, :-2], None, 0)
+            if past is None:
+                return False
+            _, past = self.step(tokens[:, -2:-1], past, N_TOKENS - 2)
+            last, _ = self.step(tokens[:, -1:], past, N_TOKENS - 1)
+        except (TypeError, ValueError, RuntimeError):  # transformers' answers where a model takes no cache
+            return False
+        return bool((last - whole).abs().max() <= ROUNDING[self.dtype] * whole.abs().max())
 
 
 def _text_config(hf: Any, name: str) -> Any:
@@ -197,12 +307,19 @@ def _text_config(hf: Any, name: str) -> Any:
     return config
 
 
+def _before(one: Tap | Edit, depth: int) -> bool:
+    """Whether a site is computed before the block call at `depth`."""
+    if one.depth is None:
+        return one.site == "embed"
+    return not isinstance(one.depth, int) or 0 <= one.depth < depth
+
+
 def _check_scale(model: GenericModel, layout: Layout) -> None:
     """Refuse rows of several lengths where the longest one would choose the rotary scale of all."""
     if not layout.ragged:
         return
     for module in model.hf.modules():
-        if any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope")):
+        if _rescales(module):
             limit = _original_positions(module)
             if int(layout.totals.max()) >= limit:
                 raise Refused(
@@ -210,6 +327,11 @@ def _check_scale(model: GenericModel, layout: Layout) -> None:
                     f"which {model.spec.name} rescales its rotary embedding for all rows; run rows of one "
                     "length at a time."
                 )
+
+
+def _rescales(module: nn.Module) -> bool:
+    """Whether a rotary embedding depends on the length of the text."""
+    return any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope"))
 
 
 def _original_positions(rotary: nn.Module) -> int:

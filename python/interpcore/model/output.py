@@ -65,6 +65,17 @@ class Decoder(Protocol):
         ...
 
 
+class Adapted(Decoder, Protocol):
+    """A `GenericModel`: a decoder on transformers' cache instead of one of ours."""
+
+    @property
+    def continues(self) -> bool: ...
+
+    def step(self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = ()) -> tuple[Tensor, Any]:
+        """As `GenericModel.step`."""
+        ...
+
+
 def at_positions(values: Tensor, layout: Layout, logits_at: LogitsAt) -> Tensor:
     """values [batch, position, *feature] at the last real token [batch, *feature] or at positions [batch, n,
     *feature]."""

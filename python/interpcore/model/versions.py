@@ -17,6 +17,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
+from interpcore.model.generic import GenericModel
 from interpcore.model.layout import read_layout
 from interpcore.model.output import LogitsAt
 from interpcore.model.prompts import read_prompts
@@ -65,7 +66,7 @@ class SharedPrompts:
 
 @torch.no_grad()
 def share_prompts(
-    model: Model,
+    model: Model | GenericModel,
     tokens: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -86,6 +87,11 @@ def share_prompts(
         cache: a cache of the prompts' beginning, filled without edits.
     Raises: ValueError for a plan with further streams, and where what is cached is not what prompts share.
     """
+    if isinstance(model, GenericModel):
+        raise Refused(
+            f"{model.spec.name} runs through the generic adapter, which keeps no cache to share; use forward "
+            "with one row per version."
+        )
     if model.plan.streams != {"resid"}:
         raise Refused(
             "Rows on a shared prefix need a plan whose only stream is the residual one; use forward with one "
@@ -119,7 +125,7 @@ def share_prompts(
 
 @torch.no_grad()
 def run_versions(
-    model: Model,
+    model: Model | GenericModel,
     tokens: Tensor,
     versions: Sequence[Sequence[Edit]],
     *,
@@ -130,7 +136,8 @@ def run_versions(
     """Logits of one prompt under many sets of edits.
 
     Args:
-        model: the decoder; its plan has no stream but the residual one.
+        model: the decoder; its plan has no stream but the residual one. Through the adapter every version
+            runs whole.
         tokens: the prompt [position] int64, all real, cached prefix included.
         versions: the edits of each version, without `rows`; an empty one is the plain prompt.
         logits_at: "last" or absolute positions from the first edited one on.
@@ -146,6 +153,8 @@ def run_versions(
     versions = [[at for edit in edits for at in at_depths(edit, plan, absent)] for edits in versions]
     totals = read_layout((1, len(tokens)), None, None, model.device).totals
     groups: dict[int, list[int]] = defaultdict(list)
+    if isinstance(model, GenericModel):
+        return _as_rows(model, tokens, versions, logits_at, cache, max_rows)
     own = len(tokens) - 1
     for i, edits in enumerate(versions):
         position, depth = _entry(model, edits, totals)
@@ -161,6 +170,26 @@ def run_versions(
             for i, logits in zip(rows, shared.run(depth, prompt, merged, logits_at), strict=True):
                 out[i] = logits
     return torch.stack([o for o in out if o is not None])
+
+
+def _as_rows(
+    model: GenericModel,
+    tokens: Tensor,
+    versions: Sequence[Sequence[Edit]],
+    logits_at: LogitsAt,
+    cache: Cache | None,
+    max_rows: int,
+) -> Tensor:
+    """The versions as whole rows of a model that keeps no cache."""
+    found = []
+    for at in range(0, len(versions), max_rows):
+        rows = versions[at : at + max_rows]
+        edits = _merged([replace(e, rows=[r]) for r, version in enumerate(rows) for e in version])
+        batch = tokens.expand(len(rows), -1)
+        logits = model.forward(batch, cache=cache, edits=edits, logits_at=logits_at).logits
+        assert logits is not None
+        found.append(logits)
+    return torch.cat(found)
 
 
 def _entry(model: Model, edits: Sequence[Edit], totals: Tensor) -> tuple[int, int]:

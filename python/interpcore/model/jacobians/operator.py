@@ -13,6 +13,8 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
+from interpcore.model.generic import GenericModel
+from interpcore.model.jacobians.autograd import AutogradGroup, autograd_groups, check_autograd
 from interpcore.model.jacobians.sources import Group, Position, linearize_span, read_span
 from interpcore.model.linearize import EXACT, Rules
 from interpcore.model.names import source_depth as read_depth
@@ -47,20 +49,20 @@ class JacobianOperator:
 
     Args:
         model: the decoder.
-        groups: linearised prompts.
+        groups: linearised prompts; through the adapter, prompts for autograd.
         source_depth: residual depth of the source; None for the token embedding.
         target_depth: residual depth of the target.
     """
 
-    model: Model
-    groups: Sequence[Group]
+    model: Model | GenericModel
+    groups: Sequence[Group | AutogradGroup]
     source_depth: int | None
     target_depth: int
 
     @classmethod
     def of(
         cls,
-        model: Model,
+        model: Model | GenericModel,
         tokens: Tensor,
         attention_mask: Tensor | None = None,
         *,
@@ -76,6 +78,11 @@ class JacobianOperator:
         span = read_span(model, tokens, attention_mask, source_position, target_position)
         depth = read_depth(source_depth, model.plan)
         target = model.plan.depth(target_depth)
+        if isinstance(model, GenericModel):
+            check_autograd(model, edits, rules)
+            if cache is not None:
+                raise Refused(f"{model.spec.name} runs through the generic adapter; leave cache=None.")
+            return cls(model, autograd_groups(model, span, target, edits), depth, target)
         groups = tuple(linearize_span(model, span, [depth], target, cache=cache, edits=edits, rules=rules))
         return cls(model, groups, depth, target)
 
@@ -107,6 +114,11 @@ class JacobianOperator:
         entries = sorted({d for d in order if d <= self.target_depth})
         out = x.new_zeros(len(order), *x.shape)
         for group in self.groups if entries else ():
+            if isinstance(group, AutogradGroup):
+                for i, depth in enumerate(order):
+                    if depth in entries:
+                        out[i] += group.up(depth, x)[0]
+                continue
             n, live = len(group.rows), group.linear.n_positions
             tangent = x.new_zeros(n, len(x), live, x.shape[1])
             tangent[:, :, 0] = x
@@ -189,11 +201,14 @@ class JacobianOperator:
             total += walk(group, flat).sum(0)
         return (total / self.n_prompts).view(x.shape)
 
-    def _up(self, group: Group, x: Tensor) -> Tensor:
+    def _up(self, group: Group | AutogradGroup, x: Tensor) -> Tensor:
         """J x per prompt, [group, vector, d_model]."""
-        n, live = len(group.rows), group.linear.n_positions
+        n = len(group.rows)
         if self.source_depth is not None and self.source_depth > self.target_depth:
             return x.new_zeros(n, *x.shape)
+        if isinstance(group, AutogradGroup):
+            return group.up(self.source_depth, x)
+        live = group.linear.n_positions
         tangent = x.new_zeros(n, len(x), live, x.shape[1])
         tangent[:, :, 0] = x
         for step in group.linear.forward_mode({self.source_depth: tangent}):
@@ -201,8 +216,10 @@ class JacobianOperator:
                 return step.resid[:, :, -1]
         raise AssertionError("the walk up passes every depth from the source's on")
 
-    def _down(self, group: Group, y: Tensor) -> Tensor:
+    def _down(self, group: Group | AutogradGroup, y: Tensor) -> Tensor:
         """J^T y per prompt, [group, vector, d_model]."""
+        if isinstance(group, AutogradGroup):
+            return group.down(self.source_depth, y)
         n, live = len(group.rows), group.linear.n_positions
         depth, embed = self.source_depth or 0, self.source_depth is None
         if depth > self.target_depth or (depth == self.target_depth and live > 1 and not embed):
