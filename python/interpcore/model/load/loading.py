@@ -84,7 +84,8 @@ def load(
     Args:
         source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a GGUF
             file (dequantised, float32 unless a dtype is given), a hub id, or a transformers model
-            object, whose tensors are shared.
+            object, whose tensors are shared; PEFT's low-rank adapters, in it or around it, are added to
+            copies of the weights that they change.
         dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its
             own).
         device: where to put the weights (an object stays where it is).
@@ -111,7 +112,8 @@ def load(
         place = hf.get_input_embeddings().weight
         origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code, quantised)
     else:
-        hf, tokenizer, name = source, None, source.config._name_or_path or type(source).__name__
+        hf = source.get_base_model() if hasattr(source, "get_base_model") else source
+        tokenizer, name = None, hf.config._name_or_path or type(hf).__name__
     hf.eval()
     checkpoint = Checkpoint.of(hf, tokenizer)
     if check:
@@ -196,6 +198,10 @@ def from_checkpoint(checkpoint: Checkpoint, name: str) -> Model:
         )
     if getattr(checkpoint.config, "num_hidden_layers", 1) < 1:
         raise Refused(f"{name} has no blocks; its config gives their number as 0 or less.")
+    if hasattr(checkpoint.hf, "get_input_embeddings") and hasattr(
+        checkpoint.hf.get_input_embeddings(), "base_layer"
+    ):
+        raise Unsupported("its token embedding has an adapter")
     try:
         parts = read(checkpoint)
     except AttributeError as error:

@@ -35,10 +35,13 @@ def linear(module: Any, rows: slice = slice(None), factor: float = 1.0) -> Proje
         factor: on them; the projection is a copy where it is not 1.
     Raises: Unsupported for a layer that does something else as well (adapters, quantised weights).
     """
-    if type(module).forward is not torch.nn.Linear.forward:
+    if hasattr(module, "base_layer"):
+        weight, bias = _with_lora(module)
+    elif type(module).forward is torch.nn.Linear.forward:
+        weight, bias = module.weight.detach(), share(module.bias)
+    else:
         raise Unsupported(f"one of its linear layers is a {type(module).__name__}")
-    weight, bias = (None if x is None else x.detach()[rows] for x in (module.weight, module.bias))
-    assert weight is not None
+    weight, bias = weight[rows], None if bias is None else bias[rows]
     if factor != 1.0:
         weight, bias = weight * factor, None if bias is None else bias * factor
     return Projection(weight.mT, bias)
@@ -46,7 +49,30 @@ def linear(module: Any, rows: slice = slice(None), factor: float = 1.0) -> Proje
 
 def conv1d(module: Any) -> Projection:
     """GPT-2's `Conv1D` ([d_in, d_out]) as a projection."""
+    if hasattr(module, "base_layer"):
+        return Projection(*_with_lora(module))
     return Projection(module.weight.detach(), share(module.bias))
+
+
+def _with_lora(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (a copy) and bias of a layer that PEFT wraps, with its active low-rank adapters (Hu et al.
+    2021).
+
+    Raises: Unsupported for adapters of another kind.
+    """
+    base = module.base_layer
+    weight, bias = base.weight.detach(), share(base.bias)
+    if module.disable_adapters or module.merged:
+        return weight, bias
+    for name in module.active_adapters:
+        if not hasattr(module, "lora_A"):
+            raise Unsupported(f"one of its layers has an adapter that is a {type(module).__name__}")
+        if name not in module.lora_A:
+            continue
+        if name in module.lora_variant or module.lora_bias[name]:
+            raise Unsupported(f"its adapter {name!r} is more than a low-rank product")
+        weight = weight + module.get_delta_weight(name).detach()
+    return weight, bias
 
 
 def layer_norm(module: Any) -> Norm:
