@@ -1,4 +1,5 @@
-"""README's Python blocks run in order, as they stand; its commands exist; its files are there."""
+"""Python blocks of README and of each page run in order, as they stand; their commands exist; their files are
+there."""
 
 import json
 import re
@@ -13,35 +14,47 @@ from interpcore.cli import app
 from interpcore.data.relations import parse_relation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text()
+# A page that shows a whole file beside it has a test of its own.
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+NEEDS = {"circuits.md": "models.md"}  # whose names a page goes on with
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     return [block for name, block in found if name == language]
 
 
-def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(page: Path, names: dict[str, Any]) -> dict[str, Any]:
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
-    d, n = names["model"].spec.d_model, len(names["tokens"])
-    assert names["state"].shape == (n, 1, d)
-    assert names["found"].values.shape == (n, names["model"].plan.n_calls + 1, d, d)
-    assert names["logits"].shape[0] == len(names["each_head"])
-    assert set(names["truth"]) == {"logit_diff", "kl"} and len(names["mine"]) == 2
+    if page.name in NEEDS:
+        run(page.with_name(NEEDS[page.name]), names)
+    run(page, names)
+    if page.name == "README.md":
+        assert names["state"].shape == (2, 1, names["model"].spec.d_model)
+    if page.name == "models.md":
+        d, n = names["model"].spec.d_model, len(names["tokens"])
+        assert names["found"].values.shape == (n, names["model"].plan.n_calls + 1, d, d)
+        assert names["logits"].shape[0] == len(names["each_head"])
+    if page.name == "circuits.md":
+        assert set(names["truth"]) == {"logit_diff", "kl"} and len(names["mine"]) == 2
 
 
 def test_the_relation_shown_is_of_the_published_form() -> None:
-    (block,) = blocks("json")
+    (block,) = blocks(REPOSITORY / "docs" / "lre.md", "json")
     assert len(parse_relation(json.loads(block)).samples) == 2
 
 
-def test_commands_and_options_exist() -> None:
-    lines = re.findall(r"^(interpcore .*)$", "\n".join(blocks("")), re.MULTILINE)
-    assert len(lines) > 5
-    for line in lines:
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    for line in re.findall(r"^(interpcore .*)$", "\n".join(blocks(page, "")), re.MULTILINE):
         command: Any = typer.main.get_command(app)
         words = shlex.split(line.split("  #")[0])[1:]
         while words and words[0] in getattr(command, "commands", {}):
@@ -51,8 +64,9 @@ def test_commands_and_options_exist() -> None:
         assert {word for word in words if word.startswith("--")} <= options, line
 
 
-def test_pictures_and_scripts_are_there() -> None:
-    named = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"(bench/\w+\.py|tests/\w+\.py)", README)
-    assert len(named) > 5
-    for path in named:
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / path).exists(), path
+    for path in re.findall(r"(bench/\w+\.py|tests/\w+\.py)", page.read_text()):
         assert (REPOSITORY / path).exists(), path
