@@ -216,3 +216,21 @@ def test_a_source_depth_has_one_reading():
         for depths in (named, [None, 1, 2, 4])
     )
     assert torch.equal(got.values, plain.values)
+
+
+def test_what_stands_before_the_first_block_runs():
+    model = recurrent_model(1)
+    step = (Call("adapter", "adapter", reads=("resid", "embedded")), Call("core.0"))
+    normed = model.with_plan(Plan((Call("norm", "norm", writes=("resid", "embedded")), *step)))
+    embedded = model.modules["norm"](model.embedding[TOKENS])
+    entering = Tap("resid", 0)
+    out = normed.forward(TOKENS, taps=[entering])
+    torch.testing.assert_close(out.taps[entering], model.modules["adapter"](embedded, embedded))
+    again = normed.run_from(0, out.taps[entering], logits_at="all").logits
+    torch.testing.assert_close(again, out.logits)
+    rows = linearize(normed, TOKENS)
+    (*_, down) = rows.reverse(torch.ones(1, 1, 10, D, dtype=torch.float64), embed=True)
+    zero = torch.zeros(1, 10, D, dtype=torch.float64, requires_grad=True)
+    last = Tap("resid", -1)
+    moved = normed.forward(TOKENS, edits=[Edit("embed", None, None, Add(zero))], taps=[last]).taps[last]
+    torch.testing.assert_close(down.resid[:, 0], torch.autograd.grad(moved.sum(), zero)[0])

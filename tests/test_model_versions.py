@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from families import CONFIGS, transformers_model
+from huginn_case import huginn_model
 from recurrent import recurrent_model
 
 import interpcore
-from interpcore.model import Add, Cache, Edit, LowRank, Plan, Replace, Scale, Tap
+from interpcore.model import Add, Cache, Call, Edit, LowRank, Plan, Replace, Scale, Tap
 from interpcore.model.versions import run_versions, share_prompts
 
 
@@ -32,10 +33,16 @@ def versions(d: int) -> list[list[Edit]]:
     ]
 
 
-@pytest.mark.parametrize("family", list(CONFIGS))
+@pytest.mark.parametrize("family", [*CONFIGS, "recurrent", "huginn"])
 def test_versions_equal_single_runs(family):
-    model = interpcore.load(transformers_model(family, dtype=torch.float64))
-    for plan in (model.plan, Plan.identity(4).permute([1, 0, 2, 2, 3])):
+    if family in ("recurrent", "huginn"):
+        model = {"recurrent": recurrent_model, "huginn": huginn_model}[family](3)
+        plans = model.plan, model.plan.swap(2, 3)
+    else:
+        model = interpcore.load(transformers_model(family, dtype=torch.float64))
+        plans = model.plan, Plan.identity(4).permute([1, 0, 2, 2, 3]), Plan.identity(4).parallel(1, 2)
+        plans = plans if family == "gpt2" else plans[:2]
+    for plan in plans:
         model = model.with_plan(plan)
         tokens = torch.randint(61, (11,), generator=torch.Generator().manual_seed(1))
         rows = versions(model.spec.d_model)
@@ -59,8 +66,10 @@ def test_refusals():
     cache = model.forward(tokens[None, :4], cache=Cache()).cache
     with pytest.raises(ValueError, match="inside the cached prefix"):
         run_versions(model, tokens, [[Edit("resid", 0, 1, add)]], cache=cache)
-    with pytest.raises(ValueError, match="only stream"):
-        run_versions(recurrent_model(), tokens, [[]])
+    step = (Call("adapter", "adapter", reads=("resid", "embedded")), Call("core.0"))
+    normed = Plan((Call("norm", "norm", writes=("embedded",)), *step, *step))
+    with pytest.raises(ValueError, match="written by norm, which is no block"):
+        run_versions(recurrent_model().with_plan(normed), tokens, [[Edit("resid", 0, 1, add)]])
 
 
 @pytest.mark.parametrize("left", [False, True])

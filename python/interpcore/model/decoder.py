@@ -279,12 +279,14 @@ class Model:
         stream: Tensor,
         ctx: Context,
         writer: CacheWriter | None,
-        depth: int = 0,
+        depth: int | None = None,
         streams: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The plan's calls from block call `depth` on; returns resid[D] [batch, position, d_model]."""
+        """All calls of the plan, or those from block call `depth` on; returns resid[D] [batch, position,
+        d_model]."""
         values = {**(streams or {}), RESID: stream}
-        first = self.plan.first_call(depth)
+        first = 0 if depth is None else self.plan.first_call(depth)
+        depth = depth or 0
         for index, call in enumerate(self.plan.calls[first:], first):
             module = self.modules[call.module]
             if isinstance(module, Block):

@@ -20,6 +20,7 @@ from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.layout import read_layout
 from interpcore.model.output import LogitsAt
+from interpcore.model.plan import Plan
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, at_depths, select
 
@@ -34,6 +35,7 @@ class SharedPrompts:
         n_shared: how many those are.
         lengths: tokens after them [prompt] int64, on the CPU.
         resid: residual depth -> stream of these tokens [prompt, position, d_model], 0 past a prompt's end.
+        streams: residual depth -> the plan's other streams that are still read from there, of that shape.
         logits, taps: of the plain prompts.
     """
 
@@ -42,6 +44,7 @@ class SharedPrompts:
     n_shared: int
     lengths: Tensor
     resid: Mapping[int, Tensor]
+    streams: Mapping[int, Mapping[str, Tensor]]
     logits: Tensor | None
     taps: Mapping[Tap, Tensor]
 
@@ -56,9 +59,16 @@ class SharedPrompts:
         Returns: [row, vocabulary] or [row, n, vocabulary].
         """
         lengths = self.lengths[prompt]
-        stream = self.resid[depth][prompt, : int(lengths.max())]
+        width = int(lengths.max())
+        streams = {name: value[prompt, :width] for name, value in self.streams[depth].items()}
         logits = self.model.run_from(
-            depth, stream, self.cache, lengths=lengths, edits=edits, logits_at=logits_at
+            depth,
+            self.resid[depth][prompt, :width],
+            self.cache,
+            streams=streams,
+            lengths=lengths,
+            edits=edits,
+            logits_at=logits_at,
         ).logits
         assert logits is not None
         return logits
@@ -79,24 +89,21 @@ def share_prompts(
     """Run prompts once, the tokens with which all of them begin in one row.
 
     Args:
-        model: the decoder; its plan has no stream but the residual one.
+        model: the decoder.
         tokens, attention_mask: as in `Model.forward`, [prompt, position] both.
         own: the first position that is read or edited; prompts that differ before it only share less.
         depths: residual depths whose stream is kept.
         taps, logits_at: of the plain prompts, at positions from `own` on.
         cache: a cache of the prompts' beginning, filled without edits.
-    Raises: ValueError for a plan with further streams, and where what is cached is not what prompts share.
+    Raises: ValueError for a plan that enters a depth with a stream that no block wrote, and where what is
+    cached is not what prompts share.
     """
     if isinstance(model, GenericModel):
         raise Refused(
             f"{model.spec.name} runs through the generic adapter, which keeps no cache to share; use forward "
             "with one row per version."
         )
-    if model.plan.streams != {"resid"}:
-        raise Refused(
-            "Rows on a shared prefix need a plan whose only stream is the residual one; use forward with one "
-            "row per version."
-        )
+    others = {depth: _other_streams(model.plan, depth) for depth in depths}
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
     alike = (packed[:, :own] == packed[:1, :own]).all(0)
     shared = min(int(alike.long().cumprod(0).sum()), int(layout.lengths.min()) - 1)
@@ -113,14 +120,43 @@ def share_prompts(
         prefix = filled
     lengths = layout.lengths - shared
     real = torch.arange(packed.shape[1] - shared) < lengths[:, None]
-    streams = {depth: Tap("resid", depth) for depth in depths}
+    entering = {depth: Tap("resid", depth) for depth in others}
+    written = {at: Tap("block_out", at) for each in others.values() for at in each.values()}
     output = model.forward(
-        packed[:, shared:], real, cache=prefix, taps=[*streams.values(), *taps], logits_at=logits_at
+        packed[:, shared:],
+        real,
+        cache=prefix,
+        taps=[*entering.values(), *written.values(), *taps],
+        logits_at=logits_at,
     )
     padding = ~real[..., None].to(model.device)
-    resid = {depth: output.taps[tap].masked_fill(padding, 0.0) for depth, tap in streams.items()}
+
+    def real_alone(tap: Tap) -> Tensor:
+        return output.taps[tap].masked_fill(padding, 0.0)
+
+    resid = {depth: real_alone(tap) for depth, tap in entering.items()}
+    outs = {at: real_alone(tap) for at, tap in written.items()}
+    streams = {depth: {name: outs[at] for name, at in each.items()} for depth, each in others.items()}
     # Not the output itself: it holds keys and values of every row.
-    return SharedPrompts(model, prefix, shared, lengths, resid, output.logits, output.taps)
+    return SharedPrompts(model, prefix, shared, lengths, resid, streams, output.logits, output.taps)
+
+
+def _other_streams(plan: Plan, depth: int) -> dict[str, int]:
+    """The block call that wrote each stream, but the residual one, with which a run enters `depth`.
+
+    Raises: Refused where another module wrote it.
+    """
+    before = plan.calls[: plan.first_call(depth)]
+    found = {}
+    for name in sorted(plan.needs(depth)):
+        index = max(i for i, call in enumerate(before) if name in call.writes)
+        if before[index].kind != "block":
+            raise Refused(
+                f"Rows on a shared prefix cannot enter depth {depth}: its stream {name!r} is written by "
+                f"{before[index].module}, which is no block; use forward with one row per version."
+            )
+        found[name] = sum(call.kind == "block" for call in before[:index])
+    return found
 
 
 @torch.no_grad()
@@ -136,16 +172,14 @@ def run_versions(
     """Logits of one prompt under many sets of edits.
 
     Args:
-        model: the decoder; its plan has no stream but the residual one. Through the adapter every version
-            runs whole.
+        model: the decoder. Through the adapter every version runs whole.
         tokens: the prompt [position] int64, all real, cached prefix included.
         versions: the edits of each version, without `rows`; an empty one is the plain prompt.
         logits_at: "last" or absolute positions from the first edited one on.
         cache: a shared cache of the prompt's beginning, filled without edits.
         max_rows: versions run together; bounds memory.
     Returns: [version, vocabulary] ("last") or [version, n, vocabulary].
-    Raises: ValueError for edits with rows, a plan with further streams, or positions before the first edited
-    one.
+    Raises: ValueError for edits with rows, positions before the first edited one, and as `share_prompts`.
     """
     if any(edit.rows is not None for edits in versions for edit in edits):
         raise ValueError("Edits of a version apply to its own row; leave rows=None.")

@@ -25,7 +25,7 @@ def train(
     seed: Annotated[
         int, typer.Option(help="Seed of the initial weights and of the order of the corpus.")
     ] = 0,
-    arch: Annotated[str, typer.Option(help="gpt2 or llama.")] = "gpt2",
+    arch: Annotated[str, typer.Option(help="gpt2, llama or loop.")] = "gpt2",
     out: Annotated[
         Path | None, typer.Option(help="Model folder to write; default: runs/tiny-ARCH-sSEED.")
     ] = None,

@@ -1,8 +1,9 @@
-"""The world's two architectures, and model folders: where they are, how they are read and written."""
+"""The world's three architectures, and model folders: where they are, how they are read and written."""
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
+from interpcore.data.tinyworld.loop import LoopConfig, LoopForCausalLM
 from interpcore.errors import Refused
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -31,9 +33,9 @@ POSITIONS = 256
 def new_model(architecture: str, vocabulary: int, end_of_text: int, seed: int) -> PreTrainedModel:
     """A freshly initialised model.
 
-    Args: architecture: `gpt2` (learned positions, GELU) or `llama` (grouped-query attention, RMSNorm,
-        SwiGLU); vocabulary: number of tokens; end_of_text: the id of that token; seed: fixes the initial
-        weights.
+    Args: architecture: `gpt2` (learned positions, GELU), `llama` (grouped-query attention, RMSNorm, SwiGLU)
+        or `loop` (depth-recurrent, as Huginn); vocabulary: number of tokens; end_of_text: the id of that
+        token; seed: fixes the initial weights.
     Returns: the model in float32, embeddings tied. Raises: ValueError for another architecture.
     """
     if architecture not in _BUILDERS:
@@ -63,10 +65,11 @@ def load_model(model: str | Path) -> tuple[PreTrainedModel, Any]:
     Returns: (the model in float32 in evaluation mode, its tokenizer).
     """
     folder = model_folder(model)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    return loaded.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = json.loads((folder / "config.json").read_text()).get("model_type") == LoopConfig.model_type
+    kind: Any = LoopForCausalLM if ours else AutoModelForCausalLM
+    loaded = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    config = loaded.config  # transformers does not know every config of ours by its folder
+    return loaded.eval(), AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
@@ -105,5 +108,9 @@ def _llama(**tokens: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **shape, **heads, **tokens))
 
 
-_BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
+def _loop(**tokens: Any) -> PreTrainedModel:
+    return LoopForCausalLM(LoopConfig(block_size=POSITIONS, **tokens))
+
+
+_BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama, "loop": _loop}
 ARCHITECTURES = tuple(_BUILDERS)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from interpcore.data.tinyworld import models
 from interpcore.data.tinyworld.corpus import documents
+from interpcore.data.tinyworld.loop import LoopForCausalLM
 from interpcore.data.tinyworld.tokenizer import train_tokenizer
 from interpcore.errors import Refused
 
@@ -109,6 +110,8 @@ def train(
     saved = begun
     with _held_interrupts() as interrupts:
         while done < recipe.steps and not interrupts:
+            if isinstance(model, LoopForCausalLM):
+                model.draw(f"{recipe.seed} {done}")
             loss = _step(model, optimizers, batch(tokenizer, recipe, done), _rate(recipe, done))
             done += 1
             now, cpu = time.monotonic(), time.process_time() - cpu_begun
