@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import interpcore
 from interpcore.data.tinyworld import exam, heldout, models, training
 from interpcore.data.tinyworld.__main__ import app
 from interpcore.data.tinyworld.corpus import documents
@@ -122,6 +123,28 @@ def test_training_learns_resumes_bit_for_bit_and_writes_a_folder(tmp_path):
     new = models.new_model("gpt2", len(tokenizer), tokenizer.eos_token_id, SMOKE.seed).eval()
     rows = [prompt_ids(tokenizer, text) for text in documents(11, 50)]
     assert torch.cat(token_losses(model, rows)).mean() < torch.cat(token_losses(new, rows)).mean() - 0.5
+
+
+def test_a_recurrent_model_resumes_too_and_loads_as_what_was_trained(tmp_path):
+    """Its steps and initial states are drawn by seed and step; the native blocks compute what the trained
+    module does, after any number of steps."""
+    recipe = replace(SMOKE, architecture="loop", steps=2)
+    assert training.train(recipe, tmp_path / "whole", report=lambda _: None)
+    while not training.train(recipe, tmp_path / "resumed", limit_seconds=0, report=lambda _: None):
+        pass
+    whole, again = _weights(tmp_path / "whole"), _weights(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    trained, tokenizer = models.load_model(tmp_path / "whole")
+    rows = torch.tensor([prompt_ids(tokenizer, text)[:9] for text in documents(3, 4)])
+    loaded = interpcore.load(tmp_path / "whole")
+    assert loaded.with_steps(4).plan == loaded.plan
+    for steps in (1, 4, 9):
+        trained.transformer.steps = steps
+        with torch.no_grad():
+            theirs = trained(rows).logits
+        ours = loaded.with_steps(steps).forward(rows).logits
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert loaded.encode("A text.")[0][0, 0] == tokenizer.eos_token_id
 
 
 def test_an_interrupt_finishes_the_step_and_keeps_the_state(tmp_path, monkeypatch):

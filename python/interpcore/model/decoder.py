@@ -286,8 +286,17 @@ class Model:
         d_model]."""
         values = {**(streams or {}), RESID: stream}
         first = 0 if depth is None else self.plan.first_call(depth)
-        depth = depth or 0
-        for index, call in enumerate(self.plan.calls[first:], first):
+        depth = self.run_calls(range(first, len(self.plan.calls)), values, ctx, writer)
+        return ctx.site("resid", depth, values[RESID])
+
+    def run_calls(
+        self, calls: range, values: dict[str, Tensor], ctx: Context, writer: CacheWriter | None
+    ) -> int:
+        """Run calls of the plan, by index, on the streams' present values [batch, position, d_model], which
+        they replace; returns the depth after them."""
+        depth = sum(call.kind == "block" for call in self.plan.calls[: calls.start])
+        for index in calls:
+            call = self.plan.calls[index]
             module = self.modules[call.module]
             if isinstance(module, Block):
                 assert call.slot is not None
@@ -301,7 +310,7 @@ class Model:
                 read = [values[name] for name in call.reads]
                 out = module(read[0], ctx.layout) if isinstance(module, State) else module(*read)
             values |= dict.fromkeys(call.writes, out)
-        return ctx.site("resid", depth, values[RESID])
+        return depth
 
     def read_logits(self, stream: Tensor, ctx: Context, logits_at: LogitsAt) -> Tensor | None:
         """Final norm and unembedding of resid[D] at the positions asked for."""

@@ -70,9 +70,9 @@ def generate(
     if max_new_tokens < 1:
         raise Refused(f"max_new_tokens is at least 1; got {max_new_tokens}.")
     sampler = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    stops = torch.tensor(_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
+    stops = torch.tensor(pick_stops(model, stop_tokens), dtype=torch.int64, device=model.device)
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
-    fixed = [_absolute(edit, layout.lengths) for edit in edits]
+    fixed = [absolute(edit, layout.lengths) for edit in edits]
     fixed = merged(fixed, model.plan, model.spec.absent)
     text = _text(model, packed, layout.lengths, cache, edited=bool(fixed))
     picked: list[Tensor] = []
@@ -187,7 +187,8 @@ def _pick(logits: Tensor, temperature: float, top_k: int | None, sampler: torch.
     return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=sampler)[:, 0]
 
 
-def _stop_tokens(model: Decoder, given: Sequence[int] | None) -> list[int]:
+def pick_stops(model: Decoder, given: Sequence[int] | None) -> list[int]:
+    """The ids that end a row, as `generate` reads its `stop_tokens`."""
     if given is not None:
         return list(given)
     end = getattr(model.tokenizer, "eos_token_id", None)
@@ -200,7 +201,7 @@ def checkpoint_stops(hf: Any) -> tuple[int, ...]:
     return () if given is None else (given,) if isinstance(given, int) else tuple(given)
 
 
-def _absolute(edit: Edit, lengths: Tensor) -> Edit:
+def absolute(edit: Edit, lengths: Tensor) -> Edit:
     """The edit with positions that do not move as tokens are added: per row, counted from the prompt's
     start."""
     at = edit.positions
