@@ -16,7 +16,7 @@ def require(extra: str) -> None:
     """
     listed = [r for r in requires("interpcore") or () if re.search(rf"extra == ['\"]{extra}['\"]", r)]
     named = [re.split(r"[^\w.-]", r, maxsplit=1)[0] for r in listed]
-    missing = [name for name in named if find_spec(name) is None]
+    missing = [name for name in named if find_spec(name.replace("-", "_")) is None]
     if missing:
         raise ModuleNotFoundError(
             f"{extra} needs {', '.join(missing)}, which this Python lacks; pip install 'interpcore[{extra}]'."

@@ -127,19 +127,23 @@ def split_questions(
         return list(questions)
     if split not in SPLITS:
         raise Refused(f"A split is one of {', '.join(SPLITS)}, all; got {split!r}.")
-    ends = [sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
-
-    def part(question: Question) -> str:
-        key = f"{seed}\n{question.question}\n{'|'.join(question.options)}".encode(errors="replace")
-        place = int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
-        return SPLITS[next(i for i, end in enumerate(ends) if place < end or i == len(ends) - 1)]
-
-    found = [question for question in questions if part(question) == split]
+    found = [question for question in questions if part_of(question, seed, shares) == split]
     if not found:
         raise Refused(
             f"None of {len(questions)} questions falls into the part {split!r}; give more questions."
         )
     return found
+
+
+def part_of(question: Question, seed: int = 0, shares: Sequence[float] = SHARES) -> str:
+    """The part that a question is of, see `split_questions`."""
+    key = f"{seed}\n{question.question}\n{'|'.join(question.options)}".encode(errors="replace")
+    place = int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64 * sum(shares)
+    for split, share in zip(SPLITS, shares, strict=True):
+        if place < share:
+            return split
+        place -= share
+    return SPLITS[-1]
 
 
 def labels(questions: Iterable[Question]) -> list[bool]:

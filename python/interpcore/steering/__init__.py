@@ -10,13 +10,17 @@ from typing import Any
 from interpcore._faces import names, shown
 
 _FACE = {
+    "accuracy": "open_accuracy",
+    "choice": "generated option_scores",
     "directions": "Directions unit",
+    "effect": "divergence published_effect second_order",
     "experiments": "EXPERIMENTS",
     "fits": "FITS fit",
     "interventions": "Intervention Part RECIPES Steer each_site everywhere",
     "moments": "Moments states",
     "prompts": "read_answer",
     "study": "open_states",
+    "sweep": "sweep_scores",
 }
 __all__ = names(_FACE)
 

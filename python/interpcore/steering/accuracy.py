@@ -17,6 +17,7 @@ from interpcore.stats import cluster_bootstrap
 from interpcore.steering import asking
 from interpcore.steering.asking import Answers, AskingStudy, answer, measured
 from interpcore.steering.choice import text_losses
+from interpcore.steering.files import intervention_hash
 from interpcore.steering.interventions import Intervention
 from interpcore.steering.options import AccuracyOptions
 
@@ -195,8 +196,8 @@ def open_accuracy(
         study,
         out,
         command,
-        hash_of_directions=options.directions_hash(),
-        hash_of_intervention=options.intervention_file_hash(),
+        hash_of_directions=None if directions is None else directions.hash(),
+        hash_of_intervention=None if given is None else intervention_hash(given),
         hash_of_neutral_text=options.neutral_hash(),
     )
     assert isinstance(found, AccuracyStudy)

@@ -14,7 +14,7 @@ from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import MadeOn, check_made_on
-from interpcore.runs import RunError, read_tensors, write_tensors
+from interpcore.runs import RunError, read_tensors, tensors_hash, write_tensors
 from interpcore.runs.fields import Fields, parse_json
 from interpcore.steering.options import KIND, directions_file
 
@@ -86,13 +86,18 @@ class Directions:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as safetensors, what they are in the header."""
-        tensors = {f"{site}.vectors": v for site, v in self.vectors.items()}
-        tensors |= {f"{site}.norms": v for site, v in self.norms.items()}
-        tensors |= {f"{site}.shuffled": v for site, v in self.shuffled.items()}
         header = {"kind": KIND, "about": json.dumps(dict(self.about))}
         if self.made_on is not None:
             header |= self.made_on.to_json()
-        write_tensors(path, {name: v.contiguous() for name, v in tensors.items()}, header)
+        write_tensors(path, self._tensors(), header)
+
+    def hash(self) -> str:
+        """What a card says of them: a hash of their vectors, norms and shufflings."""
+        return tensors_hash(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {"vectors": self.vectors, "norms": self.norms, "shuffled": self.shuffled}
+        return {f"{site}.{name}": v.contiguous() for name, part in parts.items() for site, v in part.items()}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Directions:

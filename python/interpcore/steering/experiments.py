@@ -40,4 +40,39 @@ ACCURACY = Experiment(
     opens="interpcore.steering.accuracy:open_accuracy",
     extra="steering",
 )
-EXPERIMENTS = (STATES, DIRECTIONS, SWEEP, ACCURACY)
+PROBES = Experiment(
+    name="steering probes",
+    sentence="Train linear probes at every depth, as published or with held-out choice of depth.",
+    example="interpcore steering probes --model tiny --out runs/directions-tiny",
+    options=options.StatesOptions,
+    asks=options.ProbeOptions,
+    opens="interpcore.steering.study:open_states",
+    runs="interpcore.steering.probes:probes",
+    extra="steering",
+)
+EFFECT = Experiment(
+    name="steering effect",
+    sentence="Map how far a direction moves the next token, exactly and to second order.",
+    example="interpcore steering effect --directions runs/directions --out runs/effect",
+    options=options.EffectOptions,
+    opens="interpcore.steering.effect_study:open_effect",
+    extra="steering",
+)
+EVALUATE = Experiment(
+    name="steering evaluate",
+    sentence="Run tasks of the lm-eval harness under an intervention, or with so many recurrence steps.",
+    example="interpcore steering evaluate --model tiny --task lambada_openai --limit 20 --out runs/lambada",
+    options=options.EvaluateOptions,
+    opens="interpcore.steering.evaluate:open_evaluate",
+    extra="harness",
+)
+GENERATE = Experiment(
+    name="steering generate",
+    sentence="Write a text with and without an intervention, side by side.",
+    example="interpcore steering generate --model tiny --directions runs/directions-tiny --depth 2 "
+    "--coefficient -1,1 --out runs/texts",
+    options=options.GenerateOptions,
+    opens="interpcore.steering.evaluate:open_generate",
+    extra="steering",
+)
+EXPERIMENTS = (STATES, DIRECTIONS, PROBES, EFFECT, SWEEP, ACCURACY, EVALUATE, GENERATE)

@@ -153,9 +153,10 @@ def open_sweep(
     if options.edit == "ablate":
         raise Refused("Ablation has no coefficient to sweep; amplify with the coefficient -1 is ablation.")
     directions, _ = asking.read_written(model, options)
+    assert directions is not None
     items = asking.prepare(model, options, options.part)
     study = SweepStudy(model, options, items=items, directions=directions, **how)
     study.vectors()
-    found = asking.open_folder(study, out, command, hash_of_directions=options.directions_hash())
+    found = asking.open_folder(study, out, command, hash_of_directions=directions.hash())
     assert isinstance(found, SweepStudy)
     return found

@@ -17,7 +17,7 @@ EDITS = ("add", "amplify", "ablate", "clamp")
 SCALES = ("unit", "norm", "own")
 POSITIONS = ("all", "last", "onward", "answer")
 PARTS = ("direction", "selection", "test", "all")
-SITES = ("resid", "attn_out", "mlp_out", "attn_in", "mlp_in")
+SITES = ("resid", "attn_out", "mlp_out", "block_out", "attn_in", "mlp_in")
 TEMPLATE = "Q: {question}\nA:"
 
 
@@ -138,13 +138,7 @@ class DirectionOptions(Options):
         """See `Options.check_data`: looks for the directions."""
         super().check_data()
         if self.directions is not None:
-            self.directions_hash()
-
-    def directions_hash(self) -> str | None:
-        """What the card says of the directions."""
-        if self.directions is None:
-            return None
-        return _file_hash(directions_file(self.directions), KIND)
+            _check_kind(directions_file(self.directions), KIND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +207,9 @@ class AccuracyOptions(AnswerOptions, DirectionOptions):
             else source_hash(document_files(Path(self.neutral)), Path(self.neutral))
         )
 
-    def intervention_file_hash(self) -> str | None:
-        """What the card says of the intervention's file."""
-        return None if self.intervention is None else _file_hash(Path(self.intervention))
-
 
 @dataclass(frozen=True, kw_only=True)
-class EffectOptions(QuestionOptions, DirectionOptions):
+class EffectOptions(AnswerOptions, DirectionOptions):
     """Where a direction changes the next token's distribution."""
 
     part: str = option("test", "Which part of the questions is asked.", choices=PARTS)
@@ -240,7 +230,7 @@ class EffectOptions(QuestionOptions, DirectionOptions):
 class EvaluateOptions(Options):
     """A benchmark of the lm-eval harness under an intervention."""
 
-    tasks: tuple[str, ...] = option(..., "Tasks of the harness.", flag="task")
+    tasks: tuple[str, ...] = option((), "Tasks of the harness.", flag="task")
     include_path: str | None = option(None, "A folder of task YAMLs of your own.", circumstance=True)
     limit: int | None = option(None, "Documents of a task at most.", least=1)
     num_fewshot: int | None = option(None, "Examples before each; default: as the task says.", least=0)
@@ -251,9 +241,14 @@ class EvaluateOptions(Options):
 
     def check_data(self) -> None:
         """See `Options.check_data`: the file, the folder and the tasks."""
+        if not self.tasks:
+            raise Refused("Say which task of the harness to run: --task mmlu.")
         for given in (self.intervention, self.include_path):
             if given is not None and not Path(given).exists():
                 raise Refused(f"There is no {given}.")
+        from interpcore.steering.harness import manager_of
+
+        manager_of(self.tasks, self.include_path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,16 +291,9 @@ def directions_file(given: str | os.PathLike[str]) -> Path:
     return found[0]
 
 
-def _file_hash(path: Path, kind: str | None = None) -> str:
-    """SHA-256 of a file's content; with `kind`, of one that says it is that.
-
-    Raises: Refused for another kind of file.
-    """
-    import hashlib
-
+def _check_kind(path: Path, kind: str) -> None:
+    """Raises: Refused for a file that says it is another kind."""
     from interpcore.runs.artifacts import read_metadata
 
-    if kind is not None and read_metadata(path).get("kind") != kind:
+    if read_metadata(path).get("kind") != kind:
         raise Refused(f"{path} holds no {kind}.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpcore.data.question_sets import labels, split_questions
+from interpcore.data.question_sets import labels, part_of, split_questions
 from interpcore.data.questions import Question
 from interpcore.errors import Refused
 from interpcore.model.card import run_card
@@ -108,6 +108,7 @@ class StatesStudy(experiment.Study):
         flags: whether each is of the true label (reasoning).
         fitted: numbers of those that directions are fitted on.
         template: that they are asked in.
+        parts: the part that each question is of.
     """
 
     options: StatesOptions
@@ -115,6 +116,7 @@ class StatesStudy(experiment.Study):
     flags: list[bool] = field(default_factory=list)
     fitted: list[int] = field(default_factory=list)
     template: str = ""
+    parts: list[str] = field(default_factory=list)
     shuffled: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -262,6 +264,7 @@ def open_states(
     own = {id(q) for q in fitted}
     numbers = [i for i, q in enumerate(every) if id(q) in own]
     about: dict[str, Any] = {"prompts": prompts, "flags": flags, "fitted": numbers, "template": template}
+    about["parts"] = [part_of(q, options.seed) for q in every]
     study = StatesStudy(model, options, **about, **how)
     data = hashlib.sha256(json.dumps([q.to_record() for q in every]).encode()).hexdigest()
     card = run_card(model, arguments=options.arguments() | {"hash of questions": data}, command=command)

@@ -19,7 +19,7 @@ from interpcore.steering.choice import answer_positions, log_softmax, option_sco
 from interpcore.steering.interventions import Positions, Steer, placed
 from interpcore.steering.prompts import Item
 
-SWEPT = ("resid", "attn_in", "attn_out", "mlp_in", "mlp_out")
+SWEPT = ("resid", "attn_in", "attn_out", "mlp_in", "mlp_out", "block_out")
 
 
 @dataclass(frozen=True, eq=False)
