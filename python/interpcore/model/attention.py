@@ -54,7 +54,8 @@ class Attention:
             shared = [(s, s.buffer.keys[slot], s.buffer.values[slot]) for s in writer.shared]
             k, v = writer.extend(slot, k, v)
         before = None if writer is None else writer.before
-        if shared or self.softcap is not None or ctx.record or ctx.wants("scores", depth):
+        explicit = ctx.record or ctx.wants("scores", depth) or ctx.wants("pattern", depth)
+        if shared or self.softcap is not None or explicit:
             z = self._mix_explicit(q, k, v, shared, before, ctx, depth)
         else:
             z = self._mix_fused(q, k, v, before, ctx)
@@ -220,7 +221,8 @@ class Attention:
         if self.alibi is not None:
             full = full + self.alibi(full.shape[-1], full.dtype).transpose(0, 1)
         full = full.masked_fill(~mask, -torch.inf)
-        pattern = self.pattern(ctx.site("scores", depth, full)).to(v.dtype)
+        softmax = self.pattern(ctx.site("scores", depth, full)).to(v.dtype)
+        pattern = ctx.site("pattern", depth, softmax)
         if ctx.record:
             keys, values = (
                 # A cache's own segment is cut off from the room that later tokens are written into.
@@ -238,6 +240,7 @@ class Attention:
                 keys=keys,
                 values=values,
                 scores=full,
+                softmax=softmax,
                 pattern=pattern,
             )
         pattern = pattern.unflatten(2, (k.shape[2], -1))
@@ -277,6 +280,6 @@ class Attention:
             order = torch.argsort(is_new.to(torch.int8), dim=1, stable=True).to(kept["keys"].device)
             for name in ("keys", "values"):
                 kept[name] = kept[name].take_along_dim(order[:, :, None, None], 1)
-            for name in ("scores", "pattern"):
+            for name in ("scores", "softmax", "pattern"):
                 kept[name] = kept[name].take_along_dim(order[:, None, None], 3)
         ctx.keep(depth, **kept)

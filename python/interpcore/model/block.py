@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,6 +55,12 @@ class Block:
         return self.attn_post_norm is None and self.mlp_post_norm is None and not self.norms_stream
 
     @property
+    def absent(self) -> Mapping[str, str]:
+        """Sites that it does not have, with the reason."""
+        parallel = "its branches read the same stream, so that there is none between them."
+        return {**self.mlp.absent, **({"resid_mid": parallel} if self.parallel else {})}
+
+    @property
     def neurons(self) -> MLP:
         """The MLP, of a block whose MLP has neurons.
 
@@ -72,6 +79,7 @@ class Block:
         added = x + attn_out
         ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw, attn_added=added)
         middle = apply(self.attn_stream_norm, added)
+        middle = middle if self.parallel else ctx.site("resid_mid", depth, middle)
         mlp_in = ctx.site("mlp_in", depth, x if self.parallel else middle)
         same = mlp_in is attn_in and self.mlp_norm is self.attn_norm
         mlp_out = self.mlp_branch(mlp_in, ctx, depth, normed if same else None)

@@ -19,9 +19,11 @@ TRANSFORMER_LENS: dict[str, str] = {
     "k": "blocks.{d}.attn.hook_k",
     "v": "blocks.{d}.attn.hook_v",
     "scores": "blocks.{d}.attn.hook_attn_scores",
+    "pattern": "blocks.{d}.attn.hook_pattern",
     "z": "blocks.{d}.attn.hook_z",
     "head_out": "blocks.{d}.attn.hook_result",
     "attn_out": "blocks.{d}.hook_attn_out",
+    "resid_mid": "blocks.{d}.hook_resid_mid",
     "mlp_in": "blocks.{d}.hook_mlp_in",
     "mlp_pre": "blocks.{d}.mlp.hook_pre",
     "mlp_gate_pre": "blocks.{d}.mlp.hook_pre",
@@ -51,9 +53,8 @@ def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int
         if m[1] in ("emb", "ln_f"):
             return ("embed", None) if m[1] == "emb" else ("final_norm", None)
         return "resid", _in_range(int(m[1]), n_calls, name) + 1
-    if m := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(mid|post)", name):
-        depth = _in_range(int(m[1]), n_calls, name)
-        return ("resid", depth + 1) if m[2] == "post" else ("mlp_in", depth)
+    if m := re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", name):
+        return "resid", _in_range(int(m[1]), n_calls, name) + 1
     if m := re.fullmatch(r"(\w+)\.(-?\d+)", name):
         if m[1] in SITES and SITES[m[1]].depths != "none":
             return m[1], _in_range(int(m[2]), n_calls + (SITES[m[1]].depths == "calls+1"), name)

@@ -50,6 +50,9 @@ SITES: dict[str, Site] = {
     "scores": Site(
         "[batch, position, head, key]", "calls", "scaled, soft-capped scores; -inf where masked", "n_heads"
     ),
+    "pattern": Site(
+        "[batch, position, head, key]", "calls", "attention probabilities, after softmax", "n_heads"
+    ),
     "z": Site(
         "[batch, position, head, d_head]",
         "calls",
@@ -64,6 +67,11 @@ SITES: dict[str, Site] = {
     ),
     "attn_out": Site(
         "[batch, position, d_model]", "calls", "what attention adds to the stream (after a post-norm)"
+    ),
+    "resid_mid": Site(
+        "[batch, position, d_model]",
+        "calls",
+        "residual stream between attention and MLP, which the MLP reads and adds to",
     ),
     "mlp_in": Site(
         "[batch, position, d_model]", "calls", "MLP branch's own copy of the stream, before its norm"

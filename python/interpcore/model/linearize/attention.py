@@ -27,7 +27,7 @@ class LinearAttention:
         depth: its block call.
         q: rotated queries [batch, position, head, d_head].
         keys, values: all keys and values, rotated [batch, key, kv_head, d_head].
-        pattern: attention probabilities [batch, position, head, key].
+        softmax, pattern: attention probabilities before and after edits [batch, position, head, key].
         factor: derivative of the scores by q.k: the scale, or [batch, position, head, key].
         q_norm, k_norm: norms of queries and keys at their inputs, or None.
         rules: local rules.
@@ -39,6 +39,7 @@ class LinearAttention:
     q: Tensor
     keys: Tensor
     values: Tensor
+    softmax: Tensor
     pattern: Tensor
     factor: Tensor | float
     q_norm: LinearNorm | None
@@ -67,7 +68,7 @@ class LinearAttention:
 
         norms = norm("q"), norm("k")
         attention = attention.with_precision(rules.precision)
-        return cls(attention, ctx, depth, q, keys, values, pattern, factor, *norms, rules)
+        return cls(attention, ctx, depth, q, keys, values, kept["softmax"], pattern, factor, *norms, rules)
 
     @cached_property
     def key_value(self) -> Tensor:
@@ -110,7 +111,7 @@ class LinearAttention:
         tq, tk = self._rotated(tq), self._rotated(tk)
         if self.rules.values == "frozen":
             tv = torch.zeros_like(tv)
-        if self.ctx.edits_at("scores", self.depth):
+        if self._edited:
             tz = self._edited_jvp(tq, tk, tv)
         else:
             tz = attn_jvp(
@@ -146,23 +147,30 @@ class LinearAttention:
         pays = covariance_pays(g.shape[1], self.keys.shape[1], g.shape[-1])
         key_value = self.key_value[:, -n:] if pays else None
         factor = self.factor[:, -n:] if isinstance(self.factor, Tensor) else self.factor
-        if self.ctx.edits_at("scores", self.depth):
-            dq, dk, dv = self._edited_vjp(g, q, pattern, factor)
+        if self._edited:
+            dq, dk, dv = self._edited_vjp(g, q, self.softmax[:, -n:], pattern, factor)
         else:
             room = self.attention.qkv.room(g, live)
             arguments = (g, q, self.keys, self.values, pattern, live, factor)
             dq, dk, dv = attn_vjp(*arguments, key_value=key_value, out=room)
         return dq, dk, torch.zeros_like(dv) if self.rules.values == "frozen" else dv
 
+    @property
+    def _edited(self) -> bool:
+        """Whether scores or probabilities are edited."""
+        return any(self.ctx.edits_at(site, self.depth) for site in ("scores", "pattern"))
+
     def _edited_vjp(
-        self, g: Tensor, q: Tensor, a: Tensor, factor: Tensor | float
+        self, g: Tensor, q: Tensor, s: Tensor, a: Tensor, factor: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same through edits of the scores, which need the scores' cotangents in full."""
+        """The same through edits of scores and probabilities (s before, a after theirs), which need
+        cotangents in full."""
         groups, live = self.keys.shape[2], self.q.shape[1]
         keys, values = (x.repeat_interleave(q.shape[2] // groups, 2) for x in (self.keys, self.values))
         dp = torch.einsum("bcphe,bthe->bcpht", g, values)
-        ds = a[:, None] * (dp - (a[:, None] * dp).sum(-1, keepdim=True))
-        ds = pull(self.ctx, "scores", self.depth, ds).masked_fill((a == 0)[:, None], 0.0)
+        dp = pull(self.ctx, "pattern", self.depth, dp)
+        ds = s[:, None] * (dp - (s[:, None] * dp).sum(-1, keepdim=True))
+        ds = pull(self.ctx, "scores", self.depth, ds).masked_fill((s == 0)[:, None], 0.0)
         ds = ds * (factor[:, None] if isinstance(factor, Tensor) else factor)
         dq = torch.einsum("bcpht,bthe->bcphe", ds, keys)
         dk = torch.einsum("bcpht,bphe->bcthe", ds[..., -live:], q).unflatten(3, (groups, -1)).sum(4)
@@ -170,15 +178,17 @@ class LinearAttention:
         return dq, dk, dv
 
     def _edited_jvp(self, tq: Tensor, tk: Tensor, tv: Tensor) -> Tensor:
-        groups, live, a = self.keys.shape[2], self.q.shape[1], self.pattern
+        groups, live = self.keys.shape[2], self.q.shape[1]
+        s, a = self.softmax, self.pattern
         repeat = self.q.shape[2] // groups
         keys, values = (x.repeat_interleave(repeat, 2) for x in (self.keys, self.values))
         tk, tv = (x.repeat_interleave(repeat, 3) for x in (tk, tv))
         ts = torch.einsum("bcphe,bthe->bcpht", tq, keys)
         ts[..., -live:] += torch.einsum("bphe,bcthe->bcpht", self.q, tk)
         ts = ts * (self.factor[:, None] if isinstance(self.factor, Tensor) else self.factor)
-        ts = push(self.ctx, "scores", self.depth, ts).masked_fill((a == 0)[:, None], 0.0)
-        ta = a[:, None] * (ts - (a[:, None] * ts).sum(-1, keepdim=True))
+        ts = push(self.ctx, "scores", self.depth, ts).masked_fill((s == 0)[:, None], 0.0)
+        ta = s[:, None] * (ts - (s[:, None] * ts).sum(-1, keepdim=True))
+        ta = push(self.ctx, "pattern", self.depth, ta)
         return torch.einsum("bcpht,bthe->bcphe", ta, values) + torch.einsum(
             "bpht,bcthe->bcphe", a[..., -live:], tv
         )

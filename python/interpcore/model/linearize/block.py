@@ -78,6 +78,9 @@ class LinearBlock:
         g = _through(self.mlp_stream_norm, pull(self.ctx, "block_out", self.depth, g))
         entering = self._mlp_vjp(g, g, seen)
         if not self.block.parallel:
+            if seen is not None:
+                seen["resid_mid"] = entering
+            entering = pull(self.ctx, "resid_mid", self.depth, entering)
             g = entering = _through(self.attn_stream_norm, entering)
         return self._attention_vjp(g, entering, seen, first_only)
 
@@ -138,6 +141,8 @@ class LinearBlock:
             out = out if self.attn_post_norm is None else self.attn_post_norm.jvp(out)
             middle = t + push(self.ctx, "attn_out", self.depth, out)
         middle = middle if self.attn_stream_norm is None else self.attn_stream_norm.jvp(middle)
+        if not self.block.parallel:
+            middle = push(self.ctx, "resid_mid", self.depth, middle)
         if "mlp" not in self.dropped:
             branch = push(self.ctx, "mlp_in", self.depth, t if self.block.parallel else middle)
             out = self.mlp.jvp(branch if self.mlp_norm is None else self.mlp_norm.jvp(branch))

@@ -79,7 +79,7 @@ def assemble(checkpoint: Checkpoint, parts: Parts, name: str) -> Model:
     states = {} if parts.recurrence is None else parts.recurrence.made(plan, modules)
     absent: dict[str, str] = dict(parts.absent)
     for block in blocks:
-        absent |= block.mlp.absent
+        absent |= block.absent
     spec = ModelSpec(
         family=checkpoint.config.model_type,
         name=name,
