@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interpcore.cli.study import add
+from interpcore.cli.study import ModelName, Quiet, add
+from interpcore.cli.study import run as run_experiment
 from interpcore.cli.tables import show, show_report
 from interpcore.errors import Refused
 from interpcore.generalize.options import Options, shown_default
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SUITES = {
     "relations": "interpcore.lre.trials",
+    "neurons": "interpcore.neurons.trials",
+    "circuits": "interpcore.circuits.trials",
 }
 DEFECTIVE = 3
 
@@ -158,3 +161,37 @@ def register(
             for t in trials
         ]
     show(pd.DataFrame(rows), str(registry))
+
+
+@app.command("replay")
+def replay_published(
+    name: Annotated[str, typer.Argument(help="A published trial's name; default: all.")] = "published",
+    run: Annotated[
+        bool, typer.Option("--run", help="Run the trial that restates it on your weights.")
+    ] = False,
+    model: ModelName = "tiny",
+    on: Annotated[list[str] | None, typer.Option(help="As in `generalize run`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder, with --run.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say which verdicts published counts support; with --run, run a restated trial on your own weights.
+
+    Example: interpcore generalize replay published
+    """
+    from interpcore.generalize.published import BAR, named, replay
+
+    found = replay(name)
+    notes = [
+        f"low, high: exact 95% interval; supported: against {BAR}; needed: units for power 0.8 at this share."
+    ]
+    if not run:
+        show(found[[c for c in found if c != "note"]], *notes)
+        for row in found.to_dict("records"):
+            if row["note"]:
+                typer.echo(f"{row['name']}: {row['note']}.")
+        return
+    if name == "published" or out is None:
+        raise Refused("Give the name of one published trial, and a run folder with --out.")
+    (each,) = named(name)
+    given: dict[str, Any] = {"suite": each.suite, "trials": (each.trial,), "on": tuple(on or ())}
+    show_verdicts(run_experiment(RUN, out=out, model=model, quiet=quiet, **given))

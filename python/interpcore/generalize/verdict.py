@@ -77,7 +77,9 @@ def judge(trial: Trial, measured: Measured) -> Judged:
     try:
         found = measured.interval(LEVEL)
     except Refused as error:
-        return Judged(INCONCLUSIVE if few else ERROR, **counts, why=few or f"{trial.id}: {error}")
+        # A ratio over nothing is no defect: here the whole does not differ from nothing.
+        open_one = few or measured.kind == "ratio"
+        return Judged(INCONCLUSIVE if open_one else ERROR, **counts, why=few or f"{trial.id}: {error}")
     if found is None or math.isnan(found.low):
         return Judged(
             INCONCLUSIVE,
@@ -269,7 +271,7 @@ def in_words(outcome: Outcome) -> str:
     if own.estimate is None:
         return f"{outcome.verdict}; {outcome.why}"
     ends = " to ".join("unbounded" if end is None else f"{end:.3f}" for end in (own.low, own.high))
-    values = f"{own.estimate:.3f} [{ends}], to be {trial.bar}, over {own.n_units} units ({trial.unit})"
+    values = f"{own.estimate:.3f} ({ends}), to be {trial.bar}, over {own.n_units} units ({trial.unit})"
     return f"{outcome.verdict}; {values}." + (
         f" {outcome.why[0].upper()}{outcome.why[1:]}" if outcome.why else ""
     )

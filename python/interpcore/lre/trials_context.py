@@ -61,6 +61,9 @@ class Settings(BaseOptions):
     only: tuple[str, ...] = option((), "Only these relations, with + between them; default: all.")
     splits: int = option(1, "Random splits per relation.", least=1)
     examples: int = option(8, "Facts that make an operator.", least=1)
+    betas: tuple[float, ...] = option(
+        tuple(i / 4 for i in range(21)), "Factors on W to choose from, with + between them.", least=0
+    )
     ranks: int = option(9, "Ranks of the inverse to choose from, for edits.", least=2)
     max_test: int = option(200, "Test facts per split at most.", least=4)
     seed: int = option(0, "Of every split.")
@@ -222,6 +225,7 @@ class Relations(Context):
         return Options(
             trials=splits,
             examples=chosen.examples,
+            betas=chosen.betas,
             ranks=chosen.ranks if edits else READ_ONLY,
             template=template,
             max_test=chosen.max_test,
