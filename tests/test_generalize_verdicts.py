@@ -245,3 +245,15 @@ def test_simulated_coverage_on_the_shapes_of_trials(kind, monkeypatch):
         found = got.interval()
         covered.append(found.low <= true <= found.high)
     assert 0.925 < np.mean(covered) < 0.975
+
+
+def test_a_statistic_that_no_unit_changes_has_no_interval():
+    same = Measured.jackknife(0.0, [0.0] * 20, [str(i) for i in range(20)])
+    got = judge(one(threshold=0.0), same)
+    assert got.verdict == "INCONCLUSIVE" and got.low is None and got.why
+
+
+def test_a_ratio_over_nothing_is_inconclusive():
+    flat = Measured.ratio([1.0, -1.0] * 10, [1.0, -1.0] * 10, [str(i) for i in range(20)])
+    got = judge(one(), flat)
+    assert got.verdict == "INCONCLUSIVE" and "includes zero" in got.why

@@ -99,8 +99,11 @@ def judge(trial: Trial, measured: Measured) -> Judged:
     if few:
         return replace(said, why=few)
     if found.low == found.high:
+        said = replace(said, low=None, high=None, p=None)
+        if measured.kind == "jackknife":  # nothing found, whatever is left out
+            return replace(said, why=f"{trial.id}: it is the same without any unit, which gives no interval.")
         why = "all its units agree, and it does not say what values there can be (bounds=)"
-        return replace(said, verdict=ERROR, low=None, high=None, p=None, why=f"{trial.id}: {why}.")
+        return replace(said, verdict=ERROR, why=f"{trial.id}: {why}.")
     return replace(said, verdict=_side(trial, found))
 
 

@@ -232,7 +232,7 @@ class Neurons(Context):
 
 def _texts(kind: str, options: Settings) -> list[str]:
     if kind == CORPUS:
-        return [text for text, _ in labelled_documents(f"neurons {options.seed}", options.documents)]
+        return [text for _, text in labelled_documents(f"neurons {options.seed}", options.documents)]
     return heldout_texts(kind, options.heldout, options.seed)
 
 
