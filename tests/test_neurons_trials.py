@@ -17,7 +17,7 @@ CHOSEN = 12
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A run whose universal neurons are the 12 of each layer with the highest kurtosis; none is correlated."""
+    """A run whose universal neurons are each layer's 12 with the highest kurtosis; none is correlated."""
     model, other = interpcore.load("tiny"), interpcore.load("tiny-s1")
     out = tmp_path_factory.mktemp("neurons") / "run"
     options = Options(suite="neurons", trials=("N1", "N4-news", "N6", "N7", "N8", "N9"))
