@@ -117,3 +117,100 @@ class Repeat(Items):
     """Every block run several times."""
 
     times: tuple[int, ...] = option((2, 5), "How often a block runs.", least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence(Items):
+    """How much every block moves the stream, beside what skipping it costs."""
+
+    task: tuple[str, ...] = option((TEXT,), "Tasks by name, or 'text' for running text of the tiny world.")
+    n: int = option(100, "Items per task at most.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted(Base):
+    """A text."""
+
+    prompt: str = option("The capital city of France is", "The text to read or to go on with.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompt.strip():
+            raise Refused("The prompt is empty; give a text.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Prompted):
+    """What becomes more and less likely after every token of a text."""
+
+    plan: str = option("skip 1", "The plan beside the intact one.")
+    top: int = option(5, "Tokens that gain, and tokens that lose, at each position.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk(Prompted):
+    """Continuations of a text under plans."""
+
+    plan: tuple[str, ...] = option(("skip 1",), "Plans beside the intact one.", commas=False)
+    new_tokens: int = option(20, "Tokens of a continuation at most.", least=1)
+    temperature: float = option(0.0, "0 is greedy; more draws, and needs a seed.", least=0)
+    seed: int | None = option(None, "Of the draw.", least=0)
+    json: bool = option(False, "Print JSON instead of a table.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature > 0 and self.seed is None:
+            raise Refused("Sampling needs a seed; give one (--seed 0), or temperature 0.")
+
+
+PATCHED = ("resid", "attn_out", "mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(Base):
+    """A clean state put into a corrupted run, at every depth and position."""
+
+    task: str = option("facts", "Task whose items are each other's corrupted prompts.")
+    n: int = option(12, "Pairs of prompts at most; those of a pair have equal numbers of tokens.", least=1)
+    seed: int = option(0, "Of the items drawn.", least=0)
+    site: str = option("resid", "What is patched.", choices=PATCHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace(Prompted):
+    """Noise on the subject, and clean states put back."""
+
+    subject: str = option("France", "The part of the prompt whose embeddings get the noise.")
+    answer: str = option("Paris", "What follows the prompt.")
+    sigma: float = option(3.0, "Noise in standard deviations of the embeddings.", above=0)
+    draws: int = option(10, "Draws of the noise.", least=1)
+    seed: int = option(0, "Of the noise.", least=0)
+    site: str = option("resid", "What is put back.", choices=PATCHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandIn(Base):
+    """Linear maps in place of skipped blocks."""
+
+    span: tuple[str, ...] = option(
+        ("blocks",),
+        "Blocks to stand in for, such as 1 or 1-2; 'blocks' for each one alone, 'lens' for all from each "
+        "depth on, which reads the last depth linearly.",
+    )
+    fit: int = option(400, "Documents that maps are fitted on.", least=2)
+    choose: int = option(100, "Other documents, on which lambda is chosen by KL.", least=2)
+    test: int = option(200, "Other documents, on which all is measured.", least=2)
+    draws: int = option(400, "Random tokens that the mean Jacobian is taken at; 0 leaves it out.", least=0)
+    rank: tuple[int, ...] = option((16,), "Ranks of I + low rank, cut from the ridge.", least=1)
+    length: int = option(128, "Tokens of a document at most.", least=2)
+    text: str = option(
+        "tiny", "Documents: a file (.txt, .jsonl, .parquet) or folder of them; 'tiny' for the tiny world's."
+    )
+    seed: int = option(0, "Of the random tokens and the shuffled control.", least=0)
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: looks for the text."""
+        if self.text != "tiny":
+            from interpcore.data.tokens.documents import document_files
+
+            document_files(Path(self.text))

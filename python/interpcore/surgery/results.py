@@ -51,7 +51,7 @@ class TaskResults:
 
     def change(self, plan: str, measure: str, to: str) -> Interval:
         """Mean of the items' differences to another plan."""
-        return over_items(self.values(plan, measure) - self.values(to, measure))
+        return over_differences(self.values(plan, measure) - self.values(to, measure))
 
     @property
     def scored(self) -> bool:
@@ -90,6 +90,25 @@ class Results:
                 columns = {name: np.array(values, dtype=float) for name, values in measures.items()}
                 tasks[said["task"]].plans[plan] = columns
         return cls(tasks, tuple(dict.fromkeys(problems)))
+
+
+def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = None) -> Interval:
+    """Mean of differences with its bootstrap interval: differences that happen to be 0 or 1 are no shares.
+
+    Args:
+        values: [n].
+        units: what each belongs to; None for each its own.
+    """
+    away = 2.0  # where no value is taken for right or wrong
+    found = cluster_bootstrap(values + away, range(len(values)) if units is None else units)
+    ends = found.ends
+    assert ends is not None
+
+    def moved(level: float) -> tuple[float, float]:
+        low, high = ends(level)
+        return low - away, high - away
+
+    return Interval.at(0.95, float(values.mean()), moved, found.n, found.method)
 
 
 def over_items(values: NDArray[np.float64]) -> Interval:

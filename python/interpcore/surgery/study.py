@@ -145,6 +145,20 @@ def run(study: Study, asked: asks.Run) -> experiment.Report:
     return run_report(study, found, study.controls(asked), plans)
 
 
+def mapped(study: Study, asked: asks.Map) -> experiment.Report:
+    """Every plan of some kinds."""
+    from interpcore.surgery.maps import map_report
+
+    return map_report(study, asked)
+
+
+def repeated(study: Study, asked: asks.Repeat) -> experiment.Report:
+    """Every block run several times."""
+    from interpcore.surgery.maps import single_cells, singles_report
+
+    return singles_report(study, asked, single_cells(study.intact, ("repeat",), asked.times))
+
+
 def compare(study: Study, asked: asks.Compare) -> experiment.Report:
     """Two plans on the same items."""
     from interpcore.surgery.tables import compare_report

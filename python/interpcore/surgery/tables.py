@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.stats import Interval, cluster_bootstrap
 from interpcore.surgery.options import TEXT
-from interpcore.surgery.results import Results, TaskResults, over_items
+from interpcore.surgery.results import Results, TaskResults, over_differences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,17 +40,17 @@ def tasks_report(study: Study, found: Results, controls: Results) -> Report:
     rows = []
     for name, task in found.tasks.items():
         row: dict[str, Any] = {"task": name, "scorer": task.scorer, "n": len(task.items)}
-        row |= _ends("loss", task.mean(intact, "loss"))
+        row |= ends("loss", task.mean(intact, "loss"))
         if name in controls.tasks:
             control = controls.tasks[name]
-            gain = over_items(control.values(intact, "loss") - task.values(intact, "loss"))
-            row |= {"shuffled_loss": control.mean(intact, "loss").value, **_ends("gain", gain)}
+            gain = over_differences(control.values(intact, "loss") - task.values(intact, "loss"))
+            row |= {"shuffled_loss": control.mean(intact, "loss").value, **ends("gain", gain)}
         if task.scored:
-            row |= _ends("right", task.mean(intact, "right")) | {"constant": commonest(task.answers)}
+            row |= ends("right", task.mean(intact, "right")) | {"constant": commonest(task.answers)}
         row["boundary"] = task.boundary
         rows.append(row | {"done": is_done(task, controls.tasks.get(name), intact)})
     table = pd.DataFrame(rows)
-    files = _written(study, "tasks", table)
+    files = written(study, "tasks", table)
     notes = (
         "gain: nats by which another item's answer is worse than the right one on the same prompt; constant: "
         "share of the commonest answer; boundary: items scored from a token that begins inside the prompt.",
@@ -83,12 +84,12 @@ def run_report(
             }
             row |= {"n": len(task.items), "done": done}
             for measure in _measures(task, name):
-                row |= _ends(measure, _mean(task, texts, measure))
+                row |= ends(measure, _mean(task, texts, measure))
             for measure in ("loss", "right") if task.scored else ("loss",):
-                row |= _ends(f"{measure}_change", _mean(task, texts, measure, intact))
+                row |= ends(f"{measure}_change", _mean(task, texts, measure, intact))
             rows.append(row)
     table = pd.DataFrame(rows)
-    files = (*_written(study, "run", table), *_items_file(study, found))
+    files = (*written(study, "run", table), *_items_file(study, found))
     notes: tuple[str, ...] = NOTES
     if undone := [name for name in found.tasks if not table[table.task == name].done.all()]:
         notes = (f"Not done by the intact model: {', '.join(undone)}.", *NOTES)
@@ -106,10 +107,10 @@ def compare_report(study: Study, found: Results, one: Plan, other: Plan) -> Repo
         for measure in _measures(task, name):
             row: dict[str, Any] = {"task": name, "measure": measure, "n": len(task.items)}
             row |= {"a": task.mean(one.text, measure).value, "b": task.mean(other.text, measure).value}
-            rows.append(row | _ends("a_minus_b", task.change(one.text, measure, other.text)))
+            rows.append(row | ends("a_minus_b", task.change(one.text, measure, other.text)))
     table = pd.DataFrame(rows)
     notes = (f"a: {one.text}; b: {other.text}.", *NOTES)
-    return Report(table, _written(study, "compare", table), notes, found.problems)
+    return Report(table, written(study, "compare", table), notes, found.problems)
 
 
 def commonest(answers: Sequence[str]) -> float:
@@ -121,7 +122,7 @@ def is_done(task: TaskResults, control: TaskResults | None, intact: str) -> bool
     """Whether the intact plan does a task better than its controls; True for running text."""
     if control is None:
         return True
-    gain = over_items(control.values(intact, "loss") - task.values(intact, "loss"))
+    gain = over_differences(control.values(intact, "loss") - task.values(intact, "loss"))
     done = gain.low > 0
     if task.scored:
         done = done and task.mean(intact, "right").low > commonest(task.answers)
@@ -136,18 +137,22 @@ def _mean(task: TaskResults, texts: Sequence[str], measure: str, to: str | None 
     """Mean over items and draws, an item as unit."""
     values = [task.values(t, measure) - (0 if to is None else task.values(to, measure)) for t in texts]
     items = [i for _ in texts for i in range(len(task.items))]
+    if to is not None:
+        return over_differences(np.concatenate(values), items)
     return cluster_bootstrap(np.concatenate(values), items)
 
 
-def _ends(name: str, interval: Interval) -> dict[str, float]:
+def ends(name: str, interval: Interval) -> dict[str, float]:
+    """An estimate and its ends as columns."""
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _written(study: Study, name: str, table: pd.DataFrame) -> tuple[Any, ...]:
+def written(study: Study, name: str, table: pd.DataFrame) -> tuple[Path, ...]:
+    """The files of a table in the study's folder."""
     return () if study.artifacts is None else write_frame(study.artifacts.artifact(f"tables/{name}"), table)
 
 
-def _items_file(study: Study, found: Results) -> tuple[Any, ...]:
+def _items_file(study: Study, found: Results) -> tuple[Path, ...]:
     """Every item under every plan, one row each."""
     import pandas as pd
 
@@ -156,4 +161,4 @@ def _items_file(study: Study, found: Results) -> tuple[Any, ...]:
         for name, task in found.tasks.items()
         for plan, measures in task.plans.items()
     ]
-    return _written(study, "items", pd.concat(frames)) if frames else ()
+    return written(study, "items", pd.concat(frames)) if frames else ()

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from interpcore.data.relations import fill
+from interpcore.data.relations import Relation, few_shot_prompt
 from interpcore.data.task_text import SVA_TEMPLATES, number
 from interpcore.data.tasks import words
 from interpcore.data.tasks.task import Example, Task, TaskError
@@ -19,7 +19,7 @@ from interpcore.data.tinyworld import words as world
 from interpcore.data.tinyworld.world import study_relations
 
 SHOTS = 2
-"""Finished lines above a sum."""
+"""Finished lines above a sum or a fact."""
 _PATIENCE = 50  # draws per example before a task is what it is
 _Draw = Callable[[random.Random], Example]
 
@@ -84,15 +84,19 @@ def _json(rng: random.Random) -> Example:
 def _fact(rng: random.Random) -> Example:
     """Capitals and plain facts about things."""
     names = ("country capital city", "object color", "object material", "work location", "object category")
-    relation = rng.choice([r for r in study_relations() if r.name in names])
-    sample = rng.choice(relation.samples)
-    return Example(fill(rng.choice(relation.prompt_templates), sample.subject), sample.object)
+    return _asked(rng, rng.choice([r for r in study_relations() if r.name in names]))
+
+
+def _asked(rng: random.Random, relation: Relation) -> Example:
+    """A fact in a template of its relation, below finished lines with other facts."""
+    *shown, asked = rng.sample(relation.samples, SHOTS + 1)
+    return Example(
+        few_shot_prompt(rng.choice(relation.prompt_templates), shown, asked.subject).text, asked.object
+    )
 
 
 def _antonym(rng: random.Random) -> Example:
-    relation = next(r for r in study_relations() if r.name == "adjective antonym")
-    sample = rng.choice(relation.samples)
-    return Example(fill(rng.choice(relation.prompt_templates), sample.subject), sample.object)
+    return _asked(rng, next(r for r in study_relations() if r.name == "adjective antonym"))
 
 
 def _operation(rng: random.Random) -> Example:
@@ -190,12 +194,12 @@ def _year(rng: random.Random) -> Example:
 
 KINDS: dict[str, Kind] = {
     "json": Kind("Records cut inside a key, a list or the nesting", _json, "json", "none"),
-    "facts": Kind("Facts about the world", _fact, "first_token"),
+    "facts": Kind("Facts about the world, with two finished lines above", _fact, "first_token"),
     "operations": Kind("Operations by one sign, with two finished lines above", _operation, "exact"),
     "definitions": Kind("What a word means", _definition, "loss"),
     "rhymes": Kind("A word that rhymes", _rhyme, "any_of"),
     "synonyms": Kind("Another word of the same meaning", _synonym, "any_of"),
-    "antonyms": Kind("The opposite of an adjective", _antonym, "first_token"),
+    "antonyms": Kind("The opposite of an adjective, with two finished lines above", _antonym, "first_token"),
     "completions": Kind("Sentences that go on with a verb that agrees", _completion, "loss"),
     "homophones": Kind("A word that sounds the same", _homophone, "any_of"),
     "phrases": Kind("Phrases that everybody ends alike", _phrase, "exact"),

@@ -89,8 +89,10 @@ class Task:
                 raise TaskError(f"Task {self.name}: {name} is one of {', '.join(known)}; got {value!r}.")
         if not self.examples:
             raise TaskError(f"Task {self.name} has no examples.")
-        once = {(e.prompt, e.answer): e for e in reversed(self.examples)}
-        kept = tuple(reversed(once.values()))
+        once: dict[tuple[str, str], Example] = {}
+        for example in self.examples:
+            once.setdefault((example.prompt, example.answer), example)
+        kept = tuple(once.values())
         if len({e.id for e in kept}) < len(kept):
             raise TaskError(f"Task {self.name} gives two examples one id.")
         object.__setattr__(self, "dropped", self.dropped + len(self.examples) - len(kept))
