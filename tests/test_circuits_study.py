@@ -186,7 +186,7 @@ COMMANDS = [
     (
         ("pareto", "--method", "eap", "--size", "10", "--size", "30%", "--random", "0"),
         1,
-        lambda *row: int(row[6]) <= 144 and float(row[9]) <= float(row[8]) <= float(row[10]),
+        lambda *row: int(row[6]) <= 144 and float(row[10]) <= float(row[9]) <= float(row[11]),
     ),
     (("overlap", "--method", "eap"), 1, lambda *row: len(row) == 2 and "1" in row),
     (("cross-task", "--method", "eap"), 1, lambda *row: len(row) == 2 and max(map(float, row)) > 0.9),
@@ -336,3 +336,23 @@ def test_rows_of_an_older_run_are_read_under_todays_names(folder) -> None:
     frame = read(folder, "faithfulness")
     earlier = frame.rename(columns={new: name for name, new in OLD_NAMES.items()})
     assert earlier.rename(columns=OLD_NAMES).equals(frame)
+
+
+def test_sizes_follow_the_graph_and_what_is_not_reached_is_said(study, folder, monkeypatch) -> None:
+    from interpcore.circuits.study import report
+    from interpcore.circuits.study import study as studying
+
+    small = study.sizes()
+    assert small[-1] == study.graph.n_edges and small[0] == round(0.01 * study.graph.n_edges)
+    monkeypatch.setattr(studying, "PAPER_SIZES", (3, 7))  # so that this graph is large enough for them
+    assert study.sizes()[0] == 3 and study.sizes()[-1] == study.graph.n_edges
+    paper = Study(study.model, Options(head=24, protocol="paper"), study.artifacts)
+    assert paper.sizes() == [3, 7]
+    assert set(read(folder, "tasks").reached) <= {"yes", "no"}
+    assert "reached: yes" in report.BESIDE
+    long = read(folder, "faithfulness")
+    ioi = long[(long.task == "ioi") & (long.method == "eap")].to_dict("records")
+    table = report.summary(study, ["ioi"], ["eap"], ioi, [])
+    assert table.reached.item() == "yes" and table.faithfulness.item() >= 0.85
+    none = [row | {"faithfulness": min(row["faithfulness"], 0.5)} for row in ioi]
+    assert report.summary(study, ["ioi"], ["eap"], none, []).reached.item() == "no"

@@ -43,7 +43,16 @@ OTHER = {
     "arguments": {"layer": 3, "ranks": [8, 4]},
     "load_check_gap": 2e-6,
 }
-CIRCUMSTANCES = {"extends", "load_check_gap", "command", "created", "host", "products", "sources"}
+CIRCUMSTANCES = {
+    "extends",
+    "load_check_gap",
+    "command",
+    "created",
+    "host",
+    "products",
+    "sources",
+    "quantised",
+}
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(RunCard)])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interpcore.cli.study import add
-from interpcore.lre.experiments import RUN
+from interpcore.lre.experiments import RUN, STUDIES
 from interpcore.runs.experiment import Report
 
 WIDTH = 130
@@ -59,16 +59,22 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 add(app, RUN, show)
+for experiment in STUDIES:
+    add(app, experiment)
 
 
 @app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(help="A run folder.")],
-    run_b: Annotated[Path, typer.Argument(help="Another one, such as of another model.")],
+    run_b: Annotated[
+        Path, typer.Argument(help="Another one, such as of another model; or 'published': GPT-J's numbers.")
+    ],
 ) -> None:
     """Correlate two runs over the relations that both measured.
 
     Example: interpcore lre compare runs/lre-tiny runs/lre-tiny-llama
+
+    Example: interpcore lre compare runs/lre-mine published
     """
     from interpcore.lre.report import compare_runs
 

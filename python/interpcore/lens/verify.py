@@ -18,6 +18,10 @@ from interpcore.runs import read_tensors
 from interpcore.runs.checks import Cell, Checks, Table
 
 LEFT_OUT = "Not recomputed: reliability's correlation, which is of the halves' means that are."
+ONLY_SUMS = (
+    "Not recomputed: the slices of a lens of site {site} under the rules {rules}; autograd has no such "
+    "walk here."
+)
 
 
 @dataclass(eq=False)
@@ -92,7 +96,11 @@ def checks(study: FitStudy) -> Checks:
     slices = _Slices(study, model, [row.result for row in rows], ends)
     file = study.artifacts.path / "artifacts" / "lens.safetensors"
     merged = _merged(slices, Lens.load(file)) if file.is_file() else []
-    return Checks([*_moments(slices), *merged], dtype, (*anchored, LEFT_OUT), (*failed, *gaps))
+    how = study.options
+    plain = (how.site, how.rules) == ("resid", "exact")
+    left_out = (LEFT_OUT,) if plain else (LEFT_OUT, ONLY_SUMS.format(site=how.site, rules=how.rules))
+    tables = [*(_moments(slices) if plain else ()), *merged]
+    return Checks(tables, dtype, (*anchored, *left_out), (*failed, *gaps))
 
 
 def _moments(slices: _Slices) -> list[Table]:
@@ -124,7 +132,9 @@ def _moments(slices: _Slices) -> list[Table]:
 
 def _merged(slices: _Slices, lens: Lens) -> list[Table]:
     """Entries of the lens from its slices, by pooled sums."""
-    depths, width, _ = lens.jacobian.shape
+    depths, rows, width = lens.jacobian.shape
+    errors = lens.standard_error
+    assert errors is not None
     kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def pooled(depth: int) -> tuple[Tensor, Tensor]:
@@ -143,14 +153,14 @@ def _merged(slices: _Slices, lens: Lens) -> list[Table]:
         return kept[depth]
 
     def cell(number: int) -> Cell:
-        (depth, i), j = divmod(number // width, width), number % width
+        (depth, i), j = divmod(number // width, rows), number % width
         mean, error = pooled(depth)
         where = f"{{}} at depth {depth}, entry [{i}, {j}], of lens.safetensors"
         a = Cell(
             where.format("J"), float(lens.jacobian[depth, i, j]), float(mean[i, j]), float(mean[i].norm())
         )
-        stored = float(lens.standard_error[depth, i, j])
+        stored = float(errors[depth, i, j])
         b = Cell(where.format("its standard error"), stored, float(error[i, j]), float(mean[i].norm()))
         return max(a, b, key=lambda one: one.gap)
 
-    return [Table("lens", depths * width * width, cell, "sums over the slices", 1e-5)]
+    return [Table("lens", depths * rows * width, cell, "sums over the slices", 1e-5)]

@@ -1,15 +1,67 @@
 """The experiments of this family, as commands and agents find them."""
 
-from interpcore.lre.options import Options
+from interpcore.lre import options
 from interpcore.runs.experiment import Experiment
+from interpcore.runs.options import Options
+
+_STUDY = "interpcore.lre.study:open_study"
+
+
+def _study(name: str, sentence: str, runs: str, asks: type[Options] | None = None) -> Experiment:
+    """A study in the folder of an LRE run, which it may share with all others."""
+    example = f"interpcore lre {name} --model tiny --trials 1 --out runs/lre-tiny"
+    return Experiment(
+        name=f"lre {name}",
+        sentence=sentence,
+        example=example,
+        options=options.Options,
+        asks=asks,
+        opens=_STUDY,
+        runs=f"interpcore.lre.{runs}",
+        extra="lre",
+    )
+
 
 RUN = Experiment(
     name="lre run",
     sentence="Measure faithfulness and causality of every relation, with controls and intervals.",
     example="interpcore lre run --model tiny --relations tiny --out runs/lre-tiny",
-    options=Options,
-    opens="interpcore.lre.study:open_study",
+    options=options.Options,
+    opens=_STUDY,
     extra="lre",
-    verifies="interpcore.lre.verify:checks",
 )
-EXPERIMENTS = (RUN,)
+STUDIES = (
+    _study(
+        "baselines",
+        "Read every relation with every way to an operator, in few-shot and zero-shot prompts.",
+        "baselines:run",
+        options.Baselines,
+    ),
+    _study(
+        "editors",
+        "Edit facts with every editor at every depth: inverses, inserted states, none.",
+        "editors:run",
+        options.Editors,
+    ),
+    _study("ranks", "Read and edit at every rank of W.", "variants:run_ranks"),
+    _study("examples", "Faithfulness by number of examples.", "variants:run_examples", options.Examples),
+    _study("templates", "Faithfulness by template, and in bare prompts.", "variants:run_templates"),
+    _study(
+        "specificity",
+        "Try each relation's operator on the facts of others.",
+        "variants:run_specificity",
+        options.Specificity,
+    ),
+    _study(
+        "reconstruction",
+        "How like the model's last state the operator's is, at every depth.",
+        "variants:run_reconstruction",
+    ),
+    _study(
+        "attribute",
+        "Read a subject's attribute where the prompt misleads the model (the attribute lens).",
+        "attribute:run",
+    ),
+    _study("norms", "Sizes of W and b, and how far the examples' Jacobians differ.", "norms:run"),
+)
+EXPERIMENTS = (RUN, *STUDIES)

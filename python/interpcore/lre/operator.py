@@ -11,9 +11,9 @@ from torch import Tensor
 
 from interpcore.data.relations import Sample
 from interpcore.errors import Refused
-from interpcore.lre.prompts import leave_one_out
+from interpcore.lre.prompts import Query, leave_one_out
 from interpcore.lre.states import Depth, published_depths
-from interpcore.model import Model
+from interpcore.model import Edit, Model
 from interpcore.model.jacobians import jacobians
 from interpcore.model.made_on import NOT_RECORDED, MadeOn, check_made_on
 from interpcore.model.names import source_name
@@ -126,18 +126,32 @@ def estimate(
     if not examples:
         raise Refused("An operator needs at least one example; give training samples.")
     chosen = published_depths(model.plan.n_calls) if depths is None else tuple(depths)
-    queries = leave_one_out(model.tokenizer, template, examples, protocol)
+    return mean_operator(model, leave_one_out(model.tokenizer, template, examples, protocol), chosen)
+
+
+def mean_operator(
+    model: Model, queries: Sequence[Query], depths: Sequence[Depth], edits: Sequence[Edit] = ()
+) -> Operator:
+    """The operator whose W and b are means over prompts of J and of z - J h.
+
+    Args:
+        model: the decoder.
+        queries: prompts and where their subjects end.
+        depths: source depths.
+        edits: sites to write; J is taken of the edited model.
+    """
     tokens, mask = pad([q.ids for q in queries], model.device)
     swept = jacobians(
         model,
         tokens,
         mask,
         source_position=[q.subject for q in queries],
-        source_depths=chosen,
+        source_depths=depths,
         reduce="mean",
+        edits=edits,
     )
     assert isinstance(swept.values, Tensor)
-    return Operator(chosen, swept.values, swept.bias.mean(0), MadeOn.of(model))
+    return Operator(tuple(depths), swept.values, swept.bias.mean(0), MadeOn.of(model))
 
 
 @torch.no_grad()

@@ -59,6 +59,47 @@ class Options(Base):
         self.read_relations()
 
 
+METHODS = (
+    "lre",
+    "lre(emb)",
+    "one example",
+    "few-shot one",
+    "translation",
+    "regression",
+    "corner mean",
+    "corner gradient",
+    "logit lens",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines(Base):
+    """Which ways to an operator are compared."""
+
+    methods: tuple[str, ...] = option(METHODS, "Ways to an operator.", choices=METHODS, flag="method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editors(Base):
+    """How the damped editor is damped."""
+
+    of: float = option(0.1, "Damping of the damped inverse, over the largest gain.", above=0, flag="damped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples(Base):
+    """Which numbers of examples are tried."""
+
+    counts: tuple[int, ...] = option((1, 2, 3, 5, 8, 12), "Numbers of examples.", least=1, flag="count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specificity(Base):
+    """How many other relations an operator is tried on."""
+
+    others: int = option(5, "Relations after its own, in order, that each operator is tried on.", least=1)
+
+
 def check_relations(relations: tuple[Relation, ...], template: int) -> None:
     """Raises: RelationError for relations that a study cannot take together."""
     names = [relation.name for relation in relations]

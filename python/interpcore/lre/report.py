@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RELATIONS = "tables/relations.parquet"
+PUBLISHED = "published"
+SOURCE = (
+    "Published: GPT-J, 24 trials, beta 2.25, both measures at the editing depth, hyperparameters chosen on "
+    "the "
+    "reported facts (Hernandez et al. 2023, the authors' stored results)."
+)
 
 
 LEGEND = (
@@ -97,6 +103,9 @@ def compare_runs(first: str | os.PathLike[str], second: str | os.PathLike[str]) 
     """
     frames = []
     for out in (first, second):
+        if str(out) == PUBLISHED and not Path(out).exists():
+            frames.append(published_table().set_index("relation"))
+            continue
         path = Path(out) / "artifacts" / RELATIONS
         if not path.is_file():
             raise RunError(f"{out} holds no relation table; run `interpcore lre run` into it first")
@@ -107,13 +116,24 @@ def compare_runs(first: str | os.PathLike[str], second: str | os.PathLike[str]) 
         raise RunError(
             f"{first} and {second} share {len(shared)} measured relations; a correlation needs four"
         )
-    cards = compare(read_card(first), read_card(second))
+    both_ran = all(str(out) != PUBLISHED or Path(out).exists() for out in (first, second))
+    cards = compare(read_card(first), read_card(second)) if both_ran else []
     own = ("model", "revision", "weights", "tokenizer", "plan", "plan_hash")
     return Comparison(
         {m: correlation(*(f.loc[shared, m] for f in frames)) for m in ("faithfulness", "causality")},
         tuple(shared),
-        tuple(str(difference) for difference in cards if difference.field not in own),
+        tuple(str(difference) for difference in cards if difference.field not in own)
+        + (() if both_ran else (SOURCE,)),
     )
+
+
+def published_table() -> pd.DataFrame:
+    """The published numbers: relation, relation_type, samples, objects, known test facts, faithfulness and
+    causality of GPT-J, and the published hyperparameters of three models."""
+    import pandas as pd
+
+    table = pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=True)
+    return table.rename(columns={"faithfulness_gptj": "faithfulness", "causality_gptj": "causality"})
 
 
 def _figures(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:

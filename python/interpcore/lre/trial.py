@@ -167,7 +167,7 @@ def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Op
         "first_token@1": at_choices(tokens == first, folds, choices),
         "majority": controls.majority(top, known),
         "b alone": cross_fit(alone[:, None], folds)[0],
-        "shuffled": _per_fold(folds, [controls.shuffled(tokens[d, b], top, known) for d, b in choices]),
+        "shuffled": per_fold(folds, [controls.shuffled(tokens[d, b], top, known) for d, b in choices]),
     }
     if other is not None:
         theirs = predict(study.model, other, states.h, betas)[..., 0]
@@ -211,11 +211,11 @@ def edit_all(
     outcomes = {
         "causality": outcome,
         "no edit": goal[prompt, states.top.cpu()],
-        "random edit": _per_fold(folds, random_hits),
+        "random edit": per_fold(folds, random_hits),
     }
     if other is not None:
         theirs = [success(d, deltas(other, d, [ranks[r]]))[0] for d, r in choices]
-        outcomes["other edit"] = _per_fold(folds, theirs)
+        outcomes["other edit"] = per_fold(folds, theirs)
     sample = prompt[:TIMED_EDITS]
     _, published = one_by_one(states, states.depths[choices[0][0]], sample, edits[0][sample])
     timing = {"edits": hits.numel(), "seconds": seconds, "published": published / len(sample)}
@@ -243,7 +243,7 @@ def draw_targets(test: Sequence[Sample], known: Tensor, seed: int) -> Tensor:
     return torch.tensor(drawn)
 
 
-def _per_fold(folds: Sequence[Fold], values: Sequence[Tensor]) -> Tensor:
+def per_fold(folds: Sequence[Fold], values: Sequence[Tensor]) -> Tensor:
     """Each prompt's value [prompt] under the choice of its own fold."""
     out = torch.empty_like(values[0])
     for fold, value in zip(folds, values, strict=True):

@@ -94,8 +94,6 @@ class RunCard:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The card as a JSON object, one entry per field; `extends`, `products` and `sources` only where they
-        name something."""
         """The card as a JSON object, one entry per field, those of `_IF_ANY` where they say something."""
         return {name: v for name, v in asdict(self).items() if v or name not in _IF_ANY}
 

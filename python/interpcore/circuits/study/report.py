@@ -54,7 +54,9 @@ FAITHFUL = (
     "over pairs)."
 )
 BESIDE = (
-    "One row per task: its smallest circuit that keeps 85%, share: of all edges; gap_<method>: completeness "
+    "One row per task: its smallest circuit that keeps 85% (reached: yes; no: none of those tried does, "
+    "and the "
+    "row is the most faithful of at most 30% of the edges), share: of all edges; gap_<method>: completeness "
     "gap of the scores; random_: faithfulness of random connected circuits of its size."
 )
 SHOWN = (
@@ -176,6 +178,7 @@ def summary(
             if method_of(method).options.get("steps") == "auto":
                 line["steps_auto"] = notes["steps"]
         line |= {"method": best["method"], "kept": best["kept"], "share": best["kept"] / study.graph.n_edges}
+        line["reached"] = "no" if enough(mine) is None else "yes"
         line |= {name: best[name] for name in (*MEASURED, "refused")}
         drawn = [row["faithfulness"] for row in chance if row["task"] == task]
         if drawn:

@@ -183,12 +183,14 @@ class Study(experiment.Study):
         return nested(self.scores(task, method), sizes, options.selection, absolute=options.absolute)
 
     def sizes(self, sizes: Sequence[int | float | str] = (), of: Scores | None = None) -> list[int]:
-        """Sizes asked for, as counts of edges, or of what some scores are of; none asked for: the paper's, or
-        17 shares for graphs too small for them (and for nodes and neurons)."""
+        """Sizes asked for, as counts of edges, or of what some scores are of; none asked for: 17 shares up to
+        the whole, and the paper's counts before them in graphs large enough; protocol="paper" takes these
+        alone."""
         total, what = (self.graph.n_edges, "edge") if of is None else (of.size, of.level)
         if not sizes:
             large = what == "edge" and total > 10 * PAPER_SIZES[-1]
-            sizes = PAPER_SIZES if large else SMALL_SHARES
+            paper = PAPER_SIZES if large else ()
+            sizes = paper if paper and self.options.protocol == "paper" else (*paper, *SMALL_SHARES)
         return sorted(set(sizes_of(self.graph, sizes, total, what)))
 
     def edges(self, size: str) -> int:

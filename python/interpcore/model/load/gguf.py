@@ -58,7 +58,9 @@ def read_gguf(
                 "folder, or a file that was converted with its tokenizer."
             ) from error
         try:
-            hf = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=dtype or torch.float32, **how)
+            hf: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), dtype=dtype or torch.float32, **how
+            )
         except Exception as error:
             raise Refused(f"{path} cannot be read as a causal model: {first_line(error)}") from error
     hf.hf_quantizer, hf.is_quantized = None, False  # the weights are plain; else it refuses to be saved

@@ -103,14 +103,15 @@ def load(
         name, location = str(source), locate(source, revision)
         if (own := _own_family(location)) is not None:
             return _load_own(own, location, name, dtype, device, check)
+        said: str | None
         if is_gguf(location.place):
-            hf, tokenizer, quantised = read_gguf(Path(location.place), dtype, device)
+            hf, tokenizer, said = read_gguf(Path(location.place), dtype, device)
         else:
             hf, tokenizer = read_checkpoint(location, dtype, device, trust_remote_code)
-            quantised = getattr(hf.config, CONFIG, None)
+            said = getattr(hf.config, CONFIG, None)
         commit = getattr(hf.config, "_commit_hash", None) if location.cached else location.revision
         place = hf.get_input_embeddings().weight
-        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code, quantised)
+        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code, said)
     else:
         hf = source.get_base_model() if hasattr(source, "get_base_model") else source
         tokenizer, name = None, hf.config._name_or_path or type(hf).__name__
