@@ -30,6 +30,7 @@ from interpcore.data.tokens import TokenShards, write_shards
 from interpcore.data.verbs import read_verbs
 from interpcore.errors import InterpcoreError
 from interpcore.lens.lens import Lens, Moments
+from interpcore.lens.published import load_lens, write_published
 from interpcore.lre.operator import Operator
 from interpcore.model.made_on import MadeOn
 from interpcore.neurons.features import rule_features
@@ -323,6 +324,18 @@ def read_lens(path: Path) -> None:
     assert lens.carried(torch.ones(2, 4), lens.target_depth).shape == (2, 4)
 
 
+def write_published_lens(folder: Path) -> Path:
+    j = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    write_published(folder / "lens.pt", Lens(j, (1, 2, 3), 4, 7, made_on=MadeOn("a", "b")))
+    return folder / "lens.pt"
+
+
+def read_published_lens(path: Path) -> None:
+    lens = load_lens(path)
+    assert lens.jacobian.isfinite().all() and len(lens.depths) == len(lens.jacobian) and lens.count >= 0
+    assert max(lens.depths) <= lens.target_depth
+
+
 KINDS = {
     "relation": Kind(write_relation, read_relation, mutations.JSON, 120),
     **{f"pairs of {task}": table_kind(task) for task in TASKS},
@@ -333,6 +346,7 @@ KINDS = {
     "mib": Kind(write_mib, read_mib, mutations.JSON, 20),
     "operator": Kind(write_operator, read_operator, mutations.SAFETENSORS),
     "lens": Kind(write_lens, read_lens, mutations.SAFETENSORS),
+    "published lens": Kind(write_published_lens, read_published_lens, mutations.BYTES, 80),
     "manifest": shard_kind("manifest.json"),
     "older manifest": shard_kind("manifest.json", sealed=False),
     "shard": shard_kind("shard-00000.npy"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.lens.options import KIND
+from interpcore.lens.options import KIND, RULES, SITES
 from interpcore.model import Model
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.runs import RunError, read_tensors, write_tensors
@@ -78,6 +78,9 @@ class Lens:
     published: str = ""
 
     def __post_init__(self) -> None:
+        for name, known in (("site", SITES), ("rules", RULES)):
+            if getattr(self, name) not in known:
+                raise Refused(f"A lens's {name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
         n, error, reliable = len(self.depths), self.standard_error, self.reliability
         shape = tuple(self.jacobian.shape)
         last = self.target_depth - (self.site != "resid")
