@@ -150,7 +150,7 @@ class Lens:
         """Write it as safetensors."""
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         numbers = {n: str(getattr(self, n)) for n in _NUMBERS if getattr(self, n) is not None}
-        words = {name: getattr(self, name) for name in _WORDS}
+        words = {name: getattr(self, name) for name in _WORDS if getattr(self, name)}
         made_on = {} if self.made_on is None else self.made_on.to_json()
         depths = ",".join(map(str, self.depths))
         write_tensors(path, tensors, {"kind": KIND, "depths": depths, **numbers, **words, **made_on})
