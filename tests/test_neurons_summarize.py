@@ -145,6 +145,29 @@ def test_several_passes_are_one(gpt2: Model, tmp_path: Path) -> None:
         run(gpt2, tmp_path / "none", memory=10_000)
 
 
+def test_sums_by_token_hold_the_ids_that_occur(gpt2: Model, tmp_path: Path) -> None:
+    """Of a corpus with five of 61 ids: a fifth of the memory, the same sums, in halves too."""
+    only = Statistics(histogram=False, published=False, top=0, position=False, by_token=("token", "previous"))
+    ids = torch.tensor([3, 8, 20, 41, 60])
+    tokens = ids[torch.randint(5, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(1))]
+    few = TokenShards.of_arrays(tokens, 61, masks={})
+    assert few.ids().tolist() == ids.tolist()
+    whole = run(gpt2, tmp_path / "whole", only, shards=few)
+    assert whole.sizes.tokens == 5 and whole.sizes.groups("token") == 5
+    parts = [run(gpt2, tmp_path / f"{a}", only, shards=few, span=(a, a + 20 - a // 5)) for a in (0, 20)]
+    halves = merge_summaries([part.folder for part in parts], tmp_path / "both")
+    _, post = activations(gpt2, tokens, 2)
+    for got in (whole.groups("token", 2), halves.groups("token", 2)):
+        assert got.ids.tolist() == ids.tolist()
+        for g, i in enumerate(ids):
+            rows = post[tokens.flatten() == i].double()
+            torch.testing.assert_close(got.mean[g], rows.mean(0), rtol=1e-5, atol=1e-6)
+            assert int(got.count[g]) == len(rows)
+    assert estimate(gpt2, few, only, batch=BATCH, memory=60_000, seconds=0.0).passes < len(
+        plan_passes(only, Sizes((128,) * 4, CONTEXT, 61), 60_000)
+    )
+
+
 def test_two_halves_merge_into_the_whole(gpt2: Model, tmp_path: Path) -> None:
     whole = run(gpt2, tmp_path / "whole")
     run(gpt2, tmp_path / "a", span=(0, 16))

@@ -210,6 +210,40 @@ def test_top_examples_that_few_columns_find() -> None:
 
 
 @pytest.mark.parametrize("kind", ["position", "token", "previous"])
+def test_groups_of_the_ids_that_occur_are_those_of_all_ids(kind: str) -> None:
+    rows = torch.isin(TOKENS, torch.tensor([2, 5, 10])).flatten() & MASK
+    block = TokenBlock.of_sequences(TOKENS, 0)
+    ids = getattr(block, {"token": "ids"}.get(kind, kind))[rows].unique()
+    few, every = (GroupSums(kind, groups, SHIFT) for groups in (ids[ids >= 0], VOCABULARY))
+    for sums in (few, every):
+        sums.update(VALUES, block, rows)
+    mine, other = few.finalize(), every.finalize()
+    assert mine.ids.tolist() == ids[ids >= 0].tolist() and other.ids.tolist() == list(range(VOCABULARY))
+    for name in ("count", "total", "square"):
+        assert torch.equal(getattr(mine, name), getattr(other, name)[mine.ids])
+    again = GroupSums(kind, few.ids, SHIFT)
+    again.load_state_dict(few.state_dict())
+    assert torch.equal(again.finalize().total, mine.total)
+    with pytest.raises(MergeError, match="groups"):
+        few.merge(GroupSums(kind, VOCABULARY + 1, SHIFT))
+    with pytest.raises(ValueError, match="has no group"):
+        GroupSums(kind, few.ids[:1], SHIFT).update(VALUES, block)
+
+
+def test_top_examples_of_long_blocks_are_the_sorted_ones() -> None:
+    """Of one long block, where thresholds come before the sort: ties, NaN, infinity, a constant column."""
+    x = torch.randn(4096, 40, generator=torch.Generator().manual_seed(6))
+    x[:, :10] = (x[:, :10] * 4).round()
+    x[:, 10], x[1::2, 11], x[5, 12], x[6, 12], x[2:, 13] = 0.5, torch.nan, torch.inf, -torch.inf, torch.nan
+    top = TopExamples(40, 7)
+    top.update(x, TokenBlock.of_sequences(torch.zeros(8, 512, dtype=torch.int64), 0))
+    clean = x.where(x.isfinite(), -torch.inf)
+    value, order = (found[:7] for found in clean.sort(dim=0, descending=True, stable=True))
+    got = top.finalize()
+    assert torch.equal(got.value, value) and torch.equal(got.index, order.where(value.isfinite(), -1))
+
+
+@pytest.mark.parametrize("kind", ["position", "token", "previous"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_group_sums_are_those_of_each_group(kind: str, dtype: torch.dtype) -> None:
     sums = MAKERS[kind]()

@@ -26,6 +26,7 @@ class GroupTotals:
         active: tokens with x > 0 [G, N] int32; None where not counted.
         shift: [N] float64.
         missing: values that were not finite and are in no sum [G, N] int64, sparse.
+        ids: the position or token id that each group stands for [G] int64, increasing.
     """
 
     count: Tensor
@@ -34,6 +35,7 @@ class GroupTotals:
     active: Tensor | None
     shift: Tensor
     missing: Tensor
+    ids: Tensor
 
     @property
     def values(self) -> Tensor:
@@ -58,17 +60,20 @@ class GroupSums:
     Args:
         grouping: what a token's group is: "position", "token" (its id) or "previous" (the id before it;
             tokens at the start of a sequence are in no group).
-        groups: G.
+        groups: G, or the ids that have a group [G] int64, increasing: no other may come.
         shift: a value near each column's mean [N] float32.
         active: count values > 0 too.
     """
 
-    def __init__(self, grouping: str, groups: int, shift: Tensor, *, active: bool = False) -> None:
+    def __init__(self, grouping: str, groups: int | Tensor, shift: Tensor, *, active: bool = False) -> None:
         if grouping not in GROUPINGS:
             raise Refused(f"grouping={grouping!r} is unknown; choose from {', '.join(GROUPINGS)}.")
         self.grouping, self.shift = grouping, shift
-        size, device = (groups, len(shift)), shift.device
-        self._count = torch.zeros(groups, dtype=torch.int64, device=device)
+        device = shift.device
+        ids = groups if isinstance(groups, Tensor) else torch.arange(groups)
+        self.ids = ids.to(device, copy=True)
+        size = (len(self.ids), len(shift))
+        self._count = torch.zeros(len(self.ids), dtype=torch.int64, device=device)
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._square = torch.zeros(size, dtype=torch.float64, device=device)
         self._active = torch.zeros(size, dtype=torch.int32, device=device) if active else None
@@ -81,6 +86,10 @@ class GroupSums:
         group = {"position": tokens.position, "token": tokens.ids, "previous": tokens.previous}[self.grouping]
         if self.grouping == "previous":
             values, group = values[group >= 0], group[group >= 0]
+        place = torch.searchsorted(self.ids, group).clamp(max=len(self.ids) - 1)
+        if not self.ids[place].equal(group):
+            raise ValueError(f"A {self.grouping} came that has no group among the {len(self.ids)} there are.")
+        group = place
         self._count += torch.bincount(group, minlength=len(self._count))
         for start in range(0, len(values), _ROWS):
             self._add(values[start : start + _ROWS], group[start : start + _ROWS])
@@ -119,7 +128,7 @@ class GroupSums:
         """Adds another's sums, within 1e-12; counts exactly."""
         expect_same("their grouping", self.grouping, other.grouping)
         expect_same("their shift", self.shift, other.shift)
-        if len(self._count) != len(other._count) or (self._active is None) != (other._active is None):
+        if not self.ids.equal(other.ids) or (self._active is None) != (other._active is None):
             raise MergeError(
                 "The two sums differ in their groups or in what they count; they cannot be merged."
             )
@@ -131,8 +140,9 @@ class GroupSums:
         self._add_missing(other._missing)
 
     def state_dict(self) -> State:
-        """count [G], total, square and (where counted) active [G, N], shift [N], missing [2, listed]."""
+        """ids, count [G], total, square and (where counted) active [G, N], shift [N], missing [2, listed]."""
         state = {
+            "ids": self.ids,
             "count": self._count,
             "total": self._total,
             "square": self._square,
@@ -144,8 +154,9 @@ class GroupSums:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from a state."""
         expect_same("their shift", self.shift, state["shift"].to(self.shift.device))
+        expect_same("their groups", self.ids, state.get("ids", self.ids).to(self.ids.device))
         for name, tensor in self.state_dict().items():
-            if name != "missing":
+            if name not in ("ids", "missing"):
                 tensor.copy_(state[name])
         self._missing = state["missing"].to(self._count.device).clone()
 
@@ -163,6 +174,7 @@ class GroupSums:
             None if self._active is None else self._active.cpu().clone(),
             self.shift.double().cpu(),
             missing,
+            self.ids.cpu(),
         )
 
 

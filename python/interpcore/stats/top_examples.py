@@ -49,7 +49,10 @@ class TopExamples:
         # After many tokens few columns have a larger value in a block. A NaN hides its column's maximum.
         touched = (~(values.amax(0) <= least)).nonzero()[:, 0]
         if 8 * len(touched) > len(least):
-            row, column = (values > least).nonzero(as_tuple=True)
+            larger = values > least
+            if larger.count_nonzero() > 2 * self._value.numel():
+                larger &= values > self._surpassed(values)
+            row, column = larger.nonzero(as_tuple=True)
         else:
             row, at = (values[:, touched] > least[touched]).nonzero(as_tuple=True)
             column = touched[at]
@@ -62,6 +65,16 @@ class TopExamples:
         finite = found.isfinite()
         if len(found := found[finite]):
             self._take(found, tokens.index[row[finite]], column[finite])
+
+    def _surpassed(self, values: Tensor) -> Tensor:
+        """What at least k finite values of each column are larger than, and few more [N]: the k-th largest
+        maximum of groups of rows, which takes no sort of the values."""
+        k = len(self._value)
+        size = max(1, len(values) // (4 * k))
+        peaks = values[: len(values) // size * size].unflatten(0, (-1, size)).amax(1)
+        peaks = peaks.where(peaks.isfinite(), -torch.inf)
+        lowest = values.new_full((), -torch.inf)
+        return peaks.topk(k, 0).values[-1].nextafter(lowest) if len(peaks) >= k else lowest
 
     def _take(self, value: Tensor, index: Tensor, column: Tensor) -> None:
         """Merges values listed by increasing token index [found], of some columns."""

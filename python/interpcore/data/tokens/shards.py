@@ -205,6 +205,13 @@ class TokenShards:
             tokens = self.sequences(first, min(first + size, stop)).to(device)
             yield first, tokens, self.mask(tokens)
 
+    def ids(self) -> Tensor:
+        """The token ids that occur, increasing [id] int64."""
+        there = torch.zeros(self.vocab_size, dtype=torch.bool)
+        for _, tokens, _ in self.blocks(1 << 12, 0, self.n_sequences):
+            there[tokens] = True
+        return there.nonzero()[:, 0]
+
     def mask(self, tokens: Tensor) -> Tensor:
         """Which tokens count: all but the ids of the kinds in `masked`.
 

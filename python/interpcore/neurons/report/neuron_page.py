@@ -177,7 +177,7 @@ def _tokens(one: _Neuron) -> str:
     seen = groups.values[:, one.number]
     mean = groups.mean[:, one.number].where(seen >= 5, -torch.inf)
     top, which = mean.topk(min(15, int((seen >= 5).sum())))
-    names, counts = [repr(one.texts[i]) for i in which.tolist()], seen[which].tolist()
+    names, counts = [repr(one.texts[i]) for i in groups.ids[which].tolist()], seen[which].tolist()
     return table(pd.DataFrame({"token": names, "mean activation": top.tolist(), "seen": counts}))
 
 

@@ -102,7 +102,8 @@ def explain_neurons(
     if model.tokenizer is None:
         raise Refused(f"{model.spec.name} has no tokenizer, and features are rules on its tokens' texts.")
     texts = word_texts(model.tokenizer, model.embedding.shape[0])
-    counts = by_token[0].count
+    counts = torch.zeros(len(texts), dtype=torch.int64)
+    counts[by_token[0].ids] = by_token[0].count
     rules = rule_features(texts, options.features)
     words = unigram_features(texts, counts, least=options.unigram_least, most=options.unigram_most)
     current, before = rules + words, TokenLabels(rules)
@@ -141,7 +142,7 @@ def group_label_sums(has: Tensor, layers: Sequence[GroupTotals]) -> LabelSums:
     """
     parts = []
     for groups in layers:
-        sums = token_sums(has, groups.count, groups.total, groups.square)
+        sums = token_sums(has[:, groups.ids], groups.count, groups.total, groups.square)
         broken = groups.missing.to_dense().sum(0) > 0
         sums.all_square[broken] = torch.nan
         parts.append(replace(sums, shift=groups.shift))

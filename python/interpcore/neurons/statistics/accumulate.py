@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -97,6 +97,8 @@ class Sizes:
         vocab_size: number of token ids.
         sequences: of the corpus.
         labels: how many there are.
+        tokens: distinct token ids of the corpus, where sums by token are made; 0 in older runs, whose sums
+            hold all of the vocabulary.
     """
 
     widths: tuple[int, ...]
@@ -104,16 +106,18 @@ class Sizes:
     vocab_size: int
     sequences: int = 0
     labels: int = 0
+    tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self) | {"widths": list(self.widths)}
+        said = {name: x for name, x in asdict(self).items() if name != "tokens" or x}
+        return said | {"widths": list(self.widths)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Sizes:
         """Reads what `to_json` gave, among other entries; the last ones may be missing in an old card."""
-        numbers = {name: value.get(name, 0) for name in ("context", "vocab_size", "sequences", "labels")}
-        return cls(tuple(value["widths"]), **numbers)
+        numbers = [each.name for each in fields(cls) if each.name != "widths"]
+        return cls(tuple(value["widths"]), **{name: value.get(name, 0) for name in numbers})
 
     def bytes_per_neuron(self, kind: str, statistics: Statistics) -> int:
         """Bytes of a kind's state for one neuron."""
@@ -135,7 +139,7 @@ class Sizes:
 
     def groups(self, kind: str) -> int:
         """Groups of a kind of group sums."""
-        return self.context if kind == "position" else self.vocab_size
+        return self.context if kind == "position" else self.tokens or self.vocab_size
 
 
 def plan_passes(statistics: Statistics, sizes: Sizes, memory: float) -> list[list[Part]]:
@@ -176,11 +180,18 @@ def part_bytes(parts: Sequence[Part], statistics: Statistics, sizes: Sizes) -> i
     return sum((p.stop - p.start) * sizes.bytes_per_neuron(p.kind, statistics) for p in parts)
 
 
-def make_accumulator(part: Part, statistics: Statistics, sizes: Sizes, shifts: Mapping[str, Tensor]) -> Any:
+def make_accumulator(
+    part: Part,
+    statistics: Statistics,
+    sizes: Sizes,
+    shifts: Mapping[str, Tensor],
+    ids: Tensor | None = None,
+) -> Any:
     """A new accumulator for a part.
 
     Args:
         shifts: of "pre", "post" and, where gated, "up", for the part's neurons [N] float32.
+        ids: token ids that have a sum of their own [sizes.tokens] int64; None for all.
     """
     if part.kind == "moments":
         return BothSides(shifts["pre"], shifts["post"], statistics.thresholds)
@@ -198,13 +209,15 @@ def make_accumulator(part: Part, statistics: Statistics, sizes: Sizes, shifts: M
         return QuadrantSums(width, statistics.quadrants * sizes.context, device)
     if part.kind == "labels":
         return LabelTotals(sizes.labels, shift)
-    return GroupSums(part.kind, sizes.groups(part.kind), shift, active=part.kind == "position")
+    if part.kind == "position" or ids is None:
+        return GroupSums(part.kind, sizes.groups(part.kind), shift, active=part.kind == "position")
+    return GroupSums(part.kind, ids, shift)
 
 
 def load_accumulator(part: Part, statistics: Statistics, sizes: Sizes, state: Mapping[str, Tensor]) -> Any:
     """A part's accumulator from its state, which brings its own shifts."""
     none = torch.zeros(part.stop - part.start)
     shifts = {side: state.get(f"{side}/shift", state.get("shift", none)) for side in ("pre", "post", "up")}
-    accumulator = make_accumulator(part, statistics, sizes, shifts)
+    accumulator = make_accumulator(part, statistics, sizes, shifts, state.get("ids"))
     accumulator.load_state_dict(state)
     return accumulator

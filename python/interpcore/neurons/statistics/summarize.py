@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
@@ -66,7 +68,8 @@ def summarize(
     """
     statistics = statistics or Statistics()
     labellers = _labellers(model, shards, statistics)
-    sizes = _sizes(model, shards, statistics, labellers)
+    ids = shards.ids() if statistics.by_token else None
+    sizes = _sizes(model, shards, statistics, labellers, ids)
     batch = default_batch(shards) if batch is None else batch
     span = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
@@ -83,7 +86,7 @@ def summarize(
     with RunFolder.open_or_create(folder, card) as run:
         pilot = _pilot(model, shards, batch, run)
         for number, parts in enumerate(passes):
-            one = _pass(model, shards, parts, statistics, sizes, pilot, labellers)
+            one = _pass(model, shards, parts, statistics, sizes, pilot, labellers, ids)
             path = run.artifact(f"pass-{number}.safetensors")
             size = part_bytes(parts, statistics, sizes)
             checkpoint = Checkpoint(path, size, at_least=checkpoint_every)
@@ -138,12 +141,13 @@ def estimate(
     """
     statistics = statistics or Statistics()
     labellers = _labellers(model, shards, statistics)
-    sizes = _sizes(model, shards, statistics, labellers)
+    ids = shards.ids() if statistics.by_token else None
+    sizes = _sizes(model, shards, statistics, labellers, ids)
     batch = default_batch(shards) if batch is None else batch
     start, stop = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     pilot = measure_pilot(model, shards, batch)
-    one = _pass(model, shards, passes[0], statistics, sizes, pilot, labellers)
+    one = _pass(model, shards, passes[0], statistics, sizes, pilot, labellers, ids)
     done, begun = 0, clock()
     for first in range(start, stop, batch):
         end = min(first + batch, stop)
@@ -216,7 +220,13 @@ def _labellers(model: Model, shards: TokenShards, statistics: Statistics) -> lis
     return corpus_labellers(texts, shards, statistics.labels)
 
 
-def _sizes(model: Model, shards: TokenShards, statistics: Statistics, labellers: Sequence[Labeller]) -> Sizes:
+def _sizes(
+    model: Model,
+    shards: TokenShards,
+    statistics: Statistics,
+    labellers: Sequence[Labeller],
+    ids: Tensor | None,
+) -> Sizes:
     widths = mlp_widths(model)
     if statistics.up and not model.spec.gated:
         raise Refused(f"{model.spec.name} has MLPs without a gate, so there is no factor beside it.")
@@ -224,7 +234,8 @@ def _sizes(model: Model, shards: TokenShards, statistics: Statistics, labellers:
         check_gated(model)
     shards.check_model(model)
     labels = sum(len(labeller.names) for labeller in labellers)
-    return Sizes(widths, shards.context, shards.vocab_size, shards.n_sequences, labels)
+    tokens = 0 if ids is None else len(ids)
+    return Sizes(widths, shards.context, shards.vocab_size, shards.n_sequences, labels, tokens)
 
 
 def _pass(
@@ -235,13 +246,14 @@ def _pass(
     sizes: Sizes,
     pilot: Shifts,
     labellers: Sequence[Labeller],
+    ids: Tensor | None,
 ) -> Pass:
     """A pass with new accumulators for some parts."""
     accumulators = {}
     for part in parts:
         columns = slice(part.start, part.stop)
         shifts = {side: shift[columns].clone() for side, shift in pilot[part.depth].items()}
-        accumulators[part] = make_accumulator(part, statistics, sizes, shifts)
+        accumulators[part] = make_accumulator(part, statistics, sizes, shifts, ids)
     return Pass(model, shards, accumulators, labellers)
 
 
