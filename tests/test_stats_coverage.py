@@ -49,6 +49,17 @@ def test_means_over_few_clusters_are_covered(clusters):
     assert 0.93 < np.mean([row.low <= 0.5 <= row.high for row in rows]) < 0.97
 
 
+@pytest.mark.slow  # half a minute
+@pytest.mark.parametrize(
+    ("shape", "mean", "least"), [("beta", 0.8, 0.88), ("exponential", 1.0, 0.88), ("lognormal", 1.6487, 0.82)]
+)
+def test_means_of_skewed_values_are_covered_as_the_docstring_says(shape, mean, least):
+    g = np.random.default_rng(8)
+    given = {"beta": (2, 0.5), "exponential": (1.0,), "lognormal": (0.0, 1.0)}[shape]
+    rows = [cluster_bootstrap(x, list(range(12))) for x in getattr(g, shape)(*given, size=(1000, 12))]
+    assert least < np.mean([row.low <= mean <= row.high for row in rows]) < 0.96
+
+
 def faithful(g: np.random.Generator, kind: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """What a circuit of faithfulness 0.8 recovers of each pair, and what there is to recover."""
     if kind == "logit_diff":
