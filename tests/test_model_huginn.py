@@ -14,10 +14,12 @@ import torch
 from huginn_case import CONFIG, huginn_model, plain_forward, weights_of, write_checkpoint
 
 import interpcore
-from interpcore.model import Add, Cache, Edit, LowRank, Scale, Tap
+from interpcore.circuits.graph import Graph
+from interpcore.model import Add, Cache, Call, Edit, LowRank, Plan, Scale, Tap
 from interpcore.model.card import weights_hash
 from interpcore.model.made_on import MadeOn
 from interpcore.model.state import DrawnState
+from interpcore.neurons.weights.fold import fold
 
 SHARED = Path(os.environ.get("INTERPCORE_SHARED", Path(__file__).parents[2] / "shared"))
 D = CONFIG["n_embd"]
@@ -69,6 +71,24 @@ def test_it_computes_its_definition(change, tmp_path):
     _, logits = plain_forward(weights, config, ids, state, config["mean_recurrence"], {depth: vector})
     edit = Edit("block_out", ("core", 0, -1), None, Add(vector))
     same(model.with_state(state).forward(ids, edits=[edit]).logits, logits, 1e-6)
+
+
+def test_the_stored_case(tmp_path):
+    with np.load(Path(__file__).parent / "data" / "parity_huginn.npz", allow_pickle=False) as file:
+        stored = dict(file)
+    weights = {
+        n.removeprefix("model/"): torch.from_numpy(w) for n, w in stored.items() if n.startswith("model/")
+    }
+    folder = write_checkpoint(tmp_path / "made", json.loads(str(stored["config_json"])), weights)
+    ids, state, vector = (torch.from_numpy(stored[name]) for name in ("ids", "state", "vector"))
+    model = interpcore.load(folder, dtype=torch.float64).with_state(state)
+    taps = [Tap("block_out", depth) for depth in range(9)]
+    out = model.forward(ids, taps=taps)
+    same(torch.stack([out.taps[tap] for tap in taps]), torch.from_numpy(stored["block_outputs"]), 1e-6)
+    same(out.logits, torch.from_numpy(stored["logits"]), 1e-6)
+    for depth in (0, 2, 5, 7, 8):
+        logits = model.forward(ids, edits=[Edit("block_out", depth, None, Add(vector))]).logits
+        same(logits, torch.from_numpy(stored[f"logits_add_at/{depth}"]), 1e-6)
 
 
 @pytest.mark.skipif(not PEER.is_dir(), reason="the shared parity folder is not here")
@@ -361,3 +381,13 @@ def test_another_process_loads_it_with_its_steps_and_seed(tmp_path):
     assert weights_hash(given) == weights_hash(model) and MadeOn.of(given) != MadeOn.of(model)
     with pytest.raises(ValueError, match="given as a tensor, which another process cannot make"):
         given.reloader()
+
+
+def test_what_needs_an_additive_stream_refuses_it_by_name():
+    model = huginn_model(2)
+    with pytest.raises(ValueError, match=r"huginn_raven\) norm the stream after each branch"):
+        fold(model)
+    with pytest.raises(ValueError, match="plans of blocks on one stream"):
+        Graph.of(model)
+    with pytest.raises(ValueError, match="norm the stream after each branch"):
+        Graph.of(model.with_plan(Plan((Call("core.0"), Call("coda.0")))))

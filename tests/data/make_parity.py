@@ -9,6 +9,7 @@ The neuron and circuit files are cut from the full peer numbers in the shared fo
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -251,8 +252,37 @@ def circuit_arrays(shared: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+HUGINN_CONFIG = {
+    "model_type": "huginn_raven", "n_embd": 16, "n_heads": 2, "intermediate_size": 12, "vocab_size": 41,
+    "n_layers_in_prelude": 2, "n_layers_in_recurrent_block": 2, "n_layers_in_coda": 1, "mean_recurrence": 3,
+    "block_size": 32, "rope_base": 5000, "norm_eps": 1e-6, "tie_embeddings": True, "qk_bias": True,
+}  # fmt: skip
+HUGINN_DEPTHS = (0, 2, 5, 7, 8)
+
+
+def huginn_arrays() -> dict[str, np.ndarray]:
+    """Content of parity_huginn.npz, by the definition in `tests/huginn_case.py`."""
+    sys.path.insert(0, str(HERE.parent))
+    from huginn_case import plain_forward, weights_of
+
+    weights = weights_of(HUGINN_CONFIG, seed=20250725)
+    rng = np.random.Generator(np.random.PCG64(20250725))
+    ids = rng.integers(0, HUGINN_CONFIG["vocab_size"], (2, 7))
+    state, vector = (np.round(rng.normal(size=shape) * 64) / 64 for shape in ((2, 7, 16), 16))
+    arrays = {"config_json": np.array(json.dumps(HUGINN_CONFIG))}
+    arrays |= {"ids": ids, "state": state, "vector": vector}
+    arrays |= {f"model/{name}": weight.numpy() for name, weight in weights.items()}
+    given = weights, HUGINN_CONFIG, torch.from_numpy(ids), torch.from_numpy(state), 3
+    outputs, logits = plain_forward(*given)
+    arrays |= {"block_outputs": outputs.float().numpy(), "logits": logits.float().numpy()}
+    for depth in HUGINN_DEPTHS:
+        _, logits = plain_forward(*given, {depth: torch.from_numpy(vector)})
+        arrays[f"logits_add_at/{depth}"] = logits.float().numpy()
+    return arrays
+
+
 def main() -> None:
-    """Writes the three files."""
+    """Writes the four files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE)
     out = parser.parse_args().out
@@ -260,6 +290,7 @@ def main() -> None:
     np.savez_compressed(out / "parity_lre.npz", **lre_arrays())
     np.savez_compressed(out / "parity_neurons.npz", **neuron_arrays(shared))
     np.savez_compressed(out / "parity_circuits.npz", **circuit_arrays(shared))
+    np.savez_compressed(out / "parity_huginn.npz", **huginn_arrays())
 
 
 if __name__ == "__main__":

@@ -77,7 +77,14 @@ class Graph:
                 "single heads; edges need a model with hand-written blocks."
             )
         if any(call.kind != "block" for call in plan.calls) or plan.streams != {"resid"}:
-            raise GraphError(f"Edges are defined for plans of blocks on one stream; this plan is {plan}.")
+            raise GraphError(
+                f"Edges are defined for plans of blocks on one stream; that of {model.spec.name} is {plan}."
+            )
+        if any(model.block(d).norms_stream for d in range(plan.n_calls)):
+            raise GraphError(
+                f"The blocks of {model.spec.name} norm the stream after each branch, so what a head or MLP "
+                "writes does not stay in it, and edges are not defined."
+            )
         layouts = {model.block(d).parallel for d in range(plan.n_calls)}
         if len(layouts) != 1:
             raise GraphError("This plan mixes serial and parallel blocks, which have different graphs.")

@@ -142,7 +142,8 @@ class Prediction:
             return torch.full_like(self.log_probs[..., 0], torch.inf)
         if criterion == "entropy":
             return (self._entropy() - before._entropy()).abs()
-        return (before.log_probs.exp() * (before.log_probs - self.log_probs)).sum(-1)
+        divergence = (before.log_probs.exp() * (before.log_probs - self.log_probs)).sum(-1)
+        return divergence.clamp(min=0)  # of which rounding can leave less
 
     def _entropy(self) -> Tensor:
         assert self.log_probs is not None

@@ -93,12 +93,17 @@ def fold(model: Model, dtype: torch.dtype = torch.float32) -> FoldedWeights:
     Args:
         model: the decoder.
         dtype: of the result; arithmetic is float64.
-    Raises: ValueError for a model without hand-written blocks.
+    Raises: ValueError for a model without hand-written blocks, or whose blocks norm the stream itself.
     """
     if not isinstance(model, Model):
         raise Refused(
             "Weight statistics need a family that interpcore has its own blocks for; this model came through "
             "the generic adapter."
+        )
+    if any(model.block(d).norms_stream for d in range(model.plan.n_calls)):
+        raise Refused(
+            f"The blocks of {model.spec.name} ({model.spec.family}) norm the stream after each branch, so "
+            "what a neuron writes does not stay in it, and no weight statistic says what it does."
         )
     centred = all(norm.center for norm in _stream_norms(model))
 
