@@ -18,7 +18,19 @@ _PUBLIC = {
     "jacobians": "interpcore.model.jacobians",
     "load": "interpcore.model.load",
 }
-_FOLDERS = ("ops", "runs", "stats", "model", "data", "generalize", "lre", "lens", "circuits", "neurons")
+_FOLDERS = (
+    "ops",
+    "runs",
+    "stats",
+    "model",
+    "data",
+    "agent",
+    "generalize",
+    "lre",
+    "lens",
+    "circuits",
+    "neurons",
+)
 
 
 def __getattr__(name: str) -> Any:

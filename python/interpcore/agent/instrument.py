@@ -53,10 +53,17 @@ class Instrument(Protocol):
         identity: what else a value depends on (weights, dtype, tokenizer, versions), JSON values.
     """
 
-    blocks: int
-    metrics: Mapping[str, str]
-    tasks: Mapping[str, Task]
-    identity: Mapping[str, Any]
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, str]: ...
+
+    @property
+    def tasks(self) -> Mapping[str, Task]: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
 
     def plan(self, text: str) -> str:
         """The one text of a plan. Raises: Refused for what is no plan of this model."""
@@ -67,8 +74,8 @@ class Instrument(Protocol):
         ...
 
     def measure(self, plan: str, task: str, items: Sequence[str]) -> Values:
-        """Metric -> value per item; "loss" (nats per answer) and "control_loss" (of another item's answer at
-        the same prompt) are always among them."""
+        """Metric -> value per item. For the intact plan "loss" (nats per answer) and "control_loss" (of
+        another item's answer at the same prompt) are among them."""
         ...
 
 

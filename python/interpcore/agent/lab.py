@@ -54,6 +54,8 @@ class Lab:
     ledger: SessionLedger
     options: SessionOptions
     _known: dict[str, Run] = field(default_factory=dict, repr=False)
+    _names: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict, repr=False)
+    _kept: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def intact(self) -> str:
@@ -63,10 +65,16 @@ class Lab:
     def missing(self, plans: Sequence[str], task: str, items: Sequence[str]) -> dict[str, int]:
         """Which of these plans and the intact one the ledger lacks, with the forwards that each takes."""
         wanted = dict.fromkeys((self.intact, *plans))
-        keys = {plan: run_id(run_key(self.instrument, plan, task, items)) for plan in wanted}
-        known = self.ledger.value
-        lacking = [plan for plan, name in keys.items() if not known("SELECT 1 FROM runs WHERE id = ?", name)]
+        items = tuple(items)
+        lacking = [plan for plan in wanted if self.stored(self._name(plan, task, items)) is None]
         return {plan: self.instrument.forwards(plan, task, items) for plan in lacking}
+
+    def _name(self, plan: str, task: str, items: tuple[str, ...]) -> str:
+        """The id of a run."""
+        key = (plan, task, items)
+        if key not in self._names:
+            self._names[key] = run_id(run_key(self.instrument, *key))
+        return self._names[key]
 
     def run(self, plan: str, task: str, items: Sequence[str], *, held_out: bool = False) -> tuple[Run, int]:
         """A run out of the ledger, or made and written into it.
@@ -74,10 +82,10 @@ class Lab:
         Returns: the run, and the forwards that it took now.
         Raises: Refused where the instrument gives no finite number for an item.
         """
-        key = run_key(self.instrument, plan, task, items)
-        name = run_id(key)
+        name = self._name(plan, task, tuple(items))
         if (found := self.stored(name)) is not None:
             return found, 0
+        key = run_key(self.instrument, plan, task, items)
         began = time.perf_counter()
         values = self.instrument.measure(plan, task, items)
         seconds = time.perf_counter() - began
@@ -130,7 +138,7 @@ class Lab:
 
     def intact_of(self, run: Run) -> Run:
         """The intact plan's run on the same items, which every run has beside it."""
-        found = self.stored(run_id(run_key(self.instrument, self.intact, run.task, run.items)))
+        found = self.stored(self._name(self.intact, run.task, run.items))
         assert found is not None
         return found
 
@@ -145,8 +153,10 @@ class Lab:
 
     def kept_back(self, task: str) -> tuple[str, ...]:
         """The items of a confirmation: others than a policy can see, drawn with another seed."""
-        options = self.options
-        return draw(halves(self.instrument.tasks[task])[1], options.confirm_items, options.seed + 1)
+        if task not in self._kept:
+            options, items = self.options, halves(self.instrument.tasks[task])[1]
+            self._kept[task] = draw(items, options.confirm_items, options.seed + 1)
+        return self._kept[task]
 
     def is_done(self, intact: Run) -> bool:
         """Whether the intact model does a task: another item's answer is worse than its own by `least` nats,

@@ -69,7 +69,12 @@ class SessionOptions(Options):
     policy: str = option(
         "greedy-delete", "Who decides what to run; llm asks a server.", choices=(*OFFLINE, "llm")
     )
-    tasks: tuple[str, ...] = option((), "Tasks to study; all that there are unless given.", flag="task")
+    tasks: tuple[str, ...] = option(
+        (), "Tasks to study; unless given, all of a file, or the eleven published kinds.", flag="task"
+    )
+    tasks_file: str = option(
+        "generated", "A file of tasks, as published or with scorers; or 'generated'.", circumstance=True
+    )
     metric: str = option("loss", "What claims are about, fixed before the first run.")
     least: float = option(0.5, "A rise of the metric from which on a plan breaks a task.", above=0)
     within: float = option(0.25, "A change of the metric up to which a plan preserves a task.", above=0)

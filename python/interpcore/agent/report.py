@@ -90,7 +90,7 @@ def run_rows(ledger: SessionLedger, metric: str) -> list[dict[str, Any]]:
     rows = []
     for row in ledger.rows("SELECT id, plan, task, held_out, summary, key FROM runs ORDER BY rowid"):
         means, items = json.loads(row["summary"]), json.loads(row["key"])["items"]
-        shown = {name: means[name] for name in dict.fromkeys((metric, LOSS, CONTROL))}
+        shown = {name: means.get(name) for name in dict.fromkeys((metric, LOSS, CONTROL))}
         where = {"run": row["id"], "plan": row["plan"], "task": row["task"], "items": len(items)}
         rows.append({**where, "kept_back": "yes" if row["held_out"] else "", **shown})
     return rows

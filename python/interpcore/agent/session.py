@@ -109,14 +109,15 @@ class Session(experiment.Study):
         if reason is None and (call := pending(transcript)) is not None:
             self._act(call)
             return
-        reason = reason or self._out_of_requests(transcript)
+        asked = self._request(transcript)
+        reason = reason or self._out_of_requests(asked[1])
         if reason is not None:
             self._stop(reason)
             return
         try:
-            self._ask(transcript)
+            self._ask(transcript, *asked)
         except ServerError:
-            if self._out_of_requests(transcript) is None:
+            if self._out_of_requests(asked[1]) is None:
                 raise
 
     def _request(self, transcript: list[dict[str, Any]]) -> tuple[dict[str, Any], str, str | None]:
@@ -136,19 +137,19 @@ class Session(experiment.Study):
             return over_with(account, text, self.options.max_tokens, times)
         return account.over(calls=times)
 
-    def _out_of_requests(self, transcript: list[dict[str, Any]]) -> str | None:
-        """Why no further request is made, None where one may be."""
+    def _out_of_requests(self, text: str) -> str | None:
+        """Why no further request is made, None where this one may be."""
         if isinstance(self.answers, FromRecord):
             return self.answers.ended(self._next())
         final = self.ledger.value("SELECT what FROM spend WHERE what LIKE 'last request%'")
         if final is not None:
             return f"budget: {self.account().exhausted() or 'no further request fits'}"
-        _, text, _ = self._request(transcript)
         over = self._priced(self.account(), text)
         return None if over is None else f"budget: {over}"
 
-    def _ask(self, transcript: list[dict[str, Any]]) -> None:
-        request, text, last = self._request(transcript)
+    def _ask(
+        self, transcript: list[dict[str, Any]], request: dict[str, Any], text: str, last: str | None
+    ) -> None:
         n = self._next()
         question = Question(n, text, request_hash(text), request, transcript, self.account)
         answer = self.answers.answer(question)
@@ -340,6 +341,17 @@ def open_session(
     except BaseException:
         folder.close()
         raise
+
+
+def in_memory(instrument: Instrument, options: SessionOptions) -> Session:
+    """A session that leaves nothing on the disk, such as one of a bench."""
+    ledger = SessionLedger(None)
+    arguments = {**options.arguments(), "instrument": dict(instrument.identity)}
+    begin(ledger, RunCard(arguments=arguments))
+    answers = answers_for(options, instrument, ledger, None)
+    return Session(
+        None, options, instrument=instrument, ledger=ledger, answers=answers, clock=running_clock(ledger)
+    )
 
 
 def begin(ledger: SessionLedger, card: RunCard) -> None:

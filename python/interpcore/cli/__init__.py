@@ -15,6 +15,7 @@ from interpcore.cli.verify import verify
 from interpcore.errors import exit_on_error
 
 FAMILIES = {
+    "agent": "An agent under rules that it cannot bend: budgets, typed claims, confirmation on other items.",
     "circuits": "Circuits: edge attribution, exact patching, faithfulness.",
     "generalize": "Trials of findings: new models, new data, other methods.",
     "lens": "The Jacobian lens: average Jacobians, and texts read through them.",

@@ -212,8 +212,13 @@ def declared(options: type[Options]) -> tuple[Option, ...]:
 
     Raises: TypeError for a field that was not made by `option`, or of a type that no command line can hold.
     """
-    hints = typing.get_type_hints(options)
-    return tuple(_declared(field, hints[field.name]) for field in fields(options))
+    if options not in _known:
+        hints = typing.get_type_hints(options)
+        _known[options] = tuple(_declared(field, hints[field.name]) for field in fields(options))
+    return _known[options]
+
+
+_known: dict[type[Options], tuple[Option, ...]] = {}
 
 
 def _declared(field: dataclasses.Field[Any], hint: Any) -> Option:
