@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from interpcore.data.relations import Relation, few_shot_prompt
@@ -81,10 +82,16 @@ def _json(rng: random.Random) -> Example:
     return Example(text[:at], answer.strip())
 
 
+@cache
+def _relations() -> tuple[Relation, ...]:
+    """What a study may use, made once: a task takes thousands of draws."""
+    return tuple(study_relations())
+
+
 def _fact(rng: random.Random) -> Example:
     """Capitals and plain facts about things."""
     names = ("country capital city", "object color", "object material", "work location", "object category")
-    return _asked(rng, rng.choice([r for r in study_relations() if r.name in names]))
+    return _asked(rng, rng.choice([r for r in _relations() if r.name in names]))
 
 
 def _asked(rng: random.Random, relation: Relation) -> Example:
@@ -96,7 +103,7 @@ def _asked(rng: random.Random, relation: Relation) -> Example:
 
 
 def _antonym(rng: random.Random) -> Example:
-    return _asked(rng, next(r for r in study_relations() if r.name == "adjective antonym"))
+    return _asked(rng, next(r for r in _relations() if r.name == "adjective antonym"))
 
 
 def _operation(rng: random.Random) -> Example:
@@ -141,7 +148,7 @@ def _definition(rng: random.Random) -> Example:
     kind, members = rng.choice(tuple(world.CATEGORIES.items()))
     made = {
         r.name: {s.subject: s.object for s in r.samples}
-        for r in study_relations()
+        for r in _relations()
         if r.name in ("object color", "object material")
     }
     word = rng.choice(members.split())

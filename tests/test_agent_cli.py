@@ -1,0 +1,80 @@
+"""`interpcore agent` on the shipped model: run, report, replay, and what is told in a sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from interpcore.cli import app
+from interpcore.errors import Refused
+from interpcore.runs import RunError, write_json
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["agent", *map(str, arguments)], catch_exceptions=False)
+
+
+ASKED = ("--model", "tiny", "--task", "facts", "--confirm-items", 24, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    out = tmp_path_factory.mktemp("agent") / "s"
+    return out, call("run", *ASKED, "--out", out)
+
+
+def test_a_session_on_the_shipped_model_is_run_and_reported(record):
+    out, said = record
+    assert said.exit_code == 0 and "block 0 matters for facts" in said.output and "report.md" in said.output
+    text = (out / "artifacts/report.md").read_text()
+    assert "| confirmed |" in text and "policy greedy-delete" in text and "## Runs" in text
+    assert "<table>" in (out / "artifacts/report.html").read_text()
+    assert call("run", *ASKED, "--out", out).output == said.output  # nothing is run again
+
+
+def test_a_session_replays_to_the_same_bytes(record, tmp_path):
+    assert call("replay", record[0], "--model", "tiny", "--quiet", "--out", tmp_path / "r").exit_code == 0
+    files = [(folder / "artifacts/report.html").read_bytes() for folder in (record[0], tmp_path / "r")]
+    assert files[0] == files[1]
+    with pytest.raises(RunError, match="is not the one recorded"):
+        call("replay", record[0], "--model", "tiny-s1", "--quiet", "--out", tmp_path / "other")
+    with pytest.raises(RunError, match="no file"):
+        call("replay", tmp_path, "--out", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--task", "nothing"), "no task 'nothing'"),
+        (("--metric", "exact"), "metric is 'exact'; there are loss, first_loss, kl"),
+        (("--budget", "money=3"), "needs prices"),
+        (("--budget", "minutes=3"), "name=limit"),
+        (("--policy", "llm", "--llm", "x"), "OPENAI_BASE_URL"),
+        (("--goal", " "), "goal is empty"),
+    ],
+)
+def test_what_does_not_serve_is_told_before_anything_is_written(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(Refused, match=says):
+        call("run", *arguments, "--quiet", "--out", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_tasks_of_a_file_are_studied_and_held_in_the_card(tmp_path):
+    words = "amber birch cedar delta ember fjord".split()
+    examples = [{"prompt": f"{a} {b}", "answer": c} for a in words for b in words for c in words]
+    write_json(tmp_path / "t.json", [{"name": "words", "description": "three words", "examples": examples}])
+    out = tmp_path / "s"
+    said = call("run", "--tasks-file", tmp_path / "t.json", "--policy", "bisect", "--quiet", "--out", out)
+    assert said.exit_code == 0 and "0 claims" in said.output  # the model does not do it
+    card = json.loads((out / "card.json").read_text())
+    assert list(card["arguments"]["tasks"]) == ["words"] and str(tmp_path) not in json.dumps(
+        card["arguments"]
+    )
+
+
+def test_help_says_how(capsys):
+    for command in ("run", "replay", "bench"):
+        assert "interpcore agent" in call(command, "--help").output
