@@ -24,6 +24,8 @@ from interpcore.circuits import Graph, Scores, select
 from interpcore.circuits.files import load_mib, load_scores, save_mib, save_scores
 from interpcore.circuits.tasks import TASKS, load_pairs
 from interpcore.data import prompt_pairs
+from interpcore.data.question_sets import read_questions
+from interpcore.data.questions import generate
 from interpcore.data.relations import load_relations
 from interpcore.data.tinyworld.models import model_folder
 from interpcore.data.tokens import TokenShards, write_shards
@@ -36,6 +38,9 @@ from interpcore.model.made_on import MadeOn
 from interpcore.neurons.features import rule_features
 from interpcore.neurons.published import read_published
 from interpcore.runs import Ledger, Row, RunCard, read_card, write_json
+from interpcore.steering import files as steering_files
+from interpcore.steering.directions import Directions
+from interpcore.steering.interventions import Intervention, Part
 
 SECONDS = 5.0
 """What reading a damaged small file may take at most; a hang or gigabytes take longer."""
@@ -336,7 +341,48 @@ def read_published_lens(path: Path) -> None:
     assert max(lens.depths) <= lens.target_depth
 
 
+def write_directions(folder: Path) -> Path:
+    vectors = {"resid": torch.eye(4, dtype=torch.float64)[:3]}
+    made = Directions(
+        vectors, {"resid": torch.ones(3, dtype=torch.float64)}, {}, MadeOn("w", "p"), {"method": "mean"}
+    )
+    made.save(folder / "directions.safetensors")
+    return folder / "directions.safetensors"
+
+
+def read_directions(path: Path) -> None:
+    found = Directions.load(path)
+    assert found.vectors["resid"].shape == (3, 4) and found.vectors["resid"].isfinite().all()
+
+
+def write_intervention(folder: Path) -> Path:
+    parts = (
+        Part("resid", 1, "add", torch.ones(4)),
+        Part("z", 0, "clamp", torch.ones(2), 3.0, "onward", (1,)),
+    )
+    steering_files.save(folder / "edit.safetensors", Intervention(parts, "edit", MadeOn("w", "p")))
+    return folder / "edit.safetensors"
+
+
+def read_intervention(path: Path) -> None:
+    found = steering_files.read_own(path)
+    assert [part.kind for part in found.parts] == ["add", "clamp"] and found.parts[0].vector is not None
+
+
+def write_questions(folder: Path) -> Path:
+    write_json(folder / "questions.json", [q.to_record() for q in generate(4)])
+    return folder / "questions.json"
+
+
+def read_question_list(path: Path) -> None:
+    for question in read_questions(str(path)):
+        assert question.question.strip() and question.right
+
+
 KINDS = {
+    "directions": Kind(write_directions, read_directions, mutations.SAFETENSORS),
+    "intervention": Kind(write_intervention, read_intervention, mutations.SAFETENSORS),
+    "questions": Kind(write_questions, read_question_list, mutations.JSON, 80),
     "relation": Kind(write_relation, read_relation, mutations.JSON, 120),
     **{f"pairs of {task}": table_kind(task) for task in TASKS},
     "own scores, safetensors": score_kind("safetensors"),

@@ -76,7 +76,7 @@ def load(path: str | os.PathLike[str], model: Model | GenericModel) -> Intervent
     if not path.is_file():
         raise Refused(f"There is no steering file {path}.")
     if path.suffix == ".safetensors":
-        found = _own(path)
+        found = read_own(path)
     elif path.suffix == ".csv":
         found = _table(path, model)
     elif path.suffix == ".gguf":
@@ -87,7 +87,8 @@ def load(path: str | os.PathLike[str], model: Model | GenericModel) -> Intervent
     return found
 
 
-def _own(path: Path) -> Intervention:
+def read_own(path: Path) -> Intervention:
+    """Read what `save` wrote. Raises: RunError for another kind of file."""
     tensors, header = read_tensors(path)
     if header.get("kind") != KIND:
         raise RunError(f"{path} holds no intervention; give one that `interpcore` wrote")
