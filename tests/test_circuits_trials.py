@@ -82,3 +82,13 @@ def test_renamed_heads_keep_the_graph_and_every_layers_edges(name):
     head = graph.head_sources(1)
     moved = [int(renamed.edges[s].sum()) for s in range(head.start, head.stop)]
     assert sorted(moved) == sorted(int(circuit.edges[s].sum()) for s in range(head.start, head.stop))
+
+
+def test_the_random_control_is_under_the_same_intervention(ran):
+    _, study = ran
+    context = SUITE.context(study.setting, study.trials["C1-gender-bias"])
+    _, held_out = context.found(study.model, "gender-bias")
+    for kind in ("patching", "zero"):
+        best = context.best_random(study.model, 48, held_out, "gender-bias", kind)
+        same = context.carried(study.model, Circuit.full(Graph.of(study.model)), held_out, kind)
+        assert best.empty.equal(same.empty) and best.full.equal(same.full)

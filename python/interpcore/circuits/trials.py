@@ -55,7 +55,7 @@ def _outcome(
     """Faithfulness of a circuit on pairs, or under that control of the best random one of its size."""
     carried = context.carried(model, circuit, pairs, kind)
     if context.control == RANDOM:
-        carried = context.best_random(model, circuit.n_edges, pairs, task)
+        carried = context.best_random(model, circuit.n_edges, pairs, task, kind)
     facts = {"edges": circuit.n_edges, "of": circuit.graph.n_edges, "pairs": len(pairs)}
     return carried.ratio(units, facts=facts, **context.sources(model))
 

@@ -114,7 +114,9 @@ class Circuits(Context):
         full, empty, values = self._values(model, [*both, circuit], pairs, intervention)
         return Carried(values, full, empty)
 
-    def best_random(self, model: Model, size: int, pairs: Pairs, task: str) -> Carried:
+    def best_random(
+        self, model: Model, size: int, pairs: Pairs, task: str, intervention: str = "patching"
+    ) -> Carried:
         """The most faithful of random connected circuits of a size."""
         graph, options = Graph.of(model), self.setting.options
 
@@ -124,12 +126,12 @@ class Circuits(Context):
             ]
             drawn = [random_circuit(graph, size, seed) for seed in seeds]
             both = Circuit.full(graph), Circuit.empty(graph)
-            full, empty, *values = self._values(model, [*both, *drawn], pairs, "patching")
+            full, empty, *values = self._values(model, [*both, *drawn], pairs, intervention)
             whole = float((full - empty).mean())
             best = max(values, key=lambda v: float((v - empty).mean()) / (whole or 1.0))
             return Carried(best, full, empty)
 
-        return self.once(("random", id(model), task, size, len(pairs)), run)
+        return self.once(("random", id(model), task, size, pairs.texts, intervention), run)
 
     def new_pairs(self, model: Model, task: str) -> tuple[Pairs, list[str]]:
         """Pairs of wordings and names that the circuit was not found on, and each one's wording; those of
