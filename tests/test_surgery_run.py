@@ -122,6 +122,16 @@ def test_a_study_goes_on_and_measures_items_beside_the_intact_plan(tiny, tmp_pat
     assert (difference.table.a_minus_b == 0).all()
 
 
+def test_continuations_are_measured_by_rules(tiny, tmp_path):
+    asked = Run(task=("facts",), plan=("reverse 0-3",), n=4, new_tokens=5)
+    with RUN.open(tiny, tmp_path / "s", Options()) as study:
+        table = RUN.run(study, asked).table.set_index("plan")
+    intact, reverse = table.loc["intact"], table.loc["reverse 0-3"]
+    assert intact.text_exact == 1 and reverse.text_exact == 0 and intact.parses == 0
+    assert intact.agreement_tokens == 5 > reverse.agreement_tokens
+    assert intact.surprise < 2 < reverse.surprise and intact.repetition < reverse.repetition
+
+
 def test_the_command_and_what_it_refuses(tmp_path):
     def call(*words):
         return CliRunner().invoke(app, ["surgery", "run", "--out", str(tmp_path / "o"), "--quiet", *words])

@@ -141,8 +141,13 @@ def run(study: Study, asked: asks.Run) -> experiment.Report:
     from interpcore.surgery.tables import run_report
 
     plans = read_plans(asked.plan, study.intact, asked.draws)
-    found = study.measure(asked, [plan for each in plans.values() for plan in each])
-    return run_report(study, found, study.controls(asked), plans)
+    every = [plan for each in plans.values() for plan in each]
+    found, controls = study.measure(asked, every), study.controls(asked)
+    if not asked.new_tokens:
+        return run_report(study, found, controls, plans)
+    from interpcore.surgery.texts import completions
+
+    return run_report(study, found, controls, plans, completions(study, asked, every))
 
 
 def mapped(study: Study, asked: asks.Map) -> experiment.Report:

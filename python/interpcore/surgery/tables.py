@@ -28,6 +28,12 @@ NOTES = (
     "differences.",
     "Intervals: 95%, items as units; shares exact, other means by bootstrap.",
 )
+TEXT_MEASURES = ("repetition", "surprise", "agreement_tokens", "text_exact", "parses")
+TEXT_NOTE = (
+    "Continuations, greedy: repetition, share of tokens equal to the one before; surprise, nats per token "
+    "under the intact plan; agreement_tokens, tokens before the first that differs from the intact plan's; "
+    "text_exact, they begin with the answer; parses, prompt and some beginning of them are JSON."
+)
 MEANS = ("loss", "loss_per_token", "loss_per_character", "first_loss", "rank", "probability", "exact", "kl")
 MEANS_OF_TEXT = ("loss_per_token", "kl", "agreement")
 
@@ -64,9 +70,18 @@ def tasks_report(study: Study, found: Results, controls: Results) -> Report:
 
 
 def run_report(
-    study: Study, found: Results, controls: Results, plans: Mapping[str, Sequence[Plan]]
+    study: Study,
+    found: Results,
+    controls: Results,
+    plans: Mapping[str, Sequence[Plan]],
+    written_texts: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]] | None = None,
 ) -> Report:
-    """Every plan on every task; a plan drawn at random is the mean over its draws."""
+    """Every plan on every task; a plan drawn at random is the mean over its draws.
+
+    Args:
+        study, found, controls, plans: the study, what it measured, and its plans by name.
+        written_texts: measures of continuations by task, plan and name, None where none were made.
+    """
     import pandas as pd
 
     intact = study.intact.text
@@ -87,14 +102,19 @@ def run_report(
                 row |= ends(measure, _mean(task, texts, measure))
             for measure in ("loss", "right") if task.scored else ("loss",):
                 row |= ends(f"{measure}_change", _mean(task, texts, measure, intact))
+            made = (written_texts or {}).get(name, {})
+            for measure in made.get(texts[0], ()):
+                values = np.concatenate([np.array(made[text][measure]) for text in texts])
+                units = [i for _ in texts for i in range(len(task.items))]
+                row |= ends(measure, cluster_bootstrap(values, units))
             rows.append(row)
     table = pd.DataFrame(rows)
     files = (*written(study, "run", table), *_items_file(study, found))
-    notes: tuple[str, ...] = NOTES
+    notes: tuple[str, ...] = (*NOTES, TEXT_NOTE) if written_texts else NOTES
     if undone := [name for name in found.tasks if not table[table.task == name].done.all()]:
-        notes = (f"Not done by the intact model: {', '.join(undone)}.", *NOTES)
+        notes = (f"Not done by the intact model: {', '.join(undone)}.", *notes)
     shown = ("task", "plan", "calls", "n", "loss", "loss_change", "loss_change_low", "loss_change_high")
-    more = [c for c in ("right", "rank", "kl", "agreement") if c in table]
+    more = [c for c in ("right", "rank", "kl", "agreement", *TEXT_MEASURES) if c in table]
     return Report(table, files, notes, (*found.problems, *controls.problems), (*shown, *more, "done"))
 
 

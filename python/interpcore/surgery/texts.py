@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from interpcore.model import Model, Plan
 from interpcore.model.prompts import pad
 from interpcore.runs.experiment import Report
-from interpcore.surgery.options import Talk
+from interpcore.surgery.options import TEXT, Run, Talk
 from interpcore.surgery.plans import read_plans
 from interpcore.surgery.tables import written
 
@@ -92,7 +93,7 @@ def _perplexities(
         assert logits is not None
         scores = logits[0].float().log_softmax(-1)
         own = scores.gather(-1, torch.tensor(list(text), device=scores.device)[:, None])
-        found.append(float((-own.mean()).exp()))
+        found.append(float((-own.double().mean()).exp()))
     return found
 
 
@@ -115,21 +116,29 @@ def complete_items(
     read = [Plan.parse(text, study.intact) for text in plans]
     prompts = [item.rows[0].tokens[: item.rows[0].start] for item in items]
     found = complete(study.model, read, prompts, new_tokens, stop_tokens=())
-    said = {
-        plan: {
-            **{
-                name: [float(getattr(c, name)) for c in each]
-                for name in ("repetition", "perplexity", "agreement")
-            },
-            "parses": [float(parses(i.example.prompt, c.text)) for i, c in zip(items, each, strict=True)],
-            "text_exact": [
-                float(c.text.strip().startswith(i.example.answer.strip()))
-                for i, c in zip(items, each, strict=True)
-            ],
+    said = {}
+    for plan, each in zip(plans, found, strict=True):
+        pairs = list(zip(items, each, strict=True))
+        said[plan] = {
+            "repetition": [c.repetition for c in each],
+            "surprise": [math.log(c.perplexity) for c in each],
+            "agreement_tokens": [float(c.agreement) for c in each],
+            "text_exact": [float(c.text.strip().startswith(i.example.answer.strip())) for i, c in pairs],
+            "parses": [float(parses(i.example.prompt, c.text)) for i, c in pairs],
         }
-        for plan, each in zip(plans, found, strict=True)
-    }
     return {"task": task, "items": [item.id for item in items], "plans": said}
+
+
+def completions(
+    study: Study, asked: Run, plans: Sequence[Plan]
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Measures of every task's continuations, by task, plan and name; see `NOTES`."""
+    where = {"n": asked.n, "seed": asked.seed, "half": asked.half, "new_tokens": asked.new_tokens}
+    texts = [plan.text for plan in dict.fromkeys([study.intact, *plans])]
+    names = [name for name in study.names(asked.task) if name != TEXT]
+    rows = study.sweep(complete_items, [{"task": name, "plans": texts, **where} for name in names])
+    found: list[Any] = [row.result for row in rows if row.status == "done"]
+    return {each["task"]: each["plans"] for each in found}
 
 
 def talk_cell(
