@@ -47,7 +47,7 @@ def test_heads_that_read_alike_are_heads_that_read_together():
         model = interpcore.load(transformers_model(family, dtype=torch.float64))
         spec = model.spec
 
-        def apart(destination, depth, x, spec=spec):
+        def apart(destination, depth, x, found, spec=spec):
             counts = {"q": spec.n_heads, "k": spec.n_kv_heads, "v": spec.n_heads}
             return x.expand(counts[destination], -1, -1) if destination in counts else x
 

@@ -6,7 +6,11 @@ from interpcore.circuits import options as asked
 from interpcore.runs.experiment import Experiment
 
 _experiment = partial(
-    Experiment, options=asked.Options, opens="interpcore.circuits.study.study:open_study", extra="circuits"
+    Experiment,
+    options=asked.Options,
+    opens="interpcore.circuits.study.study:open_study",
+    extra="circuits",
+    verifies="interpcore.circuits.verify:checks",
 )
 
 EXPERIMENTS = (

@@ -31,7 +31,8 @@ AGREES = 1e-5
 norms or scores of several families to float32."""
 
 Write = Callable[[str, int | None, Tensor], Tensor]
-Read = Callable[[str, int, Tensor], Tensor]
+Found = dict[str, dict[int, Tensor]]
+Read = Callable[[str, int, Tensor, Found], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +83,17 @@ def plain_run(
         model: the decoder, as `plain_model` gives it.
         ids: its token ids [position].
         write: called (site, depth, value) at "embed" and "resid"; gives what goes on.
-        read: called (destination, depth, stream) with destination "q", "k", "v", "mlp" or "logits"; gives
-            what it reads, [position, d_model], or [head, position, d_model] for each head (each group, of
-            "k" and "v") its own.
+        read: called (destination, depth, stream, found) with destination "q", "k", "v", "mlp" or "logits" and
+            what the run has so far, by name as in `PlainRun`; gives what it reads, [position, d_model], or
+            [head, position, d_model] for each head (each group, of "k" and "v") its own.
     """
-    write, read = write or (lambda site, depth, x: x), read or (lambda destination, depth, x: x)
+    write, read = write or (lambda site, depth, x: x), read or (lambda destination, depth, x, found: x)
     ids = torch.as_tensor(ids, dtype=torch.int64)
     embed = write("embed", None, model.embedding[ids])
     stream = embed * model.spec.embed_scale
     if model.positions is not None:
         stream = stream + model.positions[torch.arange(len(ids)).clamp(max=len(model.positions) - 1)]
-    found: dict[str, dict[int, Tensor]] = {name: {} for name in ("resid", "z", "pre", "act", "mlp")}
+    found: Found = {name: {} for name in ("resid", "z", "pre", "act", "mlp")}
     values, depth = {RESID: stream}, 0
     for call in model.plan.calls:
         module = model.modules[call.module]
@@ -108,7 +109,7 @@ def plain_run(
             out = module(*(values[name] for name in call.reads))
         values |= dict.fromkeys(call.writes, out)
     found["resid"][depth] = write("resid", depth, values[RESID])
-    logits = plain_logits(model, read("logits", depth, found["resid"][depth]))
+    logits = plain_logits(model, read("logits", depth, found["resid"][depth], found))
     return PlainRun(embed, **found, logits=logits)
 
 
@@ -147,21 +148,22 @@ def check_plain(model: Model, ids: Sequence[int]) -> float | None:
     return gap
 
 
-def _block(block: Block, depth: int, x: Tensor, read: Read, found: dict[str, dict[int, Tensor]]) -> Tensor:
+def _block(block: Block, depth: int, x: Tensor, read: Read, found: Found) -> Tensor:
     """The stream that leaves a block."""
-    z = _attention(block, depth, x, read)
+    z = found["z"][depth] = _attention(block, depth, x, read, found)
     attended = _norm(block.attn_post_norm, _dense(block.attention.out, z.flatten(-2)))
     middle = _norm(block.attn_stream_norm, x + attended)
-    normed = _norm(block.mlp_norm, read("mlp", depth, x if block.parallel else middle))
-    mlp = _norm(block.mlp_post_norm, _mlp(block, depth, normed, found))
-    found["z"][depth], found["mlp"][depth] = z, mlp
+    normed = _norm(block.mlp_norm, read("mlp", depth, x if block.parallel else middle, found))
+    mlp = found["mlp"][depth] = _norm(block.mlp_post_norm, _mlp(block, depth, normed, found))
     return _norm(block.mlp_stream_norm, middle + mlp)
 
 
-def _attention(block: Block, depth: int, x: Tensor, read: Read) -> Tensor:
+def _attention(block: Block, depth: int, x: Tensor, read: Read, found: Found) -> Tensor:
     """What the heads pass to the output projection [position, head, d_head]."""
     attention, position = block.attention, torch.arange(x.shape[0])
-    q, k, v = (_heads(attention, letter, _norm(block.attn_norm, read(letter, depth, x))) for letter in "qkv")
+    q, k, v = (
+        _heads(attention, letter, _norm(block.attn_norm, read(letter, depth, x, found))) for letter in "qkv"
+    )
     q = _turned(attention, _normed(attention, q, attention.q_norm), position)
     k = _turned(attention, _normed(attention, k, attention.k_norm), position)
     k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))
@@ -210,7 +212,7 @@ def _turned(attention: Attention, x: Tensor, position: Tensor) -> Tensor:
     return torch.cat([turned, x[..., 2 * n :]], -1)
 
 
-def _mlp(block: Block, depth: int, normed: Tensor, found: dict[str, dict[int, Tensor]]) -> Tensor:
+def _mlp(block: Block, depth: int, normed: Tensor, found: Found) -> Tensor:
     """What the MLP's down projection writes; a mixture of experts as it stands."""
     mlp = block.mlp
     if not isinstance(mlp, MLP):
