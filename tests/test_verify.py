@@ -104,6 +104,14 @@ def test_a_changed_slice_and_a_lens_of_other_slices_are_named(lens, tmp_path):
         assert {problem.partition(":")[0] for problem in found.problems} >= {table.partition(":")[0]}
 
 
+def test_claims_are_checked_beside(lre, tmp_path):
+    one = {"claim": "c", "table": "relations", "statistic": "maximum(faithfulness)", "relation": "above"}
+    (tmp_path / "claims.json").write_text(json.dumps([one | {"value": 1.0}, one | {"value": -1.0}]))
+    found = verify(lre, cells=1, claims=tmp_path / "claims.json")
+    assert len(found.problems) == 1 and "the claim 'c' says" in found.problems[0]
+    assert any(note.startswith("Claim 'c' says") for note in found.report().notes)
+
+
 def test_what_does_not_fit_the_card_is_refused(lre, tiny, relations, tmp_path):
     with pytest.raises(RunError, match="weights"):
         verify(lre, model="tiny-s1")

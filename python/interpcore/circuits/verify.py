@@ -272,7 +272,7 @@ def _points(scores: Scores) -> tuple[list[float], list[float]]:
 def _curve(again: _Again, row: Row) -> list[Table]:
     """A curve's values by pair and circuit, and what its rows say of them."""
     study, asked = again.study, row.parameters
-    task, method, sizes, on = (asked.get(name) for name in ("task", "method", "sizes", "on"))
+    task, method, sizes, on = asked["task"], asked["method"], asked["sizes"], asked.get("on")
     file = study.value_file(task, method, sizes, on)
     values = read_tensors(file)[0]["values"]
     graph, metric = study.graph, study.metric(on or task)

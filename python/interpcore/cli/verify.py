@@ -16,6 +16,9 @@ def verify(
     run: Annotated[Path, typer.Argument(help="A run folder, or a study's with a run folder per step.")],
     cells: Annotated[int, typer.Option(min=1, help="Cells of every table to recompute.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the draw of cells.")] = 0,
+    claims: Annotated[
+        Path | None, typer.Option(help="A JSON file of claims to check against the run's tables.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the model is now; default: where the run's card found it.")
     ] = None,
@@ -32,7 +35,7 @@ def verify(
     from interpcore.cli.tables import show_report
     from interpcore.review.verify import verify as verify_run
 
-    found = verify_run(run, model=model, cells=cells, seed=seed, data=moved(data or []))
+    found = verify_run(run, model=model, cells=cells, seed=seed, data=moved(data or []), claims=claims)
     report = found.report()
     show_report(report)
     if report.problems:

@@ -112,6 +112,10 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
         },
         "outcomes": {name: values.double().tolist() for name, values in outcomes.items()},
         "curves": reading.curves | editing.curves,
+        "seen": {  # numbers, so that whoever runs the prompts again can tell whether they were these
+            "top logit": ready.states.logits.amax(-1).tolist(),
+            "state norm": ready.states.h[:, -1].norm(dim=-1).tolist(),
+        },
         "timing": timing,
     }
 

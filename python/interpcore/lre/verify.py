@@ -30,6 +30,7 @@ from interpcore.runs.checks import SAME, Cell, Checks, Table
 from interpcore.runs.frames import read_frame
 
 FACTS = ("known", "faithfulness", "recall@1", "recall@2", "recall@3", "first_token@1", "causality", "no edit")
+SEEN = ("top logit", "state norm")
 AVERAGED = (*tables.READING, *tables.EDITING)
 LEFT_OUT = (
     "Not recomputed: curves over all depths, the controls that draw or choose (b alone, shuffled, random and "
@@ -176,6 +177,14 @@ class TrialAgain:
             return bool(said[0] == self.study.answers.first_tokens([self.test[fact].object])[0]), unsure
         return bool(self.hits(fact)[said].any()), unsure
 
+    def seen(self, name: str, fact: int) -> tuple[float, float]:
+        """What a trial says that it saw of a prompt, and the norm of what that is an entry of."""
+        own = self.prompt(fact)
+        if name == "top logit":
+            return float(own.logits.max()), float(own.logits.norm())
+        size = float(own.h(self.study.depths[-1]).norm())
+        return size, size
+
     def _edited(self, fact: int) -> tuple[bool, bool]:
         """Whether the edit towards a fact's target succeeds; too close to call where an operator that differs
         in float32's last digits decides otherwise."""
@@ -297,20 +306,26 @@ def _operators(trials: Sequence[TrialAgain]) -> Table:
 def _facts(trials: Sequence[TrialAgain]) -> Table:
     """Outcomes of single test facts."""
     ends = list(accumulate(len(trial.test) for trial in trials))
+    names = (
+        *FACTS,
+        *(SEEN if all("seen" in trial.found for trial in trials) else ()),
+    )  # earlier runs lack it
 
     def cell(number: int) -> Cell:
-        fact, name = number // len(FACTS), FACTS[number % len(FACTS)]
+        fact, name = number // len(names), names[number % len(names)]
         t = bisect_right(ends, fact)
         trial, at = trials[t], fact - (ends[t - 1] if t else 0)
-        stored = trial.found["known"][at] if name == "known" else trial.found["outcomes"][name][at]
-        again, close = trial.answer(name, at)
-        where = (
+        place = (
             f"{name} of {trial.test[at].subject!r} in {trial.found['relation']}, trial {trial.found['trial']}"
         )
-        return Cell(where, float(stored), float(again), open=close)
+        if name in SEEN:
+            return Cell(place, trial.found["seen"][name][at], *trial.seen(name, at))
+        stored = trial.found["known"][at] if name == "known" else trial.found["outcomes"][name][at]
+        again, close = trial.answer(name, at)
+        return Cell(place, float(stored), float(again), open=close)
 
     how = "each prompt alone and whole; W and b as stored"
-    return Table("subjects", ends[-1] * len(FACTS), cell, how)
+    return Table("subjects", ends[-1] * len(names), cell, how)
 
 
 def _means(study: SharedOperators, done: Sequence[tables.Result]) -> list[Table]:

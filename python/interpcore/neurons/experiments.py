@@ -17,6 +17,8 @@ def _experiment(name: str, sentence: str, example: str, asks: type[Options] | No
         opens="interpcore.neurons.study:open_study",
         runs=f"interpcore.neurons.results:{name}",
         extra="neurons",
+        verifies="interpcore.neurons.verify:checks",
+        marks=("corpus", "statistics"),
     )
 
 

@@ -13,6 +13,7 @@ from interpcore.errors import Refused
 from interpcore.review.experiments import experiment_of, run_cards
 from interpcore.runs.card import RunCard
 from interpcore.runs.checks import CELLS, Checks, Verdict, recompute
+from interpcore.runs.claims import check_claims, read_claims
 from interpcore.runs.experiment import Report
 from interpcore.runs.folder import only_looking
 from interpcore.runs.ledger import Ledger
@@ -81,6 +82,7 @@ def verify(
     cells: int = CELLS,
     seed: int = 0,
     data: Mapping[str, Any] | None = None,
+    claims: str | os.PathLike[str] | None = None,
     **given: Any,
 ) -> Verified:
     """Recompute cells of a run in float64, one whole prompt at a time, from what its card says. Nothing is
@@ -92,11 +94,13 @@ def verify(
         cells: of each table, drawn at random.
         seed: of the draw.
         data: options that say where data are now, such as {"relations": "folder"}.
+        claims: a file of claims to check against the run's tables, see `runs.claims`.
         given: the family's data themselves, such as `relations=`, of a run that was not made of files.
     Raises: Refused for what cannot be verified; RunError for a folder that is no run, is damaged, or whose
         card does not fit the model and data found.
     """
     folder = Path(run)
+    claimed = () if claims is None else read_claims(claims)
     experiment, card = experiment_of(folder)
     options = experiment.options_of(card, data)
     options.check_data()
@@ -106,7 +110,10 @@ def verify(
         checks = experiment.checks(study)
         verdicts = recompute(checks, cells=cells, seed=seed)
         seconds = time.process_time() - began
-    return Verified(tuple(verdicts), checks, seconds, seconds_of(folder))
+    checked = check_claims(claimed, list(run_cards(folder)))
+    more = tuple(f"Claim {each}." for each in checked if each.holds)
+    wrong = tuple(f"the claim {each}" for each in checked if not each.holds)
+    return Verified(tuple(verdicts), checks, seconds, seconds_of(folder), more, wrong)
 
 
 def find_model(card: RunCard, given: Any = None) -> Any:

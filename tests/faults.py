@@ -1,0 +1,296 @@
+"""Seeded faults: what goes wrong in code like this, put into the fast paths one at a time.
+
+A fault stays while the run is verified, so what recomputes the cells must not stand on what it breaks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from interpcore.data.tokens import TokenShards
+from interpcore.model.attention import Attention
+from interpcore.model.decoder import Model
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        kind: what went wrong: "shifted depth", "padded position", "stale cache", "swapped q and k", "wrong
+            sign" or "wrong group".
+        family: whose run it is in.
+        model: of the run.
+        what: where it is.
+        patch: puts it in.
+    """
+
+    kind: str
+    family: str
+    model: str
+    what: str
+    patch: Patch
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.model}: {self.kind}, {self.what}"
+
+
+def wrapped(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
+    """A patch of a function by `change(original, *arguments, **named)`."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, functools.wraps(original)(functools.partial(change, original)))
+
+    def method(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, *a, **k: change(original, self, *a, **k))
+
+    return method if isinstance(owner, type) else patch
+
+
+def heads(at: int, change: Callable[..., tuple[Any, Any, Any]]) -> Patch:
+    """Queries, keys and values of a block changed on their way into the forward."""
+
+    def changed(original, self, x, ctx, depth):
+        found = original(self, x, ctx, depth)
+        return change(*found) if depth == at else found
+
+    return wrapped(Attention, "heads", changed)
+
+
+def swap(q, k, v):
+    """Queries for keys; keys of a group for its first query."""
+    groups = q.shape[-2] // k.shape[-2]
+    return k.repeat_interleave(groups, -2), q[..., ::groups, :], v
+
+
+def cotangents(change: Callable[..., tuple[Any, Any, Any]]) -> Patch:
+    """Derivatives of q, k and v changed on their way down."""
+    from interpcore.model.linearize import attention
+
+    return wrapped(attention, "attn_vjp", lambda original, *a, **k: change(*original(*a, **k)))
+
+
+def swapped_cotangents(dq, dk, dv):
+    groups, live = dq.shape[-2] // dk.shape[-2], dq.shape[2]
+    own = dk[:, :, dk.shape[2] - live :]
+    into_k = torch.cat([dk[:, :, : dk.shape[2] - live], dq[..., ::groups, :]], 2)
+    return own.repeat_interleave(groups, -2).clone(), into_k, dv
+
+
+def tapped(by: int, sites: tuple[str, ...], last: int) -> Patch:
+    """Sites read at another depth than asked for."""
+    from interpcore.model import context
+
+    def shifted(original, tap, *a, **k):
+        found = original(tap, *a, **k)
+        if tap.site not in sites:
+            return found
+        return [replace(one, depth=min(max(one.depth + by, 0), last)) for one in found]
+
+    return wrapped(context, "at_depths", shifted)
+
+
+def positions(by: int) -> Patch:
+    """Position embeddings counted with so much padding."""
+
+    def changed(original, self, tokens, ctx):
+        table = self.positions.roll(-by, 0)
+        return original(replace(self, positions=table), tokens, ctx)
+
+    return wrapped(Model, "embed", changed)
+
+
+def rotated(by: int) -> Patch:
+    """Queries turned as if padding stood between them and their keys."""
+
+    def changed(original, self, x, places, tables=None):
+        late = x.shape[-2] > 2  # queries: there are more of them than keys
+        true = original(self, x, places, tables)
+        return original(self, x, places + by) if late else true
+
+    return wrapped(Attention, "rotated", changed)
+
+
+def tokens_of(owner: Any, name: str, column: int) -> Patch:
+    """A prefix cached under other tokens."""
+
+    def stale(original, model, tokens, *a, **k):
+        tokens = tokens.clone()
+        tokens[:, column] = (tokens[:, column] + 7) % model.spec.vocab_size
+        return original(model, tokens, *a, **k)
+
+    return wrapped(owner, name, stale)
+
+
+def lre() -> list[tuple[str, str, Patch]]:
+    """Faults of an LRE run alone."""
+    from interpcore.lre import operator, prompts, states, trial
+
+    def swept(by):
+        def changed(original, *a, source_depths, **k):
+            found = original(*a, source_depths=source_depths, **k)
+            return replace(found, values=found.values.roll(by, 0), bias=found.bias.roll(by, 1))
+
+        return changed
+
+    def moved(by, which):
+        def changed(original, *a, **k):
+            query = original(*a, **k)
+            return replace(query, **{name: max(getattr(query, name) + by, 1) for name in which})
+
+        return changed
+
+    def signed(original, self, h, betas):
+        return original(self, h, [-beta for beta in betas])
+
+    def bias(original, *a, **k):
+        found = original(*a, **k)
+        return replace(found, bias=-found.bias)
+
+    both, read = ("subject", "edited"), ("subject",)
+    found = [
+        ("shifted depth", f"Jacobians, by {n}", wrapped(operator, "jacobians", swept(n))) for n in (1, 2, -1)
+    ]
+    found += [
+        ("padded position", f"subjects, by {n}", wrapped(prompts, "encode_query", moved(n, both)))
+        for n in (-1, -2)
+    ]
+    found += [("padded position", "states, by -1", wrapped(prompts, "encode_query", moved(-1, read)))]
+    found += [
+        ("stale cache", f"test prompts, token {n}", tokens_of(states, "share_prompts", n)) for n in (1, 3, 6)
+    ]
+    found += [("wrong sign", "of beta", wrapped(operator.Operator, "read", signed))]
+    found += [("wrong sign", "of b", wrapped(trial.SharedOperators, "operator", lambda o, *a: bias(o, *a)))]
+    return found
+
+
+def lens() -> list[tuple[str, str, Patch]]:
+    """Faults of a lens run alone."""
+    from interpcore.lens import sweep
+
+    def shifted(by):
+        def blocks(original, model, prompts, skip, target, memory):
+            for rows, depth, which, values in original(model, prompts, skip, target, memory):
+                yield rows, (depth + by) % (target + 1), which, values
+
+        return blocks
+
+    def skipped(by):
+        return lambda original, model, prompts, skip, *a: original(model, prompts, skip + by, *a)
+
+    def signed(original, *a):
+        for rows, depth, which, values in original(*a):
+            yield rows, depth, which, -values
+
+    found = [("shifted depth", f"by {n}", wrapped(sweep, "lens_blocks", shifted(n))) for n in (1, 2, -1)]
+    found += [
+        ("padded position", f"skipped, by {n}", wrapped(sweep, "lens_blocks", skipped(n))) for n in (1, -1)
+    ]
+    found += [("stale cache", f"token {n}", tokens_of(sweep, "read_span", n)) for n in (0, 1)]
+    found += [("wrong sign", "of J", wrapped(sweep, "lens_blocks", signed))]
+    return found
+
+
+def circuits() -> list[tuple[str, str, Patch]]:
+    """Faults of a circuits run alone."""
+    from interpcore.circuits.attribution import scoring
+    from interpcore.circuits.patching import interventions
+
+    def scored(change):
+        return lambda original, difference, values, *a, **k: original(*change(difference, values), *a, **k)
+
+    def stale(original, self, model, pairs, clean):
+        found = original(self, model, pairs, clean)
+        return replace(found, z=(clean.sources.z[0], *found.z[1:]))
+
+    def late(original, self, model, pairs, clean):
+        found = original(self, model, pairs, clean)
+        return replace(found, mlp=(*found.mlp[:-1], clean.sources.mlp[-1]))
+
+    def rolled(by):
+        return scored(lambda difference, values: (difference, values.roll(by, 2)))
+
+    kinds = interventions.Intervention
+    found = [
+        ("padded position", f"gradients, by {n}", wrapped(scoring, "edge_scores", rolled(n))) for n in (1, -1)
+    ]
+    found += [("wrong sign", "of scores", wrapped(scoring, "edge_scores", scored(lambda d, v: (-d, v))))]
+    found += [("stale cache", "clean heads for corrupted", wrapped(kinds, "sources", stale))]
+    found += [("stale cache", "clean MLP for corrupted", wrapped(kinds, "sources", late))]
+    return found
+
+
+def neurons() -> list[tuple[str, str, Patch]]:
+    """Faults of a neuron run alone."""
+
+    def stale(by):
+        def blocks(original, self, size, start, stop, device="cpu"):
+            for first, tokens, mask in original(self, size, start, stop, device):
+                yield first, tokens.roll(by, 0), mask
+
+        return blocks
+
+    def shifted(by):
+        def block(original, self, x, ctx=None, depth=0, **k):
+            return original(self, x, ctx, (depth + by) % 4, **k)
+
+        return block
+
+    from interpcore.model.mlp import MLP
+
+    def masked(original, self, tokens):
+        return torch.ones_like(tokens, dtype=torch.bool)
+
+    def moved(original, self, tokens):
+        return original(self, tokens).roll(1, 1)
+
+    found = [
+        ("stale cache", f"sequences, by {n}", wrapped(TokenShards, "blocks", stale(n))) for n in (1, 2, -1)
+    ]
+    found += [("shifted depth", f"by {n}", wrapped(MLP, "__call__", shifted(n))) for n in (1, 2, -1)]
+    found += [("padded position", "masked tokens count", wrapped(TokenShards, "mask", masked))]
+    found += [("padded position", "mask, by 1", wrapped(TokenShards, "mask", moved))]
+    return found
+
+
+def shared(family: str, model: str) -> list[tuple[str, str, Patch]]:
+    """Faults of the decoder and its derivatives, which every family stands on."""
+    grouped, found = model == "tiny-llama", []
+    for depth in range(3):
+        found.append(("swapped q and k", f"block {depth}", heads(depth, swap)))
+        found.append(("wrong sign", f"of v, block {depth}", heads(depth, lambda q, k, v: (q, k, -v))))
+        if grouped:
+            found.append(
+                ("wrong group", f"keys of block {depth}", heads(depth, lambda q, k, v: (q, k.flip(-2), v)))
+            )
+    found.append(("padded position", "positions", rotated(2) if grouped else positions(2)))
+    if family in ("lre", "circuits"):
+        sites = ("resid",) if family == "lre" else ("z",)
+        found.append(("shifted depth", "sites read", tapped(1, sites, 3)))
+    if family != "neurons":
+        found.append(("swapped q and k", "derivatives", cotangents(swapped_cotangents)))
+        found.append(("wrong sign", "derivative of v", cotangents(lambda q, k, v: (q, k, -v))))
+        found.append(("wrong sign", "derivative of q", cotangents(lambda q, k, v: (-q, k, v))))
+        if grouped:
+            found.append(("wrong group", "derivative of v", cotangents(lambda q, k, v: (q, k, v.flip(-2)))))
+            found.append(("wrong group", "derivative of k", cotangents(lambda q, k, v: (q, k.flip(-2), v))))
+    return found
+
+
+def every() -> list[Fault]:
+    """All of them."""
+    own = {"lre": lre, "lens": lens, "circuits": circuits, "neurons": neurons}
+    listed = [(family, "tiny", *fault) for family, faults in own.items() for fault in faults()]
+    for model in ("tiny", "tiny-llama"):
+        listed += [(family, model, *fault) for family in own for fault in shared(family, model)]
+    return [Fault(kind, family, model, what, patch) for family, model, kind, what, patch in listed]
