@@ -3,6 +3,7 @@
 from functools import partial
 
 from interpcore.circuits import options as asked
+from interpcore.runs.compared import Compared
 from interpcore.runs.experiment import Experiment
 
 _experiment = partial(
@@ -11,6 +12,13 @@ _experiment = partial(
     opens="interpcore.circuits.study.study:open_study",
     extra="circuits",
     verifies="interpcore.circuits.verify:checks",
+    compares=Compared(
+        table="tables/faithfulness",
+        keys=("task", "on", "method", "requested"),
+        measures=("faithfulness", "value", "kept"),
+        unit="task",
+        by=("task",),
+    ),
 )
 
 EXPERIMENTS = (

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from interpcore.cli.compare import compare
 from interpcore.cli.convert import convert
 from interpcore.cli.demo import demo
 from interpcore.cli.info import info
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command()(info)
 app.command()(demo)
 app.command()(verify)
+app.command()(compare)
 app.command()(convert)
 for name, sentence in FAMILIES.items():
     app.add_typer(typer.Typer(cls=Family, help=sentence, no_args_is_help=True), name=name)

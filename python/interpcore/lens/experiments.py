@@ -1,6 +1,7 @@
 """The experiments of this family, as commands and agents find them."""
 
 from interpcore.lens import options
+from interpcore.runs.compared import Compared
 from interpcore.runs.experiment import Experiment
 
 FIT = Experiment(
@@ -12,6 +13,12 @@ FIT = Experiment(
     opens="interpcore.lens.study:open_fit",
     extra="lens",
     verifies="interpcore.lens.verify:checks",
+    compares=Compared(
+        table="tables/depths",
+        keys=("depth",),
+        measures=("gain", "carried", "relative_se", "reliability"),
+        unit="",
+    ),
 )
 READ = Experiment(
     name="lens read",

@@ -1,6 +1,7 @@
 """The experiments of this family, as commands and agents find them."""
 
 from interpcore.lre import options
+from interpcore.runs.compared import Compared, Published
 from interpcore.runs.experiment import Experiment
 from interpcore.runs.options import Options
 
@@ -22,6 +23,26 @@ def _study(name: str, sentence: str, runs: str, asks: type[Options] | None = Non
     )
 
 
+_SOURCE = "Hernandez et al. 2024, GPT-J, 47 relations (their hparams files)"
+_MEASURED = "trials > 0"
+_PUBLISHED = (
+    Published(
+        "share of relations with faithfulness above 0.6",
+        0.489,
+        "share(faithfulness > 0.6)",
+        _MEASURED,
+        _SOURCE,
+    ),
+    Published("mean faithfulness", 0.598, "mean(faithfulness)", _MEASURED, _SOURCE),
+    Published("mean causality", 0.810, "mean(causality)", _MEASURED, _SOURCE),
+    Published(
+        "correlation of faithfulness and causality",
+        0.842,
+        "correlation(faithfulness, causality)",
+        _MEASURED,
+        _SOURCE,
+    ),
+)
 RUN = Experiment(
     name="lre run",
     sentence="Measure faithfulness and causality of every relation, with controls and intervals.",
@@ -29,6 +50,17 @@ RUN = Experiment(
     options=options.Options,
     opens=_STUDY,
     extra="lre",
+    verifies="interpcore.lre.verify:checks",
+    compares=Compared(
+        table="tables/subjects",
+        keys=("relation", "trial", "subject", "object"),
+        measures=("faithfulness", "recall@1", "causality"),
+        unit="subject",
+        by=("relation",),
+        where="known",
+        published_table="tables/relations",
+        published=_PUBLISHED,
+    ),
 )
 STUDIES = (
     _study(

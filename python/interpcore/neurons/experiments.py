@@ -1,9 +1,43 @@
 """The experiments of this family, as commands and agents find them; on one study they share a folder."""
 
 from interpcore.neurons import options as asked
+from interpcore.runs.compared import Compared, Published
 from interpcore.runs.experiment import Experiment
 from interpcore.runs.options import Options
 
+_SOURCE = "Gurnee et al. 2024, GPT-2 medium, its released table"
+_COMPARED = Compared(
+    table="neuron_df",
+    keys=("layer", "neuron"),
+    measures=(
+        "mean",
+        "var",
+        "skew",
+        "kurt",
+        "sparsity",
+        "w_in_norm",
+        "w_out_norm",
+        "in_out_sim",
+        "excess_corr",
+    ),
+    unit="",
+    by=("layer",),
+    published_table="neuron_df",
+    published=(
+        Published(
+            "share of neurons with excess correlation above 0.5",
+            0.0123,
+            "share(excess_corr > 0.5)",
+            "",
+            _SOURCE,
+        ),
+        Published("mean skewness of universal neurons", 1.100, "mean(skew)", "excess_corr > 0.5", _SOURCE),
+        Published("mean kurtosis of universal neurons", 8.11, "mean(kurt)", "excess_corr > 0.5", _SOURCE),
+        Published(
+            "mean input bias of universal neurons", -0.486, "mean(input_bias)", "excess_corr > 0.5", _SOURCE
+        ),
+    ),
+)
 _STUDY = "--tokens runs/tokens-tiny --out runs/neurons-tiny"
 
 
@@ -19,6 +53,7 @@ def _experiment(name: str, sentence: str, example: str, asks: type[Options] | No
         extra="neurons",
         verifies="interpcore.neurons.verify:checks",
         marks=("corpus", "statistics"),
+        compares=_COMPARED,
     )
 
 

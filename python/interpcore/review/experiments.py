@@ -8,6 +8,7 @@ from pathlib import Path
 import interpcore
 from interpcore.errors import Refused, RunError
 from interpcore.runs.card import RunCard
+from interpcore.runs.compared import Compared
 from interpcore.runs.experiment import Experiment
 from interpcore.runs.folder import is_run, read_card
 
@@ -32,6 +33,18 @@ def run_cards(folder: Path) -> dict[Path, RunCard]:
     if not steps:
         raise RunError(f"{folder} holds no run: neither it nor a folder in it has a card.json")
     return steps
+
+
+def comparable(folder: Path) -> Compared:
+    """The table that a folder's run is compared by.
+
+    Raises: RunError for a folder without a run; Refused for a run whose family declares none.
+    """
+    cards = run_cards(folder)
+    for each in experiments():
+        if each.compares is not None and any(map(each.made, cards.values())):
+            return each.compares
+    raise Refused(f"{folder} holds a run of a kind that declares no table to compare.")
 
 
 def experiment_of(folder: Path) -> tuple[Experiment, RunCard]:

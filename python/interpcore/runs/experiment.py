@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from interpcore.errors import Refused
 from interpcore.runs.checks import Checks
+from interpcore.runs.compared import Compared
 from interpcore.runs.folder import Artifacts, RunFolder
 from interpcore.runs.ledger import Row
 from interpcore.runs.options import Options, declared, schema
@@ -154,6 +155,7 @@ class Experiment:
             its cells another way. None for what cannot be verified.
         marks: arguments that every card of its runs has, where cards do not hold the options; () for the
             options.
+        compares: the table that two of its runs are compared by.
     """
 
     name: str
@@ -166,6 +168,7 @@ class Experiment:
     extra: str | None = None
     verifies: str | None = None
     marks: tuple[str, ...] = ()
+    compares: Compared | None = None
 
     def made(self, card: RunCard) -> bool:
         """Whether a run's card is of this experiment, or of one with the same options."""
