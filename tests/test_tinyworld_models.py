@@ -16,7 +16,7 @@ from interpcore.data.tinyworld.__main__ import app
 from interpcore.data.tinyworld.corpus import documents
 from interpcore.data.tinyworld.scoring import continuation_losses, last_logits, prompt_ids, token_losses
 
-SHIPPED = ("tiny", "tiny-s1", "tiny-s2", "tiny-llama")
+SHIPPED = ("tiny", "tiny-s1", "tiny-s2", "tiny-llama", "tiny-loop")
 SMOKE = training.Recipe(steps=6, warm_up=2, documents=40)
 
 
@@ -25,10 +25,10 @@ def _weights(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tiny-s1", "tiny-s2", "tiny-llama"))]
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED[1:])]
 )
 def test_a_shipped_model_passes_its_exam(name, tmp_path):
-    """By the command, on its 200 prompts a task; the other three, the slow ones, take 15 seconds each."""
+    """By the command, on its 200 prompts a task; the others, the slow ones, take 15 seconds each."""
     said = CliRunner().invoke(app, ["exam", name, "--output", str(tmp_path / "exam.json")])
     assert said.exit_code == 0 and "parameters" in said.output
     result = json.loads((tmp_path / "exam.json").read_text())

@@ -16,9 +16,10 @@ The corpus (`corpus`, `plain`, `heldout`)
     Facts in several wordings, alone and as few-shot lines; the sentences of six circuit tasks; stories that
     repeat names; sums; plain sentences. News-like text, code and another language are written too but never
     trained on.
-The models (`models`, `tokenizer`, `training`)
+The models (`models`, `loop`, `tokenizer`, `training`)
     `tiny`, `tiny-s1` and `tiny-s2` are GPT-2 models (seeds 0, 1, 2), `tiny-llama` is a LLaMA model (seed
-    3), all of the default recipe; `tiny-step-*` are early checkpoints of `tiny`. All share one byte-level
+    3), all of the default recipe; `tiny-step-*` are early checkpoints of `tiny`. `tiny-loop` is
+    depth-recurrent, as Huginn is (`train --arch loop --steps 1000`). All share one byte-level
     tokenizer that round-trips any text and splits years into two pairs of digits.
 The exam (`exam`)
     The share of facts known, the six tasks, sums, questions, loss, and how much the embedding alone gives

@@ -82,9 +82,9 @@ def load(
     """Load a model.
 
     Args:
-        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama"), a transformers folder, a GGUF
-            file (dequantised, float32 unless a dtype is given), a hub id, or a transformers model
-            object, whose tensors are shared; PEFT's low-rank adapters, in it or around it, are added to
+        source: an embedded model ("tiny", "tiny-s1", "tiny-s2", "tiny-llama", "tiny-loop"), a transformers
+            folder, a GGUF file (dequantised, float32 unless a dtype is given), a hub id, or a transformers
+            model object, whose tensors are shared; PEFT's low-rank adapters, in it or around it, are added to
             copies of the weights that they change.
         dtype: of the weights; None takes float32 on a CPU and the checkpoint's on a GPU (an object keeps its
             own).
