@@ -123,8 +123,7 @@ def states(
 
 
 def _answered(model: Model | GenericModel, texts: list[list[int]], new_tokens: int) -> list[list[int]]:
-    """The prompts with what the model says after them; the end-of-text token, no state of an answer, is left
-    out unless it is all there is."""
+    """The prompts with what the model says after them, the end-of-text token included."""
     ids, mask = pad(texts, model.device)
     out = model.generate(ids, mask, max_new_tokens=new_tokens)
     said = zip(texts, out.tokens.tolist(), out.lengths.tolist(), strict=True)
