@@ -6,6 +6,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import transformers as tf
@@ -26,7 +28,9 @@ def shape() -> tuple[tf.GPT2LMHeadModel, Model]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         hf = tf.GPT2LMHeadModel(tf.GPT2Config()).eval().requires_grad_(False)
-    return hf, interpcore.load(hf)
+    model = interpcore.load(hf)
+    assert isinstance(model, Model)
+    return hf, model
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -59,11 +63,10 @@ def main() -> None:
     items = [Item(question, tuple(row), ((11,), (12,), (13,), (14,))) for row in ids.tolist()]
     vectors = {d: torch.randn(768, generator=draw, dtype=torch.float64) for d in range(12)}
     with torch.no_grad():
-        cells = [seconds(lambda d=d: hook_run(hf, ids, d, vectors[d].float())) for d in range(CELLS + 1)][1:]
+        cells = [seconds(partial(hook_run, hf, ids, d, vectors[d].float())) for d in range(CELLS + 1)][1:]
     for positions in ("onward", "all") if "--all" in sys.argv else ("onward",):
-        ours = seconds(
-            lambda p=positions: sweep_scores(model, items, vectors, COEFFICIENTS, positions=p, batch=576)
-        )
+        sweep = partial(sweep_scores, model, items, vectors, COEFFICIENTS, positions=positions, batch=576)
+        ours = seconds(sweep)
         theirs = statistics.median(cells) * len(vectors) * len(COEFFICIENTS)
         grid = f"{len(vectors)} depths x {len(COEFFICIENTS)} coefficients"
         print(
@@ -74,7 +77,7 @@ def main() -> None:
     edit = Intervention((Part("resid", 6, "add", vectors[6], 0.1, "onward"),))
     few = ids[:8]
     edits = edit.edits(model, torch.full((8,), TOKENS), more=32)
-    how = {"max_new_tokens": 32, "stop_tokens": ()}
+    how: dict[str, Any] = {"max_new_tokens": 32, "stop_tokens": ()}
     model.generate(few, **how)
     pairs = [
         (
