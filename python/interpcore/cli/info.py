@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "INTERPCORE_ISA": "instruction set of the CPU kernels: baseline, avx2 or avx512; unset: the best one",
     "INTERPCORE_PRODUCT": "routine of float32 CPU products: matmul, native or onednn; unset: by the probe",
     "INTERPCORE_SHARED": "folder of shared test material; unset: ../shared beside the repository",
+    "INTERPCORE_LLM_MODEL": "language model that agent run asks, where --llm names none",
     "TRITON_INTERPRET": "1 runs Triton kernels on the CPU, slowly, to test them",
 }
 
