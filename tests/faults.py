@@ -150,8 +150,8 @@ def lre() -> list[tuple[str, str, Patch]]:
 
         return changed
 
-    def signed(original, self, h, betas):
-        return original(self, h, [-beta for beta in betas])
+    def signed(original, model, of, h, betas, *a, **k):
+        return original(model, of, h, [-beta for beta in betas], *a, **k)
 
     def bias(original, *a, **k):
         found = original(*a, **k)
@@ -169,7 +169,7 @@ def lre() -> list[tuple[str, str, Patch]]:
     found += [
         ("stale cache", f"test prompts, token {n}", tokens_of(states, "share_prompts", n)) for n in (1, 3, 6)
     ]
-    found += [("wrong sign", "of beta", wrapped(operator.Operator, "read", signed))]
+    found += [("wrong sign", "of beta", wrapped(trial, "predict", signed))]
     found += [("wrong sign", "of b", wrapped(trial.SharedOperators, "operator", lambda o, *a: bias(o, *a)))]
     return found
 
@@ -179,8 +179,8 @@ def lens() -> list[tuple[str, str, Patch]]:
     from interpcore.lens import sweep
 
     def shifted(by):
-        def blocks(original, model, prompts, skip, target, memory):
-            for rows, depth, which, values in original(model, prompts, skip, target, memory):
+        def blocks(original, model, prompts, skip, target, *a):
+            for rows, depth, which, values in original(model, prompts, skip, target, *a):
                 yield rows, (depth + by) % (target + 1), which, values
 
         return blocks
