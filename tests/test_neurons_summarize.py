@@ -344,13 +344,18 @@ def test_a_shard_damaged_on_the_way_stops_the_run_and_loses_nothing(
     second = tmp_path / "shards" / "shard-00001.npy"
     good = second.read_bytes()
     second.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    options = {"checkpoint_every": 0.0}
+    # Sums by token read all ids before anything is computed, and are told there.
+    with pytest.raises(ValueError, match=r"shard-00001.npy is not what was written"):
+        run(gpt2, tmp_path / "early", shards=TokenShards.open(tmp_path / "shards"))
+    assert not (tmp_path / "early").exists()
+    options = {"checkpoint_every": 0.0, "statistics": Statistics(top=3)}
     with pytest.raises(ValueError, match=r"shard-00001.npy is not what was written"):
         run(gpt2, tmp_path / "run", shards=TokenShards.open(tmp_path / "shards"), **options)
     assert 0 < len(Summary.open(tmp_path / "run").ranges) <= 24
     second.write_bytes(good)
     got = run(gpt2, tmp_path / "run", shards=TokenShards.open(tmp_path / "shards"), **options)
-    expect_same_bits(got, run(gpt2, tmp_path / "whole", shards=TokenShards.open(tmp_path / "shards")))
+    whole = run(gpt2, tmp_path / "whole", Statistics(top=3), shards=TokenShards.open(tmp_path / "shards"))
+    expect_same_bits(got, whole)
 
 
 def test_estimate(gpt2: Model) -> None:

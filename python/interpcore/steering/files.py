@@ -194,7 +194,8 @@ def outputs(model: Model | GenericModel) -> dict[str, tuple[str, int]]:
     for site, (side, module) in model.spec.module_names.items():
         below = module.partition(".")[2]
         if below and (side == "output" or site == "resid"):
-            found[below] = (site, int(site == "resid"))
+            # A block's output enters the next call: `resid` is the name that directions go by.
+            found[below] = ("resid", 1) if site == "block_out" else (site, int(site == "resid"))
     return found
 
 
