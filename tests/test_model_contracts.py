@@ -103,7 +103,9 @@ def test_edits_change_the_result(model):
     tokens = prompts()
     plain = model.forward(tokens).logits
     for edit in edits(model):
-        assert float((model.forward(tokens, edits=[edit]).logits - plain).abs().max()) > 1e-8, edit.site
+        # A norm behind GLM-4's MLP takes a common factor of its neurons away, up to the norm's epsilon.
+        least = 1e-8 if (model.spec.family, edit.site) == ("glm4", "mlp_act") else 1e-6
+        assert float((model.forward(tokens, edits=[edit]).logits - plain).abs().max()) > least, edit.site
 
 
 def test_batched_is_single(model, written):
