@@ -16,6 +16,7 @@ from interpcore.model import generate as generation
 from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.block import Block
 from interpcore.model.cache import Cache, CacheWriter
+from interpcore.model.call import RESID
 from interpcore.model.combine import COMBINERS, Combine
 from interpcore.model.context import ActivationHook, Context
 from interpcore.model.layout import read_layout
@@ -23,7 +24,7 @@ from interpcore.model.move import moved
 from interpcore.model.norm import Norm
 from interpcore.model.origin import Origin, reloader
 from interpcore.model.output import LogitsAt, Output, at_positions
-from interpcore.model.plan import RESID, Plan
+from interpcore.model.plan import Plan
 from interpcore.model.projection import Projection
 from interpcore.model.prompts import check_length, encode, read_prompts
 from interpcore.model.recurrence import started_from

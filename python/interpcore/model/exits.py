@@ -16,13 +16,13 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache, CacheWriter
+from interpcore.model.call import RESID
 from interpcore.model.context import Context
 from interpcore.model.decoder import Model
 from interpcore.model.generate import absolute, pick_stops
 from interpcore.model.layout import Layout
 from interpcore.model.maps import Function
 from interpcore.model.norm import Norm
-from interpcore.model.plan import RESID
 from interpcore.model.prompts import check_length, read_prompts
 from interpcore.model.recurrence import state_of, steps_of
 from interpcore.model.shown import ShortRepr

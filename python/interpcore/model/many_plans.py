@@ -15,10 +15,11 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.block import Block
+from interpcore.model.call import RESID, Call
 from interpcore.model.context import Context
 from interpcore.model.decoder import Model, Module
 from interpcore.model.layout import Layout
-from interpcore.model.plan import RESID, Call, Plan
+from interpcore.model.plan import Plan
 from interpcore.model.prompts import read_prompts
 from interpcore.model.state import State
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.attention import Attention
 from interpcore.model.block import Block
+from interpcore.model.call import RESID
 from interpcore.model.decoder import Model
 from interpcore.model.layout import read_layout
 from interpcore.model.mlp import ACTIVATIONS, MLP
 from interpcore.model.norm import Norm
-from interpcore.model.plan import RESID
 from interpcore.model.projection import Projection
 from interpcore.model.state import State
 

@@ -8,52 +8,13 @@ Plans are values: comparable, hashable and printable.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from interpcore.errors import Refused
-from interpcore.model import plan_menu
-
-RESID = "resid"
-KINDS = ("block", "norm", "adapter")
-
-
-Address = int | tuple[str, int, int | slice | range]
-
-
-class NoSuchCall(Refused, IndexError):
-    """An address that a plan does not have."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One step of a plan.
-
-    Args:
-        module: name of the module among the model's modules, `group.index` for blocks ("block.3", "core.0").
-        kind: "block", "norm" or "adapter".
-        reads: streams passed to the module, in order.
-        writes: streams that receive its output.
-        slot: key/value slot of a block call; None for modules that keep no keys.
-    """
-
-    module: str
-    kind: str = "block"
-    reads: tuple[str, ...] = (RESID,)
-    writes: tuple[str, ...] = (RESID,)
-    slot: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise Refused(f"A call's kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
-        if self.kind == "block" and not re.fullmatch(r".+\.\d+", self.module):
-            raise Refused(f"A block's name is `group.index`, such as core.0; got {self.module!r}.")
-        for name in ("reads", "writes"):
-            streams = getattr(self, name)
-            if isinstance(streams, str) or not streams:
-                raise Refused(f"The streams that {self.module} {name} are a tuple of names; got {streams!r}.")
-            object.__setattr__(self, name, tuple(streams))
+from interpcore.model.call import RESID, Address, Call, NoSuchCall, side_by_side
+from interpcore.model.plan_text import read_calls, read_changes, write_calls
 
 
 @dataclass(frozen=True)
@@ -216,14 +177,69 @@ class Plan:
             )
         return self._in_places(depths)
 
-    keep_first = plan_menu.keep_first
-    keep_last = plan_menu.keep_last
-    drop = plan_menu.drop
-    every = plan_menu.every
-    reverse = plan_menu.reverse
-    shuffle = plan_menu.shuffle
-    random_subset = plan_menu.random_subset
-    parallel = plan_menu.parallel
+    def keep_first(self, n: int) -> Plan:
+        """Only the first `n` block calls."""
+        return self.skip(*range(self._count(n), self.n_calls))
+
+    def keep_last(self, n: int) -> Plan:
+        """Only the last `n` block calls."""
+        return self.skip(*range(self.n_calls - self._count(n)))
+
+    def drop(self, first: int, last: int) -> Plan:
+        """Without the block calls from `first` through `last`."""
+        return self.skip(*self._span(first, last))
+
+    def every(self, step: int, start: int = 0) -> Plan:
+        """Only every `step`-th block call, from `start` on."""
+        if step < 1:
+            raise Refused(f"Every {step}th call cannot be kept; give a step of 1 or more.")
+        return self.skip(*(d for d in range(self.n_calls) if d < start or (d - start) % step))
+
+    def reverse(self, first: int = 0, last: int = -1) -> Plan:
+        """With the blocks from `first` through `last` in reverse order."""
+        return self._reordered(self._span(first, last), lambda order: order[::-1])
+
+    def shuffle(self, first: int = 0, last: int = -1, *, seed: int) -> Plan:
+        """With the blocks from `first` through `last` in a random order."""
+        draw = random.Random(f"shuffle {seed}")
+        return self._reordered(self._span(first, last), lambda order: draw.sample(order, len(order)))
+
+    def random_subset(self, k: int, *, seed: int) -> Plan:
+        """Only `k` of the block calls, drawn at random, in their order."""
+        chosen = random.Random(f"subset {seed}").sample(range(self.n_calls), self._count(k))
+        return self.skip(*(d for d in range(self.n_calls) if d not in chosen))
+
+    def parallel(self, first: int, last: int, times: int = 1, *, combine: str = "mean") -> Plan:
+        """With the blocks from `first` through `last` side by side on one input, `times` times in a row.
+
+        Args:
+            first, last: depths of the first and last block call, both held.
+            times: how often; more than once is the looped parallel.
+            combine: "mean", (1/k) sum block_i(x), or "sum", x + sum (block_i(x) - x).
+        Raises: Refused for calls that do not read and write the residual stream alone.
+        """
+        if times < 1:
+            raise Refused(f"A parallel range runs once or more; got {times} times.")
+        span = self._span(first, last)
+        begin, end = self.first_call(span[0]), self.first_call(span[-1]) + 1
+        step = side_by_side(self.calls[begin:end], combine)
+        return Plan(self.calls[:begin] + step * times + self.calls[end:])
+
+    def _count(self, n: int) -> int:
+        if not 0 <= n <= self.n_calls:
+            raise Refused(f"This plan has {self.n_calls} block calls, of which 0 to all are kept or dropped.")
+        return n
+
+    def _span(self, first: int, last: int) -> range:
+        start, stop = self.call_depth(first), self.call_depth(last)
+        if stop < start:
+            raise Refused(f"A range goes from its first call to its last; got {first} to {last}.")
+        return range(start, stop + 1)
+
+    def _reordered(self, span: range, order: Callable[[list[int]], list[int]]) -> Plan:
+        depths = list(range(self.n_calls))
+        depths[span.start : span.stop] = order(list(span))
+        return self.permute(depths)
 
     def _in_places(self, depths: Sequence[int | None]) -> Plan:
         """For the place of each block call the depth whose block runs there, None for no call."""
@@ -252,22 +268,27 @@ class Plan:
         """The plan that a text means, such as `0-2, 1 x5, 3` or `skip 3`; see `plan_text`.
 
         Args:
-            text: what `str` or `text` of a plan gives, or a change of the intact plan.
-            intact: the model's own plan.
+            text: what `str` or `text` of a plan gives, or a change of the intact plan; case and spacing are
+                free, and `(D=9)` at the end is checked where it stands.
+            intact: the model's own plan, which changes begin with; a module is called with the streams that
+                its first call there has.
         Raises: Refused for a text that is no plan of such a model.
         """
-        from interpcore.model.plan_text import read_plan
-
-        return read_plan(text, intact)
+        changes = read_changes(text)
+        if changes is not None:
+            for change in changes:
+                intact = change(intact)
+            return intact
+        calls, depth = read_calls(text, intact.calls)
+        plan = cls(calls)
+        if depth is not None and depth != plan.n_calls:
+            raise Refused(f"The plan {text!r} says D={depth} and has {plan.n_calls} block calls.")
+        return plan
 
     @property
     def text(self) -> str:
         """Its calls in short, `0-2, 1 x5, 3`; `parse` reads it."""
-        from interpcore.model.plan_text import write_plan
-
-        return write_plan(self)
+        return write_calls(self.calls)
 
     def __str__(self) -> str:
-        from interpcore.model.plan_text import write_plan
-
-        return f"{write_plan(self, groups=True)} (D={self.n_calls})"
+        return f"{write_calls(self.calls, groups=True)} (D={self.n_calls})"

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from interpcore.errors import Refused
+from interpcore.model.call import RESID, Call, side_by_side
 from interpcore.model.combine import BRANCH, COMBINERS
-from interpcore.model.plan import RESID, Call, Plan
 
 LEAST_LOOP = 3
 """Repetitions from which several calls in a row are written as a loop."""
@@ -24,18 +25,18 @@ LONGEST = 10_000
 
 _NUMBER = r"\d{1,6}"
 _RANGE = rf"(-?{_NUMBER})(?: ?- ?({_NUMBER}))?"
-_Edit = Callable[..., Plan]
+_Change = Callable[..., Any]
 _Unit = str | tuple[str, tuple[str, ...]]
 """A module, or a combiner with the blocks side by side that it combines."""
 _Times = tuple[_Unit, int]
 
 
 class Phrase(NamedTuple):
-    """One way to change a plan: as it is written, its pattern, and what it does with that one's groups."""
+    """One way to change a plan: as it is written, its pattern, and the change, of a plan and the groups."""
 
     written: str
     pattern: str
-    edit: _Edit
+    change: _Change
 
 
 def _ends(first: str, last: str | None) -> tuple[int, int]:
@@ -79,34 +80,42 @@ _WORDS = re.compile(
 )
 
 
-def read_plan(text: str, intact: Plan) -> Plan:
-    """The plan that a text means.
+def read_changes(text: str) -> list[_Change] | None:
+    """What a text does to a plan, change by change, each from a plan to a plan.
 
-    Args:
-        text: see the module; case and spacing are free, and `(D=9)` at the end is checked where it stands.
-        intact: the model's own plan, which phrases begin with; a module is called with the streams that its
-            first call there has.
-    Raises: Refused for a text that is no plan, and for blocks that the model does not have.
+    Returns: None for a text that lists calls.
+    Raises: Refused for a text that begins as a change and is none.
     """
-    plain = " ".join(text.split())
-    if _WORDS.match(plain):
-        plan = intact
-        for phrase in re.split(r" then |; ?", plain.lower()):
-            plan = _phrase(phrase.strip(), plan)
-        return plan
-    listed, _, depth = re.fullmatch(rf"(.*?)( ?\(D=({_NUMBER})\))?", plain).groups()  # type: ignore[union-attr]
-    plan = Plan(tuple(_Reader(listed, intact).calls()))
-    if depth is not None and int(depth) != plan.n_calls:
-        raise Refused(f"The plan {text!r} says D={depth} and has {plan.n_calls} block calls.")
-    return plan
+    plain = " ".join(text.split()).lower()
+    if not _WORDS.match(plain):
+        return None
+    return [_change(phrase.strip()) for phrase in re.split(r" then |; ?", plain)]
 
 
-def _phrase(text: str, plan: Plan) -> Plan:
+def _change(text: str) -> _Change:
     for phrase in PHRASES:
         if found := re.fullmatch(phrase.pattern, text):
-            return phrase.edit(plan, *found.groups())
+            return partial(_changed, phrase.change, found.groups())
     written = ", ".join(phrase.written for phrase in PHRASES)
     raise Refused(f"{text!r} is no change of a plan; there are: {written}.")
+
+
+def _changed(change: _Change, groups: tuple[str, ...], plan: Any) -> Any:
+    return change(plan, *groups)
+
+
+def read_calls(text: str, known: Sequence[Call]) -> tuple[tuple[Call, ...], int | None]:
+    """The calls that a text lists.
+
+    Args:
+        text: see the module; case and spacing are free.
+        known: the calls of the model's own plan, in order.
+    Returns: the calls, and D where the text says `(D=9)` at its end.
+    Raises: Refused for a text that is no list, and for blocks that the model does not have.
+    """
+    plain = " ".join(text.split())
+    listed, _, depth = re.fullmatch(rf"(.*?)( ?\(D=({_NUMBER})\))?", plain).groups()  # type: ignore[union-attr]
+    return tuple(_Reader(listed, known).calls()), None if depth is None else int(depth)
 
 
 def _times(text: str) -> int:
@@ -118,12 +127,13 @@ def _times(text: str) -> int:
 class _Reader:
     """A list of calls, read from left to right."""
 
-    def __init__(self, text: str, intact: Plan):
+    def __init__(self, text: str, known: Sequence[Call]):
         self.text, self.at = text, 0
         self.known: dict[str, Call] = {}
-        for call in intact.calls:
+        for call in known:
             self.known.setdefault(call.module, call)
-        self.groups = list(dict.fromkeys(c.module.rpartition(".")[0] for c in intact.blocks)) or ["block"]
+        blocks = [c.module.rpartition(".")[0] for c in known if c.kind == "block"]
+        self.groups = list(dict.fromkeys(blocks)) or ["block"]
 
     def calls(self) -> list[Call]:
         """Every call of the text."""
@@ -143,7 +153,7 @@ class _Reader:
 
     def _item(self) -> list[Call]:
         if word := self._take(r"(mean|sum) ?\( ?"):
-            unit = self._beside(self._list(), word[1])
+            unit = list(side_by_side(self._list(), word[1]))
             self._close()
         elif self._take(r"\( ?"):
             unit = self._list()
@@ -179,11 +189,6 @@ class _Reader:
             raise Refused(f"This model has no {module.replace('.', ' ')}; it has {has}.")
         return self.known[module]
 
-    @staticmethod
-    def _beside(calls: Sequence[Call], combine: str) -> list[Call]:
-        plan = Plan(tuple(calls)) if calls else None
-        return list(plan.parallel(0, -1, combine=combine).calls) if plan else []
-
     def _close(self) -> None:
         if not self._take(r" ?\)"):
             self._refuse("a closing bracket")
@@ -207,23 +212,23 @@ class _Reader:
             raise Refused(f"The plan {self.text[:40]!r} has more than {LONGEST} calls.")
 
 
-def write_plan(plan: Plan, *, groups: bool = False) -> str:
-    """The calls of a plan as `read_plan` reads them.
+def write_calls(calls: Sequence[Call], *, groups: bool = False) -> str:
+    """The calls of a plan as `read_calls` reads them.
 
     Args:
-        plan: the plan.
+        calls: of a plan, in order.
         groups: name the group of every block; False leaves "block" out.
     """
     units: list[_Unit] = []
-    calls = list(plan.calls)
-    while calls:
-        beside = _side_by_side(calls)
-        units.append(calls[0].module if beside is None else beside)
-        del calls[: 1 if beside is None else len(beside[1]) + 1]
+    rest = list(calls)
+    while rest:
+        beside = _beside(rest)
+        units.append(rest[0].module if beside is None else beside)
+        del rest[: 1 if beside is None else len(beside[1]) + 1]
     return ", ".join(_written([(unit, len(list(same))) for unit, same in groupby(units)], groups)) or "none"
 
 
-def _side_by_side(calls: Sequence[Call]) -> tuple[str, tuple[str, ...]] | None:
+def _beside(calls: Sequence[Call]) -> tuple[str, tuple[str, ...]] | None:
     """The combiner and modules of a parallel range that the calls begin with."""
     k = 0
     while k < len(calls) and calls[k].writes == (f"{BRANCH}{k}",) and calls[k].reads == (RESID,):

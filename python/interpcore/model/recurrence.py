@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from interpcore.errors import Refused
-from interpcore.model.plan import RESID, Call, Plan
+from interpcore.model.call import RESID, Call
+from interpcore.model.plan import Plan
 from interpcore.model.state import ConstantState, DrawnState, GivenState, State
 
 ZERO = "state_zero"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.call import Address
 from interpcore.model.maps import Map, PerRow, Selection
-from interpcore.model.plan import Address, Plan
+from interpcore.model.plan import Plan
 
 Positions = int | Sequence[int] | slice | Tensor | None
 

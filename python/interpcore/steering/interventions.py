@@ -15,10 +15,10 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model import Add, Edit, Function, Model
+from interpcore.model.call import Address
 from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.maps import Map, Selection
-from interpcore.model.plan import Address
 from interpcore.model.sites import SITES, at_depths
 from interpcore.steering.directions import unit
 

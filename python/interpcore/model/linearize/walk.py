@@ -16,6 +16,7 @@ from interpcore.errors import Refused
 from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.block import Block
 from interpcore.model.cache import Cache, CacheWriter
+from interpcore.model.call import RESID
 from interpcore.model.combine import Combine
 from interpcore.model.context import Context
 from interpcore.model.decoder import Model
@@ -24,7 +25,6 @@ from interpcore.model.linearize.edits import pull, push
 from interpcore.model.linearize.norm import LinearNorm
 from interpcore.model.linearize.rules import EXACT, Rules
 from interpcore.model.norm import Norm
-from interpcore.model.plan import RESID
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, resolve
 from interpcore.model.state import State

@@ -1,0 +1,71 @@
+"""One step of a plan: a module, the streams it reads and writes, and its key/value slot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interpcore.errors import Refused
+from interpcore.model.combine import BRANCH, COMBINERS
+
+RESID = "resid"
+KINDS = ("block", "norm", "adapter")
+
+Address = int | tuple[str, int, int | slice | range]
+"""A residual depth, or (group, block, step) of block calls."""
+
+
+class NoSuchCall(Refused, IndexError):
+    """An address that a plan does not have."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step of a plan.
+
+    Args:
+        module: name of the module among the model's modules, `group.index` for blocks ("block.3", "core.0").
+        kind: "block", "norm" or "adapter".
+        reads: streams passed to the module, in order.
+        writes: streams that receive its output.
+        slot: key/value slot of a block call; None for modules that keep no keys.
+    """
+
+    module: str
+    kind: str = "block"
+    reads: tuple[str, ...] = (RESID,)
+    writes: tuple[str, ...] = (RESID,)
+    slot: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise Refused(f"A call's kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
+        if self.kind == "block" and not re.fullmatch(r".+\.\d+", self.module):
+            raise Refused(f"A block's name is `group.index`, such as core.0; got {self.module!r}.")
+        for name in ("reads", "writes"):
+            streams = getattr(self, name)
+            if isinstance(streams, str) or not streams:
+                raise Refused(f"The streams that {self.module} {name} are a tuple of names; got {streams!r}.")
+            object.__setattr__(self, name, tuple(streams))
+
+
+def side_by_side(calls: Sequence[Call], combine: str) -> tuple[Call, ...]:
+    """Block calls on one input, each with a branch of its own, and the call that combines the branches.
+
+    Args:
+        calls: block calls that read and write the residual stream alone.
+        combine: "mean", (1/k) sum block_i(x), or "sum", x + sum (block_i(x) - x).
+    Raises: Refused for other calls, and for another way to combine them.
+    """
+    if combine not in COMBINERS:
+        raise Refused(f"Blocks side by side are combined by {' or '.join(COMBINERS)}; got {combine!r}.")
+    if other := [c for c in calls if c.kind != "block" or (c.reads, c.writes) != ((RESID,), (RESID,))]:
+        raise Refused(
+            f"{other[0].module} is more than a block on the residual stream, and cannot stand side by side "
+            "with others; give a range of plain block calls."
+        )
+    branches = tuple(f"{BRANCH}{i}" for i in range(len(calls)))
+    beside = [Call(c.module, writes=(name,)) for c, name in zip(calls, branches, strict=True)]
+    reads = branches if COMBINERS[combine].mean else (RESID, *branches)
+    return *beside, Call(combine, "adapter", reads=reads)
