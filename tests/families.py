@@ -98,6 +98,7 @@ CONFIGS: dict[str, Any] = {
     "falcon-alibi": lambda: tf.FalconConfig(
         **FALCON, alibi=True, parallel_attn=False, multi_query=False, bias=True
     ),
+    "bloom": lambda: tf.BloomConfig(**SMALL, hidden_size=32, n_layer=4, n_head=4),
     "opt": lambda: tf.OPTConfig(**OPT),
     "phi3": lambda: tf.Phi3Config(**LLAMA, sliding_window=6),
     "mixtral": lambda: tf.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
@@ -111,6 +112,15 @@ CONFIGS: dict[str, Any] = {
         mlp_only_layers=[1],
     ),
     "olmoe": lambda: tf.OlmoeConfig(**LLAMA, num_experts=4, num_experts_per_tok=2),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **LLAMA,
+        head_dim=12,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=6,
+        layer_types=KINDS4,
+        rope_parameters=dict(LLAMA3_ROPE),
+    ),
 }
 
 # Made of the same parts as a family above, put together in another way.

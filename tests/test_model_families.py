@@ -14,6 +14,7 @@ import interpcore
 from interpcore.model import Call, Model, Plan, Tap
 from interpcore.model.card import weights_hash
 from interpcore.model.linearize import Rules, linearize
+from interpcore.model.linearize.mixture import LinearMixture
 from interpcore.model.load import FAMILIES
 from interpcore.model.load.parts import Parts
 from interpcore.model.mixture import Mixture
@@ -22,7 +23,7 @@ from interpcore.neurons.correlation.reader import neuron_set
 from interpcore.neurons.statistics.token_pass import mlp_widths
 
 TOKENS = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(5))
-MIXTURES = ["mixtral", "qwen3_moe", "olmoe"]
+MIXTURES = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"]
 
 
 @functools.cache
@@ -40,7 +41,8 @@ def mixture_of(family: str) -> Mixture:
 def test_a_mixture_is_the_weighted_sum_of_its_chosen_experts(family):
     mlp = mixture_of(family)
     x = torch.randn(3, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    p = (x @ mlp.router.weight).softmax(-1)
+    bias = 0.0 if mlp.router.bias is None else mlp.router.bias
+    p = (x @ mlp.router.weight + bias).softmax(-1)
     every = torch.stack([mlp.expert(e)(x) for e in range(p.shape[-1])], -2)
     kept = p >= p.topk(mlp.top_k).values[..., -1:]
     weights = torch.where(kept, p, 0.0)
@@ -77,6 +79,25 @@ def test_a_mixture_moves_is_hashed_and_takes_narrow_products(family):
     (*_, best) = linearize(wide, TOKENS).reverse(g.double())
     assert float((exact - best.resid).norm() / best.resid.norm()) < 1e-5
     assert 1e-5 < float((rough - exact).norm() / exact.norm()) < 0.05
+
+
+def test_clamped_experts_have_their_derivative():
+    """gpt-oss clamps its gate and the factor beside it; inputs this large reach both limits."""
+    mlp = mixture_of("gpt_oss")
+    x = (
+        40 * torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ).requires_grad_()
+    one = mlp.expert(0)
+    factor = x @ one.up.weight + one.up.bias
+    assert bool((factor > 8).any()) and bool((factor < -6).any()) and bool((one.gate(x) > 7).any())
+    g = torch.randn(2, 3, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    lin = LinearMixture.at(mlp, {"mixed": x.detach()}, linearize(build("gpt_oss"), TOKENS).ctx, 0, Rules())
+    for v in range(3):
+        (theirs,) = torch.autograd.grad(mlp(x), x, g[:, v])
+        torch.testing.assert_close(lin.vjp(g)[:, v], theirs, rtol=1e-10, atol=1e-10)
+    t = torch.randn(2, 1, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    _, moved = torch.func.jvp(mlp, (x.detach(),), (t[:, 0],))
+    torch.testing.assert_close(lin.jvp(t)[:, 0], moved, rtol=1e-10, atol=1e-10)
 
 
 def test_frozen_scores_freeze_the_router():

@@ -16,8 +16,12 @@ from interpcore.model.jacobians import JacobianOperator, jacobians
 from interpcore.model.versions import run_versions, share_prompts
 
 CONFIGS: dict[str, Any] = {
-    "cohere": lambda: tf.CohereConfig(**LLAMA),
-    "bloom": lambda: tf.BloomConfig(**SMALL, hidden_size=32, n_layer=3, n_head=4),
+    "biogpt": lambda: tf.BioGptConfig(
+        **SMALL | {"pad_token_id": 0, "hidden_size": 32, "intermediate_size": 48},
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
     "stablelm": lambda: tf.StableLmConfig(**LLAMA, qk_layernorm=True),
 }
 

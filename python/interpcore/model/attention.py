@@ -1,4 +1,5 @@
-"""Causal self-attention with grouped heads, windows, soft-caps, rotary positions and segmented caches."""
+"""Causal self-attention with grouped heads, windows, soft-caps, sinks, rotary positions and segmented
+caches."""
 
 from __future__ import annotations
 
@@ -31,6 +32,8 @@ class Attention:
         window: a query sees keys at most `window - 1` positions back; None for all.
         softcap: scores become softcap * tanh(scores / softcap); None for none.
         alibi: biases on scores by key position, or None.
+        sinks: scores [n_heads] of a key without value that every query sees (gpt-oss), so that a head's
+            probabilities add up to less than 1; None for none.
     """
 
     qkv: SplitQKV | FusedQKV
@@ -43,6 +46,12 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     alibi: Alibi | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def biased(self) -> bool:
+        """Whether its heads see keys differently, each with biases of its own."""
+        return self.alibi is not None or self.sinks is not None
 
     def __call__(self, x: Tensor, ctx: Context, depth: int, slot: int, writer: CacheWriter | None) -> Tensor:
         """Attention output [batch, position, d_model], bias included, of the normed stream x [batch,
@@ -107,9 +116,13 @@ class Attention:
         scores = dots.to(torch.promote_types(dots.dtype, torch.float32)) * self.scale
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
-    def pattern(self, scores: Tensor) -> Tensor:
-        """Attention probabilities [..., key] of scores [..., key], -inf where a key is not seen."""
-        return scores.softmax(-1)
+    def pattern(self, scores: Tensor, sinks: Tensor | None) -> Tensor:
+        """Attention probabilities [..., key] of scores [..., key], -inf where a key is not seen, and of the
+        sinks [..., 1] of their heads."""
+        if sinks is None:
+            return scores.softmax(-1)
+        sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
     def attend(
         self,
@@ -127,14 +140,18 @@ class Attention:
             q: [..., head, query, d_head], ready.
             k, v: [..., kv_head, key, d_head], keys ready; kv_head divides head.
             seen: which keys a query sees, broadcasting to [..., head, query, key]; None for all of them, or
-                for those of queries counted from the first key where `causal`; never with `alibi`.
-            heads: which of the block's heads they are [..., head]; only `alibi` asks.
+                for those of queries counted from the first key where `causal`; never where `biased`.
+            heads: which of the block's heads they are [..., head]; asked where `biased`.
         """
         grouped = q.shape[-3] != k.shape[-3]
         if self.alibi is not None:
             assert seen is not None
             seen = self.alibi(k.shape[-2], q.dtype)[heads].masked_fill(~seen, -torch.inf)
+        sinks = None if self.sinks is None else self.sinks[heads][..., None, None]
         if self.softcap is None:
+            if sinks is not None:
+                assert seen is not None
+                k, v, seen = _with_sinks(k, v, seen, sinks)
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=seen, is_causal=causal, scale=self.scale, enable_gqa=grouped
             )
@@ -142,7 +159,7 @@ class Attention:
         if grouped:
             k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
         scores = self.scores(q @ k.mT).masked_fill(~seen, -torch.inf)
-        return self.pattern(scores).to(v.dtype) @ v
+        return self.pattern(scores, sinks).to(v.dtype) @ v
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: slice | Tensor = slice(None)
@@ -157,7 +174,7 @@ class Attention:
         Returns: z [copies, batch, query, head, d_head].
         """
         copies, batch = q.shape[:2]
-        if self.alibi is not None:
+        if self.biased:
             q, k, v = (x.transpose(2, 3) for x in (q, k, v))
             heads = heads[:, None] if isinstance(heads, Tensor) and heads.dim() == 2 else heads
             return self.attend(q, k, v, seen[:, None], heads=heads).transpose(2, 3)
@@ -186,7 +203,7 @@ class Attention:
     def _mix_fused(self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, ctx: Context) -> Tensor:
         """torch's fused attention over the own segment alone."""
         first = before is None or not bool(before.any())
-        all_seen = self.window is None and self.alibi is None
+        all_seen = self.window is None and not self.biased
         single = ctx.layout.n_new == 1 and ctx.layout.uniform_start is not None and all_seen
         plain = single or (first and all_seen)
         mask = None if plain else self._own_seen(ctx, before, k.shape[1])[:, None]
@@ -221,7 +238,8 @@ class Attention:
         if self.alibi is not None:
             full = full + self.alibi(full.shape[-1], full.dtype).transpose(0, 1)
         full = full.masked_fill(~mask, -torch.inf)
-        softmax = self.pattern(ctx.site("scores", depth, full)).to(v.dtype)
+        sinks = None if self.sinks is None else self.sinks[:, None]
+        softmax = self.pattern(ctx.site("scores", depth, full), sinks).to(v.dtype)
         pattern = ctx.site("pattern", depth, softmax)
         if ctx.record:
             keys, values = (
@@ -283,3 +301,19 @@ class Attention:
             for name in ("scores", "softmax", "pattern"):
                 kept[name] = kept[name].take_along_dim(order[:, None, None], 3)
         ctx.keep(depth, **kept)
+
+
+def _with_sinks(k: Tensor, v: Tensor, seen: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and biases with one more key, 0 as its value is, whose score is the sink.
+
+    Args:
+        k, v: [..., kv_head, key, d_head].
+        seen: which keys a query sees, or biases, broadcasting to [..., head, query, key].
+        sinks: [..., head, 1, 1].
+    """
+    if seen.dtype == torch.bool:
+        seen = torch.zeros_like(seen, dtype=k.dtype).masked_fill(~seen, -torch.inf)
+    shape = torch.broadcast_shapes(seen.shape[:-1], sinks.shape[:-1])
+    parts = seen.expand(*shape, -1), sinks.to(k.dtype).expand(*shape, 1)
+    k, v = (torch.cat([x, x.new_zeros(*x.shape[:-2], 1, x.shape[-1])], -2) for x in (k, v))
+    return k, v, torch.cat(parts, -1)

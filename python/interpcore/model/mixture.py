@@ -32,6 +32,9 @@ class Mixture:
         top_k: experts of a token.
         renormalised: whether the chosen experts' weights are made to add to 1.
         precision: of derivatives, as in `Projection`.
+        gate_up_bias, down_bias: of the experts [expert, 2 * d_expert] and [expert, d_model], or None.
+        interleaved: whether gate and up alternate in `gate_up`.
+        bounds: of the experts, as in `MLP`.
     """
 
     router: Projection
@@ -41,6 +44,10 @@ class Mixture:
     top_k: int
     renormalised: bool
     precision: str = "float32"
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    interleaved: bool = False
+    bounds: tuple[float, float] | None = None
 
     gated = True
 
@@ -60,9 +67,17 @@ class Mixture:
 
     def expert(self, e: int) -> MLP:
         """One expert, on views of the tensors."""
-        weights = (*self.gate_up[e].chunk(2), self.down[e])
-        gate, up, down = (Projection(w.mT, None, self.precision) for w in weights)
-        return MLP(up, down, self.activation, gate)
+        half = self.down.shape[2]
+        parts = slice(half), slice(half, None)
+        parts = (slice(0, None, 2), slice(1, None, 2)) if self.interleaved else parts
+        gate, up = (self._projection(self.gate_up[e], self.gate_up_bias, e, rows) for rows in parts)
+        return MLP(up, self._projection(self.down[e], self.down_bias, e), self.activation, gate, self.bounds)
+
+    def _projection(
+        self, weight: Tensor, biases: Tensor | None, e: int, rows: slice = slice(None)
+    ) -> Projection:
+        bias = None if biases is None else biases[e][rows]
+        return Projection(weight[rows].mT, bias, self.precision)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The router's probabilities [..., expert] of the normed stream x [..., d_model], the chosen experts'

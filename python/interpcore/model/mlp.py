@@ -17,11 +17,18 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def _gpt_oss(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x) of x up to 7."""
+    x = x.clamp(max=7.0)
+    return x * F.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
+    "gpt_oss": _gpt_oss,
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
@@ -58,12 +65,14 @@ class MLP:
         down: [d_mlp, d_model].
         activation: name in `ACTIVATIONS`.
         gate: [d_model, d_mlp] or None for a plain MLP.
+        bounds: what the factor beside the gate is clamped to, or None.
     """
 
     up: Projection
     down: Projection
     activation: str
     gate: Projection | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def d_mlp(self) -> int:
@@ -86,6 +95,10 @@ class MLP:
         up, down = replace(self.up, precision=precision), replace(self.down, precision=precision)
         return replace(self, up=up, down=down, gate=gate)
 
+    def factor(self, up: Tensor) -> Tensor:
+        """What multiplies the gate [..., d_mlp], of what the up projection gives."""
+        return up if self.bounds is None else up.clamp(*self.bounds)
+
     def __call__(self, x: Tensor, ctx: Unwatched = UNWATCHED, depth: int = 0) -> Tensor:
         """MLP output [batch, position, d_model], bias included, of the normed stream x."""
         function = ACTIVATIONS[self.activation]
@@ -97,7 +110,7 @@ class MLP:
             pre = ctx.site("mlp_gate_pre", depth, self.gate(x))
             up = ctx.site("mlp_up", depth, self.up(x))
             ctx.keep(depth, pre=pre, up=up)
-            act = ctx.activation(function, pre, depth, up)
+            act = ctx.activation(function, pre, depth, self.factor(up))
         return self.down(ctx.site("mlp_act", depth, act))
 
 

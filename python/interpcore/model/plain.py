@@ -174,7 +174,11 @@ def _attention(block: Block, depth: int, x: Tensor, read: Read, found: Found) ->
         scores = attention.softcap * torch.tanh(scores / attention.softcap)
     back = position[:, None] - position
     hidden = back < 0 if attention.window is None else (back < 0) | (back >= attention.window)
-    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if attention.sinks is not None:  # a key like the others, but without a value
+        sinks = attention.sinks[:, None, None].expand(-1, len(position), 1)
+        scores = torch.cat([scores, sinks], -1)
+    return (scores.softmax(-1)[..., : len(position)] @ v).transpose(0, 1)
 
 
 def _heads(attention: Attention, letter: str, normed: Tensor) -> Tensor:

@@ -72,7 +72,10 @@ class LinearMLP:
         if mlp.gate is None:
             return cls(mlp, ctx, depth, slope.to(inner), None)
         share = 0.5 if rules.product == "half" else 1.0
-        return cls(mlp, ctx, depth, (share * slope * kept["up"]).to(inner), (share * value).to(inner))
+        up = kept["up"]
+        if mlp.bounds is not None:
+            value = value.where(mlp.factor(up) == up, 0.0)
+        return cls(mlp, ctx, depth, (share * slope * mlp.factor(up)).to(inner), (share * value).to(inner))
 
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].

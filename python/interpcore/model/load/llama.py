@@ -8,10 +8,10 @@ from typing import Any
 from interpcore.model.attention import Attention
 from interpcore.model.block import Block
 from interpcore.model.load.checkpoint import Checkpoint
-from interpcore.model.load.mixture import mixture
+from interpcore.model.load.mixture import gpt_oss, mixture
 from interpcore.model.load.names import module_names
 from interpcore.model.load.parts import Parts
-from interpcore.model.load.tensors import Unsupported, activation, linear, rms_norm, rotaries
+from interpcore.model.load.tensors import Unsupported, activation, linear, rms_norm, rotaries, share
 from interpcore.model.mixture import Mixture
 from interpcore.model.mlp import MLP
 from interpcore.model.norm import Norm
@@ -24,8 +24,8 @@ POST = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 def llama(checkpoint: Checkpoint) -> Parts:
     """Parts of LLaMA 1-3, Mistral and Ministral (sliding windows), Qwen2, Qwen3 (per-head q/k norms),
-    Seed-OSS, SmolLM3 (some blocks without rotary positions); of Mixtral and Qwen3-MoE, whose MLPs are
-    mixtures of experts, and of OLMoE, whose q/k norms are over all heads at once."""
+    Seed-OSS, SmolLM3 (some blocks without rotary positions); of Mixtral, Qwen3-MoE and gpt-oss (attention
+    sinks), whose MLPs are mixtures of experts, and of OLMoE, whose q/k norms are over all heads at once."""
     config = checkpoint.config
     if getattr(config, "clip_qkv", None) is not None:
         raise Unsupported("it clips queries, keys and values")
@@ -135,6 +135,7 @@ def attention(
         norm_over_heads=norm_over_heads,
         window=_window(config, layer),
         softcap=softcap,
+        sinks=share(getattr(a, "sinks", None)),
     )
 
 
@@ -142,7 +143,7 @@ def mlp(config: Any, m: Any, factor: float = 1.0) -> MLP | Mixture:
     """A gated MLP, its gate and up projections apart or in one, or a mixture of such."""
     name = activation(getattr(config, "hidden_activation", None) or config.hidden_act)
     if hasattr(m, "experts"):
-        return mixture(m, name)
+        return gpt_oss(m) if hasattr(m, "router") else mixture(m, name)
     down = linear(m.down_proj, factor=factor)
     if hasattr(m, "gate_up_proj"):
         middle = m.gate_up_proj.weight.shape[0] // 2

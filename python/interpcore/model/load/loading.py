@@ -15,6 +15,7 @@ import torch
 from interpcore.errors import Refused
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
+from interpcore.model.load.bloom import bloom
 from interpcore.model.load.check import check_against_transformers, check_finite
 from interpcore.model.load.checkpoint import Checkpoint, assemble
 from interpcore.model.load.falcon import falcon
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "mixtral": llama,
     "qwen3_moe": llama,
     "olmoe": llama,
+    "gpt_oss": llama,
     "granite": granite,
     "olmo2": olmo,
     "olmo3": olmo,
@@ -66,6 +68,7 @@ FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "starcoder2": starcoder2,
     "opt": opt,
     "falcon": falcon,
+    "bloom": bloom,
     "huginn_raven": huginn,
 }
 

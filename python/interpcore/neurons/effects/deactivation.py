@@ -165,12 +165,12 @@ def path_ablation(
     _check_path(model, neurons, other, tokens.shape[1], first)
     upto = model.with_plan(Plan(model.plan.calls[: model.plan.first_call(other) + 1]))
     acts = {layer: Tap("mlp_act", layer) for layer, _ in neurons}
-    own = {name: Tap(name, other) for name in ("resid", "k", "v", "scores", "z")}
+    own = {name: Tap(name, other) for name in ("resid", "k", "v", "pattern", "z")}
     with torch.no_grad():
         clean = upto.forward(tokens, taps=[*acts.values(), *own.values()], logits_at=None)
         start = clean.taps[own["resid"]]
         keep = [Edit(name, other, None, Replace(clean.taps[own[name]])) for name in ("k", "v")]
-        before = _heads_at(clean.taps[own["scores"]], clean.taps[own["z"]], first)
+        before = _heads_at(clean.taps[own["pattern"]], clean.taps[own["z"]], first)
         found = {}
         for layer, number in neurons:
             act = clean.taps[acts[layer]][..., number]
@@ -178,9 +178,9 @@ def path_ablation(
             taken = (act[:, first:, None] * write).to(start.dtype)
             path = Edit("attn_in", other, slice(first, None), Add(taken, -1.0))
             after = upto.run_from(
-                other, start, edits=[path, *keep], taps=[own["scores"], own["z"]], logits_at=None
+                other, start, edits=[path, *keep], taps=[own["pattern"], own["z"]], logits_at=None
             ).taps
-            pattern, norm = _heads_at(after[own["scores"]], after[own["z"]], first)
+            pattern, norm = _heads_at(after[own["pattern"]], after[own["z"]], first)
             found[layer, number] = PathAblation(act[:, first:], pattern - before[0], norm - before[1])
     return found
 
@@ -205,10 +205,9 @@ def association(activation: Tensor, change: Tensor) -> Association:
     return Association(pearson(x, y), spearman(x, y))
 
 
-def _heads_at(scores: Tensor, z: Tensor, first: int) -> tuple[Tensor, Tensor]:
+def _heads_at(pattern: Tensor, z: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """Attention to position 0 and |z| of every head [batch, position, head], at positions from `first` on."""
-    pattern = scores[:, first:].softmax(-1)[..., 0]
-    return pattern, z[:, first:].norm(dim=-1)
+    return pattern[:, first:, :, 0], z[:, first:].norm(dim=-1)
 
 
 def _check_path(model: Model, neurons: Sequence[Neuron], other: int, width: int, first: int) -> None:
