@@ -21,7 +21,7 @@ def ran(tmp_path_factory):
     model, other = interpcore.load("tiny"), interpcore.load("tiny-s1")
     options = Options(suite="circuits", trials=TRIALS)
     out = tmp_path_factory.mktemp("circuits") / "run"
-    settings = Settings(pairs=24, random=8)
+    settings = Settings(pairs=24, random=4)
     with open_trials(
         model, out, options, suite=SUITE, settings=settings, new=[other], progress=False
     ) as study:

@@ -223,9 +223,9 @@ def test_a_changed_trial_has_another_key():
 )
 def test_simulated_coverage_on_the_shapes_of_trials(kind, monkeypatch):
     """What trials measure, at sizes that they have; shares and ratios are in test_stats_coverage."""
-    monkeypatch.setattr(measured, "DRAWS", 1000)
+    monkeypatch.setattr(measured, "DRAWS", 500)
     g, covered = np.random.default_rng(5), []
-    for _ in range(800):
+    for _ in range(600):
         if kind.startswith("differences"):
             n, rows = 24, 2 if kind.endswith("clusters") else 1
             who = np.repeat(np.arange(n), rows)

@@ -7,17 +7,23 @@ import torch
 
 import interpcore
 from interpcore.errors import Refused
-from interpcore.generalize import Options, open_trials
+from interpcore.generalize import Options, measured, open_trials
+from interpcore.neurons import trials_context
 from interpcore.neurons.trials import SUITE
-from interpcore.neurons.trials_context import LEAST_TOKENS, Settings, joined, without_each
+from interpcore.neurons.trials_context import Settings, joined, without_each
 
-SETTINGS = Settings(documents=600, heldout=20, tokens=300)
+SETTINGS = Settings(documents=160, heldout=20, tokens=300)
+LEAST_TOKENS = 2000
+"""Of moments, here: between what the corpus and the news have."""
 CHOSEN = 12
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A run whose universal neurons are each layer's 12 with the highest kurtosis; none is correlated."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(trials_context, "LEAST_TOKENS", LEAST_TOKENS)
+    monkeypatch.setattr(measured, "DRAWS", 1000)
     model, other = interpcore.load("tiny"), interpcore.load("tiny-s1")
     out = tmp_path_factory.mktemp("neurons") / "run"
     options = Options(suite="neurons", trials=("N1", "N4-news", "N6", "N7", "N8", "N9"))
@@ -29,6 +35,7 @@ def study(tmp_path_factory):
         opened.setting.kept["excess", "trained"] = excess
         opened.setting.kept["excess", "untrained"] = torch.zeros_like(excess)
         yield opened
+    monkeypatch.undo()
 
 
 def context(study, trial):

@@ -28,7 +28,8 @@ from interpcore.review.verify import verify
 
 FAULTS = every()
 KINDS = ("shifted depth", "padded position", "stale cache", "swapped q and k", "wrong sign", "wrong group")
-CELLS = 64
+CELLS, FEWER = 64, 12
+"""Recomputed of every table: by the slow test, and by those of each run."""
 
 
 @functools.cache
@@ -73,20 +74,20 @@ def made(family: str, model: str, out: Path, data: Path) -> None:
             step.run(study, Summarize())
 
 
-def caught(fault: Fault, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+def caught(fault: Fault, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch, cells: int) -> bool:
     """Whether verifying a run with the fault, which is still there, tells it."""
     load(fault.model)  # whose load check would tell a fault of the forward
     monkeypatch.setattr(summarize, "BATCH_TOKENS", 48)
     fault.patch(monkeypatch)
     made(fault.family, fault.model, out, data)
-    return bool(verify(out, model=load(fault.model), cells=CELLS).problems)
+    return bool(verify(out, model=load(fault.model), cells=cells).problems)
 
 
 @pytest.mark.parametrize("family", ["lre", "lens", "circuits", "neurons"])
 def test_a_sound_run_stands(family, data, tmp_path):
     for model in ("tiny", "tiny-llama"):
         made(family, model, tmp_path / model, data)
-        assert not verify(tmp_path / model, cells=CELLS).problems
+        assert not verify(tmp_path / model, cells=FEWER).problems
 
 
 FEW = [next(f for f in FAULTS if f.kind == kind and f.family == family) for kind, family in (
@@ -97,13 +98,13 @@ FEW = [next(f for f in FAULTS if f.kind == kind and f.family == family) for kind
 
 @pytest.mark.parametrize("fault", FEW, ids=str)
 def test_one_fault_of_each_kind_is_caught(fault, data, tmp_path, monkeypatch):
-    assert caught(fault, tmp_path / "run", data, monkeypatch)
+    assert caught(fault, tmp_path / "run", data, monkeypatch, FEWER)
 
 
 @pytest.mark.slow  # 10 minutes
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_every_seeded_fault_is_caught(fault, data, tmp_path, monkeypatch):
-    assert caught(fault, tmp_path / "run", data, monkeypatch)
+    assert caught(fault, tmp_path / "run", data, monkeypatch, CELLS)
 
 
 def test_there_are_a_hundred_faults_of_every_kind():
