@@ -15,7 +15,6 @@ from interpcore.generalize import (
     criterion,
     gate,
     judge,
-    measured,
     settle,
     trial,
     units_for_correlation,
@@ -67,7 +66,7 @@ def test_equivalence_takes_two_one_sided_tests():
     spread = (spread - spread.mean()) / spread.std(ddof=1)
     for centre, expected in ((0.0, "PASS"), (0.5, "FAIL"), (0.1, "INCONCLUSIVE")):
         assert judge(trial_inside, Measured(0.3 * spread + centre, units)).verdict == expected
-    scale = 0.1 / cluster_bootstrap(spread, units, draws=10_000).high
+    scale = 0.1 / cluster_bootstrap(spread, units).high
     narrow = 1.05 * scale  # the 95% interval just reaches beyond
     got = judge(trial_inside, Measured(narrow * spread, units))
     assert got.high > 0.1 and got.verdict == "PASS"
@@ -221,9 +220,8 @@ def test_a_changed_trial_has_another_key():
 @pytest.mark.parametrize(
     "kind", ["differences", "differences of clusters", "percentiles", "correlation", "jackknife"]
 )
-def test_simulated_coverage_on_the_shapes_of_trials(kind, monkeypatch):
+def test_simulated_coverage_on_the_shapes_of_trials(kind):
     """What trials measure, at sizes that they have; shares and ratios are in test_stats_coverage."""
-    monkeypatch.setattr(measured, "DRAWS", 500)
     g, covered = np.random.default_rng(5), []
     for _ in range(600):
         if kind.startswith("differences"):

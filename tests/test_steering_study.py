@@ -224,7 +224,7 @@ def test_paired_differences_have_width_where_pairs_agree_and_cover():
         found = paired_difference(after, before, range(40))
         covered += found.low <= 0.2 * (0.3 - 0.6) <= found.high
     assert covered / 300 > 0.92
-    assert paired_difference([0.5, 0.2], [0.1, 0.1], range(2)).method.startswith("bootstrap")
+    assert paired_difference([0.5, 0.2], [0.1, 0.1], range(2)).method.startswith("Student's t")
 
 
 def test_what_cannot_be_studied_is_refused_before_a_folder_is_made(tiny, tmp_path):

@@ -15,7 +15,7 @@ from interpcore.runs.experiment import Report
 
 NOTES = (
     "estimate: of several parts of a claim the weakest; the change of the metric against the intact plan on "
-    "the same items, with its 95% interval (bootstrap over items, t quantiles).",
+    "the same items, with its 95% interval (over items, Student's t corrected for skewness).",
     "found: on items that the policy chose from, in sample, and not counted; confirmed: on items that no "
     "policy saw, drawn with another seed.",
     "adjusted: Holm over all claims of the session, one-sided; confirmed at most at the session's level.",

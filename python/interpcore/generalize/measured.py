@@ -11,8 +11,6 @@ from interpcore.errors import Refused
 from interpcore.runs.canonical import plain
 from interpcore.stats import Interval, cluster_bootstrap, correlation, jackknife_interval, ratio_of_means
 
-DRAWS = 10_000
-"""Of bootstraps: Holm's levels lie far out."""
 KINDS = ("mean", "correlation", "ratio", "jackknife")
 
 
@@ -98,7 +96,7 @@ class Measured:
             return None
         if self.kind == "mean":
             bounds = self.bounds and (float(self.bounds[0]), float(self.bounds[1]))
-            return cluster_bootstrap(self.values, self.units, level=level, draws=DRAWS, bounds=bounds)
+            return cluster_bootstrap(self.values, self.units, level=level, bounds=bounds)
         if self.kind == "jackknife":
             assert self.value is not None
             return jackknife_interval(self.values, self.value, level=level)

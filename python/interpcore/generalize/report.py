@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 SUMMARY, DETAILED = "generalization_eval_summary.json", "generalization_eval_detailed.json"
 SHOWN = ("id", "criterion", "primary", "estimate", "low", "high", "bar", "n_units", "verdict", "attempt")
 NOTES = (
-    "low, high: 95% interval over units, exact for shares, else bootstrap, Fisher, Fieller or jackknife.",
+    "low, high: 95% interval over units, exact for shares, else Student's t (corrected for skewness), "
+    "Fisher, Fieller or jackknife.",
     "bar: what the statistic must be.",
     "A criterion passes where all its primary trials do; it fails where one fails after Holm's correction.",
 )

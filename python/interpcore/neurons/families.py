@@ -147,7 +147,7 @@ def percentiles_within_layer(table: pd.DataFrame, columns: Sequence[str]) -> pd.
 
 
 def universal_contrasts(
-    table: pd.DataFrame, columns: Sequence[str] = CONTRASTS, *, universal: float = UNIVERSAL, seed: int = 0
+    table: pd.DataFrame, columns: Sequence[str] = CONTRASTS, *, universal: float = UNIVERSAL
 ) -> pd.DataFrame:
     """Universal neurons against the rest of their layer: the mean percentile, 50 where they are like the
     rest.
@@ -156,9 +156,8 @@ def universal_contrasts(
         table: with layer, excess_corr and the columns (those that it lacks are passed over).
         columns: what to compare.
         universal: excess correlation above which a neuron is universal.
-        seed: of the bootstrap over neurons.
     Returns: column, neurons, universal_mean, rest_mean, percentile, its percentile_low and
-        percentile_high (95%, bootstrap over neurons; NaN for one).
+        percentile_high (95%, over neurons; NaN for one).
     """
     import pandas as pd
 
@@ -169,7 +168,7 @@ def universal_contrasts(
     for name in present:
         values = ranks.loc[chosen, name].dropna()
         if len(values):
-            found = cluster_bootstrap(values.to_numpy(), list(range(len(values))), seed=seed)
+            found = cluster_bootstrap(values.to_numpy(), list(range(len(values))))
         else:
             found = Interval(np.nan, np.nan, np.nan, 0)
         rows.append(

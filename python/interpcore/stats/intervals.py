@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from interpcore.errors import Refused
+from interpcore.stats.skewed_t import SkewedT
 
 Ends = Callable[[float], tuple[float, float]]
 
@@ -63,8 +64,6 @@ def cluster_bootstrap(
     clusters: Sequence[Hashable],
     *,
     level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
     bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Mean of values that come in clusters, with an interval over whole clusters.
@@ -76,21 +75,20 @@ def cluster_bootstrap(
     where all values of a cluster agree. With one value per cluster it is Clopper and Pearson's own, and 10 of
     10 has the interval [0.69, 1].
 
-    Other values have the percentile interval of a bootstrap over clusters (Cameron, Gelbach and Miller 2008),
-    the mean of a draw being the sum over its values divided by their number, at quantiles widened to those of
-    Student's t (Hesterberg 2015). Where all clusters have one mean that has no width, unless `bounds` say
-    what values can be: then it is Clopper and Pearson's for the share of clusters with that mean, the others
-    being at a bound.
+    Other values have Student's t interval with a cluster-robust error and Hall's (1992) correction for
+    skewness, see `SkewedT`. Where all clusters have one mean that has no width, unless `bounds` say what
+    values can be: then it is Clopper and Pearson's for the share of clusters with that mean, the others being
+    at a bound. Differences of right and wrong answers (-1, 0 and 1) are not corrected: at 24 pairs of two
+    rates of 0.9 that covers 95%, and 90% with the correction. No end lies beyond the bounds.
 
-    At 8 to 20 clusters 95% intervals covered 93 to 96% where values are spread evenly or normally, 90 to 94%
-    where most lie near a bound, and 85 to 88% of log-normal ones, whose logarithm is better averaged.
+    At 8 to 20 clusters 95% intervals covered 94 to 98% where values are spread evenly, normally or
+    exponentially or lie near a bound (a percentile bootstrap: 90 to 95%), 93% or more where clusters have 1
+    to 8 values each, and 89 to 92% of log-normal ones, whose logarithm is better averaged.
 
     Args:
         values: [n], finite; True and False count as 1 and 0.
         clusters: what each value belongs to [n], such as the subject measured in several trials.
         level: coverage.
-        draws: number of resamples.
-        seed: fixes them.
         bounds: least and largest value that there can be; None where that is not known. Values of 0 and 1 are
             no share where others can be (differences).
 
@@ -101,13 +99,20 @@ def cluster_bootstrap(
         ValueError: no values, lengths that differ, or a value that is not finite.
     """
     sums, counts = _by_cluster(values, clusters)
-    share = bounds in (None, (0, 1)) and np.isin(np.asarray(values, dtype=np.float64), (0.0, 1.0)).all()
-    if share:
+    numbers = np.asarray(values, dtype=np.float64)
+    if bounds in (None, (0, 1)) and np.isin(numbers, (0.0, 1.0)).all():
         ends, method = _share_ends(sums, counts), "exact, at the effective number of values"
-    elif bounds is not None and np.ptp(sums / counts) <= 1e-12 and len(sums) > 1:
+    elif len(sums) < 2:
+        ends, method = (lambda level: (float("nan"), float("nan"))), "none, of one cluster"
+    elif bounds is not None and np.ptp(sums / counts) <= 1e-12:
         ends, method = _agreeing_ends(float(sums[0] / counts[0]), len(sums), bounds), "exact, all units alike"
     else:
-        ends, method = _bootstrap_ends(sums, counts, draws, seed), "bootstrap, t quantiles"
+        answers = bool(np.isin(numbers, (-1.0, 0.0, 1.0)).all())
+        mean = SkewedT.of(sums, counts, answers=answers)
+        ends, method = (
+            _mean_ends(mean, bounds),
+            "Student's t" if answers else "Student's t, skewness corrected",
+        )
     return Interval.at(level, float(sums.sum() / counts.sum()), ends, len(sums), method)
 
 
@@ -222,11 +227,11 @@ def _by_cluster(
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or len(numbers) != len(clusters) or not len(numbers):
         raise ValueError(
-            f"A cluster bootstrap needs one cluster per value and at least one; got {numbers.shape} values "
+            f"A mean over clusters needs one cluster per value and at least one; got {numbers.shape} values "
             f"and {len(clusters)} clusters."
         )
     if not np.isfinite(numbers).all():
-        raise Refused("A cluster bootstrap needs finite values; leave missing ones out.")
+        raise Refused("A mean over clusters needs finite values; leave missing ones out.")
     place: dict[Hashable, int] = {}
     which = [place.setdefault(cluster, len(place)) for cluster in clusters]
     return np.bincount(which, numbers).astype(np.float64), np.bincount(which).astype(np.float64)
@@ -266,23 +271,13 @@ def _agreeing_ends(value: float, n: int, bounds: tuple[float, float]) -> Ends:
     return ends
 
 
-def _bootstrap_ends(sums: NDArray[np.float64], counts: NDArray[np.float64], draws: int, seed: int) -> Ends:
-    """Percentiles of the means of whole clusters drawn anew, at widened quantiles."""
-    from scipy.stats import t
-
-    n = len(sums)
-    if n < 2:
-        return lambda level: (float("nan"), float("nan"))
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
-    means = (weights @ sums) / (weights @ counts)
+def _mean_ends(mean: SkewedT, bounds: tuple[float, float] | None) -> Ends:
+    """Ends of a mean, within the bounds."""
+    least, most = bounds or (-np.inf, np.inf)
 
     def ends(level: float) -> tuple[float, float]:
-        wide = NormalDist().cdf((n / (n - 1)) ** 0.5 * float(t.ppf((1 - level) / 2, n - 1)))
-        if wide * draws < 1:  # more than these draws can say
-            return -np.inf, np.inf
-        low, high = np.quantile(means, [wide, 1 - wide])
-        return float(low), float(high)
+        low, high = mean.ends(level)
+        return max(low, least), min(high, most)
 
     return ends
 

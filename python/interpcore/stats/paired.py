@@ -17,8 +17,8 @@ def paired_difference(
     """Mean of values - others with an interval.
 
     Where all values are 0 or 1 and each unit counts once, that of Bonett and Price (2012), which adds a pair
-    of either kind that differs, so that pairs which happen to agree do not make it certain; else the
-    bootstrap of `cluster_bootstrap` over units.
+    of either kind that differs, so that pairs which happen to agree do not make it certain; else
+    that of `cluster_bootstrap` over units.
 
     Args:
         values, others: [n] each, finite.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RANDOM = 4
 NOTES = (
-    "second_order: Var_p(J d) / 2, which KL / c^2 tends to, with its bootstrap 95% interval over prompts; "
+    "second_order: Var_p(J d) / 2, which KL / c^2 tends to, with its 95% interval over prompts; "
     f"random: of {RANDOM} directions of equal length; kl_c: KL(p, p_c) / c^2 by intervention; ratio_c: over "
     "second_order, 1 where c is small enough.",
 )
@@ -120,7 +120,7 @@ class EffectStudy(AskingStudy):
             model=str(self.artifacts.card.model),
             data=f"direction at resid, {options.at} token(s), scale {options.scale}",
             n=f"{len(cells)} prompts",
-            note="Band: bootstrap 95% interval over prompts; dashed: random directions of equal length.",
+            note="Band: 95% interval over prompts; dashed: random directions of equal length.",
         )
         files: tuple[Path, ...] = write_frame(place_of("tables/effect"), table)
         files += save_figure(place_of("figures/effect"), effect_figure(table), said)

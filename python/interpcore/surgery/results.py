@@ -93,7 +93,7 @@ class Results:
 
 
 def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = None) -> Interval:
-    """Mean of differences with its bootstrap interval: differences that happen to be 0 or 1 are no shares.
+    """Mean of differences with its interval: differences that happen to be 0 or 1 are no shares.
 
     Args:
         values: [n].

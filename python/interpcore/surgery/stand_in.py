@@ -34,7 +34,7 @@ SETS = ("fit", "choose", "test")
 _Ids = Sequence[Sequence[int]]
 NOTES = (
     "kl: KL(intact || stand-in) per token, loss_change of the next token, top1: share of tokens with the "
-    "intact plan's first choice; intervals: 95%, bootstrap over documents. fvu: squared error over variance "
+    "intact plan's first choice; intervals: 95%, over documents. fvu: squared error over variance "
     "of the stream after the blocks. All on documents that neither fitted a map nor chose lambda.",
     "identity: the blocks skipped alone; mean shift: the mean change added; ridge: lambda chosen by KL; "
     "shuffled: ridge on tokens paired at random (a control: no better than constant).",

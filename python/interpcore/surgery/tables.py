@@ -26,7 +26,7 @@ NOTES = (
     "that writes more than a space; kl: KL(intact || plan), mean over an answer's tokens.",
     "right: by the task's scorer; change: from the intact plan on the same items, mean of paired "
     "differences.",
-    "Intervals: 95%, items as units; shares exact, other means by bootstrap.",
+    "Intervals: 95%, items as units; shares exact, other means by Student's t corrected for skewness.",
 )
 TEXT_MEASURES = ("repetition", "surprise", "agreement_tokens", "text_exact", "parses")
 TEXT_NOTE = (
