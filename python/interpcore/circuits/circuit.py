@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,10 +16,15 @@ from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.options import LEVELS, SELECTIONS
 from interpcore.circuits.scores import Scores
 from interpcore.model.made_on import MadeOn
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(AsTable):
     """A set of a graph's edges.
 
     Args:
@@ -50,6 +56,33 @@ class Circuit:
                 f"neurons are {tuple(self.neurons.shape)}; they need {shape[0]} sources as rows."
             )
         object.__setattr__(self, "edges", edges)
+
+    def __repr__(self) -> str:
+        return f"Circuit({self.n_edges:,} of {self.graph.n_edges:,} edges, {self.n_nodes} nodes)"
+
+    def to_pandas(self, scores: Scores | None = None) -> pd.DataFrame:
+        """Its edges: source, destination, and the score where scores of its graph are given, the largest
+        |score| first."""
+        import pandas as pd
+
+        ends = self.edges.nonzero()
+        sources, destinations = ends.unbind(1)
+        frame = pd.DataFrame(
+            {
+                "source": [self.graph.source_names[i] for i in sources.tolist()],
+                "destination": [self.graph.destination_names[i] for i in destinations.tolist()],
+            }
+        )
+        if scores is None:
+            return frame
+        frame["score"] = scores.values[sources, destinations].numpy()
+        return frame.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+    def plot(self, scores: Scores | None = None) -> Figure:
+        """The picture of its edges, as wide as their |score| where scores of its graph are given."""
+        from interpcore.circuits.study.draw import circuit_figure
+
+        return circuit_figure(self, scores)
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,12 @@ from torch import Tensor
 from interpcore.circuits.options import UNEQUAL
 from interpcore.errors import Refused
 from interpcore.model.prompts import pad, token_ids
+from interpcore.model.token_text import token_texts
 from interpcore.runs.fields import is_text
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EQUAL = ("skip", "keep")
 Answers = Sequence[Sequence[int | str]]
@@ -26,7 +31,7 @@ class PairsError(Refused):
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class Pairs(AsTable):
     """Pairs of one task, rows right-padded.
 
     Args:
@@ -72,6 +77,30 @@ class Pairs:
                 )
             if ids.numel() and int(ids.min()) < least:
                 raise PairsError(f"{name} of {self.task} holds {int(ids.min())}, which is no token id.")
+
+    def __repr__(self) -> str:
+        return f"Pairs({self.task!r}, {len(self)} pairs of at most {self.clean.shape[1]} tokens)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per pair: clean and corrupted prompt (as text where it is known, else as ids), ids of
+        good and bad answers, tokens, and the first position at which the prompts differ."""
+        import pandas as pd
+
+        ids = [
+            [row[:n] for row, n in zip(side.tolist(), self.lengths.tolist(), strict=True)]
+            for side in (self.clean, self.corrupted)
+        ]
+        clean, corrupted = zip(*self.texts, strict=True) if self.texts else ids
+        return pd.DataFrame(
+            {
+                "clean": clean,
+                "corrupted": corrupted,
+                "good": [[i for i in row if i >= 0] for row in self.good.tolist()],
+                "bad": [[i for i in row if i >= 0] for row in self.bad.tolist()],
+                "tokens": self.lengths.tolist(),
+                "first_difference": self.first_difference.tolist(),
+            }
+        )
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -123,6 +152,19 @@ class Pairs:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         cut = min(max(round(share * len(self)), 1), len(self) - 1)
         return self.rows(order[:cut].sort().values), self.rows(order[cut:].sort().values)
+
+    def example(self, tokenizer: Any) -> dict[str, Any]:
+        """The first pair as people read it: clean, corrupted, good and bad (at most three answers each);
+        empty where the texts are not known."""
+        if not self.texts or tokenizer is None:
+            return {}
+        texts = token_texts(tokenizer, max(len(tokenizer), int(max(self.good.max(), self.bad.max())) + 1))
+        sides = {
+            name: [texts[i] for i in ids[0].tolist() if i >= 0][:3]
+            for name, ids in (("good", self.good), ("bad", self.bad))
+        }
+        clean, corrupted = self.texts[0]
+        return {"clean": clean, "corrupted": corrupted, **sides}
 
     def swapped(self) -> Pairs:
         """With clean and corrupted prompts exchanged; answers stay, so every metric changes its side."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.model.made_on import MadeOn
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIGN = "metric(clean) - metric(edge corrupted); positive = the edge helps"
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(AsTable):
     """Scores of a graph's edges; NaN where an edge does not exist or was not scored.
 
     Args:
@@ -77,6 +81,31 @@ class Scores:
             raise GraphError(f"The direction is {SIGN!r}; got {self.direction!r}.")
         values = self.values.detach().to("cpu", torch.float32).masked_fill(~self.graph.legal, torch.nan)
         object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        said = [f"{self.method} of {self.task}" if self.task else self.method]
+        said += [f"on {self.model}"] if self.model else []
+        return f"Scores({' '.join(said)}: {self.size:,} {self.level}s, {self.metric}, n = {self.examples})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """What is scored, the largest |score| first: source, destination (of an edge), node, or node and
+        dimension (of a neuron); score; standard_error where it is known."""
+        import pandas as pd
+
+        where = (~self.scores.isnan()).nonzero()
+        columns = where.unbind(1)
+        names = [self.graph.source_names[i] for i in columns[0].tolist()]
+        table: dict[str, Any] = {"node": names}
+        if self.level == "edge":
+            ends = [self.graph.destination_names[i] for i in columns[1].tolist()]
+            table = {"source": names, "destination": ends}
+        elif self.level == "neuron":
+            table["dimension"] = columns[1].numpy()
+        table["score"] = self.scores[*columns].numpy()
+        if self.level == "edge" and (errors := self.standard_errors) is not None:
+            table["standard_error"] = errors[*columns].numpy()
+        frame = pd.DataFrame(table)
+        return frame.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     @property
     def scored(self) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.circuit import Circuit, random_circuit, sizes_of
 from interpcore.circuits.graph import Graph
 from interpcore.circuits.methods import method_of
@@ -71,7 +72,7 @@ class Settings(Options):
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class Carried(ShortRepr):
     """What a circuit does on pairs beside the whole model and nothing [pair] each."""
 
     values: Tensor

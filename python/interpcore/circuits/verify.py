@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.graph import Graph
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.metrics import Metric
@@ -30,7 +31,7 @@ MEASURED = ("value", "clean", "ablated", "faithfulness")
 
 
 @dataclass(frozen=True, eq=False)
-class PairAgain:
+class PairAgain(ShortRepr):
     """One pair under a metric: what its sources write on both sides, and patched runs over it.
 
     Args:

@@ -48,7 +48,8 @@ def draw(
     scores: Annotated[Path, typer.Argument(help="A file of scores: .safetensors, .json, .pt.")],
     picture: Annotated[Path, typer.Argument(help="Where to: .svg, .png, .pdf or .html (interactive).")],
     size: Annotated[
-        str | None, typer.Option(help="Edges to choose: 200, 0.05 or 5%; default: the file's own circuit.")
+        str | None,
+        typer.Option(help="Edges to choose: 200, 0.05 or 5%; default: the run's smallest faithful circuit."),
     ] = None,
     selection: Annotated[
         Literal[SELECTIONS], typer.Option(help="How circuits are chosen.")  # type: ignore[valid-type]
@@ -66,12 +67,21 @@ def draw(
     """
     from interpcore.circuits.circuit import select, sizes_of
     from interpcore.circuits.files import load_scores
+    from interpcore.circuits.study.about import About
     from interpcore.circuits.study.draw import draw as draw_circuit
+    from interpcore.circuits.study.page import READABLE
 
     loaded, circuit = load_scores(scores, direction)
+    about = About.beside(scores, loaded)
     if size is not None:
         count = sizes_of(loaded.graph, [size], loaded.size, loaded.level)[0]
         circuit = select(loaded, count, selection, level=loaded.level)
+    elif about.opens is not None and picture.suffix != ".html":  # a page opens there, and holds the others
+        circuit = about.circuits[about.opens]
+    elif picture.suffix != ".html" and circuit.n_edges == loaded.graph.n_edges and loaded.level == "edge":
+        circuit = select(loaded, min(READABLE, loaded.size), selection)
+        told = "no size was given, and no run beside the file says which circuit is faithful"
+        typer.echo(f"{READABLE} edges are chosen: {told}.")
     name = title or " ".join(part for part in (loaded.model, loaded.task, loaded.method) if part)
-    drawn = draw_circuit(circuit, picture, loaded, title=name, most=most)
+    drawn = draw_circuit(circuit, picture, loaded, title=name, most=most, about=about)
     Console().print(f"{len(drawn)} of {circuit.n_edges} edges: {picture}", highlight=False, soft_wrap=True)

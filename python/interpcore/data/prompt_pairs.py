@@ -12,13 +12,17 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interpcore.data import task_text
 from interpcore.data.tinyworld import words
 from interpcore.data.tinyworld.world import reserve
 from interpcore.errors import Refused
 from interpcore.runs import atomic_path
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = {
     "ioi": ("clean", "corrupted", "corrupted_hard", "correct_idx", "incorrect_idx"),
@@ -42,7 +46,7 @@ class PromptPairError(Refused):
 
 
 @dataclass(frozen=True)
-class PromptPairs:
+class PromptPairs(AsTable):
     """The rows of one task; each row maps the task's published columns to values."""
 
     task: str
@@ -52,6 +56,15 @@ class PromptPairs:
     def columns(self) -> tuple[str, ...]:
         """The published column names, in order."""
         return COLUMNS[self.task]
+
+    def __repr__(self) -> str:
+        return f"PromptPairs({self.task!r}, {len(self.rows)} rows)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Its rows, with the published columns."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows), columns=list(self.columns))
 
     def write_csv(self, path: str | Path) -> None:
         """Write the rows in the published CSV format."""

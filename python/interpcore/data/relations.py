@@ -10,11 +10,15 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interpcore.errors import Refused
 from interpcore.runs import RunError, read_json
 from interpcore.runs.fields import Fields, is_text
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RELATION_TYPES = ("factual", "commonsense", "linguistic", "bias")
 _KEYS = {"name", "prompt_templates", "prompt_templates_zs", "properties", "samples", "domain", "range"}
@@ -43,7 +47,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Relation:
+class Relation(AsTable):
     """One relation as its file states it, a fact listed twice once; `domain` and `range` default to the
     subjects and objects seen."""
 
@@ -60,6 +64,15 @@ class Relation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(dict.fromkeys(self.samples)))
+
+    def __repr__(self) -> str:
+        return f"Relation({self.name!r}, {self.relation_type}, {len(self.samples)} facts)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Its facts: subject, object."""
+        import pandas as pd
+
+        return pd.DataFrame([(s.subject, s.object) for s in self.samples], columns=["subject", "object"])
 
     @property
     def objects(self) -> tuple[str, ...]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.lens.options import KIND, RULES, SITES
 from interpcore.model import Model
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.runs import RunError, read_tensors, write_tensors
 from interpcore.runs.fields import Fields
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 _TENSORS = ("jacobian", "standard_error", "reliability")
 _NUMBERS = ("count", "target_depth", "skip", "length")
@@ -22,7 +28,7 @@ _WORDS = ("site", "rules", "published")
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class Moments(ShortRepr):
     """Mean and sum of squared deviations of some prompts' Jacobians; parts merge.
 
     Args:
@@ -45,7 +51,7 @@ class Moments:
 
 
 @dataclass(frozen=True, eq=False)
-class Lens:
+class Lens(AsTable):
     """The average Jacobian from one site at several depths up to a target depth.
 
     Args:
@@ -121,6 +127,35 @@ class Lens:
         reliable = reliability(halves[0].mean, halves[1].mean, carried=site != "z")
         depths = tuple(range(len(whole.mean)))
         return cls(whole.mean, depths, target_depth, whole.count, error, reliable, site, **about)
+
+    def __repr__(self) -> str:
+        return (
+            f"Lens({self.site} of {len(self.depths)} depths to resid.{self.target_depth}, "
+            f"{list(self.jacobian.shape[1:])}, rules {self.rules}, {self.count} prompts)"
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per depth: size |J - I| (|J| for z), its share of |J|, and where errors were kept the
+        size of the standard errors and the reliability of the mean."""
+        import pandas as pd
+
+        beyond = beyond_identity(self.jacobian, self.site != "z").flatten(1).norm(dim=1)
+        table = {
+            "depth": list(self.depths),
+            "beyond_identity": beyond.numpy(),
+            "share": (beyond / self.jacobian.flatten(1).norm(dim=1)).numpy(),
+        }
+        if self.standard_error is not None:
+            table["standard_error"] = self.standard_error.flatten(1).norm(dim=1).numpy()
+        if self.reliability is not None:
+            table["reliability"] = self.reliability.numpy()
+        return pd.DataFrame(table)
+
+    def plot(self) -> Figure:
+        """How reliable the mean is at each depth, and how far it is from the identity."""
+        from interpcore.lens.pictures import lens_figure
+
+        return lens_figure(self)
 
     def at(self, depth: int) -> Tensor:
         """J from a depth [d_model, width].

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.lens.lens import Lens
 from interpcore.lens.study import HALVES, FitStudy, fit_slice
 from interpcore.model import Model
@@ -25,7 +26,7 @@ ONLY_SUMS = (
 
 
 @dataclass(eq=False)
-class _Slices:
+class _Slices(ShortRepr):
     """The slices of a run, one file in memory at a time.
 
     Attributes:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
+
 
 @dataclass(frozen=True, eq=False)
-class Fold:
+class Fold(ShortRepr):
     """Which prompts choose and which are reported, both [prompt] bool."""
 
     choose: Tensor

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.lre.states import Depth, PromptStates
 from interpcore.model import Add, Edit
 from interpcore.model.names import source_site
 
 
 @dataclass(frozen=True, eq=False)
-class Inverse:
+class Inverse(ShortRepr):
     """The singular value decomposition of W at one depth, W = u diag(s) vh.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +22,14 @@ from interpcore.model.prompts import pad
 from interpcore.model.readout import Readout
 from interpcore.runs import RunError, read_tensors, write_tensors
 from interpcore.runs.fields import Fields
+from interpcore.runs.shown import AsTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Operator:
+class Operator(AsTable):
     """LRE(h) = beta * W h + b, once for each source depth.
 
     Args:
@@ -46,6 +51,21 @@ class Operator:
                 f"An operator of {n} depths is W [{n}, d_model, d_model] and b [{n}, d_model]; got "
                 f"{tuple(self.weight.shape)} and {tuple(self.bias.shape)}."
             )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per depth: norms of W and b, and of W - I, what the stream alone does not carry."""
+        import pandas as pd
+
+        weight = self.weight.float()
+        beyond = weight - torch.eye(weight.shape[-1], device=weight.device)
+        return pd.DataFrame(
+            {
+                "depth": [source_name(d) for d in self.depths],
+                "weight_norm": weight.flatten(1).norm(dim=1).cpu().numpy(),
+                "beyond_identity": beyond.flatten(1).norm(dim=1).cpu().numpy(),
+                "bias_norm": self.bias.float().norm(dim=1).cpu().numpy(),
+            }
+        )
 
     def at(self, depth: Depth) -> int:
         """Place of a depth. Raises: ValueError where the operator has none."""

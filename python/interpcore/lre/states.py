@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.lre.prompts import Query
 from interpcore.model import Model, Tap
@@ -19,7 +20,7 @@ Depth = int | None
 
 
 @dataclass(frozen=True, eq=False)
-class PromptStates:
+class PromptStates(ShortRepr):
     """States of prompts on a shared prefix, ready to be edited.
 
     Args:

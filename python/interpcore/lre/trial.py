@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.relations import Relation, RelationError, Sample, split
 from interpcore.errors import Refused
 from interpcore.lre import controls
@@ -29,7 +30,7 @@ TIMED_EDITS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class Trial(ShortRepr):
     """What one trial measures on.
 
     Args:
@@ -54,7 +55,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measured(ShortRepr):
     """One measure's side of a trial.
 
     Args:

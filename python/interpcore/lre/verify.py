@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.relations import Sample, few_shot_prompt, split
 from interpcore.lre import tables
 from interpcore.lre.crossfit import make_folds
@@ -43,7 +44,7 @@ Graph = tuple[Tensor, list[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Prompted:
+class Prompted(ShortRepr):
     """One prompt, run whole in float64: its ids, the positions read and written, and what was seen there."""
 
     ids: tuple[int, ...]

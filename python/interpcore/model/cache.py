@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.layout import Layout
 from interpcore.model.plan import Plan
 from interpcore.model.sites import Selected, apart
 
 
 @dataclass(eq=False)
-class Buffer:
+class Buffer(ShortRepr):
     """Keys and values of one segment per slot, [batch, capacity, kv_head, d_head]; `owner` is the newest
     segment."""
 
@@ -31,7 +32,7 @@ class Buffer:
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
+class Segment(ShortRepr):
     """A run of cached tokens.
 
     Args:

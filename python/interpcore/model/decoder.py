@@ -19,6 +19,7 @@ from interpcore.model.cache import Cache, CacheWriter
 from interpcore.model.call import RESID
 from interpcore.model.combine import COMBINERS, Combine
 from interpcore.model.context import ActivationHook, Context
+from interpcore.model.facts import model_facts
 from interpcore.model.layout import read_layout
 from interpcore.model.move import moved
 from interpcore.model.norm import Norm
@@ -32,12 +33,13 @@ from interpcore.model.sites import Edit, Tap, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.state import State
 from interpcore.model.weights import Weights
+from interpcore.runs.shown import AsFacts, Rows
 
 Module = Block | Norm | ConcatAdapter | State | Combine
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(AsFacts):
     """A decoder-only transformer.
 
     Args:
@@ -139,6 +141,10 @@ class Model:
         """A model with copied weights on another device or in another dtype; tied tensors stay tied."""
         return moved(self, device, dtype)
 
+    def facts(self) -> dict[str, Any]:
+        """What a notebook says of it, by name."""
+        return model_facts(self)
+
     def __repr__(self) -> str:
         spec = self.spec
         return (
@@ -159,7 +165,7 @@ class Model:
         """
         return encode(self.tokenizer, texts, self.spec, self.device, bos)
 
-    def sites(self) -> list[dict[str, str]]:
+    def sites(self) -> Rows:
         """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
         names."""
         from interpcore.model.names import site_table

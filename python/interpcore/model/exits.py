@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache, CacheWriter
 from interpcore.model.call import RESID
@@ -25,7 +26,6 @@ from interpcore.model.maps import Function
 from interpcore.model.norm import Norm
 from interpcore.model.prompts import check_length, read_prompts
 from interpcore.model.recurrence import state_of, steps_of
-from interpcore.model.shown import ShortRepr
 from interpcore.model.sites import Edit, Tap, merged, resolve, select
 from interpcore.model.state import State
 
@@ -127,7 +127,7 @@ def _coda(model: Model) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class Prediction(ShortRepr):
     """A state [..., d_model], and the log-probabilities that it predicts [..., vocabulary]."""
 
     state: Tensor

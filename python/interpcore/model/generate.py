@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.output import Adapted, Decoder
 from interpcore.model.prompts import read_prompts
-from interpcore.model.shown import ShortRepr
 from interpcore.model.sites import Edit, merged, select
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.context import ActivationHook, Context
+from interpcore.model.facts import model_facts
 from interpcore.model.generate import Generation, checkpoint_stops, generate
 from interpcore.model.hooks import watch
 from interpcore.model.layout import Layout, read_layout
@@ -28,14 +29,14 @@ from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
 from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
 from interpcore.model.prompts import encode, read_prompts
-from interpcore.model.shown import Rows
 from interpcore.model.sites import SITES, Edit, Tap, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
+from interpcore.runs.shown import AsFacts, Rows
 
 
 @dataclass(frozen=True, eq=False)
-class GenericModel:
+class GenericModel(AsFacts):
     """A transformers model with taps and edits at module boundaries.
 
     Args:
@@ -95,6 +96,10 @@ class GenericModel:
             },
         )
         return cls(hf, spec, tokenizer, found.layers)
+
+    def facts(self) -> dict[str, Any]:
+        """What a notebook says of it, by name."""
+        return model_facts(self)
 
     @property
     def device(self) -> torch.device:

@@ -13,9 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
+
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(ShortRepr):
     """Packed rows of one forward.
 
     Args:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.block import Block
 from interpcore.model.call import RESID, Call
@@ -28,7 +29,7 @@ TOKENS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class _Node:
+class _Node(ShortRepr):
     """A beginning that some plans share.
 
     Args:

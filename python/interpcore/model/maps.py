@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
+
 
 class Selection(NamedTuple):
     """Which edit row and edit position each selected activation came from, both [selected] int64."""
@@ -42,7 +44,7 @@ class Selection(NamedTuple):
         return operand[self.row if rows != 1 else 0, self.position if positions != 1 else 0]
 
 
-class Map:
+class Map(ShortRepr):
     """Base of all maps; subclasses are frozen dataclasses."""
 
     def __call__(self, x: Tensor, at: Selection) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.context import UNWATCHED, Unwatched
 from interpcore.model.mlp import MLP
 from interpcore.model.projection import Projection
@@ -18,7 +19,7 @@ ABSENT = (
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class Mixture(ShortRepr):
     """sum over the chosen experts e of w_e E_e(x), with gated experts E and weights w = softmax(router(x)).
 
     Chosen are the `top_k` of the largest weight. The choice is piecewise constant in x: derivatives take it

@@ -7,9 +7,9 @@ import re
 
 from interpcore.errors import Refused
 from interpcore.model.plan import Plan
-from interpcore.model.shown import Rows
 from interpcore.model.sites import SITES
 from interpcore.model.spec import ModelSpec
+from interpcore.runs.shown import Rows
 
 TRANSFORMER_LENS: dict[str, str] = {
     "embed": "hook_embed",

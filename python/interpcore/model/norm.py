@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpcore.model.shown import ShortRepr
+from interpcore._shown import ShortRepr
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.layout import Layout
 from interpcore.model.plan import Plan
-from interpcore.model.shown import ShortRepr
 from interpcore.model.sites import Edit, Tap, select
 from interpcore.model.spec import ModelSpec
 

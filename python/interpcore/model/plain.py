@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.attention import Attention
 from interpcore.model.block import Block
@@ -36,7 +37,7 @@ Read = Callable[[str, int, Tensor, Found], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class PlainRun:
+class PlainRun(ShortRepr):
     """One prompt's values.
 
     Args:

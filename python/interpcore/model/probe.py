@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.hooks import watch
 from interpcore.model.sites import SITES
@@ -62,7 +63,7 @@ class Found:
 
 
 @dataclass
-class Run:
+class Run(ShortRepr):
     """What a forward gave at the boundaries that were watched.
 
     Args:

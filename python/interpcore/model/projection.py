@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from interpcore.model.shown import ShortRepr
+from interpcore._shown import ShortRepr
 from interpcore.ops import product
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.decoder import Model
 from interpcore.ops import product
 
@@ -24,7 +25,7 @@ _FIELDS = ("loss", "entropy", "rank", "scale", "unigram_kl")
 
 
 @dataclass(frozen=True, eq=False)
-class TokenMeasures:
+class TokenMeasures(ShortRepr):
     """What is measured at each token, each [..., n].
 
     Args:
@@ -53,7 +54,7 @@ class TokenMeasures:
 
 
 @dataclass(frozen=True, eq=False)
-class Readout:
+class Readout(ShortRepr):
     """The final norm and unembedding of a model, taken apart.
 
     Args:

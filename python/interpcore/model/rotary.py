@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interpcore.model.shown import ShortRepr
+from interpcore._shown import ShortRepr
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.layout import Layout
-from interpcore.model.shown import ShortRepr
 
 CUT = 3.0  # standard deviations at which drawn entries are cut off
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
@@ -26,7 +27,7 @@ from interpcore.model.sites import Edit, Tap, at_depths, select
 
 
 @dataclass(frozen=True, eq=False)
-class SharedPrompts:
+class SharedPrompts(ShortRepr):
     """Prompts on a shared prefix, ready to be run with edits.
 
     Args:

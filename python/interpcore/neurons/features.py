@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.token_text import token_texts
 from interpcore.runs import read_json
@@ -24,7 +25,7 @@ VIEWS = {"text": lambda t: t, "word": str.strip, "lower": lambda t: t.strip().lo
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureTable:
+class FeatureTable(ShortRepr):
     """Which token ids have which feature.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.model.plain import check_plain, plain_model, plain_run
@@ -38,7 +39,7 @@ LEFT_OUT = (
 
 
 @dataclass(eq=False)
-class _Corpus:
+class _Corpus(ShortRepr):
     """A corpus read again, a sequence at a time.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
@@ -20,7 +21,7 @@ _STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @dataclass(frozen=True)
-class ColumnMoments:
+class ColumnMoments(ShortRepr):
     """Moments of N columns, each over its finite values v in the rows that the mask keeps.
 
     Args:
@@ -68,6 +69,16 @@ class ColumnMoments:
     def frequency(self) -> Tensor:
         """`[K, N]`: P(v > threshold)."""
         return self.above / self.count.double()
+
+    def to_pandas(self) -> Any:
+        """One row per column, as a pandas data frame: count, nonfinite, mean, variance, skewness, kurtosis,
+        minimum, maximum, and frequency above each threshold."""
+        import pandas as pd
+
+        names = ("count", "nonfinite", "mean", "variance", "skewness", "kurtosis", "minimum", "maximum")
+        shares = {f"above {t:g}": f for t, f in zip(self.thresholds, self.frequency, strict=True)}
+        columns = {name: getattr(self, name) for name in names} | shares
+        return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
 
     def merge(self, other: "ColumnMoments") -> "ColumnMoments":
         """Moments of the rows of both. Counts and extremes are exact, sums rounded in float64.

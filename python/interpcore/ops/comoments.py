@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.ops.backend import choose, named
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 from interpcore.ops.column_moments import ColumnMoments, column_moments
@@ -18,7 +19,7 @@ _CACHED_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Pilot:
+class Pilot(ShortRepr):
     """What the columns of a matrix are shifted and scaled by before they are multiplied.
 
     Args:
@@ -40,7 +41,7 @@ class Pilot:
 
 
 @dataclass(frozen=True)
-class CoMoments:
+class CoMoments(ShortRepr):
     """Moments of two sets of columns, and sums of products of one's with the other's.
 
     Args:

@@ -14,6 +14,7 @@ from interpcore.runs.artifacts import (
 from interpcore.runs.backend import Backend, InProcess, run_cell
 from interpcore.runs.canonical import canonical_json, cell_seed, plain
 from interpcore.runs.card import Difference, RunCard, compare, current_versions
+from interpcore.runs.cells import Cells
 from interpcore.runs.checkpoint import Checkpoint, checkpointed
 from interpcore.runs.folder import Artifacts, RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell
@@ -28,6 +29,7 @@ __all__ = [
     "Backend",
     "Cell",
     "CellError",
+    "Cells",
     "Checkpoint",
     "Difference",
     "InProcess",

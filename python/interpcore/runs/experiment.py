@@ -14,23 +14,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
+from interpcore.runs.cells import Cells
 from interpcore.runs.checks import Checks
 from interpcore.runs.compared import Compared
 from interpcore.runs.folder import Artifacts, RunFolder
-from interpcore.runs.ledger import Row
 from interpcore.runs.options import Options, declared, schema
+from interpcore.runs.shown import AsFacts, AsTable, can_show, table_html
 from interpcore.runs.sweeps import sweep
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interpcore.runs.card import RunCard
+    from interpcore.runs.pages import Page
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
-    """What an experiment found.
+class Report(AsTable):
+    """What an experiment found. A notebook shows its table, notes and pictures.
 
     Attributes:
         table: its main table; intervals are `<measure>_low` and `<measure>_high`, or `<measure>_se`.
@@ -47,9 +50,37 @@ class Report:
     problems: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        said = [f"{len(self.table)} rows", f"{len(self.files)} files"]
+        said += [f"{len(self.problems)} problems"] if self.problems else []
+        return f"Report({', '.join(said)})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The main table."""
+        return self.table
+
+    @property
+    def pages(self) -> tuple[Page, ...]:
+        """The HTML pages among the files; a notebook shows each inline."""
+        from interpcore.runs.pages import Page
+
+        return tuple(Page.open(file) for file in self.files if file.suffix == ".html")
+
+    def _repr_html_(self) -> str | None:
+        if not can_show():
+            return None
+        from interpcore.runs import pages
+
+        table = self.table[list(self.shown)] if self.shown else self.table
+        table = table.dropna(axis=1, how="all")
+        drawn = [pages.picture_file(file) for file in self.files if file.suffix == ".png"]
+        others = [str(file) for file in self.files if file.suffix != ".png"]
+        notes = (*self.problems, *self.notes, *others)
+        return str(pages.joined([pages.safe(table_html("", table, *notes)), *drawn]))
+
 
 @dataclass(eq=False)
-class Shared:
+class Shared(ShortRepr):
     """What the cells of a sweep share. A subclass adds what they need as fields, which can be sent to another
     process, and what is computed from them as fields with `init=False`.
 
@@ -67,7 +98,7 @@ class Shared:
 
     def over(
         self, function: Callable[..., Any], grid: Sequence[Mapping[str, Any]], *, workers: int = 1, **how: Any
-    ) -> list[Row]:
+    ) -> Cells:
         """Calls `function(self, **cell)` for every cell of a grid; in a worker with that worker's own copy.
 
         Args:
@@ -98,7 +129,7 @@ def _routes() -> dict[str, str]:
 
 
 @dataclass(eq=False)
-class Study(Shared):
+class Study(Shared, AsFacts):
     """An experiment at work: what all of its cells share. A family's study adds its data as fields.
 
     Attributes:
@@ -115,7 +146,18 @@ class Study(Shared):
     workers: int = 1
     progress: bool = False
 
-    def sweep(self, function: Callable[..., Any], grid: Sequence[Mapping[str, Any]], **how: Any) -> list[Row]:
+    def facts(self) -> dict[str, Any]:
+        """What a notebook says of it, by name: model, folder and options."""
+        where = "nowhere" if self.artifacts is None else str(self.artifacts.path)
+        said = {each.name: getattr(self.options, each.name) for each in declared(type(self.options))}
+        return {"model": self.model.spec.name, "results": where, "workers": self.workers, **said}
+
+    def __repr__(self) -> str:
+        where = "" if self.artifacts is None else f" in {self.artifacts.path}"
+        family = type(self).__module__.split(".")[1]
+        return f"{type(self).__name__}({family} of {self.model.spec.name}{where})"
+
+    def sweep(self, function: Callable[..., Any], grid: Sequence[Mapping[str, Any]], **how: Any) -> Cells:
         """Runs the cells that the folder lacks, see `over`; with the study's workers and progress."""
         how = {"out": self.folder, "workers": self.workers, "progress": self.progress} | how
         return self.over(function, grid, **how)

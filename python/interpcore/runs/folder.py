@@ -1,5 +1,7 @@
 """Run folders: one card, one ledger, artifacts, and a lock against double use."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -7,13 +9,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from interpcore.errors import Refused, RunError
 from interpcore.runs.artifacts import read_json, remove_partials, write_json
 from interpcore.runs.card import Difference, RunCard, compare
+from interpcore.runs.cells import Cells
 from interpcore.runs.ledger import Ledger
 from interpcore.runs.locks import Claims, UseLock, refuse_link
+from interpcore.runs.shown import AsFacts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS = "card.json", "ledger.sqlite", "claims", "lock", "artifacts"
 _OWN_NAMES = {_CARD, _LEDGER, _CLAIMS, _LOCK, _ARTIFACTS}
@@ -82,7 +89,7 @@ class Artifacts:
         return path
 
 
-class RunFolder:
+class RunFolder(AsFacts):
     """A run on disk, held by the process that drives it; use it as a context manager.
 
     Make one with `create`, `open` or `open_or_create`. The folder holds `card.json`, `ledger.sqlite`
@@ -128,6 +135,27 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r}, {len(self.cells)} cells)"
+
+    @property
+    def cells(self) -> Cells:
+        """Its finished cells, which `to_pandas()` gives as a data frame."""
+        return Cells(self.ledger)
+
+    def facts(self) -> dict[str, Any]:
+        """What a notebook says of it, by name: what the run is, and what is finished."""
+        files = sum(file.is_file() for file in (self.path / _ARTIFACTS).rglob("*"))
+        said = {name: value for name, value in self.card.to_json().items() if value}
+        said = {
+            name: value for name, value in said.items() if name not in ("versions", "products", "extends")
+        }
+        return {"folder": str(self.path), "finished": f"{self.cells!r}, {files} files", **said}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Its finished cells as a data frame, see `Cells.to_pandas`."""
+        return self.cells.to_pandas()
 
     def _settle(self, card: RunCard | None, *, may_create: bool, allow_difference: bool) -> RunCard:
         """The folder's card: written where there is none, or where nothing is finished yet; extended where

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from interpcore.runs.artifacts import read_bytes, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +36,8 @@ _TEMPLATES = {
 {{ body }}
 {% endfor %}</body></html>
 """,
+    "inline": '<iframe title="{{ title }}" srcdoc="{{ page }}" width="100%" height="{{ height }}" '
+    'style="border: 1px solid #ddd"></iframe>',
     "image": '<img alt="{{ name }}" src="{{ source }}">',
     "note": '<p class="note">{{ text }}</p>',
     "table": """<table><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
@@ -49,7 +55,46 @@ _TEMPLATES = {
 }
 
 
-def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+class Page(str):
+    """A whole HTML page as text. A notebook shows it inline, as a document of its own.
+
+    Args:
+        html: the page.
+        name: what it is.
+        height: in a notebook, in pixels.
+    """
+
+    name: str
+    height: int
+
+    def __new__(cls, html: str, name: str, height: int = 560) -> Self:
+        made = super().__new__(cls, html)
+        made.name, made.height = name, height
+        return made
+
+    def __repr__(self) -> str:
+        return f"Page({self.name!r}, {len(self):,} characters)"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """A page that was written.
+
+        Args:
+            path: its file.
+        Raises: RunError where there is none.
+        """
+        return cls(read_bytes(path).decode(), Path(path).stem)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it, whole or not at all. Returns: the file."""
+        write_bytes(path, self.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return str(_rendered("inline", page=str(self), title=self.name, height=self.height))
+
+
+def page(title: str, sections: Sequence[tuple[str, str]]) -> Page:
     """A whole page.
 
     Args:
@@ -57,7 +102,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
         sections: heading and body of each, the body made by the functions below (plain text is escaped);
             those without a body are left out.
     """
-    return _rendered("page", title=title, sections=sections, style=_safe(_STYLE))
+    return Page(_rendered("page", title=title, sections=sections, style=safe(_STYLE)), title)
 
 
 def image(source: str, name: str) -> Markup:
@@ -75,6 +120,11 @@ def picture(figure: Figure, name: str) -> Markup:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return image(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", name)
+
+
+def picture_file(path: Path) -> Markup:
+    """A picture of a file as an image inside the page."""
+    return image(f"data:image/png;base64,{base64.b64encode(read_bytes(path)).decode()}", path.stem)
 
 
 def note(text: str) -> Markup:
@@ -112,7 +162,7 @@ def side_by_side(parts: Sequence[str]) -> Markup:
 
 def joined(parts: Sequence[str]) -> Markup:
     """Parts below one another."""
-    return _safe("\n").join(parts)
+    return safe("\n").join(parts)
 
 
 def highlighted(texts: Sequence[str], values: Sequence[float], top: float, mark: int | None = None) -> Markup:
@@ -141,10 +191,11 @@ def _environment() -> Environment:
 
 
 def _rendered(template: str, **values: Any) -> Markup:
-    return _safe(_environment().get_template(template).render(values))
+    return safe(_environment().get_template(template).render(values))
 
 
-def _safe(html: str) -> Markup:
+def safe(html: str) -> Markup:
+    """HTML of these functions as such, so that it is not escaped once more."""
     from markupsafe import Markup
 
     return Markup(html)

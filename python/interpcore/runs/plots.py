@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +31,7 @@ def new_figure(
         panels: how many.
         columns: panels in a row; None puts all in one row.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure_type()(figsize=(width, height), layout="constrained")
     columns = columns or panels
     axes = [figure.add_subplot(math.ceil(panels / columns), columns, i + 1) for i in range(panels)]
     for one in axes:
@@ -49,6 +49,26 @@ def caption(*, model: str, data: str, n: str, note: str = "") -> str:
         note: what else a reader needs, such as what a band is.
     """
     return f"Model {model}; {data}; n = {n}." + (f" {note}" if note else "")
+
+
+def say(figure: Figure, caption: str) -> Figure:
+    """Write a caption below a figure.
+
+    Args:
+        figure: where.
+        caption: see `caption`.
+    Returns: the figure.
+    """
+    text = textwrap.fill(caption, int(figure.get_figwidth() * _CHARACTERS_PER_INCH))
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=CAPTION_SIZE, color="#555555")
+    return figure
+
+
+def empty(axes: Axes, sentence: str) -> None:
+    """Say in a panel why it shows nothing."""
+    axes.set_axis_off()
+    text = textwrap.fill(sentence, 40)
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#555555")
 
 
 def save_figure(
@@ -71,9 +91,7 @@ def save_figure(
     Returns:
         The files.
     """
-    width = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
-    text = textwrap.fill(caption, width)
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=CAPTION_SIZE, color="#555555")
+    say(figure, caption)
     files = tuple(path.with_name(f"{path.name}.{kind}") for kind in kinds)
     for file in files:
         with atomic_path(file) as partial:
@@ -81,6 +99,21 @@ def save_figure(
             figure.savefig(partial, dpi=dpi, metadata={"Date": None} if file.suffix == ".svg" else None)
         figure.set_layout_engine("none")  # laid out by the first; the others keep it
     return files
+
+
+@cache
+def _figure_type() -> type[Figure]:
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        """A figure that a notebook shows, whether or not pyplot is at work."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, dpi=110, format="png")
+            return buffer.getvalue()
+
+    return Picture
 
 
 def whole_numbers(*axes: Axis) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from interpcore.errors import Refused, RunError
 from interpcore.runs.backend import Backend, InProcess
 from interpcore.runs.card import RunCard, current_versions
+from interpcore.runs.cells import Cells
 from interpcore.runs.folder import RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable, source_hash
 from interpcore.runs.ledger import Ledger, Row
@@ -55,7 +56,7 @@ def sweep(
     progress: bool = True,
     initialize: Callable[[], Any] | None = None,
     backend: Backend | None = None,
-) -> list[Row]:
+) -> Cells:
     """Calls a function once for every cell of a grid and keeps every finished cell.
 
     With `out`, the same call again goes on where the last one stopped, whether it ended, was interrupted or
@@ -82,7 +83,8 @@ def sweep(
         backend: what runs the cells instead of `workers` local processes.
 
     Returns:
-        One row per cell, in the grid's order; look at `.status` before `.result`.
+        One row per cell, in the grid's order; look at `.status` before `.result`. `to_pandas()` gives all
+        as a data frame.
 
     Raises:
         CellError: a cell failed and `on_error` is "raise".
@@ -112,7 +114,7 @@ def sweep(
             f"{name}: {old} of {total} results are of another source of {name} than the one at work now; "
             'rerun="changed" runs their cells again\n'
         )
-    return [rows[cell.key] for cell in cells]
+    return Cells(rows[cell.key] for cell in cells)
 
 
 def _check_options(workers: int, retries: int, on_error: str, rerun: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 
 State = dict[str, Tensor]
@@ -19,7 +20,7 @@ class MergeError(Refused):
 
 
 @dataclass(frozen=True, eq=False)
-class TokenBlock:
+class TokenBlock(ShortRepr):
     """Which tokens the rows of a block of values are.
 
     Args:

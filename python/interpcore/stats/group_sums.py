@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
 
@@ -17,7 +18,7 @@ GROUPINGS = ("position", "token", "previous")
 
 
 @dataclass(frozen=True, eq=False)
-class GroupTotals:
+class GroupTotals(ShortRepr):
     """Sums within groups, of values minus a shift.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
 
 # Columns counted at once: their bins stay in the cache.
@@ -90,7 +91,7 @@ class LinearBins:
 
 
 @dataclass(frozen=True, eq=False)
-class HistogramCounts:
+class HistogramCounts(ShortRepr):
     """How many values of each column fell into each bin.
 
     Args:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.stats.accumulators import State, TokenBlock, expect_same, kept
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(ShortRepr):
     """The largest values of every column and where they are, largest first; ties by smaller token index.
 
     Args:

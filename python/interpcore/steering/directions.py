@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,11 +16,15 @@ from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.runs import RunError, read_tensors, tensors_hash, write_tensors
 from interpcore.runs.fields import Fields, parse_json
+from interpcore.runs.shown import AsTable
 from interpcore.steering.options import KIND, directions_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
+class Directions(AsTable):
     """Vectors from recall to reasoning (or from any label to another) at every depth of some sites.
 
     Args:
@@ -46,6 +50,27 @@ class Directions:
                 raise Refused(f"Directions at {site} are [depth, d_model] with a norm of each depth.")
             if shuffled is not None and (shuffled.dim() != 3 or shuffled.shape[1:] != shape):
                 raise Refused(f"Shuffled directions at {site} are [shuffle, depth, d_model].")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per site and depth: length of the direction, that of the mean state, and their ratio;
+        beside it the mean ratio of shuffled labels' directions, NaN without any."""
+        import pandas as pd
+
+        rows = [
+            {
+                "site": site,
+                "depth": depth,
+                "length": float(vector.norm()),
+                "state": float(self.norms[site][depth]),
+                "share": float(vector.norm() / self.norms[site][depth]),
+                "shuffled": float(self.shuffled[site][:, depth].norm(dim=1).mean() / self.norms[site][depth])
+                if site in self.shuffled
+                else float("nan"),
+            }
+            for site, vectors in self.vectors.items()
+            for depth, vector in enumerate(vectors)
+        ]
+        return pd.DataFrame(rows)
 
     def unit(self, site: str, depth: int, shuffle: int | None = None) -> Tensor:
         """The direction of length one [d_model] float64.

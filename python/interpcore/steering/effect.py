@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Add, Edit, Model
 from interpcore.model.linearize import linearize
@@ -131,7 +132,7 @@ TARGETS = {"log-probabilities": "f694727", "probabilities": "HEAD"}
 
 
 @dataclass(frozen=True, eq=False)
-class PublishedEffect:
+class PublishedEffect(ShortRepr):
     """What the published code calls the effect of a direction.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Add, Edit, Function, Model
 from interpcore.model.call import Address
@@ -73,7 +74,7 @@ def _aligned(operand: Tensor, x: Tensor, at: Selection, dims: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(ShortRepr):
     """One edit of an intervention.
 
     Args:

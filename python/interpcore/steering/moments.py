@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Model, Tap
 from interpcore.model.generic import GenericModel
@@ -21,7 +22,7 @@ States = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class Moments(ShortRepr):
     """Mean and sum of squared deviations of states [..., d_model] float64; parts merge.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Add, Cache, Edit, Model, Tap
 from interpcore.model.generic import GenericModel
@@ -23,7 +24,7 @@ SWEPT = ("resid", "attn_in", "attn_out", "mlp_in", "mlp_out", "block_out")
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class _Rows(ShortRepr):
     """Texts of some questions, the first of all, then the second, ..., each on its question's prefix.
 
     Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model import Model
 from interpcore.model.jacobians import jacobians
 from interpcore.ops import comoments
@@ -17,7 +18,7 @@ AT_ONCE = 32  # prompts of one Jacobian
 
 
 @dataclass(frozen=True, eq=False)
-class Map:
+class Map(ShortRepr):
     """x -> matrix x + offset.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from interpcore._shown import ShortRepr
 from interpcore.runs import Row
 from interpcore.stats import Interval, cluster_bootstrap
 
@@ -16,7 +17,7 @@ PER = {"loss_per_token": "tokens", "loss_per_character": "characters"}
 
 
 @dataclass(eq=False)
-class TaskResults:
+class TaskResults(ShortRepr):
     """One task's items under several plans.
 
     Attributes:

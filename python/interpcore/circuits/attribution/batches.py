@@ -14,13 +14,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.sources import Sources, after_post_norm, post_scale
 from interpcore.model import Cache, Model, Tap
 
 
 @dataclass(frozen=True, eq=False)
-class LiveBatch:
+class LiveBatch(ShortRepr):
     """Some pairs of equal length from their first differing position on.
 
     Args:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.attribution.batches import LiveBatch, SourceTaps
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.metrics import Metric
@@ -25,7 +26,7 @@ from interpcore.model.linearize.norm import LinearNorm
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
+class Points(ShortRepr):
     """A linearised forward of a batch at several points of a path, with the metric there.
 
     Args:
@@ -140,7 +141,7 @@ def check_finite(values: Tensor, metric: Metric, batch: LiveBatch) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Gradient:
+class Gradient(ShortRepr):
     """Gradients of the metric, averaged over points; valid until the next.
 
     Args:

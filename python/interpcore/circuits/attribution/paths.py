@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.attribution.batches import LiveBatch, written
 from interpcore.circuits.attribution.gradients import Points, check_finite, linearised
 from interpcore.circuits.metrics import Metric
@@ -51,7 +52,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(ShortRepr):
     """Gradients that apply to some sources.
 
     Args:

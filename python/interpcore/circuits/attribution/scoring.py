@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.attribution.batches import LiveBatch
 from interpcore.circuits.attribution.gradients import Points, destination_gradients, node_gradients
 from interpcore.circuits.attribution.paths import ROUTES, Part, Plan, parts
@@ -20,7 +21,7 @@ from interpcore.runs.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
-class Segments:
+class Segments(ShortRepr):
     """Groups of token positions whose scores are wanted apart.
 
     Args:
@@ -62,7 +63,7 @@ class Segments:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchScores:
+class BatchScores(ShortRepr):
     """Scores of a batch, example by example.
 
     Args:
@@ -182,7 +183,7 @@ def _dropped_mean(scores: Tensor, own: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class Totals:
+class Totals(ShortRepr):
     """Scores added up over batches, in float64.
 
     Args:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.patching.sources import (
@@ -26,7 +27,7 @@ from interpcore.model.norm import apply
 
 
 @dataclass(frozen=True, eq=False)
-class Ablated:
+class Ablated(ShortRepr):
     """Every edge corrupted, on one batch of pairs.
 
     Args:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.patching.ablated import Ablated
 from interpcore.circuits.patching.sources import head_output, post_scale
@@ -28,7 +29,7 @@ from interpcore.model.norm import Norm, apply
 
 
 @dataclass(eq=False)
-class Watch:
+class Watch(ShortRepr):
     """What one circuit's run reads and writes, every node of it; pass one to `run_patched` to have it filled.
 
     Args:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.graph import GraphError
 from interpcore.model import Model, Tap
 from interpcore.model.block import Block
@@ -21,7 +22,7 @@ from interpcore.ops import product
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class Sources(ShortRepr):
     """The sources of a batch, or of a mean (batch or position then of size 1).
 
     Args:
@@ -54,7 +55,7 @@ class Sources:
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class Record(ShortRepr):
     """One forward of a batch: rows begin with their real tokens, zeros at padding.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where the nodes of a circuit stand in a picture: a row per layer, few crossings."""
+"""Where the nodes of a circuit stand in a picture: a row per layer, heads in order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from interpcore.circuits.circuit import Circuit
+from interpcore.circuits.graph import GraphError
 from interpcore.circuits.scores import Scores
 
-SWEEPS = 6
+HELPS, HURTS, UNSCORED = "#2f6db3", "#c43c35", "#777777"
+FILLS = {"input": "#e9e9e4", "head": "#fdf3da", "mlp": "#e3efe4", "logits": "#e9e9e4"}
+WIDEST, NARROWEST = 4.0, 0.8
+BOX = (0.8, 0.46)
+PORTS = {"q": -0.24, "k": 0.0, "v": 0.24, "": 0.0}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Arrow:
     score: float
 
 
+def opacity(strength: float) -> float:
+    """Of a line whose |score| is that share of the largest: weak ones stay visible."""
+    return 0.55 + 0.4 * strength
+
+
 def arrows(circuit: Circuit, scores: Scores | None = None, most: int | None = None) -> list[Arrow]:
     """The edges of a circuit, strongest first. A destination that several heads share leads to the first head
     of its group.
@@ -55,7 +65,12 @@ def arrows(circuit: Circuit, scores: Scores | None = None, most: int | None = No
         circuit: whose edges.
         scores: of its graph, or None.
         most: at most this many.
+    Raises: GraphError for a circuit without edges, or scores of another graph.
     """
+    if not circuit.n_edges:
+        raise GraphError("The circuit has no edges to draw.")
+    if scores is not None and scores.graph != circuit.graph:
+        raise GraphError(f"The scores are of another graph: {scores.graph}, not {circuit.graph}.")
     graph = circuit.graph
     pairs = circuit.edges.nonzero()
     values = torch.full((len(pairs),), torch.nan) if scores is None else scores.values[*pairs.unbind(1)]
@@ -73,8 +88,7 @@ def arrows(circuit: Circuit, scores: Scores | None = None, most: int | None = No
 
 
 def places(circuit: Circuit, drawn: list[Arrow]) -> dict[str, Place]:
-    """A place for every node at an end of an arrow, ordered within its row by the mean column of its
-    neighbours."""
+    """A place for every node at an end of an arrow, heads of a row in order."""
     graph = circuit.graph
     names = {name: i for i, name in enumerate(graph.node_names)}
     ends = sorted({end for arrow in drawn for end in (arrow.source, arrow.target)}, key=names.__getitem__)
@@ -83,16 +97,7 @@ def places(circuit: Circuit, drawn: list[Arrow]) -> dict[str, Place]:
         layer = graph.blocks if name == "logits" else int(graph.source_layers[names[name]])
         above = int(name.startswith("m") and not graph.parallel)
         rows.setdefault((layer, above), []).append(name)
-    near: dict[str, list[str]] = {name: [] for name in ends}
-    for arrow in drawn:
-        near[arrow.source].append(arrow.target)
-        near[arrow.target].append(arrow.source)
     column = {name: x for row in rows.values() for name, x in _spread(row).items()}
-    for sweep in range(SWEEPS):
-        for key in sorted(rows, reverse=bool(sweep % 2)):
-            mean = {n: sum(column[m] for m in near[n]) / len(near[n]) for n in rows[key]}
-            rows[key].sort(key=lambda n: (mean[n], names[n]))
-            column |= _spread(rows[key])
     return {
         name: Place(name, _kind(name), layer, column[name] + _shift(y), float(y))
         for y, (layer, above) in enumerate(sorted(rows))

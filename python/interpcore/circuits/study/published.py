@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.circuit import Circuit, topn_order
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.scores import Scores
@@ -94,7 +95,7 @@ def manual_circuit(task: str, graph: Graph = GPT2_SMALL) -> Circuit:
 
 
 @dataclass(frozen=True)
-class Recovery:
+class Recovery(ShortRepr):
     """How well the best n edges find a circuit.
 
     Args:

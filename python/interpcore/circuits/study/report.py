@@ -15,6 +15,7 @@ from interpcore.circuits.options import Attribute, ByMethods, Evaluate, Exact, I
 from interpcore.circuits.patching.faithfulness import more_faithful
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import figures, tables
+from interpcore.circuits.study.about import About
 from interpcore.circuits.study.cells import (
     enough,
     run_cross,
@@ -25,6 +26,7 @@ from interpcore.circuits.study.cells import (
     run_scores,
     run_verified,
 )
+from interpcore.circuits.study.page import circuit_page
 from interpcore.circuits.study.study import MEASURED, Study
 from interpcore.errors import Refused
 from interpcore.runs import RunCard, read_tensors, write_json
@@ -112,7 +114,21 @@ def pareto(study: Study, asked: Pareto) -> Report:
     sizes = study.sizes(asked.sizes)
     table, rows = curves(study, asked.tasks, asked.methods, sizes, asked.random)
     picture = figures.faithfulness_figure(tables.frame(rows))
-    return _report(study, table, save(study, "pareto", picture), FAITHFUL, BESIDE, GAP)
+    files = (*save(study, "pareto", picture, note=CURVES), *circuit_pages(study, table, rows))
+    return _report(study, table, files, FAITHFUL, BESIDE, GAP)
+
+
+def circuit_pages(study: Study, table: pd.DataFrame, rows: tables.Rows) -> list[Path]:
+    """A page per task with the circuits of the method that has the smallest faithful one."""
+    options, files = study.options, []
+    for line in table.itertuples():
+        scores = study.scores(line.task, line.method)
+        mine = [row for row in rows if (row["task"], row["method"]) == (line.task, line.method)]
+        about = About.of(scores, mine, options.selection, options.absolute)
+        title = f"{line.task} on {Path(scores.model).name}, {method_of(line.method).column}"
+        page = circuit_page(Circuit.full(scores.graph), scores, title=title, about=about)
+        files.append(page.save(study.artifacts.artifact(f"pages/{line.task}.html")))
+    return files
 
 
 def curves(
@@ -237,7 +253,9 @@ def ig_steps(study: Study, asked: IgSteps) -> Report:
     """Faithfulness of EAP and of EAP-IG by its number of steps."""
     frame = stepped(study, asked.tasks, study.sizes(asked.sizes), asked.steps)
     shown = ("task", "method", "requested", "kept", "faithfulness", "completeness_gap")
-    return _report(study, frame, save(study, "ig-steps", figures.steps_figure(frame)), GAP, shown=shown)
+    return _report(
+        study, frame, save(study, "ig-steps", figures.steps_figure(frame), note=CURVES), GAP, shown=shown
+    )
 
 
 def stepped(study: Study, tasks: Sequence[str], sizes: Sequence[int], steps: Sequence[int]) -> pd.DataFrame:
@@ -293,13 +311,30 @@ def circuits_of(study: Study, tasks: Sequence[str], method: str, sizes: dict[str
     return {task: study.circuits(task, method, [sizes[task]])[0] for task in tasks}
 
 
-def save(study: Study, name: str, figure: Figure, card: RunCard | None = None) -> tuple[Path, ...]:
-    """Write a figure as SVG and PNG; `card` is of the run that its numbers are from, None for this one."""
+CURVES = (
+    "Faithfulness on held-out pairs of circuits chosen on the others; bands: 95% intervals over pairs "
+    "(Fieller's). 1: the whole model, 0: every edge corrupted."
+)
+
+
+def save(
+    study: Study, name: str, figure: Figure, card: RunCard | None = None, note: str = ""
+) -> tuple[Path, ...]:
+    """Write a figure as SVG and PNG.
+
+    Args:
+        study: whose it is.
+        name: of the files.
+        figure: what to write.
+        card: of the run that its numbers are from, None for this one.
+        note: what bars, lines and bands are.
+    """
     card, options = card or study.artifacts.card, study.options
     said = caption(
         model=card.model or "unnamed",
         data=f"pairs of {options.data}" if options.data else "generated pairs",
         n=f"at most {options.head} pairs per task",
+        note=note,
     )
     return save_figure(
         study.artifacts.artifact(f"figures/{name}"), figure, said, kinds=("svg", "png"), dpi=180

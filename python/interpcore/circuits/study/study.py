@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.circuits.circuit import Circuit, nested, sizes_of
 from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
@@ -59,7 +60,7 @@ SMALL_SHARES = (
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measured(ShortRepr):
     """What circuits did.
 
     Args:
@@ -174,7 +175,9 @@ class Study(experiment.Study):
 
     def keep(self, scores: Scores, task: str, name: str) -> None:
         """Write a task's scores."""
+        example = self.pairs(task)[0].example(self.model.tokenizer)
         notes = scores.notes | {"d_model": self.model.spec.d_model}
+        notes |= {"example": example} if example else {}
         save_scores(replace(scores, task=task, notes=notes), self.score_file(task, name))
 
     def circuits(self, task: str, method: str, sizes: Sequence[int]) -> list[Circuit]:

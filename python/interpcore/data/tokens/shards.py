@@ -26,10 +26,11 @@ from interpcore.data.tokens.manifest import (
     read_manifest,
 )
 from interpcore.runs import canonical_json, tokenizer_hash
+from interpcore.runs.shown import AsFacts
 
 
 @dataclass(frozen=True, eq=False)
-class TokenShards:
+class TokenShards(AsFacts):
     """Sequences of one length in a fixed order. Make one with `open` or `of_arrays`.
 
     Args:
@@ -120,6 +121,20 @@ class TokenShards:
             masks=masks,
         )
         return cls(manifest, (array,), labels)
+
+    def __repr__(self) -> str:
+        return f"TokenShards({self.n_sequences} x {self.context} tokens, vocabulary {self.vocab_size})"
+
+    def facts(self) -> dict[str, Any]:
+        """What a notebook says of them, by name."""
+        return {
+            "tokens": f"{self.n_sequences:,} sequences of {self.context}",
+            "vocabulary": self.vocab_size,
+            "subsets": ", ".join(self.subset_names),
+            "left out of statistics": ", ".join(self.masked) or "nothing",
+            "folder": "in memory" if self.folder is None else str(self.folder),
+            "hash": self.identity[:12],
+        }
 
     @property
     def n_sequences(self) -> int:

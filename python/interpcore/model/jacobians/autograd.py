@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.generic import GenericModel
 from interpcore.model.jacobians.blocks import JacobianBlock, Work
@@ -63,7 +64,7 @@ def autograd_blocks(model: GenericModel, work: Work) -> Iterator[JacobianBlock]:
 
 
 @dataclass(frozen=True, eq=False)
-class AutogradGroup:
+class AutogradGroup(ShortRepr):
     """One prompt whose Jacobian is applied by autograd; what a `Group` is to hand-written blocks.
 
     Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
@@ -20,7 +21,7 @@ ERROR_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Work(ShortRepr):
     """What is asked of a sweep, read and checked.
 
     Args:
@@ -54,7 +55,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class JacobianBlock:
+class JacobianBlock(ShortRepr):
     """Rows of several prompts' Jacobians at one depth.
 
     Args:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
@@ -30,7 +31,7 @@ DEFAULT_MEMORY = 512 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Jacobians:
+class Jacobians(ShortRepr):
     """Jacobians J[..., i, j] = d target_i / d source_j and the states they were taken at.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
@@ -27,7 +28,7 @@ OVERSAMPLE, POWER_STEPS = 8, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Singular:
+class Singular(ShortRepr):
     """A truncated singular value decomposition, u diag(s) vh.
 
     Args:

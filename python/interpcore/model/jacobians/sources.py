@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
@@ -22,7 +23,7 @@ Position = int | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Span:
+class Span(ShortRepr):
     """Prompts cut at their target, with the token positions between which derivatives are taken.
 
     Args:
@@ -41,7 +42,7 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class Group(ShortRepr):
     """Prompts of equal live length under one linearised forward.
 
     Args:

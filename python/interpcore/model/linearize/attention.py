@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.attention import Attention
 from interpcore.model.context import Context
 from interpcore.model.linearize.edits import pull, push
@@ -18,7 +19,7 @@ from interpcore.ops import attn_jvp, attn_vjp, covariance_pays, key_value_covari
 
 
 @dataclass(frozen=True, eq=False)
-class LinearAttention:
+class LinearAttention(ShortRepr):
     """The derivative of an attention branch; keys before this forward's own tokens are constants.
 
     Args:

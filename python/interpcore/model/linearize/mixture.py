@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.context import Context
 from interpcore.model.linearize.mlp import LinearMLP, linear_mlp
 from interpcore.model.linearize.rules import Rules
@@ -15,7 +16,7 @@ from interpcore.model.mixture import Mixture
 
 
 @dataclass(frozen=True, eq=False)
-class LinearExpert:
+class LinearExpert(ShortRepr):
     """One expert at the tokens that chose it.
 
     Args:
@@ -43,7 +44,7 @@ class LinearExpert:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearMixture:
+class LinearMixture(ShortRepr):
     """The derivative of a mixture of experts, dy = sum over chosen e of w_e dE_e + E_e dw_e.
 
     Every token's choice of experts stays as it is.

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.context import Context
 from interpcore.model.linearize.edits import pull, push
@@ -42,7 +43,7 @@ def linear_mlp(
 
 
 @dataclass(frozen=True, eq=False)
-class LinearMLP:
+class LinearMLP(ShortRepr):
     """The derivative of an MLP.
 
     Args:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.norm import Norm
 from interpcore.ops import norm_jvp, norm_vjp
 
 
 @dataclass(frozen=True, eq=False)
-class LinearNorm:
+class LinearNorm(ShortRepr):
     """The derivative of a norm at B x P points.
 
     Args:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.block import Block
@@ -33,7 +34,7 @@ LinearModule = LinearBlock | LinearNorm | ConcatAdapter | State | Combine
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Step(ShortRepr):
     """What a walk yields at a residual depth; its tensors are valid until the next step.
 
     Args:
@@ -50,7 +51,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
+class Linearization(ShortRepr):
     """A forward with its local linear maps. Positions are those of its tokens; cached ones before are
     constants.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.block import Block
 from interpcore.model.decoder import Model
@@ -23,7 +24,7 @@ from interpcore.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Checkpoint(ShortRepr):
     """A checkpoint's config and tensors.
 
     Args:

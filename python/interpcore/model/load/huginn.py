@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.adapter import ConcatAdapter
 from interpcore.model.attention import Attention
@@ -102,7 +103,7 @@ def huginn(checkpoint: Checkpoint) -> Parts:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class Reader(ShortRepr):
     """A checkpoint's tensors, each of the shape that its config says.
 
     Args:

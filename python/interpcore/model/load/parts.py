@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.block import Block
 from interpcore.model.decoder import Module
 from interpcore.model.norm import Norm
@@ -16,7 +17,7 @@ from interpcore.model.recurrence import Recurrence
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Parts(ShortRepr):
     """Blocks, embeddings and sizes of a checkpoint; fields as in `Model` and `ModelSpec`.
 
     Args:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader
 from interpcore.ops import Pilot, add_products
@@ -34,7 +35,7 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class Columns(ShortRepr):
     """What the sums over single columns say about a model's neurons.
 
     Args:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
@@ -32,7 +33,7 @@ class Sums(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Replicates:
+class Replicates(ShortRepr):
     """Similarities of n pairs of neurons over all groups of sequences, and over all but one.
 
     Args:

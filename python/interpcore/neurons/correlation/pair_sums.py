@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.neurons.correlation.cross_sums import Columns
 from interpcore.neurons.correlation.reader import Reader
 from interpcore.ops import product
@@ -21,7 +22,7 @@ Turned = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class PairList:
+class PairList(ShortRepr):
     """Pairs of neurons of two models.
 
     Args:

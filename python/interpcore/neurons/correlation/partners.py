@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
 
 
 @dataclass(frozen=True, eq=False)
-class Partners:
+class Partners(ShortRepr):
     """Similarities of n neurons with all neurons of a partner model. NaN ones enter nothing.
 
     Args:

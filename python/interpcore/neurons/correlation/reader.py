@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
@@ -50,7 +51,7 @@ class NeuronSet:
 
 
 @dataclass(frozen=True)
-class ColumnSums:
+class ColumnSums(ShortRepr):
     """Sums over the kept tokens of a block, of shifted and scaled activations c = (x - shift) scale.
 
     Args:

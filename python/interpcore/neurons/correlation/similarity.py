@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.correlation.cross_sums import Columns
 from interpcore.ops import product
@@ -19,7 +20,7 @@ Rotation = str | Callable[[int, int, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Block(ShortRepr):
     """Single-column sums of some neurons over all groups, in units of c = (x - shift) scale.
 
     Args:
@@ -98,7 +99,7 @@ def similarities(cross: Tensor, a: Block, b: Block) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Rotated:
+class Rotated(ShortRepr):
     """A block's neurons replaced by rotated ones, sum over j of R_ij x_j; those that are not usable count as
     0.
 

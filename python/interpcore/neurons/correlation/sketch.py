@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
@@ -36,7 +37,7 @@ _CANDIDATES = 8  # rotated partners compared exactly with a neuron near the thre
 
 
 @dataclass(frozen=True, eq=False)
-class Sketched:
+class Sketched(ShortRepr):
     """Correlations of which some are estimates.
 
     Args:

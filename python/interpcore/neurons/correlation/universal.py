@@ -13,6 +13,7 @@ from interpcore.errors import Refused
 from interpcore.neurons.correlation.jackknife import Jackknife
 from interpcore.neurons.correlation.partners import Partners
 from interpcore.neurons.correlation.setup import Correlations, Pair
+from interpcore.runs.shown import AsTable
 from interpcore.stats.jackknife import jackknife_error
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SHARES = (0.5, 0.9)
 
 
 @dataclass(frozen=True, eq=False)
-class Universality:
+class Universality(AsTable):
     """How much more the neurons of a model resemble those of other models than rotated ones.
 
     Args:
@@ -55,6 +56,15 @@ class Universality:
     def universal(self) -> Tensor:
         """`[n]` bool: excess above the threshold."""
         return self.excess > self.threshold
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per neuron: its columns, the standard error of the excess, and whether it is universal."""
+        import pandas as pd
+
+        named = {name: values.numpy() for name, values in self.columns.items()}
+        return pd.DataFrame(
+            named | {"excess_se": self.standard_error.numpy(), "universal": self.universal.numpy()}
+        )
 
     def interval(self, deviations: float = 1.96) -> tuple[Tensor, Tensor]:
         """Low and high ends of the excess `[n]` each, that many standard errors apart from it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Add, Edit, Model, Plan, Replace, Tap
 from interpcore.model.block import Block
@@ -69,7 +70,7 @@ def deactivation_scores(folded: FoldedWeights, keys: Tensor, write: Tensor, othe
 
 
 @dataclass(frozen=True, eq=False)
-class LayerScores:
+class LayerScores(ShortRepr):
     """One layer's neurons against the heads of all later layers.
 
     Args:
@@ -133,7 +134,7 @@ def first_value_norms(model: Model, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PathAblation:
+class PathAblation(ShortRepr):
     """What taking a neuron's output from one layer's queries does, at the positions looked at.
 
     Args:
@@ -186,7 +187,7 @@ def path_ablation(
 
 
 @dataclass(frozen=True, eq=False)
-class Association:
+class Association(ShortRepr):
     """Pearson's and Spearman's correlation of a neuron's activation with a change, per head, each [head]
     float64; NaN where either never varies."""
 

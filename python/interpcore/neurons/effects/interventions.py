@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Edit, Function, Model, Tap
 from interpcore.model.mlp import ACTIVATIONS
@@ -83,7 +84,7 @@ class Intervention:
 
 
 @dataclass(frozen=True, eq=False)
-class Clean:
+class Clean(ShortRepr):
     """One forward without interventions.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
@@ -22,7 +23,7 @@ from interpcore.runs.experiment import Shared
 
 
 @dataclass(frozen=True, eq=False)
-class Cached:
+class Cached(ShortRepr):
     """What `cache` saved.
 
     Args:

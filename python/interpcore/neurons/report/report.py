@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.correlation.universal import SIMILAR
 from interpcore.neurons.effects.deactivation import check_paths, path_ablation
@@ -31,6 +32,7 @@ from interpcore.neurons.weights.composition import composition
 from interpcore.neurons.weights.study import weight_study
 from interpcore.runs import RunFolder, pages, write_bytes
 from interpcore.runs.plots import caption, save_figure
+from interpcore.runs.shown import AsTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +49,7 @@ EXPLAINED = (
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class Section(ShortRepr):
     """A section of the page: what there is of it, and why the rest is not."""
 
     figures: Figures = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Section:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(AsTable):
     """What was written.
 
     Args:
@@ -70,6 +72,10 @@ class Report:
     figures: tuple[Path, ...]
     comparison: pd.DataFrame
     counts: dict[str, int]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The headline numbers."""
+        return self.comparison
 
 
 def write_report(study: Study, asked: Asked | None = None) -> Report:

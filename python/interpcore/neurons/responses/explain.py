@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.neurons.features import FeatureTable
 from interpcore.neurons.statistics.label_sums import LabelSums
 from interpcore.neurons.weights.fold import FoldedWeights
@@ -26,7 +27,7 @@ _SUMS, _ACTIVATIONS = 1e-13, 2.0**-46
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class Explained(ShortRepr):
     """What labels say about neurons, each [label, neuron] float64. NaN is undefined: a label that is always
     or never there, a neuron that never varies (but for rounding), and what is said below.
 
@@ -87,7 +88,7 @@ def explain(sums: LabelSums) -> Explained:
 
 
 @dataclass(frozen=True, eq=False)
-class LogitExplained:
+class LogitExplained(ShortRepr):
     """What token features say about a layer's logit effects W_U^T w_out over the vocabulary, each [feature,
     neuron].
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.cards import file_hashes
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
@@ -49,7 +50,7 @@ def meaning(asked: Explain) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanations:
+class Explanations(ShortRepr):
     """What labels say about all neurons.
 
     Args:

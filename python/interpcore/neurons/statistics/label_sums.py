@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
@@ -19,7 +20,7 @@ from interpcore.stats.accumulators import State, expect_same
 
 
 @dataclass(frozen=True, eq=False)
-class LabelSums:
+class LabelSums(ShortRepr):
     """Sums of activations over the tokens that have a label, and over all tokens. Float64.
 
     Args:

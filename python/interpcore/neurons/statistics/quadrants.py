@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
@@ -24,7 +25,7 @@ QUADRANTS = ("gate+ up+", "gate+ up-", "gate- up+", "gate- up-")
 
 
 @dataclass(frozen=True, eq=False)
-class Quadrants:
+class Quadrants(ShortRepr):
     """Per layer, quadrant of `QUADRANTS` and neuron, over the tokens that count.
 
     Args:

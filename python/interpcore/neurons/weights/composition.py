@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.neurons.weights.cosines import unit_rows
 from interpcore.neurons.weights.fold import FoldedWeights, HeadWeights, NeuronWeights
 
@@ -45,7 +46,7 @@ def composition(neurons: NeuronWeights, heads: HeadWeights) -> dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class CompositionSummary:
+class CompositionSummary(ShortRepr):
     """What is kept of one layer's composition with the heads that can be reached, per kind in `KINDS`.
 
     Args:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
 from interpcore.neurons.weights.fold import FoldedWeights, NeuronWeights
@@ -20,7 +21,7 @@ VOCABULARY_KINDS = ("E_in", "U_in", "E_out", "U_out")
 
 
 @dataclass(frozen=True, eq=False)
-class CosineSummary:
+class CosineSummary(ShortRepr):
     """What is kept of the cosines of n rows with many columns.
 
     Args:

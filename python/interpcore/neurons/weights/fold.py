@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.block import Block
@@ -23,7 +24,7 @@ from interpcore.ops import product
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronWeights:
+class NeuronWeights(ShortRepr):
     """One block call's neurons, one row each.
 
     Args:
@@ -42,7 +43,7 @@ class NeuronWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadWeights:
+class HeadWeights(ShortRepr):
     """One block call's attention heads; keys and values are repeated for the query heads that share them.
 
     Args:
@@ -59,7 +60,7 @@ class HeadWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class FoldedWeights:
+class FoldedWeights(ShortRepr):
     """A model's folded weights; those of a block are made when asked for and not kept.
 
     Args:
