@@ -181,10 +181,37 @@ def test_forwards_are_never_overshot_and_confirming_is_paid_for(tmp_path, forwar
     assert opened.options.limits.forwards == forwards
 
 
+@pytest.mark.parametrize(
+    ("policy", "limits"),
+    [("grid", (2500, 6000)), ("greedy-delete", (2500, 4000)), ("halving", (3000, 5000)), ("random", (2500,))],
+)
+def test_what_is_explored_can_still_be_confirmed(tmp_path, policy, limits):
+    """Exploring everything would take all that these budgets have, and leave nothing to confirm it with."""
+    confirmed = [0]
+    for forwards in limits:
+        with session(
+            tmp_path / str(forwards), Made(only(1, 3), noise=0.1), policy, budget=(f"forwards={forwards}",)
+        ) as opened:
+            opened.run()
+            found, spent = count(opened.ledger), opened.ledger.spent().forwards
+        assert spent <= forwards and found.refused == 0
+        confirmed.append(found.confirmed)
+    assert all(more > less for less, more in zip(confirmed, confirmed[1:], strict=False))
+
+
+def test_a_run_that_could_not_be_confirmed_is_refused_with_what_it_would_take(tmp_path):
+    """24 items take 480 + 360 forwards here, 40 kept back 800 + 600."""
+    for forwards, kind in ((2240, None), (2239, "budget")):
+        said, _ = scripted(tmp_path / kind if kind else tmp_path, Made(only(1)), run("0, 2-3"),
+                           budget=(f"forwards={forwards}",))  # fmt: skip
+        assert said[0].get("error", {}).get("type") == kind
+    assert "may take 2240 forwards; of 2239, 2239 are left" in said[0]["error"]["message"]
+
+
 def test_a_limit_of_time_ends_a_session(tmp_path):
     made = Made(only(1, 3))
     with session(tmp_path / "s", made, budget=("seconds=100",)) as opened:
-        opened.clock = lambda step: 40.0 if step < 5 else 101.0  # four runs, then it is over
+        opened.clock = lambda step: float(step) if step < 9 else 101.0  # a few runs, then it is over
         opened.run()
         said = [json.loads(m["content"]) for m in opened.ledger.messages() if m["role"] == "tool"]
     errors = [each["error"]["type"] for each in said if "error" in each]

@@ -42,7 +42,7 @@ class Account:
         prices: of a prompt and of a completion token; None where there are none.
         spent: what was spent.
         seconds: wall time so far.
-        reserved: forwards set aside for confirming claims.
+        reserved: forwards set aside for confirming claims, with the time that they take at that pace.
         pace: seconds that a forward has taken so far.
     """
 
@@ -73,7 +73,7 @@ class Account:
             "prompt_tokens": tokens_in,
             "completion_tokens": tokens_out,
             "money": self.money(tokens_in, tokens_out),
-            "seconds": self.seconds,
+            "seconds": self.seconds + self.reserved * self.pace,
             "forwards": spent.forwards + self.reserved,
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from interpcore.agent.budget import Account, Spend
@@ -18,12 +18,12 @@ def confirm(lab: Lab, account: Callable[[], Account], spend: Callable[[str, Spen
 
     Args:
         lab: the session's.
-        account: gives what is left now; forwards are set aside for these runs, wall time is not.
+        account: gives what is left now; what is set aside is for these runs.
         spend: adds a step to what was spent.
     """
     claims = lab.supported()
     for (plan, task), cost in lab.confirmation([claim for _, claim in claims]).items():
-        now = account()
+        now = replace(account(), reserved=0)
         if now.exhausted() == "seconds" or now.over(seconds=cost * now.pace) is not None:
             break
         with lab.ledger.transaction():

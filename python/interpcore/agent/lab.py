@@ -164,12 +164,14 @@ class Lab:
         gap = intact.values[CONTROL] - intact.values[LOSS]
         return len(gap) > 1 and PairedMean(gap).above(self.options.least) <= self.options.level
 
-    def confirmation(self, claims: Sequence[Claim]) -> dict[tuple[str, str], int]:
-        """(plan, task) of all runs that confirming these claims still takes, with their forwards."""
+    def confirmation(self, claims: Sequence[Claim], *also: tuple[str, str]) -> dict[tuple[str, str], int]:
+        """(plan, task) of all runs that confirming these claims, and `also` plans on tasks, still takes, with
+        their forwards."""
         needed: dict[tuple[str, str], int] = {}
-        for claim in claims:
-            missing = self.missing(claim.needed(self.instrument), claim.task, self.kept_back(claim.task))
-            needed |= {(plan, claim.task): cost for plan, cost in missing.items()}
+        wanted = [(claim.needed(self.instrument), claim.task) for claim in claims]
+        for plans, task in (*wanted, *(((plan,), task) for plan, task in also)):
+            missing = self.missing(plans, task, self.kept_back(task))
+            needed |= {(plan, task): cost for plan, cost in missing.items()}
         return needed
 
     def supported(self) -> list[tuple[str, Claim]]:

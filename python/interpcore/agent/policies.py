@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 from interpcore.agent.instrument import Instrument, listed, without
 from interpcore.agent.options import SessionOptions
 
-Asked = list[tuple[str, dict[str, Any]]]
+Call = tuple[str, dict[str, Any]]
+Asked = list[Call]
 Steps = Generator[Asked, list[dict[str, Any]], Any]
 MOST_PAIRS = 8  # blocks up to which all pairs are tried; else neighbours
 
@@ -67,15 +68,17 @@ class Seen:
         return self.preserves(options) and self.low > -options.within
 
 
-def _measured(view: View, task: str, plans: Sequence[str], n: int | None = None) -> Steps:
-    """Run plans; gives what each said, None where it was refused."""
+def _measured(
+    view: View, task: str, plans: Sequence[str], n: int | None = None, before: Sequence[Call] = ()
+) -> Steps:
+    """Call `before`, then run plans; gives what each said, None where it was refused."""
     options = view.options
     asked: Asked = [
         ("run", {"plan": plan, "task": task, "n": n or options.items, "seed": options.seed}) for plan in plans
     ]
-    results = (yield asked) if asked else []
+    results = (yield [*before, *asked]) if asked else []
     found: list[Seen | None] = []
-    for result in results:
+    for result in results[len(before) :]:
         if "error" in result:
             found.append(None)
             continue
@@ -91,7 +94,7 @@ def _tasks(view: View) -> Steps:
     return [task["task"] for task in result.get("tasks", ()) if task["done"]]
 
 
-def _claim(kind: str, task: str, runs: Sequence[Seen | None], **about: Any) -> tuple[str, dict[str, Any]]:
+def _claim(kind: str, task: str, runs: Sequence[Seen | None], **about: Any) -> Call:
     cited = [seen.run for seen in runs if seen is not None]
     return "claim", {"type": kind, "task": task, "runs": cited, **about}
 
@@ -107,9 +110,28 @@ def _single_claims(view: View, task: str, singles: dict[int, Seen | None]) -> As
     return claims
 
 
+def _prefix_claims(view: View, task: str, prefixes: Mapping[int, Seen | None]) -> Asked:
+    """Where the first n blocks preserve a task that the first n - 1 break."""
+    claims: Asked = []
+    for n in range(1, view.depth + 1):
+        after, before = prefixes.get(n), prefixes.get(n - 1)
+        if after and before and after.preserves(view.options) and before.breaks(view.options):
+            claims.append(_claim("appears_at", task, [after, before], n=n))
+    return claims
+
+
 def _singles(view: View, task: str, blocks: Sequence[int]) -> Steps:
-    seen = yield from _measured(view, task, [without(view.depth, block) for block in blocks])
-    return dict(zip(blocks, seen, strict=True))
+    """Skip blocks, and claim what each skip shows before the next runs, so that what confirming it takes is
+    set aside first."""
+    singles: dict[int, Seen | None] = {}
+    claims: Asked = []
+    for block in blocks:
+        [seen] = yield from _measured(view, task, [without(view.depth, block)], before=claims)
+        singles[block] = seen
+        claims = _single_claims(view, task, {block: seen})
+    if claims:
+        yield claims
+    return singles
 
 
 def grid(view: View) -> Steps:
@@ -118,18 +140,16 @@ def grid(view: View) -> Steps:
     for task in (yield from _tasks(view)):
         singles = yield from _singles(view, task, range(depth))
         prefixes = yield from _measured(view, task, [listed(range(n)) for n in range(depth + 1)])
-        both = yield from _measured(view, task, [without(depth, *pair) for pair in view.pairs])
-        swaps = yield from _measured(view, task, [view.swapped(*pair) for pair in view.pairs])
-        claims = _single_claims(view, task, singles)
-        for n in range(1, depth + 1):
-            after, before = prefixes[n], prefixes[n - 1]
-            if after and before and after.preserves(options) and before.breaks(options):
-                claims.append(_claim("appears_at", task, [after, before], n=n))
-        intact = listed(range(depth))
-        for (i, j), pair, swap in zip(view.pairs, both, swaps, strict=True):
+        claims = _prefix_claims(view, task, dict(enumerate(prefixes)))
+        both = yield from _measured(view, task, [without(depth, *p) for p in view.pairs], before=claims)
+        claims = []
+        for (i, j), pair in zip(view.pairs, both, strict=True):
             first, second = singles[i], singles[j]
             if first and second and pair and abs(pair.change - first.change - second.change) > options.least:
                 claims.append(_claim("interacts", task, [first, second, pair], blocks=[i, j]))
+        swaps = yield from _measured(view, task, [view.swapped(*p) for p in view.pairs], before=claims)
+        intact, claims = listed(range(depth)), []
+        for (i, j), swap in zip(view.pairs, swaps, strict=True):
             if swap and swap.breaks(options):
                 claim = _claim("order", task, [swap], plans=[view.swapped(i, j), intact])
                 claim[1]["runs"].append(swap.intact)
@@ -144,9 +164,6 @@ def greedy_delete(view: View) -> Steps:
     for task in (yield from _tasks(view)):
         kept = list(range(view.depth))
         singles = yield from _singles(view, task, kept)
-        claims = _single_claims(view, task, singles)
-        if claims:
-            yield claims
         whole: Seen | None = None
         drops = singles
         while kept and all(drops.values()):
@@ -224,11 +241,7 @@ def bisect(view: View) -> Steps:
                 break
             low, high = (low, middle) if each.preserves(options) else (middle, high)
         yield from look([high - 2, high - 1, high, high + 1])
-        claims: Asked = []
-        for n in range(1, view.depth + 1):
-            after, before = known.get(n), known.get(n - 1)
-            if after and before and after.preserves(options) and before.breaks(options):
-                claims.append(_claim("appears_at", task, [after, before], n=n))
+        claims = _prefix_claims(view, task, known)
         if claims:
             yield claims
 
@@ -257,12 +270,10 @@ def chance(view: View) -> Steps:
     options, draw = view.options, random.Random(f"policy {view.options.seed}")
     for task in (yield from _tasks(view)):
         blocks = sorted(draw.sample(range(view.depth), (view.depth + 1) // 2))
-        singles = yield from _singles(view, task, blocks)
+        yield from _singles(view, task, blocks)
         n = draw.randint(1, view.depth)
-        after, before = yield from _measured(view, task, [listed(range(n)), listed(range(n - 1))])
-        claims = _single_claims(view, task, singles)
-        if after and before and after.preserves(options) and before.breaks(options):
-            claims.append(_claim("appears_at", task, [after, before], n=n))
+        seen = yield from _measured(view, task, [listed(range(n - 1)), listed(range(n))])
+        claims = _prefix_claims(view, task, {n - 1: seen[0], n: seen[1]})
         if claims:
             yield claims
 
@@ -272,7 +283,8 @@ def guess(view: View) -> Steps:
     depth, middle = view.depth, view.depth // 2
     for task in (yield from _tasks(view)):
         blocks = sorted({0, middle, depth - 1})
-        singles = yield from _singles(view, task, blocks)
+        plans = [without(depth, block) for block in blocks]
+        singles = dict(zip(blocks, (yield from _measured(view, task, plans)), strict=True))
         kinds = {block: "does_not_matter" if block == middle else "matters" for block in blocks}
         yield [_claim(kinds[block], task, [seen], blocks=[block]) for block, seen in singles.items() if seen]
 

@@ -111,7 +111,8 @@ def run_plan(lab: Lab, account: Account, asked: RunPlan) -> Result:
     for metric in shown:
         _metric(lab, metric)
     items = lab.explored(asked.task, asked.n or options.items, asked.seed)
-    _afford(account, sum(lab.missing((plan,), asked.task, items).values()))
+    forwards = sum(lab.missing((plan,), asked.task, items).values())
+    _afford(account, forwards + _later(lab, account, plan, asked, items), "It, and confirming what it shows,")
     intact, first = lab.run(lab.intact, asked.task, items)
     run, second = lab.run(plan, asked.task, items)
     found = {
@@ -183,7 +184,7 @@ def claim(lab: Lab, account: Account, asked: Claim) -> Result:
     if verdict == "supported":
         supported = [each for _, each in lab.supported()]
         more = sum(lab.confirmation([*supported, asked]).values()) - account.reserved
-        _afford(account, more, what="Confirming it on other items")
+        _afford(account, more, "Confirming it on other items")
     name = f"c{ledger.value('SELECT COUNT(*) FROM claims') + 1}"
     found = {**asdict(finding), "verdict": verdict, "in_sample": True}
     ledger.insert(
@@ -293,6 +294,17 @@ def _afford(account: Account, forwards: int, what: str = "It") -> None:
     over = account.over(forwards=forwards, seconds=forwards * account.pace)
     if over is not None:
         raise OverBudget(f"{what} does not fit the budget: {over}.")
+
+
+def _later(lab: Lab, account: Account, plan: str, asked: RunPlan, items: tuple[str, ...]) -> int:
+    """Forwards beyond those set aside that claiming and confirming a plan takes after a run of it: what could
+    not be confirmed any more need not be explored."""
+    supported = [each for _, each in lab.supported()]
+    later = sum(lab.confirmation(supported, (plan, asked.task)).values()) - account.reserved
+    if len(items) < LEAST_ITEMS:  # too few for a claim, so that it runs again
+        enough = lab.explored(asked.task, lab.options.items, asked.seed)
+        later += sum(lab.missing((plan,), asked.task, enough).values())
+    return later
 
 
 def _metric(lab: Lab, name: str | None) -> str:
