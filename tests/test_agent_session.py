@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def test_what_is_explored_can_still_be_confirmed(tmp_path, policy, limits):
             found, spent = count(opened.ledger), opened.ledger.spent().forwards
         assert spent <= forwards and found.refused == 0
         confirmed.append(found.confirmed)
-    assert all(more > less for less, more in zip(confirmed, confirmed[1:], strict=False))
+    assert all(more > less for less, more in pairwise(confirmed))
 
 
 def test_a_run_that_could_not_be_confirmed_is_refused_with_what_it_would_take(tmp_path):

@@ -267,7 +267,7 @@ def halving(view: View) -> Steps:
 
 def chance(view: View) -> Steps:
     """Skips and prefixes drawn at random, half as many as there are blocks; claims what they show."""
-    options, draw = view.options, random.Random(f"policy {view.options.seed}")
+    draw = random.Random(f"policy {view.options.seed}")
     for task in (yield from _tasks(view)):
         blocks = sorted(draw.sample(range(view.depth), (view.depth + 1) // 2))
         yield from _singles(view, task, blocks)
