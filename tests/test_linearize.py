@@ -45,6 +45,7 @@ def edits(model: Model) -> list[Edit]:
         Edit("resid", 2, slice(2, None), LowRank.ablate(tensor(d))),
         Edit("resid", -1, -1, Affine(tensor(d, d) / d**0.5)),
         Edit("attn_in", 1, [0, 2], Add(tensor(d))),
+        Edit("attn_normed", 2, slice(1, 4), LowRank.ablate(tensor(d))),
         Edit("q", 0, slice(1, None), Scale(1.5), heads=[1]),
         Edit("k", 1, 2, Function(torch.tanh), heads=[0]),
         Edit("v", 2, 0, Scale(0.5)),
@@ -55,6 +56,7 @@ def edits(model: Model) -> list[Edit]:
         Edit("attn_out", 0, 2, LowRank.ablate(tensor(d))),
         Edit("resid_mid", 1, slice(1, None), LowRank.ablate(tensor(d))),
         Edit("mlp_in", 2, 1, Scale(0.3)),
+        Edit("mlp_normed", 1, slice(2, None), Add(tensor(d))),
         Edit("mlp_act", 1, slice(None), Scale(0.9)),
         Edit("mlp_out", 0, 3, Function(torch.sin), rows=[1]),
         Edit("block_out", 1, slice(2, 6), LowRank.ablate(tensor(d))),
@@ -150,7 +152,11 @@ def test_site_cotangents_equal_autograd(model, case):
         2, 1, 9, model.spec.d_model, generator=torch.Generator().manual_seed(4), dtype=torch.float64
     )
     names = ["attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_out", "block_out"]
-    names += [s for s in ("mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up") if s not in model.spec.absent]
+    names += [
+        s
+        for s in ("attn_normed", "mlp_normed", "mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up")
+        if s not in model.spec.absent
+    ]
     steps = [step for step in lin.reverse(g, sites=names) if step.depth != model.plan.n_calls]
     ours = {(name, step.depth): step.sites[name][:, 0] for step in steps for name in names}
     zeros = {

@@ -57,8 +57,13 @@ class Block:
     @property
     def absent(self) -> Mapping[str, str]:
         """Sites that it does not have, with the reason."""
-        parallel = "its branches read the same stream, so that there is none between them."
-        return {**self.mlp.absent, **({"resid_mid": parallel} if self.parallel else {})}
+        absent = dict(self.mlp.absent)
+        if self.parallel:
+            absent["resid_mid"] = "its branches read the same stream, so that there is none between them."
+        for branch, norm in (("attn", self.attn_norm), ("mlp", self.mlp_norm)):
+            if norm is None:
+                absent[f"{branch}_normed"] = f"that branch reads the stream without a norm; use {branch}_in."
+        return absent
 
     @property
     def neurons(self) -> MLP:
@@ -74,7 +79,7 @@ class Block:
         """The stream after the block, [batch, position, d_model], of the stream x entering it."""
         attn_in = ctx.site("attn_in", depth, x)
         normed = apply(self.attn_norm, attn_in)
-        attn_raw = self.attention(normed, ctx, depth, slot, writer)
+        attn_raw = self.attention(ctx.site("attn_normed", depth, normed), ctx, depth, slot, writer)
         attn_out = ctx.site("attn_out", depth, apply(self.attn_post_norm, attn_raw))
         added = x + attn_out
         ctx.keep(depth, attn_in=attn_in, attn_raw=attn_raw, attn_added=added)
@@ -94,7 +99,8 @@ class Block:
 
         `normed` is x after the norm, where that is known.
         """
-        raw = self.mlp(apply(self.mlp_norm, x) if normed is None else normed, ctx, depth)
+        normed = apply(self.mlp_norm, x) if normed is None else normed
+        raw = self.mlp(ctx.site("mlp_normed", depth, normed), ctx, depth)
         ctx.keep(depth, mlp_in=x, mlp_raw=raw)
         return apply(self.mlp_post_norm, raw)
 

@@ -41,6 +41,9 @@ SITES: dict[str, Site] = {
     "attn_in": Site(
         "[batch, position, d_model]", "calls", "attention branch's own copy of the stream, before its norm"
     ),
+    "attn_normed": Site(
+        "[batch, position, d_model]", "calls", "what attention's projections read, after the norm"
+    ),
     "q": Site(
         "[batch, position, head, d_head]", "calls", "queries before rotary (after a q norm)", "n_heads"
     ),
@@ -76,6 +79,9 @@ SITES: dict[str, Site] = {
     ),
     "mlp_in": Site(
         "[batch, position, d_model]", "calls", "MLP branch's own copy of the stream, before its norm"
+    ),
+    "mlp_normed": Site(
+        "[batch, position, d_model]", "calls", "what the MLP's projections read, after the norm"
     ),
     "mlp_pre": Site("[batch, position, d_mlp]", "calls", "plain MLP: before the activation"),
     "mlp_gate_pre": Site("[batch, position, d_mlp]", "calls", "gated MLP: gate before the activation"),

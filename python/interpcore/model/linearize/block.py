@@ -92,6 +92,9 @@ class LinearBlock:
             return stream
         g = pull(self.ctx, "mlp_out", self.depth, g)
         g = self.mlp.vjp(g if self.mlp_post_norm is None else self.mlp_post_norm.vjp(g), seen)
+        if seen is not None:
+            seen["mlp_normed"] = g
+        g = pull(self.ctx, "mlp_normed", self.depth, g)
         return self._into_stream("mlp_in", g, self.mlp_norm, stream, seen)
 
     def _attention_vjp(
@@ -107,6 +110,9 @@ class LinearBlock:
         g = self.attention.vjp(
             g if self.attn_post_norm is None else self.attn_post_norm.vjp(g), seen, first_only
         )
+        if seen is not None:
+            seen["attn_normed"] = g
+        g = self._pulled("attn_normed", g)
         if not first_only and stream.shape[2] == count:
             return self._into_stream("attn_in", g, self.attn_norm, stream, seen)
         norm = self.attn_norm
@@ -115,11 +121,14 @@ class LinearBlock:
         back = g if norm is None else norm.vjp(g)
         if seen is not None:
             seen["attn_in"] = back
-        if self.ctx.edits_at("attn_in", self.depth):
-            back = pull(self.ctx, "attn_in", self.depth, _at_first(back, count, self.n_positions))[
-                :, :, :count
-            ]
-        return back + _at_first(stream, self.n_positions, count)
+        return self._pulled("attn_in", back) + _at_first(stream, self.n_positions, count)
+
+    def _pulled(self, site: str, g: Tensor) -> Tensor:
+        """Cotangent before a site's edits from the one after them, at the first positions or at all."""
+        count = g.shape[2]
+        if count == self.n_positions or not self.ctx.edits_at(site, self.depth):
+            return pull(self.ctx, site, self.depth, g)
+        return pull(self.ctx, site, self.depth, _at_first(g, count, self.n_positions))[:, :, :count]
 
     def _into_stream(
         self, site: str, g: Tensor, norm: LinearNorm | None, stream: Tensor, seen: dict[str, Tensor] | None
@@ -137,7 +146,8 @@ class LinearBlock:
         middle = t
         if "attention" not in self.dropped:
             branch = push(self.ctx, "attn_in", self.depth, t)
-            out = self.attention.jvp(branch if self.attn_norm is None else self.attn_norm.jvp(branch))
+            branch = branch if self.attn_norm is None else self.attn_norm.jvp(branch)
+            out = self.attention.jvp(push(self.ctx, "attn_normed", self.depth, branch))
             out = out if self.attn_post_norm is None else self.attn_post_norm.jvp(out)
             middle = t + push(self.ctx, "attn_out", self.depth, out)
         middle = middle if self.attn_stream_norm is None else self.attn_stream_norm.jvp(middle)
@@ -145,7 +155,8 @@ class LinearBlock:
             middle = push(self.ctx, "resid_mid", self.depth, middle)
         if "mlp" not in self.dropped:
             branch = push(self.ctx, "mlp_in", self.depth, t if self.block.parallel else middle)
-            out = self.mlp.jvp(branch if self.mlp_norm is None else self.mlp_norm.jvp(branch))
+            branch = branch if self.mlp_norm is None else self.mlp_norm.jvp(branch)
+            out = self.mlp.jvp(push(self.ctx, "mlp_normed", self.depth, branch))
             out = out if self.mlp_post_norm is None else self.mlp_post_norm.jvp(out)
             middle = middle + push(self.ctx, "mlp_out", self.depth, out)
         out = middle if self.mlp_stream_norm is None else self.mlp_stream_norm.jvp(middle)

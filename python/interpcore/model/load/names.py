@@ -13,9 +13,11 @@ def module_names(
     Args:
         layers: the list of blocks.
         embed, final_norm, logits: of the sites of these names; None where no module shows the site.
-        inside: by site, a path within a block, "" for the block itself; None likewise.
+        inside: by site, a path within a block, "" for the block itself; None likewise. The norm that reads
+            a branch's copy of the stream gives what the branch reads.
     """
     block = f"{layers}.{{d}}"
+    inside |= {f"{branch}_normed": inside.get(f"{branch}_in") for branch in ("attn", "mlp")}
     paths = {site: None if path is None else f"{block}.{path}".rstrip(".") for site, path in inside.items()}
     paths |= {"embed": embed, "resid": block, "block_out": block, "final_norm": final_norm, "logits": logits}
     return {
