@@ -140,13 +140,30 @@ def _wrong(model: Any, sites: tuple[str, ...], alone: list[torch.Tensor]) -> lis
             still = model.forward(TOKENS, taps=taps[2:], edits=none).taps
             if not close(still[taps[2]], still[taps[3]]):
                 found.append(f"edits of both at depth {d}")
-    for site in {"resid", "attn_out", "mlp_out", "embed"} & set(sites):
+    for branch in ("attn", "mlp"):
+        if f"{branch}_normed" in sites:
+            found += _normed_wrong(model, branch, close)
+    for site in {"resid", "attn_out", "mlp_out", "embed", "attn_normed", "mlp_normed"} & set(sites):
         edit = Edit(site, None if site == "embed" else 1, 6, Add(torch.linspace(-1, 3, 32)), rows=[0])
         edited = model.forward(TOKENS, mask, edits=[edit]).logits
         if not close(edited[1, 5:], plain[1, 5:]) or not close(edited[0, :6], plain[0, :6]):
             found.append(f"an edit of {site} stays in its row and later positions")
         if close(edited[0, 6:], plain[0, 6:]):
             found.append(f"an edit of {site} reaches the logits")
+    return found
+
+
+def _normed_wrong(model: Any, branch: str, close: Any) -> list[str]:
+    """What a branch reads decides what it writes, and nothing before it."""
+    other = {"attn": "mlp", "mlp": "attn"}[branch]
+    own, before, beside = Tap(f"{branch}_out", 2), Tap("resid", 2), Tap(f"{other}_out", 2)
+    edit = Edit(f"{branch}_normed", 2, None, Add(torch.linspace(-1, 3, 32)))
+    plain, edited = (model.forward(TOKENS, taps=[own, before, beside], edits=e).taps for e in ([], [edit]))
+    found = [] if not close(edited[own], plain[own]) else [f"an edit of {branch}_normed changes {branch}_out"]
+    if not close(edited[before], plain[before]):
+        found.append(f"an edit of {branch}_normed leaves the stream before it")
+    if branch == "mlp" and not close(edited[beside], plain[beside]):
+        found.append("an edit of mlp_normed leaves attention")
     return found
 
 

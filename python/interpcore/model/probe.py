@@ -2,8 +2,8 @@
 
 A site is kept where its module runs once in every block, in the blocks' order, its value is
 [batch, position, d_model], what attention and MLP add is the change of the stream (also where both are
-edited), and an edit reaches the logits. A model that is not causal row by row is
-refused.
+edited), what they read is a norm's output, and an edit reaches the logits. A model that is not causal row by
+row is refused.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ AFTER = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "feedforward", "f
 # Largest |logit difference| over largest |logit| that rounding makes between two batches, by dtype.
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 EXACT = 1e-4  # of the identities, beside the rounding of the stream itself
+NORMED = {"attn_normed": "attn_out", "mlp_normed": "mlp_out"}
 APART = "its blocks have no two modules whose outputs add up to what a block adds to the stream."
 
 OUTSIDE = ("embed", "unembedding", "logits")
@@ -168,6 +169,11 @@ def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, st
             watched += [
                 ((f"{prefix}.{child}", d), getattr(block, child), "output") for d, block in enumerate(blocks)
             ]
+            if any(child in names for names in PARTS.values()):
+                watched += [
+                    ((f"{prefix}.{child}<", d), getattr(block, child), "input")
+                    for d, block in enumerate(blocks)
+                ]
     return watched
 
 
@@ -233,7 +239,7 @@ def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) 
         found.absent["resid"] = (
             "no stream [batch, position, d_model] runs through its blocks, each called once."
         )
-        found.drop(PARTS, APART)
+        found.drop((*PARTS, *NORMED), APART)
         return found
     found.boundaries["resid"] = ("input", f"{prefix}.{{d}}")
     for d in range(n + 1):
@@ -248,9 +254,32 @@ def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) 
         if fits(one, range(n)) and fits(other, range(n)) and run.add_up(one, other, n):
             for site, child in zip(PARTS, (attention, mlp), strict=True):
                 found.boundaries[site] = ("output", f"{prefix}.{{d}}.{child}")
+            _read_norms(run, prefix, found, fits)
             return found
-    found.drop(PARTS, APART)
+    found.drop((*PARTS, *NORMED), APART)
     return found
+
+
+def _read_norms(
+    run: Run, prefix: str, found: Found, fits: Callable[[str, Sequence[int | None]], bool]
+) -> None:
+    """What attention and MLP read, where that is the output of one of the block's norms."""
+    blocks, depths = found.layers, range(len(found.layers))
+    norms = [
+        f"{prefix}.{c}"
+        for c in _children(blocks)
+        if _is_norm(getattr(blocks[0], c)) and fits(f"{prefix}.{c}", depths)
+    ]
+    for site, part in NORMED.items():
+        for child in PARTS[part]:
+            read = f"{prefix}.{child}<"
+            if fits(read, depths) and any(
+                all(torch.equal(run.seen[read, d], run.seen[norm, d]) for d in depths) for norm in norms
+            ):
+                found.boundaries[site] = ("input", f"{prefix}.{{d}}.{child}")
+                break
+        else:
+            found.absent[site] = "no module of its blocks reads a norm's output alone."
 
 
 def _name_rest(run: Run, found: Found, hf: Any, paths: dict[int, str]) -> None:
@@ -319,7 +348,7 @@ def _check_edits(edited: Run, found: Found, gradients: dict[Place, Tensor]) -> N
     """Drop the sites whose edits do not do what they say."""
     n = len(found.layers)
     if "attn_out" in found.boundaries and not edited.add_up("attn_out", "mlp_out", n):
-        found.drop(PARTS, APART)
+        found.drop((*PARTS, *NORMED), APART)
     for (site, _), gradient in gradients.items():
         if not bool(gradient[:, :-N_FREE].any()):
             found.drop([site], "an edit there does not reach the logits.")
