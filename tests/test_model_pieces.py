@@ -100,6 +100,12 @@ def test_a_skipped_block_adds_nothing(model):
         ("blocks.5.hook_resid_post", ("resid", 6)),
         ("blocks.1.attn.hook_z", ("z", 1)),
         ("blocks.1.mlp.hook_pre", ("mlp_pre", 1)),
+        ("blocks.1.attn.hook_in", ("attn_normed", 1)),
+        ("layers_output[3]", ("block_out", 3)),
+        ("attention_probabilities[3]", ("pattern", 3)),
+        ("interp_engine:attn_in.3", ("attn_normed", 3)),
+        ("attn_in.3", ("attn_in", 3)),
+        ("resid_post.3", ("block_out", 3)),
         ("lre:0", ("resid", 1)),
         ("lre:-1", ("resid", 6)),
         ("lre:emb", ("embed", None)),
@@ -113,17 +119,51 @@ def test_names(name, address):
 def test_names_round_trip():
     for site, meaning in SITES.items():
         for depth in [None] if meaning.depths == "none" else range(6 + (meaning.depths == "calls+1")):
-            for convention in ("interpcore", "transformers", "transformer_lens", "lre"):
+            for convention in (
+                "interpcore",
+                "transformers",
+                "lre",
+                "transformer_lens",
+                "nnterp",
+                "interp_engine",
+            ):
+                if site == "mlp_gate_pre":
+                    continue  # called as mlp_pre is: the model decides
                 name = site_name(site, depth, 6, convention)
                 if name is not None:
-                    assert site_address(name, 6, gated=site in ("mlp_gate_pre", "mlp_up")) == (site, depth), (
-                        name,
-                        convention,
-                    )
+                    assert site_address(name, 6) == (site, depth), (name, convention)
     with pytest.raises(ValueError, match="names no activation"):
         site_address("blocks.0.hook_nothing", 6)
     with pytest.raises(ValueError, match="outside this model"):
         site_address("blocks.6.hook_resid_pre", 6)
+
+
+def test_names_of_a_family_mean_its_own_tensors():
+    """Norms of queries and after branches, scaled embeddings, and soft-capped logits move what names mean."""
+    specs = {f: interpcore.load(transformers_model(f)).spec for f in ("gpt2", "qwen3", "gemma2")}
+    for spec in specs.values():
+        for site in set(SITES) - set(spec.absent) - {"logits"}:
+            depth = None if SITES[site].depths == "none" else 2
+            for convention in ("transformer_lens", "nnterp", "interp_engine"):
+                name = site_name(site, depth, 4, convention, spec)
+                assert name is None or site_address(name, 4, spec) == (site, depth)
+            if (at := spec.module_names.get(site)) and site != "resid":
+                assert site_address(f"{at[1].format(d=2)}.{at[0]}", 4, spec) == (site, depth)
+    qwen, gemma = specs["qwen3"], specs["gemma2"]
+    assert site_address("blocks.2.attn.hook_q_normed", 4, qwen) == ("q", 2)
+    assert site_address("blocks.2.mlp.hook_pre", 4, qwen) == ("mlp_gate_pre", 2)
+    assert site_address("blocks.2.attn.hook_q", 4, specs["gpt2"]) == ("q", 2)
+    assert site_address("model.layers[2].post_attention_layernorm.output", 4, gemma) == ("attn_out", 2)
+    assert site_address("interp_engine:attn_out_post.2", 4, gemma) == ("attn_out", 2)
+    for name, spec in [
+        ("blocks.2.attn.hook_q", qwen),
+        ("attentions_output[2]", gemma),
+        ("hook_embed", gemma),
+    ]:
+        with pytest.raises(ValueError, match="a tensor that is no site here"):
+            site_address(name, 4, spec)
+    with pytest.raises(ValueError, match="MLPs have no gate"):
+        site_address("blocks.2.mlp.hook_pre_linear", 4, specs["gpt2"])
 
 
 def test_the_site_table_matches_the_taps(model):

@@ -166,8 +166,8 @@ class Model(AsFacts):
         return encode(self.tokenizer, texts, self.spec, self.device, bos)
 
     def sites(self) -> Rows:
-        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
-        names."""
+        """Every site of this model: name, depths, shape, meaning, and its names in transformers and other
+        libraries."""
         from interpcore.model.names import site_table
 
         return site_table(self.spec, self.plan.n_calls)

@@ -146,8 +146,8 @@ class GenericModel(AsFacts):
         return encode(self.tokenizer, texts, self.spec, self.device, bos)
 
     def sites(self) -> Rows:
-        """Every site of this model: name, depths, shape, meaning, and its transformers and TransformerLens
-        names; `.absent`, shown below the table, says why the others are not there."""
+        """Every site of this model: name, depths, shape, meaning, and its names in transformers and other
+        libraries; `.absent`, shown below the table, says why the others are not there."""
         rows = site_table(self.spec, len(self.layers))
         rows.absent = self.spec.absent
         return rows

@@ -1,4 +1,4 @@
-"""One conversion between names of activations: ours, transformers', TransformerLens' and published layer
+"""One conversion between names of activations: ours, transformers', other libraries' and published layer
 ids."""
 
 from __future__ import annotations
@@ -6,42 +6,23 @@ from __future__ import annotations
 import re
 
 from interpcore.errors import Refused
+from interpcore.model.other_names import OTHERS, names_of, other_address
 from interpcore.model.plan import Plan
 from interpcore.model.sites import SITES
 from interpcore.model.spec import ModelSpec
 from interpcore.runs.shown import Rows
 
-TRANSFORMER_LENS: dict[str, str] = {
-    "embed": "hook_embed",
-    "resid": "blocks.{d}.hook_resid_pre",
-    "attn_in": "blocks.{d}.hook_attn_in",
-    "q": "blocks.{d}.attn.hook_q",
-    "k": "blocks.{d}.attn.hook_k",
-    "v": "blocks.{d}.attn.hook_v",
-    "scores": "blocks.{d}.attn.hook_attn_scores",
-    "pattern": "blocks.{d}.attn.hook_pattern",
-    "z": "blocks.{d}.attn.hook_z",
-    "head_out": "blocks.{d}.attn.hook_result",
-    "attn_out": "blocks.{d}.hook_attn_out",
-    "resid_mid": "blocks.{d}.hook_resid_mid",
-    "mlp_in": "blocks.{d}.hook_mlp_in",
-    "mlp_pre": "blocks.{d}.mlp.hook_pre",
-    "mlp_gate_pre": "blocks.{d}.mlp.hook_pre",
-    "mlp_up": "blocks.{d}.mlp.hook_pre_linear",
-    "mlp_act": "blocks.{d}.mlp.hook_post",
-    "mlp_out": "blocks.{d}.hook_mlp_out",
-}
 
-
-def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int | None]:
+def site_address(name: str, n_calls: int, spec: ModelSpec | None = None) -> tuple[str, int | None]:
     """The site and depth that a name means.
 
     Args:
-        name: "resid.3", "embed" (ours), "hidden_states[3]" (transformers), "blocks.3.hook_resid_post"
-            (TransformerLens), "lre:3" or "lre:emb" (published LRE layers: block outputs; the token
-            embedding).
+        name: "resid.3", "embed" (ours), "hidden_states[3]" (transformers), "lre:3" or "lre:emb" (published
+            LRE layers: block outputs; the token embedding), "blocks.3.hook_resid_post" (TransformerLens),
+            "layers_output[3]" (nnterp), "interp_engine:attn_in.3"; with a spec also a module's path,
+            "model.layers[3].mlp.output" (nnsight).
         n_calls: D, the number of block calls; negative depths count from the end.
-        gated: whether the model's MLPs are gated, which decides what TransformerLens' `hook_pre` is.
+        spec: of the model, which decides what some names mean: before or after a norm, of gated MLPs.
     Returns: (site, depth) with depth from 0, None for sites without one.
     Raises: ValueError for a name that means nothing, or nothing exact: transformers' last hidden state is
     normed.
@@ -60,23 +41,27 @@ def site_address(name: str, n_calls: int, gated: bool = False) -> tuple[str, int
             return m[1], _in_range(int(m[2]), n_calls + (SITES[m[1]].depths == "calls+1"), name)
     elif name in SITES and SITES[name].depths == "none":
         return name, None
-    plain, d = re.sub(r"^blocks\.\d+\.", "blocks.{d}.", name), re.match(r"blocks\.(\d+)\.", name)
-    sites = [s for s, hook in TRANSFORMER_LENS.items() if hook == plain]
-    if not sites:
+    found = other_address(name, spec)
+    if found is None:
         raise Refused(
             f"{name!r} names no activation; examples: resid.3, hidden_states[3], blocks.3.hook_resid_pre, "
-            "lre:3, embed."
+            "layers_output[3], lre:3, embed."
         )
-    site = ("mlp_gate_pre" if gated else "mlp_pre") if sites[0] == "mlp_pre" else sites[0]
-    return site, None if d is None else _in_range(int(d[1]), n_calls, name)
+    site, depth_found = found
+    return site, None if depth_found is None else _in_range(depth_found, n_calls, name)
 
 
-def site_name(site: str, depth: int | None, n_calls: int, convention: str = "interpcore") -> str | None:
+def site_name(
+    site: str, depth: int | None, n_calls: int, convention: str = "interpcore", spec: ModelSpec | None = None
+) -> str | None:
     """The name of a site in a convention; None where it has none.
 
     Args:
         site, depth: as in `Tap`, depth from 0.
-        convention: "interpcore", "transformers" (hidden_states only), "transformer_lens" or "lre".
+        n_calls: D, the number of block calls.
+        convention: "interpcore", "transformers" (hidden_states only), "lre", "transformer_lens", "nnterp" or
+            "interp_engine".
+        spec: as in `site_address`.
     """
     if convention == "interpcore":
         return site if depth is None else f"{site}.{depth}"
@@ -90,12 +75,14 @@ def site_name(site: str, depth: int | None, n_calls: int, convention: str = "int
         if site == "resid":
             return f"lre:{depth - 1}" if depth else None
         return {"embed": "lre:emb", "final_norm": "lre:ln_f"}.get(site)
-    if convention == "transformer_lens":
-        if site == "resid" and depth == n_calls:
-            return f"blocks.{n_calls - 1}.hook_resid_post"
-        hook = TRANSFORMER_LENS.get(site)
-        return None if hook is None else hook.format(d=depth)
-    raise Refused(f"Conventions are interpcore, transformers, transformer_lens and lre; got {convention!r}.")
+    if convention not in OTHERS:
+        raise Refused(
+            f"Conventions are interpcore, transformers, lre, {', '.join(OTHERS)}; got {convention!r}."
+        )
+    if site == "resid" and depth == n_calls:
+        return f"blocks.{n_calls - 1}.hook_resid_post" if convention == "transformer_lens" else None
+    name = (OTHERS[convention] if spec is None else names_of(convention, spec)).get(site)
+    return None if name is None else name.format(d=depth)
 
 
 def source_site(depth: int | None) -> tuple[str, int | None]:
@@ -141,8 +128,9 @@ def published_layer(depth: int | None) -> int | str:
 
 
 def site_table(spec: ModelSpec, n_calls: int) -> Rows:
-    """A row per site of a model: site, depths, shape with sizes, meaning, transformers' module and
-    TransformerLens' hook."""
+    """A row per site of a model: site, depths, shape with sizes, meaning, transformers' module and other
+    libraries' names, where those mean that tensor."""
+    others = {convention: names_of(convention, spec) for convention in OTHERS}
     sizes = {
         "d_model": spec.d_model,
         "d_mlp": spec.d_mlp,
@@ -166,7 +154,7 @@ def site_table(spec: ModelSpec, n_calls: int) -> Rows:
                 "shape": f"[{', '.join(axes)}]",
                 "meaning": site.meaning,
                 "transformers": f"{side} of {module}" if module else "",
-                "transformer_lens": TRANSFORMER_LENS.get(name, ""),
+                **{convention: names.get(name, "") for convention, names in others.items()},
             }
         )
     return rows
