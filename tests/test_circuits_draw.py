@@ -9,9 +9,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 import torch
+from browser import browse
 
 from interpcore.circuits import Circuit, Graph, GraphError, Scores, select
+from interpcore.circuits.study.about import About
 from interpcore.circuits.study.draw import HELPS, HURTS, draw
+from interpcore.circuits.study.page import circuit_page
 from interpcore.circuits.study.placement import arrows, places
 from interpcore.circuits.study.published import GPT2_SMALL, manual_circuit, recovery, touched
 
@@ -76,6 +79,48 @@ def test_the_page_holds_its_data_and_nothing_from_elsewhere(tmp_path, scored) ->
         assert score == pytest.approx(float(scored.values[scored.graph.edge(name)]), rel=1e-5)
     assert "{{" not in text and "&lt;/script&gt;" in text
     assert not re.search(r'(src|href)="|https?://(?!www\.w3\.org/2000/svg)', text)
+
+
+READER = """
+const told = [], edges = [...document.querySelectorAll("g.edge")];
+const drawn = () => edges.filter(edge => edge.style.display !== "none").length;
+const act = (element, value) => { element.value = value; element.dispatchEvent(new Event("input")); };
+told.push(drawn(), at("faithfulness").textContent);
+act(count, 2); told.push(drawn(), at("shown").textContent);
+act(search, "logits"); told.push(at("list").querySelectorAll("tr").length);
+document.querySelector("h1").textContent = JSON.stringify(told);
+"""
+
+
+def test_the_page_opens_at_the_smallest_faithful_circuit(tmp_path, scored) -> None:
+    values = {"metric": "logit_diff", "pairs": 7}
+    rows = [
+        {"requested": n, "kept": c.n_edges, "faithfulness": f, "faithfulness_low": f - 0.1}
+        | {"faithfulness_high": f + 0.1, **values}
+        for n, f in ((60, 0.3), (70, 0.6), (80, 0.9), (120, 1.0))
+        for c in [select(scored, n, "greedy")]
+    ]
+    about = About.of(scored, rows)
+    assert about.opens == 2 and [c.n_edges for c in about.circuits] == [row["kept"] for row in rows]
+    page = circuit_page(Circuit.full(scored.graph), scored, about=about)
+    html = browse(page.save(tmp_path / "c.html"), script=READER)
+    told = json.loads(re.search(r"<h1>(.*?)</h1>", html)[1])
+    assert told[:2] == [rows[2]["kept"], "faithfulness 0.90 [0.80, 1.00] of logit_diff, 7 held-out pairs"]
+    assert told[2:4] == [rows[1]["kept"], f"{rows[1]['kept']} edges"]
+    to_logits = about.circuits[1].edges[:, scored.graph.logits]
+    assert told[4] == int(to_logits.sum()) and html.count('class="tip"') == scored.graph.n_edges
+    # A study of which none is faithful, and no study at all, are told in a sentence.
+    none = circuit_page(Circuit.full(scored.graph), scored, about=About.of(scored, rows[:2]))
+    assert "None of the circuits measured keeps 0.85" in none
+    assert "No circuit of these scores was measured" in circuit_page(Circuit.full(scored.graph), scored)
+
+
+def test_heads_of_a_row_are_in_order(scored) -> None:
+    circuit = select(scored, 60, "greedy")
+    placed = places(circuit, arrows(circuit, scored))
+    for layer in range(4):
+        heads = sorted((p.x, p.name) for p in placed.values() if p.kind == "head" and p.layer == layer)
+        assert [name for _, name in heads] == sorted(name for _, name in heads)
 
 
 def test_what_cannot_be_drawn(tmp_path, scored) -> None:

@@ -62,5 +62,48 @@ def tokens(
     typer.echo(f"{shards.n_sequences} sequences of {shards.context} tokens in {out} ({names}).")
 
 
+@app.command()
+def site(
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a study that has its table (neurons dataframe).")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where to; default: RUN/site.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the model is now; default: as the run says.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Where the shards are now; default: as the run says.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Top contexts of a neuron.")] = 6,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Sequences that tokens of intervals are drawn from.")
+    ] = 64,
+    neuronpedia: Annotated[
+        Path | None, typer.Option(help="Also write a folder in Neuronpedia's form, gzip JSON lines.")
+    ] = None,
+) -> None:
+    """All neurons of a study as one site that needs no server: searched, sorted, linked.
+
+    Example: interpcore neurons site runs/neurons-tiny
+    """
+    from interpcore.data.tokens import TokenShards
+    from interpcore.errors import Refused
+    from interpcore.neurons.report.neuronpedia import write_neuronpedia
+    from interpcore.neurons.report.site import neuron_facts, site_corpus, write_site
+    from interpcore.review.verify import find_model
+    from interpcore.runs import read_card
+
+    corpus = tokens or site_corpus(run)
+    if corpus is None:
+        raise Refused(f"The card of {run} does not say where its tokens were; give them with --tokens.")
+    shards = TokenShards.open(corpus)
+    loaded = find_model(read_card(run / "summary"), model)
+    facts = neuron_facts(run, loaded, shards, examples=examples, sample=sample)
+    typer.echo(str(write_site(facts, out or run / "site")))
+    if neuronpedia is not None:
+        for file in write_neuronpedia(facts, neuronpedia):
+            typer.echo(str(file))
+
+
 for experiment in EXPERIMENTS:
     add(app, experiment)

@@ -125,6 +125,33 @@ class HistogramCounts(ShortRepr):
         return found.masked_fill(total[:, -1:] == 0, torch.nan).T
 
 
+def rebinned(counts: Tensor, edges: Tensor, minimum: float, maximum: float, bins: int) -> list[float]:
+    """A column's density in equal bins from its minimum to its maximum, its values spread evenly within the
+    bins that they were counted in, so that fine bins make no spikes.
+
+    Args:
+        counts: of one column [bins'] int64.
+        edges: inner ones [bins' - 1].
+        minimum, maximum: exact, which bound the outer bins.
+        bins: how many equal ones.
+    Returns: heights whose sum times the bins' width is 1; [] without values or for a constant column.
+    """
+    total = int(counts.sum())
+    if not total or not maximum > minimum:
+        return []
+    outer = torch.tensor([minimum, maximum], dtype=torch.float64)
+    ends = torch.cat((outer[:1], edges.double().clamp(minimum, maximum), outer[1:]))
+    below = torch.cat((torch.zeros(1), counts.cumsum(0))).double() / total
+    at = torch.linspace(minimum, maximum, bins + 1, dtype=torch.float64)
+    place = torch.searchsorted(ends, at, right=True).clamp(1, len(ends) - 1)
+    low, high = ends[place - 1], ends[place]
+    share = torch.where(high > low, (at - low) / (high - low).clamp(min=1e-300), 1.0).clamp(0, 1)
+    reached = below[place - 1] + share * (below[place] - below[place - 1])
+    reached[0], reached[-1] = 0.0, 1.0
+    heights: list[float] = (reached.diff() * bins / (maximum - minimum)).tolist()
+    return heights
+
+
 class Histogram:
     """Counts of every column's values in fixed bins.
 

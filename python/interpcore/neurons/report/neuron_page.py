@@ -15,21 +15,22 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.model.token_text import token_texts
-from interpcore.neurons.correlation.reader import NeuronSet
 from interpcore.neurons.effects.interventions import check_neurons, clean_run
 from interpcore.neurons.report.behaviour import histogram_figure, subset_figure
+from interpcore.neurons.report.contexts import one_of_a_sequence
 from interpcore.neurons.report.figures import composition_figure
+from interpcore.neurons.report.like import partner_files
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.weights.composition import KINDS, composition
 from interpcore.neurons.weights.cosines import summarize_cosines, token_vectors, unit_rows
 from interpcore.neurons.weights.fold import FoldedWeights, NeuronWeights, fold
-from interpcore.runs import read_card, read_tensors
 from interpcore.runs.frames import read_frame
 from interpcore.runs.pages import highlighted, joined, note, page, picture, side_by_side, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LEGEND = "Red: active (above 0), blue: below 0, as dark as the activation is large; underlined: the token."
 WINDOW = 24
 """Tokens shown on either side of an example."""
 
@@ -149,22 +150,26 @@ def _subsets(one: _Neuron, sample: int) -> str:
 def _contexts(one: _Neuron, examples: int) -> str:
     if one.summary is None or one.shards is None or not one.summary.statistics.top:
         return ""
-    found = one.summary.examples(one.layer)
-    index, value = found.index[:examples, one.number], found.value[:examples, one.number]
-    index, value = index[index >= 0], value[index >= 0]
+    context = one.shards.context
+    index = one_of_a_sequence(one.summary.examples(one.layer), context, examples)[:, one.number]
+    index = index[index >= 0]
     if not len(index):
         return note("No token.")
-    context = one.shards.context
     rows = torch.cat([one.shards.sequences(int(i) // context, int(i) // context + 1) for i in index])
     acts = clean_run(one.model, rows, [(one.layer, one.number)]).post[one.layer, one.number].float()
-    lines = []
-    for row, act, i, v in zip(rows, acts, index.tolist(), value.tolist(), strict=True):
+    value = [float(act[i % context]) for act, i in zip(acts, index.tolist(), strict=True)]
+    lines = [note(f"{LEGEND} Corpus {_corpus(one.shards)}, one context of a sequence.")]
+    for row, act, i, v in zip(rows, acts, index.tolist(), value, strict=True):
         place = i % context
         window = slice(max(0, place - WINDOW), min(context, place + WINDOW // 2))
         shown = [one.texts[t] for t in row[window].tolist()]
-        text = highlighted(shown, act[window].tolist(), float(value[0]), place - window.start)
+        text = highlighted(shown, act[window].tolist(), value[0], place - window.start)
         lines += [note(f"{v:.3f}, token {i}"), text]
     return joined(lines)
+
+
+def _corpus(shards: TokenShards) -> str:
+    return "in memory" if shards.folder is None else shards.folder.name
 
 
 def _tokens(one: _Neuron) -> str:
@@ -200,20 +205,10 @@ def _effects(one: _Neuron) -> str:
 def _partners(one: _Neuron) -> str:
     import pandas as pd
 
-    folder = one.study / "correlation"
-    if not (folder / "card.json").is_file():
-        return ""
-    names = read_card(folder).arguments["models"]
     row = one.layer * one.model.spec.d_mlp + one.number
     rows: list[dict[str, Any]] = []
-    for place, name in enumerate(names[1:], 1):
-        path = folder / "artifacts" / "partners" / f"0-{place}.safetensors"
-        if not path.is_file():
-            continue
-        kept, header = read_tensors(path)
-        layer, number = NeuronSet(name, tuple(map(int, header["widths"].split()))).address(
-            kept["top_index"][row, :5]
-        )
+    for name, neurons, kept in partner_files(one.study):
+        layer, number = neurons.address(kept["top_index"][row, :5])
         rows += [
             {"model": name, "neuron": f"{int(d)}.{int(n)}", "correlation": float(r)}
             for r, d, n in zip(kept["top"][row, :5], layer, number, strict=True)
