@@ -263,10 +263,117 @@ def neurons() -> list[tuple[str, str, Patch]]:
     return found
 
 
+def surgery() -> list[tuple[str, str, Patch]]:
+    """Faults of a run of plans alone."""
+    from interpcore.model import many_plans
+    from interpcore.surgery import items, measure
+
+    def mixed(original, *a, **k):
+        found = list(original(*a, **k))
+        states = [state for _, state in found]
+        yield from zip((n for n, _ in found), states[-1:] + states[:-1], strict=True)
+
+    def late(original, model, rows, plans):
+        for numbers, states in original(model, rows, plans):
+            yield numbers, states.roll(1, 0)
+
+    def begun(original, *a):
+        found = original(*a)
+        return replace(found, start=found.start - 1)
+
+    def stale(original, items, scores, intact):
+        return original(items, scores, intact.roll(1, 0))
+
+    signed = wrapped(measure, "_scores", lambda original, *a: -original(*a))
+    return [
+        ("shifted depth", "states of another plan", wrapped(measure, "run_plans", mixed)),
+        ("padded position", "answers' states", wrapped(measure, "_answer_states", late)),
+        ("padded position", "answers begin early", wrapped(items, "_row", begun)),
+        ("stale cache", "intact plan of another token", wrapped(measure, "_measured", stale)),
+        ("stale cache", "tokens", tokens_of(many_plans, "read_prompts", 1)),
+        ("wrong sign", "of scores", signed),
+    ]
+
+
+def states() -> list[tuple[str, str, Patch]]:
+    """Faults of a run of states and directions alone."""
+    from interpcore.steering import moments, study
+
+    def earlier(original, model, site, positions):
+        return original(model, site, -2)
+
+    def turned(original, found, flags, shuffled):
+        return original(found, ~flags, shuffled)
+
+    def stale(original, model, chosen, *a, **k):
+        for rows, found in original(model, chosen, *a, **k):
+            yield rows, {site: values.roll(1, 0) for site, values in found.items()}
+
+    return [
+        ("shifted depth", "states", tapped(1, ("resid",), 4)),
+        ("padded position", "states", wrapped(moments, "site_taps", earlier)),
+        ("wrong sign", "of labels", wrapped(study, "by_label", turned)),
+        ("stale cache", "states of another question", wrapped(study, "states", stale)),
+    ]
+
+
+def sweep() -> list[tuple[str, str, Patch]]:
+    """Faults of a sweep of interventions alone."""
+    from interpcore.steering import sweep
+
+    def later(original, positions, lengths, *a, **k):
+        return original(positions, lengths + 1, *a, **k)
+
+    def deeper(original, self, depth, *a, **k):
+        return original(self, min(depth + 1, 3), *a, **k)
+
+    def signed(original, kind, vector, values):
+        return original(kind, vector, -values)
+
+    def stale(original, rows, device):
+        ids, mask = original(rows, device)
+        ids[:, :1] = (ids[:, :1] + 7) % 2000
+        return ids, mask
+
+    return [
+        ("shifted depth", "rows enter", wrapped(Model, "run_from", deeper)),
+        ("padded position", "edits", wrapped(sweep, "placed", later)),
+        ("wrong sign", "of coefficients", wrapped(sweep, "_per_row", signed)),
+        ("stale cache", "prefixes", wrapped(sweep, "pad", stale)),
+    ]
+
+
+def accuracy() -> list[tuple[str, str, Patch]]:
+    """Faults of an accuracy under interventions alone."""
+    from interpcore.steering import choice, interventions
+
+    def later(original, positions, lengths, *a, **k):
+        return original(positions, lengths + 1, *a, **k)
+
+    def signed(original, self):
+        return original(replace(self, coefficient=-self.coefficient))
+
+    def deeper(original, edit, *a):
+        found = original(edit, *a)
+        return [replace(one, depth=one.depth + 1) for one in found]
+
+    def stale(original, rows, device):
+        ids, mask = original(rows, device)
+        ids[:, :1] = (ids[:, :1] + 7) % 2000
+        return ids, mask
+
+    return [
+        ("shifted depth", "edits", wrapped(interventions, "at_depths", deeper)),
+        ("padded position", "edits", wrapped(interventions, "placed", later)),
+        ("wrong sign", "of coefficients", wrapped(interventions.Part, "map", signed)),
+        ("stale cache", "prompts", wrapped(choice, "pad", stale)),
+    ]
+
+
 def shared(family: str, model: str) -> list[tuple[str, str, Patch]]:
     """Faults of the decoder and its derivatives, which every family stands on."""
     grouped, found = model == "tiny-llama", []
-    for depth in range(3):
+    for depth in range(1 if family == "surgery" else 3):  # whose blocks do not know where they stand
         found.append(("swapped q and k", f"block {depth}", heads(depth, swap)))
         found.append(("wrong sign", f"of v, block {depth}", heads(depth, lambda q, k, v: (q, k, -v))))
         if grouped:
@@ -277,7 +384,7 @@ def shared(family: str, model: str) -> list[tuple[str, str, Patch]]:
     if family in ("lre", "circuits"):
         sites = ("resid",) if family == "lre" else ("z",)
         found.append(("shifted depth", "sites read", tapped(1, sites, 3)))
-    if family != "neurons":
+    if family in ("lre", "lens", "circuits"):
         found.append(("swapped q and k", "derivatives", cotangents(swapped_cotangents)))
         found.append(("wrong sign", "derivative of v", cotangents(lambda q, k, v: (q, k, -v))))
         found.append(("wrong sign", "derivative of q", cotangents(lambda q, k, v: (-q, k, v))))
@@ -290,6 +397,7 @@ def shared(family: str, model: str) -> list[tuple[str, str, Patch]]:
 def every() -> list[Fault]:
     """All of them."""
     own = {"lre": lre, "lens": lens, "circuits": circuits, "neurons": neurons}
+    own |= {"surgery": surgery, "states": states, "sweep": sweep, "accuracy": accuracy}
     listed = [(family, "tiny", *fault) for family, faults in own.items() for fault in faults()]
     for model in ("tiny", "tiny-llama"):
         listed += [(family, model, *fault) for family in own for fault in shared(family, model)]

@@ -25,6 +25,12 @@ from interpcore.neurons.options import Options as NeuronOptions
 from interpcore.neurons.options import Summarize
 from interpcore.neurons.statistics import summarize
 from interpcore.review.verify import verify
+from interpcore.steering.experiments import ACCURACY, DIRECTIONS, SWEEP
+from interpcore.steering.options import AccuracyOptions, StatesOptions, SweepOptions
+from interpcore.surgery.experiments import RUN as SURGERY
+from interpcore.surgery.options import Options as SurgeryOptions
+from interpcore.surgery.options import Run
+from interpcore.surgery.plans import read_plans
 
 FAULTS = every()
 KINDS = ("shifted depth", "padded position", "stale cache", "swapped q and k", "wrong sign", "wrong group")
@@ -46,6 +52,8 @@ def data(tmp_path_factory) -> Path:
     ids = np.random.default_rng(0).integers(5, 2000, (6, 16)).astype(np.uint16)
     ids[:, ::5] = 0
     write_shards(folder / "tokens", ids, 2304, masks={"padding": [0]})
+    for model in ("tiny", "tiny-llama"):
+        made("states", model, folder / f"directions-{model}", folder)
     return folder
 
 
@@ -67,6 +75,29 @@ def made(family: str, model: str, out: Path, data: Path) -> None:
             from interpcore.circuits.study.cells import run_curves
 
             run_curves(study, asked.tasks, asked.methods, study.sizes(asked.sizes))
+    elif family == "surgery":
+        asked = Run(task=("facts", "sums-1"), n=3, plan=("skip 1", "repeat 2 x2", "swap 0 1"))
+        with SURGERY.open(loaded, out, SurgeryOptions(), progress=False) as study:
+            study.measure(
+                asked, [p for each in read_plans(asked.plan, study.intact, 1).values() for p in each]
+            )
+    elif family == "states":
+        options = StatesOptions(questions="tiny:40", part="all", shuffles=0, slice_size=20)
+        with DIRECTIONS.open(loaded, out, options, progress=False) as study:
+            study.scores("mean", study.find("mean"))
+    elif family in ("sweep", "accuracy"):
+        how = {
+            "questions": "tiny:40",
+            "count": 8,
+            "part": "all",
+            "directions": str(data / f"directions-{model}"),
+        }
+        if family == "sweep":
+            options = SweepOptions(**how, depths=(1, 3), coefficients=(0.5,))
+        else:
+            options = AccuracyOptions(**how, depths=(2,), controls=0, neutral_texts=4)
+        with (SWEEP if family == "sweep" else ACCURACY).open(loaded, out, options, progress=False) as study:
+            study.run()
     else:
         step = next(e for e in NEURONS if e.name == "neurons summarize")
         options = NeuronOptions(tokens=str(data / "tokens"), by_token=False, by_label=False)
@@ -83,7 +114,9 @@ def caught(fault: Fault, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch,
     return bool(verify(out, model=load(fault.model), cells=cells).problems)
 
 
-@pytest.mark.parametrize("family", ["lre", "lens", "circuits", "neurons"])
+@pytest.mark.parametrize(
+    "family", ["lre", "lens", "circuits", "neurons", "surgery", "states", "sweep", "accuracy"]
+)
 def test_a_sound_run_stands(family, data, tmp_path):
     for model in ("tiny", "tiny-llama"):
         made(family, model, tmp_path / model, data)
@@ -93,6 +126,8 @@ def test_a_sound_run_stands(family, data, tmp_path):
 FEW = [next(f for f in FAULTS if f.kind == kind and f.family == family) for kind, family in (
     ("shifted depth", "lre"), ("padded position", "lens"), ("stale cache", "circuits"),
     ("swapped q and k", "circuits"), ("wrong sign", "lens"), ("wrong group", "neurons"),
+    ("padded position", "surgery"), ("wrong sign", "states"), ("shifted depth", "sweep"),
+    ("stale cache", "accuracy"),
 )]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ their definition."""
 from __future__ import annotations
 
 import statistics
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,7 +26,7 @@ from interpcore.model import Model
 from interpcore.model.names import source_name
 from interpcore.model.plain import Write, check_plain, plain_logits, plain_model, plain_run
 from interpcore.model.prompts import token_offsets
-from interpcore.runs.checks import SAME, Cell, Checks, Table
+from interpcore.runs.checks import SAME, Cell, Checks, Table, within
 from interpcore.runs.frames import read_frame
 
 FACTS = ("known", "faithfulness", "recall@1", "recall@2", "recall@3", "first_token@1", "causality", "no edit")
@@ -223,7 +222,7 @@ def adding(position: int, depths: Sequence[Depth], added: Sequence[Tensor]) -> W
     by_depth = dict(zip(depths, added, strict=True))
 
     def write(site: str, depth: Depth, value: Tensor) -> Tensor:
-        if depth not in by_depth:
+        if site not in ("embed", "resid") or depth not in by_depth:
             return value
         return value.index_add(0, torch.tensor([position]), by_depth[depth][None])
 
@@ -314,8 +313,8 @@ def _facts(trials: Sequence[TrialAgain]) -> Table:
 
     def cell(number: int) -> Cell:
         fact, name = number // len(names), names[number % len(names)]
-        t = bisect_right(ends, fact)
-        trial, at = trials[t], fact - (ends[t - 1] if t else 0)
+        t, at = within(ends, fact)
+        trial = trials[t]
         place = (
             f"{name} of {trial.test[at].subject!r} in {trial.found['relation']}, trial {trial.found['trial']}"
         )

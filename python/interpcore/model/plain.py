@@ -31,6 +31,8 @@ AGREES = 1e-5
 """Largest |logit difference| to transformers over the largest |logit|, both in float64: transformers rounds
 norms or scores of several families to float32."""
 
+WRITTEN = ("attn_in", "attn_out", "mlp_in", "mlp_out", "block_out")
+"""Sites of d_model entries inside a block."""
 Write = Callable[[str, int | None, Tensor], Tensor]
 Found = dict[str, dict[int, Tensor]]
 Read = Callable[[str, int, Tensor, Found], Tensor]
@@ -83,7 +85,7 @@ def plain_run(
     Args:
         model: the decoder, as `plain_model` gives it.
         ids: its token ids [position].
-        write: called (site, depth, value) at "embed" and "resid"; gives what goes on.
+        write: called (site, depth, value) at "embed", "resid" and the sites of `WRITTEN`; gives what goes on.
         read: called (destination, depth, stream, found) with destination "q", "k", "v", "mlp" or "logits" and
             what the run has so far, by name as in `PlainRun`; gives what it reads, [position, d_model], or
             [head, position, d_model] for each head (each group, of "k" and "v") its own.
@@ -100,7 +102,7 @@ def plain_run(
         module = model.modules[call.module]
         if isinstance(module, Block):
             x = found["resid"][depth] = values[call.reads[0]] = write("resid", depth, values[call.reads[0]])
-            out = _block(module, depth, x, read, found)
+            out = _block(module, depth, x, write, read, found)
             depth += 1
         elif isinstance(module, Norm):
             out = _norm(module, values[call.reads[0]])
@@ -149,14 +151,18 @@ def check_plain(model: Model, ids: Sequence[int]) -> float | None:
     return gap
 
 
-def _block(block: Block, depth: int, x: Tensor, read: Read, found: Found) -> Tensor:
+def _block(block: Block, depth: int, x: Tensor, write: Write, read: Read, found: Found) -> Tensor:
     """The stream that leaves a block."""
-    z = found["z"][depth] = _attention(block, depth, x, read, found)
-    attended = _norm(block.attn_post_norm, _dense(block.attention.out, z.flatten(-2)))
+    z = found["z"][depth] = _attention(block, depth, write("attn_in", depth, x), read, found)
+    attended = write(
+        "attn_out", depth, _norm(block.attn_post_norm, _dense(block.attention.out, z.flatten(-2)))
+    )
     middle = _norm(block.attn_stream_norm, x + attended)
-    normed = _norm(block.mlp_norm, read("mlp", depth, x if block.parallel else middle, found))
-    mlp = found["mlp"][depth] = _norm(block.mlp_post_norm, _mlp(block, depth, normed, found))
-    return _norm(block.mlp_stream_norm, middle + mlp)
+    entering = write("mlp_in", depth, x if block.parallel else middle)
+    normed = _norm(block.mlp_norm, read("mlp", depth, entering, found))
+    added = write("mlp_out", depth, _norm(block.mlp_post_norm, _mlp(block, depth, normed, found)))
+    found["mlp"][depth] = added
+    return write("block_out", depth, _norm(block.mlp_stream_norm, middle + added))
 
 
 def _attention(block: Block, depth: int, x: Tensor, read: Read, found: Found) -> Tensor:

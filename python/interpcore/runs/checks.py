@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -114,6 +115,13 @@ class Verdict:
                 f"recomputed ({apart}, allowed {self.tolerance:.0e}; {len(self.wrong)} of {self.cells} cells "
                 "differ)"
             )
+
+
+def within(ends: Sequence[int], number: int) -> tuple[int, int]:
+    """Which of several lists a number of all their cells is in, and where in it; `ends` adds up their
+    sizes."""
+    which = bisect_right(ends, number)
+    return which, number - (ends[which - 1] if which else 0)
 
 
 def recompute(

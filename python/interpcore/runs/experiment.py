@@ -195,8 +195,8 @@ class Experiment:
         extra: the package's extra that names the libraries it needs; None for none.
         verifies: `module:function`, called with an open study; gives the `runs.checks.Checks` that recompute
             its cells another way. None for what cannot be verified.
-        marks: arguments that every card of its runs has, where cards do not hold the options; () for the
-            options.
+        marks: arguments that every card of its runs has, where the options are not on cards, or are on
+            those of others too; () for the options.
         compares: the table that two of its runs are compared by.
     """
 
@@ -214,15 +214,19 @@ class Experiment:
 
     def made(self, card: RunCard) -> bool:
         """Whether a run's card is of this experiment, or of one with the same options."""
-        own = [each.name for each in declared(self.options) if not each.circumstance]
-        return set(self.marks or own) <= set(card.arguments)
+        return set(self.marks or self._own) <= set(card.arguments)
+
+    @property
+    def _own(self) -> list[str]:
+        """Names of the options that say what a run means."""
+        return [each.name for each in declared(self.options) if not each.circumstance]
 
     def options_of(self, card: RunCard, given: Mapping[str, Any] | None = None) -> Options:
         """The options that a run was made with; `given` says where data are now.
 
         Raises: Refused for what is no option, or does not fit.
         """
-        if not self.marks:
+        if not self.marks or (self._own and set(self._own) <= set(card.arguments)):
             return self.options.of_card(card, given)
         names = {each.name for each in declared(self.options)}
         said = {name: value for name, value in card.sources.items() if name in names}

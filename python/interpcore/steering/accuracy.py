@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -91,12 +92,21 @@ class AccuracyStudy(AskingStudy):
         """Ask under every condition that the folder does not hold yet."""
         return self.sweep(ask, self.conditions(), on_error="raise")
 
+    def _single(self, found: Answers) -> Iterator[dict[str, Any]]:
+        """A row of each question."""
+        for i, question in enumerate(self.questions):
+            row = {"question": f"{i}: {question.question_id}", "right": float(found.right[i])}
+            if question.memory_reason_score is not None:
+                row["subset"] = "reasoning" if question.is_reasoning else "recall"
+            yield row | ({"chance": found.chance[i]} if found.chance else {})
+
     def report(self) -> Report:
         """A row of each condition and subset of the questions."""
         import pandas as pd
 
         assert self.artifacts is not None
         cells, plain, neutral, rows = self.conditions(), None, [], []
+        answers: list[dict[str, Any]] = []
         for cell, row in zip(cells, self.run(), strict=True):
             kept = dict(row.result)
             losses = kept.pop("losses")
@@ -108,6 +118,7 @@ class AccuracyStudy(AskingStudy):
             off = {"off_target": sum(losses) / len(losses), "off_target_difference": moved.value}
             off |= {"off_target_difference_low": moved.low, "off_target_difference_high": moved.high}
             rows += [cell | one | off for one in measured(self.questions, found, plain)]
+            answers += [cell | one for one in self._single(found)]
         table = pd.DataFrame(rows)
         table["unparsed"] = table.get("unparsed", float("nan"))
         table["chance"] = table.get("chance", float("nan"))
@@ -120,6 +131,7 @@ class AccuracyStudy(AskingStudy):
             note="Bars: exact 95% intervals; dashed: the plain model.",
         )
         files: tuple[Path, ...] = write_frame(place("tables/accuracy"), table)
+        files += write_frame(place("tables/answers"), pd.DataFrame(answers))
         files += save_figure(place("figures/accuracy"), accuracy_figure(table), said)
         shown = tuple(name for name in SHOWN if name in table)
         return Report(table, files, (f"{n}.", *asking.NOTES, NOTE), shown=shown)

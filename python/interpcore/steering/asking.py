@@ -205,7 +205,8 @@ def open_folder(
     )
     hashes = {"hash of questions": hashlib.sha256(asked.encode()).hexdigest()}
     hashes |= {name.replace("_", " "): value for name, value in more.items() if value is not None}
-    card = run_card(study.model, arguments=study.options.arguments() | hashes, command=command)
+    arguments, sources = study.options.arguments() | hashes, study.options.circumstances()
+    card = run_card(study.model, arguments=arguments, command=command, sources=sources)
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
     return study

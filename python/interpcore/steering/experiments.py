@@ -1,8 +1,10 @@
 """The experiments of this family, as commands and agents find them."""
 
+from interpcore.runs.compared import Compared
 from interpcore.runs.experiment import Experiment
 from interpcore.steering import options
 
+VERIFIES = "interpcore.steering.verify:checks"
 STATES = Experiment(
     name="steering states",
     sentence="Keep the states of labelled questions at every depth, with norms, cosines and separation.",
@@ -22,6 +24,14 @@ DIRECTIONS = Experiment(
     opens="interpcore.steering.study:open_states",
     runs="interpcore.steering.report:directions",
     extra="steering",
+    verifies=VERIFIES,
+    compares=Compared(
+        table="tables/directions-mean",
+        keys=("site", "depth"),
+        measures=("norm", "length", "cos_reasoning", "cos_recall", "auroc", "shuffled"),
+        unit="",
+        by=("site",),
+    ),
 )
 SWEEP = Experiment(
     name="steering sweep",
@@ -30,6 +40,14 @@ SWEEP = Experiment(
     options=options.SweepOptions,
     opens="interpcore.steering.grid:open_sweep",
     extra="steering",
+    verifies=VERIFIES,
+    compares=Compared(
+        table="tables/sweep",
+        keys=("depth", "coefficient", "subset"),
+        measures=("right", "chance"),
+        unit="",
+        by=("subset",),
+    ),
 )
 ACCURACY = Experiment(
     name="steering accuracy",
@@ -39,6 +57,14 @@ ACCURACY = Experiment(
     options=options.AccuracyOptions,
     opens="interpcore.steering.accuracy:open_accuracy",
     extra="steering",
+    verifies=VERIFIES,
+    compares=Compared(
+        table="tables/answers",
+        keys=("condition", "coefficient", "question"),
+        measures=("right", "chance"),
+        unit="question",
+        by=("condition", "subset"),
+    ),
 )
 PROBES = Experiment(
     name="steering probes",
@@ -75,4 +101,5 @@ GENERATE = Experiment(
     opens="interpcore.steering.evaluate:open_generate",
     extra="steering",
 )
-EXPERIMENTS = (STATES, DIRECTIONS, PROBES, EFFECT, SWEEP, ACCURACY, EVALUATE, GENERATE)
+EXPERIMENTS = (STATES, DIRECTIONS, PROBES, EFFECT, ACCURACY, SWEEP, EVALUATE, GENERATE)
+# The card of an accuracy has all that a sweep's has: it is asked about first.

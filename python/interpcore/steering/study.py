@@ -267,7 +267,8 @@ def open_states(
     about["parts"] = [part_of(q, options.seed) for q in every]
     study = StatesStudy(model, options, **about, **how)
     data = hashlib.sha256(json.dumps([q.to_record() for q in every]).encode()).hexdigest()
-    card = run_card(model, arguments=options.arguments() | {"hash of questions": data}, command=command)
+    arguments = options.arguments() | {"hash of questions": data}
+    card = run_card(model, arguments=arguments, command=command, sources=options.circumstances())
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
     return study

@@ -2,11 +2,24 @@
 
 from functools import partial
 
+from interpcore.runs.compared import Compared
 from interpcore.runs.experiment import Experiment
 from interpcore.surgery import options as asked
 
 _experiment = partial(
-    Experiment, options=asked.Options, opens="interpcore.surgery.study:open_study", extra="surgery"
+    Experiment,
+    options=asked.Options,
+    opens="interpcore.surgery.study:open_study",
+    extra="surgery",
+    verifies="interpcore.surgery.verify:checks",
+    marks=("protocol", "hash of tasks"),
+    compares=Compared(
+        table="tables/items",
+        keys=("task", "plan", "item"),
+        measures=("loss", "first_loss", "probability", "exact", "kl", "agreement"),
+        unit="item",
+        by=("task", "plan"),
+    ),
 )
 
 TASKS = _experiment(

@@ -206,6 +206,7 @@ def open_study(
         extends=options.extending(),
         protocol=options.protocol,
         command=command,
+        sources=options.circumstances(),
     )
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
