@@ -102,7 +102,7 @@ def test_the_page_opens_at_the_smallest_faithful_circuit(tmp_path, scored) -> No
     ]
     about = About.of(scored, rows)
     assert about.opens == 2 and [c.n_edges for c in about.circuits] == [row["kept"] for row in rows]
-    page = circuit_page(Circuit.full(scored.graph), scored, about=about)
+    page = circuit_page(Circuit.full(scored.graph), scored, most=None, about=about)
     html = browse(page.save(tmp_path / "c.html"), script=READER)
     told = json.loads(re.search(r"<h1>(.*?)</h1>", html)[1])
     assert told[:2] == [rows[2]["kept"], "faithfulness 0.90 [0.80, 1.00] of logit_diff, 7 held-out pairs"]
