@@ -22,7 +22,10 @@ from study_circuits import ATTRIBUTIONS, pairs
 import interpcore
 from interpcore import ops
 from interpcore.circuits import Graph, attribute, exact
+from interpcore.data.tokens import TokenShards
 from interpcore.model import Cache, Model
+from interpcore.neurons.statistics.accumulate import BY_TOKEN, Statistics
+from interpcore.neurons.statistics.summarize import estimate
 from interpcore.ops.backend import isa
 from interpcore.ops.product_routes import cpu_name
 
@@ -165,9 +168,27 @@ def jacobians() -> Iterator[Row]:
 
 
 def neurons() -> Iterator[Row]:
-    """What moments of every neuron add to a forward."""
-    costs = forward_costs(loaded(peer.model(vocab_size=5000)), 8, 64, in_seconds)
+    """What moments of every neuron add to a forward, and what all that a study gathers by default does."""
+    model = loaded(peer.model(vocab_size=5000))
+    costs = forward_costs(model, 8, 64, in_seconds)
     yield "moments of every neuron, 8 x 64 tokens", "the forward alone", f"add {costs['moments']:+.1%} to it"
+    frequency = 1 / torch.arange(1, 5001)
+    drawn = torch.multinomial(frequency, 64 * 64, True, generator=torch.Generator().manual_seed(0))
+    tokens = drawn.view(64, 64)
+    shards = TokenShards.of_arrays(tokens, 5000)
+    added = []
+    for _ in range(ROUNDS):
+        plain = in_seconds(lambda: model.forward(tokens[:16], logits_at=None)) / (16 * 64)
+        found = estimate(
+            model, shards, Statistics(by_token=BY_TOKEN), batch=16, seconds=1.0, clock=time.process_time
+        )
+        added.append(1 / found.tokens_per_second / plain - 1)
+    what = "moments, two histograms, top 50, sums by position, token and the token before, 16 x 64 tokens"
+    yield (
+        what,
+        "the forward alone",
+        f"add {statistics.median(added):+.1%} to it ({min(added):+.1%} to {max(added):+.1%})",
+    )
 
 
 def in_seconds(run: Run) -> float:

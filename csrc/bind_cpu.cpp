@@ -12,8 +12,11 @@
 #include "interpcore/activation_moments.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/bin_counts.h"
 #include "interpcore/column_moments.h"
+#include "interpcore/column_top.h"
 #include "interpcore/gate.h"
+#include "interpcore/group_sums.h"
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
@@ -21,8 +24,11 @@
 INTERPCORE_DECLARE_OP(activation_moments, ActivationMoments)
 INTERPCORE_DECLARE_OP(attn_jvp, AttnJvp)
 INTERPCORE_DECLARE_OP(attn_vjp, AttnVjp)
+INTERPCORE_DECLARE_OP(bin_counts, BinCounts)
 INTERPCORE_DECLARE_OP(column_moments, ColumnMoments)
+INTERPCORE_DECLARE_OP(column_top, ColumnTop)
 INTERPCORE_DECLARE_OP(gate, Gate)
+INTERPCORE_DECLARE_OP(group_sums, GroupSums)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
 INTERPCORE_DECLARE_OP(product, Product)
@@ -70,12 +76,24 @@ void attn_vjp(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::attn_vjp_on, interpcore::attn_vjp_params(args), isa, threads);
 }
 
+void bin_counts(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::bin_counts_on, interpcore::bin_counts_params(args), isa, threads);
+}
+
 void column_moments(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::column_moments_on, interpcore::column_moments_params(args), isa, threads);
 }
 
+void column_top(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::column_top_on, interpcore::column_top_params(args), isa, threads);
+}
+
 void gate(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::gate_on, interpcore::gate_params(args), isa, threads);
+}
+
+void group_sums(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::group_sums_on, interpcore::group_sums_params(args), isa, threads);
 }
 
 void norm_jvp(const py::dict& args, const std::string& isa, int threads) {
@@ -103,8 +121,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("activation_moments", &activation_moments);
   module.def("attn_jvp", &attn_jvp);
   module.def("attn_vjp", &attn_vjp);
+  module.def("bin_counts", &bin_counts);
   module.def("column_moments", &column_moments);
+  module.def("column_top", &column_top);
   module.def("gate", &gate);
+  module.def("group_sums", &group_sums);
   module.def("norm_jvp", &norm_jvp);
   module.def("norm_vjp", &norm_vjp);
   module.def("product", &product);

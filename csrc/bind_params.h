@@ -8,8 +8,11 @@
 #include "interpcore/activation_moments.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/bin_counts.h"
 #include "interpcore/column_moments.h"
+#include "interpcore/column_top.h"
 #include "interpcore/gate.h"
+#include "interpcore/group_sums.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
 
@@ -156,6 +159,55 @@ inline AttnVjp attn_vjp_params(const py::dict& args) {
   read_sizes(args, "dq_stride", p.dq_stride);
   read_sizes(args, "dk_stride", p.dk_stride);
   read_sizes(args, "dv_stride", p.dv_stride);
+  return p;
+}
+
+inline BinCounts bin_counts_params(const py::dict& args) {
+  BinCounts p;
+  int64_t shape[3];
+  read_sizes(args, "shape", shape);
+  p.rows = shape[0], p.columns = shape[1], p.bins = shape[2];
+  p.row_stride = args["row_stride"].cast<int64_t>();
+  p.linear = args.contains("edge");
+  if (p.linear) {
+    p.line = {args["first"].cast<float>(), args["scale"].cast<float>(), args["count"].cast<int32_t>(),
+              pointer<const float>(args, "edge")};
+  } else {
+    p.octaves = {args["bits"].cast<int32_t>(), args["offset"].cast<int32_t>(), args["most"].cast<int32_t>()};
+  }
+  p.x = pointer<const float>(args, "x");
+  p.counts = pointer<int64_t>(args, "counts");
+  p.nonfinite = pointer<int64_t>(args, "nonfinite");
+  return p;
+}
+
+inline GroupSums group_sums_params(const py::dict& args) {
+  GroupSums p;
+  p.columns = args["columns"].cast<int64_t>();
+  p.groups = args["groups"].cast<int64_t>();
+  p.row_stride = args["row_stride"].cast<int64_t>();
+  p.x = pointer<const float>(args, "x");
+  p.order = pointer<const int64_t>(args, "order");
+  p.start = pointer<const int64_t>(args, "start");
+  p.place = pointer<const int64_t>(args, "place");
+  p.shift = pointer<const float>(args, "shift");
+  p.total = pointer<double>(args, "total");
+  p.square = pointer<double>(args, "square");
+  p.active = pointer<int32_t>(args, "active");
+  p.nonfinite = pointer<bool>(args, "nonfinite");
+  return p;
+}
+
+inline ColumnTop column_top_params(const py::dict& args) {
+  ColumnTop p;
+  int64_t shape[3];
+  read_sizes(args, "shape", shape);
+  p.rows = shape[0], p.columns = shape[1], p.k = shape[2];
+  p.row_stride = args["row_stride"].cast<int64_t>();
+  p.x = pointer<const float>(args, "x");
+  p.index = pointer<const int64_t>(args, "index");
+  p.value = pointer<float>(args, "value");
+  p.place = pointer<int64_t>(args, "place");
   return p;
 }
 

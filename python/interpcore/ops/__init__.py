@@ -7,10 +7,13 @@ from interpcore.ops import registration  # noqa: F401  (declares torch.ops.inter
 from interpcore.ops.activation_moments import activation_moments
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, key_value_covariance
+from interpcore.ops.bin_counts import bin_counts
 from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
+from interpcore.ops.column_top import column_top
 from interpcore.ops.comoments import CoMoments, Pilot, add_products, centered, centered_cross, comoments
 from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
+from interpcore.ops.group_sums import group_sums
 from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import product
@@ -26,13 +29,16 @@ __all__ = [
     "add_products",
     "attn_jvp",
     "attn_vjp",
+    "bin_counts",
     "centered",
     "centered_cross",
     "column_moments",
+    "column_top",
     "comoments",
     "covariance_pays",
     "edge_scores",
     "gate",
+    "group_sums",
     "hold_routes",
     "key_value_covariance",
     "norm_jvp",

@@ -15,15 +15,19 @@ from interpcore.errors import Refused, Unavailable
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What each dispatched op has beside its definition. The CUDA form is for a GPU without Triton.
-# `product` is not dispatched: it is torch's own on every device.
+# `product` is not dispatched: it is torch's own on every device. Where an op has only a C++ form, a GPU runs
+# its definition, by torch's own kernels (`choose_or_reference`).
 FORMS: dict[str, tuple[str, ...]] = {
     "activation_moments": ("cpu", "triton"),
     "attn_jvp": ("cpu", "triton"),
     "attn_vjp": ("cpu", "triton"),
+    "bin_counts": ("cpu",),
     "column_moments": ("cpu", "triton"),
+    "column_top": ("cpu",),
     "comoments": ("cpu", "triton"),
     "edge_scores": ("cpu", "triton"),
     "gate": ("cpu", "triton"),
+    "group_sums": ("cpu",),
     "norm_jvp": ("cpu", "triton"),
     "norm_vjp": ("cpu", "triton", "cuda"),
 }
@@ -132,6 +136,12 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
         if candidate in FORMS[op] and _problem(candidate, x) is None:
             return candidate
     raise Unavailable(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")
+
+
+def choose_or_reference(op: str, x: Tensor, backend: str | None) -> str:
+    """As `choose`; the definition where none is named and the device has no form of `op`."""
+    has_form = x.is_cpu or len(FORMS[op]) > 1 or named(op, backend) is not None
+    return choose(op, x, backend) if has_form else "reference"
 
 
 def _problem(backend: str, x: Tensor) -> str | None:

@@ -1,9 +1,10 @@
 """Statistics that know no model: intervals, correlations, and accumulators over blocks of tokens."""
 
+from interpcore.ops.bins import LinearBins, OctaveBins
 from interpcore.stats.accumulators import Accumulator, MergeError, Ranges, TokenBlock
 from interpcore.stats.auroc import auroc
 from interpcore.stats.group_sums import GroupSums, GroupTotals
-from interpcore.stats.histograms import Histogram, HistogramCounts, LinearBins, OctaveBins
+from interpcore.stats.histograms import Histogram, HistogramCounts
 from interpcore.stats.intervals import (
     Interval,
     cluster_bootstrap,

@@ -129,11 +129,6 @@ def kept(values: Tensor, tokens: TokenBlock, mask: Tensor | None) -> tuple[Tenso
     return values[mask], tokens[mask]
 
 
-def all_finite(values: Tensor) -> bool:
-    """Whether no value is infinite or NaN; False also where the sum leaves the range, then look closer."""
-    return bool(values.sum(dtype=torch.float32 if values.itemsize < 4 else None).isfinite())
-
-
 def expect_same(what: str, mine: object, other: object) -> None:
     """Two accumulators agree in something that their sums depend on.
 

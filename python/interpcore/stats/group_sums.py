@@ -10,10 +10,11 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
-from interpcore.stats.accumulators import MergeError, State, TokenBlock, all_finite, expect_same, kept
+from interpcore.ops import group_sums
+from interpcore.stats.accumulators import MergeError, State, TokenBlock, expect_same, kept
 
-# Rows and columns summed at once: copies of them stay in the cache.
-_ROWS, _COLUMNS = 2048, 512
+# Rows whose sums are taken by themselves before they enter the totals.
+_ROWS = 2048
 GROUPINGS = ("position", "token", "previous")
 
 
@@ -91,33 +92,16 @@ class GroupSums:
         if not self.ids[place].equal(group):
             raise ValueError(f"A {self.grouping} came that has no group among the {len(self.ids)} there are.")
         group = place
+        values = values if values.itemsize > 2 else values.float()
         self._count += torch.bincount(group, minlength=len(self._count))
         for start in range(0, len(values), _ROWS):
             self._add(values[start : start + _ROWS], group[start : start + _ROWS])
 
     def _add(self, values: Tensor, group: Tensor) -> None:
-        there, at = group.unique(return_inverse=True)
-        finite = None if all_finite(values) else values.isfinite()
-        if finite is not None:
-            row, column = (~finite).nonzero(as_tuple=True)
+        if group_sums(values, group, self.shift, self._total, self._square, self._active):
+            row, column = (~values.isfinite()).nonzero(as_tuple=True)
             place = group[row] * len(self.shift) + column
             self._add_missing(torch.stack((place, torch.ones_like(place))))
-        for start in range(0, len(self.shift), _COLUMNS):
-            some = slice(start, start + _COLUMNS)
-            x = values[:, some]
-            if finite is not None:
-                x = x.where(finite[:, some], self.shift[some])
-            off = x - self.shift[some].double()
-            found = [_by_group(part, at, len(there)) for part in (off, off.square())]
-            if self._active is not None:
-                positive = x > 0
-                if finite is not None:
-                    positive &= finite[:, some]
-                found.append(_by_group(positive.float(), at, len(there)))
-            into = (self._total, self._square, self._active)
-            for total, part in zip(into, found, strict=False):
-                assert total is not None
-                total[:, some].index_add_(0, there, part.to(total.dtype))
 
     def _add_missing(self, listed: Tensor) -> None:
         place, at = torch.cat((self._missing[0], listed[0])).unique(return_inverse=True)
@@ -177,12 +161,3 @@ class GroupSums:
             missing,
             self.ids.cpu(),
         )
-
-
-def _by_group(rows: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sums of rows of the same group [groups, N], added in the same order every time."""
-    total = rows.new_zeros((groups, rows.shape[1]))
-    # index_add_ adds atomically on a GPU; index_put_ sorts.
-    if total.is_cuda:
-        return total.index_put_((group,), rows, accumulate=True)
-    return total.index_add_(0, group, rows)

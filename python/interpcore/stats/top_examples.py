@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
+from interpcore.ops import column_top
 from interpcore.stats.accumulators import State, TokenBlock, expect_same, kept
 
 
@@ -46,7 +47,17 @@ class TopExamples:
         values, tokens = kept(values, tokens, mask)
         if not len(values):
             return
-        values, least = values.float(), self._value[-1]
+        self._take_rows(values.float(), tokens)
+
+    def _take_rows(self, values: Tensor, tokens: TokenBlock) -> None:
+        if values.is_cpu:
+            column_top(values, tokens.index, self._value, self._index)
+        else:
+            self._take_larger(values, tokens)
+
+    def _take_larger(self, values: Tensor, tokens: TokenBlock) -> None:
+        """By torch's own operations, for a GPU: only the values above a column's least are sorted."""
+        least = self._value[-1]
         # After many tokens few columns have a larger value in a block. A NaN hides its column's maximum.
         touched = (~(values.amax(0) <= least)).nonzero()[:, 0]
         if 8 * len(touched) > len(least):
@@ -59,8 +70,8 @@ class TopExamples:
             column = touched[at]
         if len(row) > 4 * self._value.numel() and len(values) > len(self._value):
             half = torch.arange(len(values), device=values.device) < len(values) // 2
-            self.update(values, tokens, half)
-            self.update(values, tokens, ~half)
+            self._take_larger(values[half], tokens[half])
+            self._take_larger(values[~half], tokens[~half])
             return
         found = values[row, column]
         finite = found.isfinite()

@@ -15,8 +15,8 @@ from interpcore.neurons.statistics.labels import LABELS
 from interpcore.neurons.statistics.moment_errors import BLOCK, GroupMoments
 from interpcore.neurons.statistics.quadrants import QuadrantSums
 from interpcore.neurons.statistics.token_pass import READS, BothSides, Part
+from interpcore.ops.bins import Bins
 from interpcore.stats import GroupSums, Histogram, LinearBins, Moments, OctaveBins, TopExamples
-from interpcore.stats.histograms import Bins
 
 BINS: dict[str, Bins] = {"histogram": OctaveBins(), "published": LinearBins()}
 BY_TOKEN = ("token", "previous")

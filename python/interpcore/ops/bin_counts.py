@@ -1,0 +1,46 @@
+"""Histograms of the columns of a matrix in fixed bins."""
+
+import torch
+from torch import Tensor
+
+from interpcore.ops import reference
+from interpcore.ops.backend import choose_or_reference, isa, native_cpu
+from interpcore.ops.bins import Bins
+from interpcore.ops.checks import expect, expect_leading, rows_contiguous
+
+
+def bin_counts(
+    x: Tensor, bins: Bins, counts: Tensor, nonfinite: Tensor, *, backend: str | None = None
+) -> None:
+    """Adds how many values of every column fall into each bin.
+
+    Args:
+        x: `[T, N]`; bins are of float32 values.
+        bins: the bins.
+        counts: `[N, bins]` int64, contiguous, changed in place.
+        nonfinite: `[N]` int64, contiguous, changed in place: infinities and NaNs, which are in no bin.
+        backend: "reference", "cpu" or None to choose by device and dtype.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        RuntimeError: the backend named is missing.
+    """
+    expect_leading("bin_counts", "x", x, "T, N")
+    columns, size = x.shape[1], counts.shape[-1]
+    expected = {
+        "counts": (counts, (columns, size), torch.int64),
+        "nonfinite": (nonfinite, (columns,), torch.int64),
+    }
+    expect("bin_counts", "x", x, expected)
+    if choose_or_reference("bin_counts", x, backend) == "reference" or not len(x):
+        return reference.bin_counts(x, bins, counts, nonfinite)
+    x, native = rows_contiguous(x), native_cpu()
+    assert native is not None and counts.is_contiguous() and nonfinite.is_contiguous()
+    args = {
+        "shape": (*x.shape, size),
+        "row_stride": x.stride(0),
+        "x": x.data_ptr(),
+        "counts": counts.data_ptr(),
+        "nonfinite": nonfinite.data_ptr(),
+    }
+    native.bin_counts(args | bins.rule(), isa(), torch.get_num_threads())
