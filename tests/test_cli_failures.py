@@ -98,7 +98,7 @@ def test_a_device_that_is_not_there():
         (["lre", "run", "--betas", "nan"], "betas is nan; give a finite number"),
         (["lre", "run", "--betas", "1,x"], "betas holds 'x'; give numbers"),
         (["lre", "run", "--trials", "0"], "trials is 0; give at least 1"),
-        (["circuits", "attribute", "--task", "odd"], "tasks is one of ioi, "),
+        (["circuits", "attribute", "--task", "odd"], "--task is one of ioi, "),
         (["circuits", "attribute", "--data", "absent"], "There is no folder absent"),
         (["circuits", "attribute", "--verbs", "absent.csv"], "absent.csv"),
         (["circuits", "attribute", "--verbs", "latin.csv"], "latin.csv is no CSV file: "),

@@ -205,8 +205,8 @@ def test_stand_ins_are_measured_on_held_out_documents(tiny, folder):
 
 def test_talk_goes_on_as_generate_does(tiny, folder):
     with TALK.open(tiny, folder, Options()) as study:
-        report = TALK.run(study, Talk(prompt=CLEAN, plan=("reverse 0-3", "0-2, 3"), new_tokens=4, json=True))
-    said = {each["plan"]: each for each in json.loads(report.notes[0])["completions"]}
+        report = TALK.run(study, Talk(prompt=CLEAN, plan=("reverse 0-3", "0-2, 3"), new_tokens=4))
+    said = {each["plan"]: each for each in report.table.to_dict("records")}
     made = tiny.with_plan(tiny.plan.reverse()).generate(*tiny.encode(CLEAN), max_new_tokens=4)
     assert said["reverse 0-3"]["text"] == tiny.tokenizer.decode(made.tokens[0])
     same = {k: v for k, v in said["intact"].items() if k != "plan"}

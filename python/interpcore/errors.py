@@ -4,8 +4,9 @@ What ends a command and is none of these (nor an OSError or ImportError) is a de
 A function's contract with its caller (shapes, a cache of another model) is a plain ValueError.
 """
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -23,6 +24,13 @@ class RunError(InterpcoreError):
 
 class Unavailable(InterpcoreError, RuntimeError):
     """What was asked for cannot run here: a backend or an instruction set."""
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The question whether a known name was meant, to stand behind a sentence that refuses one; "" where none
+    is like it."""
+    like = difflib.get_close_matches(str(name), [str(each) for each in known], n=1)
+    return f" Did you mean {like[0]}?" if like else ""
 
 
 @contextmanager

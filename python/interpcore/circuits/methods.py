@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 
 PAPER_METHODS = ("eap", "eap-ig", "eap-ig-kl")
 
@@ -22,6 +22,7 @@ class Method:
         metric: the metric it takes; None for the task's.
         options: what `attribute` gets.
         exact: whether it is exact patching.
+        sentence: what it does.
     """
 
     name: str
@@ -29,26 +30,85 @@ class Method:
     metric: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = False
+    sentence: str = ""
 
 
 _IG = {"method": "eap-ig-inputs", "steps": 5}
 _METHODS = {
     method.name: method
     for method in (
-        Method("eap", "EAP", options={"method": "eap"}),
-        Method("eap-ig", "EAP-IG", options=_IG),
-        Method("eap-ig-auto", "EAP-IG-auto", options=_IG | {"steps": "auto"}),
-        Method("eap-ig-kl", "EAP-IG-KL", "kl", _IG),
-        Method("eap-ig-js", "EAP-IG-JS", "js", _IG),
-        Method("clean-corrupted", "clean-corrupted", options={"method": "clean-corrupted"}),
-        Method("eap-ig-activations", "EAP-IG-activations", options={"method": "eap-ig-activations"}),
-        Method("path-ig", "path-IG", options={"method": "path-ig"}),
-        Method("relp", "RelP", options={"method": "eap", "rules": "relp"}),
-        Method("qk-fix", "QK-fix", options={"method": "eap", "qk_fix": True}),
-        Method("graddrop", "GradDrop", options={"method": "eap", "rules": "graddrop"}),
-        Method("information-flow-routes", "IFR", options={"method": "information-flow-routes"}),
-        Method("exact", "real", exact=True),
-        Method("exact-kl", "real-KL", "kl", exact=True),
+        Method(
+            "eap",
+            "EAP",
+            options={"method": "eap"},
+            sentence="gradient at the clean prompt times the change of what the edge carries",
+        ),
+        Method(
+            "eap-ig",
+            "EAP-IG",
+            options=_IG,
+            sentence="gradients averaged over 5 steps from the corrupted to the clean input",
+        ),
+        Method(
+            "eap-ig-auto",
+            "EAP-IG-auto",
+            options=_IG | {"steps": "auto"},
+            sentence="EAP-IG with as many steps as its completeness gap asks for",
+        ),
+        Method(
+            "eap-ig-kl", "EAP-IG-KL", "kl", _IG, sentence="EAP-IG of the KL divergence from the clean run"
+        ),
+        Method("eap-ig-js", "EAP-IG-JS", "js", _IG, sentence="EAP-IG of the Jensen-Shannon divergence"),
+        Method(
+            "clean-corrupted",
+            "clean-corrupted",
+            options={"method": "clean-corrupted"},
+            sentence="mean of the gradients at the clean and the corrupted prompt",
+        ),
+        Method(
+            "eap-ig-activations",
+            "EAP-IG-activations",
+            options={"method": "eap-ig-activations"},
+            sentence="the path runs over each layer's activations",
+        ),
+        Method(
+            "path-ig",
+            "path-IG",
+            options={"method": "path-ig"},
+            sentence="the path runs over all activations at once",
+        ),
+        Method(
+            "relp",
+            "RelP",
+            options={"method": "eap", "rules": "relp"},
+            sentence="EAP with the rules of relevance propagation in nonlinear parts",
+        ),
+        Method(
+            "qk-fix",
+            "QK-fix",
+            options={"method": "eap", "qk_fix": True},
+            sentence="EAP with exact attention patterns for queries and keys",
+        ),
+        Method(
+            "graddrop",
+            "GradDrop",
+            options={"method": "eap", "rules": "graddrop"},
+            sentence="EAP with magnitudes averaged over walks that leave out one layer each",
+        ),
+        Method(
+            "information-flow-routes",
+            "IFR",
+            options={"method": "information-flow-routes"},
+            sentence="each source's share of a stream by the L1 norm; no corrupted prompt",
+        ),
+        Method("exact", "real", exact=True, sentence="patches every edge and measures"),
+        Method(
+            "exact-kl",
+            "real-KL",
+            "kl",
+            exact=True,
+            sentence="patches every edge and measures the KL divergence",
+        ),
     )
 }
 METHODS = tuple(_METHODS)
@@ -64,4 +124,7 @@ def method_of(name: str) -> Method:
     steps = re.fullmatch(r"eap-ig-([1-9]\d*)", name)
     if steps:
         return Method(name, f"EAP-IG-{steps[1]}", options=_IG | {"steps": int(steps[1])})
-    raise Refused(f"There is no method {name!r}; methods are {', '.join(METHODS)} and eap-ig-<steps>.")
+    raise Refused(
+        f"There is no method {name!r}; methods are {', '.join(METHODS)} and eap-ig-<steps>."
+        f"{did_you_mean(name, METHODS)}"
+    )

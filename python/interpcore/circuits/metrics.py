@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpcore.circuits.options import METRICS
+from interpcore.circuits.options import METRICS, SEQUENCE
 from interpcore.circuits.pairs import Pairs
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.model import Model
 from interpcore.model.projection import Projection
 from interpcore.runs.options import PROTOCOLS
@@ -33,9 +33,10 @@ class Metric:
     """One number per example from the logits at its last token.
 
     Args:
-        name: "logit_diff", "prob_diff" (good minus bad answers), "kl" (of the clean run's distribution from
-            this one's, in nats), "js" (Jensen-Shannon, nats) or "accuracy" (the best good answer above the
-            best bad one; above all tokens where the task has no bad ones).
+        name: "logit_diff", "prob_diff" (good minus bad answers), "logprob_diff" (log of the good ones'
+            probability, summed, minus that of the bad ones; 0 for none), "kl" (of the clean run's
+            distribution from this one's, in nats), "js" (Jensen-Shannon, nats) or "accuracy" (the best good
+            answer above the best bad one; above all tokens where the task has no bad ones).
         protocol: "paper" divides divergences by the size of the vocabulary, as published.
     """
 
@@ -45,7 +46,8 @@ class Metric:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", ALIASES.get(self.name, self.name))
         if self.name not in METRICS:
-            raise MetricError(f"There is no metric {self.name!r}; metrics are {', '.join(METRICS)}.")
+            near = did_you_mean(self.name, METRICS)
+            raise MetricError(f"There is no metric {self.name!r}; metrics are {', '.join(METRICS)}.{near}")
         if self.protocol not in PROTOCOLS:
             raise MetricError(f"The protocol is 'default' or 'paper'; got {self.protocol!r}.")
 
@@ -110,6 +112,13 @@ class Metric:
                 raise MetricError(f"The metric {self.name} needs the clean run's logits.")
             return -_DIVERGENCES[self.name](logits, clean_logits.to(logits.dtype)) * self._scale(logits)
         _check_answers(pairs, logits.shape[-1])
+        if self.name == SEQUENCE:
+            values = logits.log_softmax(-1)
+            return _log_sum(values, pairs.good) - _log_sum(values, pairs.bad)
+        if pairs.pair is not None:
+            raise MetricError(
+                f"Answers of several tokens are measured by {SEQUENCE}, kl or js; {self.name} reads one."
+            )
         if self.name == "accuracy":
             return _accuracy(logits, pairs)
         values = logits if self.name == "logit_diff" else logits.softmax(-1)
@@ -173,6 +182,20 @@ def _joined(values: Tensor, answers: Tensor, by: str) -> Tensor:
     index = answers.clamp(min=0).expand(*values.shape[:-1], answers.shape[-1])
     total = (values.gather(-1, index) * there).sum(-1)
     return total / there.sum(-1).clamp(min=1) if by == "mean" else total
+
+
+def _log_sum(values: Tensor, answers: Tensor) -> Tensor:
+    """Log of the summed probability at answers [batch, k] (-1 for none), of log-probabilities [..., batch,
+    vocabulary]: [..., batch]; 0 where there is none."""
+    answers = answers.to(values.device)
+    there = answers >= 0
+    if not answers.shape[-1]:
+        return values.new_zeros(values.shape[:-1])
+    index = answers.clamp(min=0).expand(*values.shape[:-1], answers.shape[-1])
+    some = there.any(-1)
+    # Rows without an answer keep one, so that no gradient is NaN; they count for nothing.
+    found = values.gather(-1, index).masked_fill(~there & some[:, None], -math.inf).logsumexp(-1)
+    return torch.where(some, found, torch.zeros_like(found))
 
 
 def _accuracy(logits: Tensor, pairs: Pairs) -> Tensor:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interpcore.circuits.methods import method_of
 from interpcore.data.prompt_pairs import MAIN_TASKS, TASKS
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
-METRICS = ("logit_diff", "prob_diff", "kl", "js", "accuracy")
+if TYPE_CHECKING:
+    from interpcore.circuits.own import OwnTask
+
+SEQUENCE = "logprob_diff"
+"""The metric of answers of several tokens."""
+METRICS = ("logit_diff", "prob_diff", SEQUENCE, "kl", "js", "accuracy")
 INTERVENTIONS = ("patching", "zero", "mean", "mean-positional")
 UNEQUAL = ("skip", "align", "refuse")
 """What to do with pairs of different token length."""
@@ -33,6 +40,18 @@ class Options(Base):
         None,
         "Folder of published CSV files, <task>/<table>.csv; default: generated pairs.",
         circumstance=True,
+    )
+    pairs: tuple[str, ...] = option(
+        (),
+        "Your own task: a table (CSV, JSON lines) of clean, corrupted, answer and wrong; again for more.",
+        circumstance=True,
+        commas=False,
+    )
+    include: tuple[str, ...] = option(
+        (),
+        "Task files (.json: name, metric, pairs) or folders of them, whose tasks --task then takes by name.",
+        circumstance=True,
+        commas=False,
     )
     table: str = option("gpt2", "Name of those files: gpt2, pythia.")
     head: int = option(200, "Pairs per task at most.", least=2)
@@ -62,13 +81,53 @@ class Options(Base):
             raise Refused(f"There is no folder {self.data} of pairs.")
         if self.verbs is not None and not Path(self.verbs).is_file():
             raise Refused(f"There is no verb list {self.verbs}.")
+        self.own_tasks()
+
+    def own_tasks(self) -> dict[str, OwnTask]:
+        """The tasks of `pairs` and `include`, by name.
+
+        Raises: Refused for a file that holds none.
+        """
+        from interpcore.circuits.own import of_names, read_own
+
+        return of_names([task for file in (*self.pairs, *self.include) for task in read_own(file)])
+
+    def chosen(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """The tasks that an experiment is about: those asked for, else one's own pairs, else the main tasks.
+
+        Raises: Refused for a name that is none of them.
+        """
+        from interpcore.circuits.own import read_own
+
+        given = [task.name for file in self.pairs for task in read_own(file)]
+        known = (*TASKS, *self.own_tasks())
+        for name in asked:
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise Refused(f"--task is one of {', '.join(known)}; got {name!r}.{near}")
+        return tuple(asked) or tuple(given) or MAIN_TASKS
+
+    def chosen_one(self, asked: str | None) -> str:
+        """The same where there is one: the first of one's own pairs, or ioi, unless another is asked for."""
+        return self.chosen((asked,) if asked else ())[0]
+
+    def check_asked(self, asked: Base) -> None:
+        """See `Options.check_asked`: the tasks' names."""
+        if isinstance(asked, OfTasks):
+            self.chosen(asked.tasks)
+        elif isinstance(asked, Evaluate):
+            self.chosen_one(asked.task)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfTasks(Base):
     """What all experiments over tasks ask."""
 
-    tasks: tuple[str, ...] = option(MAIN_TASKS, "Tasks; again for more.", choices=TASKS, flag="task")
+    tasks: tuple[str, ...] = option(
+        (),
+        f"Tasks: {', '.join(TASKS)}, or of --include; again for more. Default: --pairs, else six of them.",
+        flag="task",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +173,7 @@ class Evaluate(Base):
     """What measuring a file of scores asks."""
 
     scores: str = option(..., "A file of scores: .safetensors, .json, .pt.", positional=True)
-    task: str = option("ioi", "The task to measure on.", choices=TASKS)
+    task: str | None = option(None, "The task to measure on; default: --pairs, else ioi.")
     sizes: tuple[str, ...] = option((), SIZES, flag="size")
     direction: str = option("helps", "What a positive score of a foreign file means.", choices=DIRECTIONS)
     circuit: bool = option(False, "Measure the file's own circuit, not chosen ones.")

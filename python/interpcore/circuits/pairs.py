@@ -43,6 +43,8 @@ class Pairs(AsTable):
         logits_by: how a metric on logits joins several answers, "sum" or "mean"; probabilities are summed.
         texts: the prompts, clean and corrupted.
         left_out: one sentence for each kind of pair that was left out, with its count.
+        pair: which pair each row is of [n] int64, for answers of several tokens, see `sequences`; None where
+            every row is one.
     """
 
     task: str
@@ -54,6 +56,7 @@ class Pairs(AsTable):
     logits_by: str = "sum"
     texts: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
+    pair: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.clean):
@@ -131,6 +134,7 @@ class Pairs(AsTable):
             good=self.good[at],
             bad=self.bad[at],
             texts=texts,
+            pair=None if self.pair is None else self.pair[at],
         )
 
     def head(self, count: int | None) -> Pairs:
@@ -147,11 +151,23 @@ class Pairs(AsTable):
 
         Raises: PairsError for fewer than two pairs.
         """
-        if len(self) < 2:
-            raise PairsError(f"{self.task} has {len(self)} pair; a held-out part needs two or more.")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        cut = min(max(round(share * len(self)), 1), len(self) - 1)
-        return self.rows(order[:cut].sort().values), self.rows(order[cut:].sort().values)
+        pair = torch.arange(len(self)) if self.pair is None else self.pair
+        there = pair.unique()
+        if len(there) < 2:
+            raise PairsError(f"{self.task} has {len(there)} pair; a held-out part needs two or more.")
+        order = there[torch.randperm(len(there), generator=torch.Generator().manual_seed(seed))]
+        cut = min(max(round(share * len(there)), 1), len(there) - 1)
+        first = torch.isin(pair, order[:cut])
+        return self.rows(first.nonzero()[:, 0]), self.rows((~first).nonzero()[:, 0])
+
+    def by_pair(self, values: Tensor) -> Tensor:
+        """Values of rows [..., n] summed over each pair's rows [..., pairs]; as they are where every row is a
+        pair."""
+        if self.pair is None:
+            return values
+        number = self.pair.unique(return_inverse=True)[1].to(values.device)
+        out = values.new_zeros(*values.shape[:-1], int(number.max()) + 1)
+        return out.index_add_(-1, number, values)
 
     def example(self, tokenizer: Any) -> dict[str, Any]:
         """The first pair as people read it: clean, corrupted, good and bad (at most three answers each);
@@ -244,6 +260,68 @@ class Pairs(AsTable):
             tuple(left_out),
         )
 
+    @classmethod
+    def sequences(
+        cls,
+        task: str,
+        texts: Sequence[tuple[str, str]],
+        good: Answers,
+        bad: Answers,
+        tokenizer: Any,
+        *,
+        unequal: str = "skip",
+        bos: bool | None = None,
+    ) -> Pairs:
+        """Pairs whose answers have several tokens, for the metric `logprob_diff`.
+
+        log P(answer | prompt) is the sum over its tokens of log P(token | prompt, tokens before it). Each
+        term is a row: both prompts of the pair, gone on with the tokens before, and the token as its good or
+        bad answer. The tokens that two answers begin with alike fall out of their difference, and the first
+        that differ share a row.
+
+        Args: as in `from_texts`, with one good answer and at most one bad one for each pair.
+        Raises: PairsError for more of them, or as `from_texts`.
+        """
+        _check_texts(task, texts)
+        encoded = [tuple(token_ids(tokenizer, text, bos) for text in pair) for pair in texts]
+        odd = [i for i, (clean, corrupted) in enumerate(encoded) if len(clean) != len(corrupted)]
+        if odd and unequal == "refuse":
+            raise PairsError(f"{_unequal(task, texts, encoded, odd)} Skip or align such pairs.")
+        said = (
+            f"{_unequal(task, texts, encoded, odd)} They are left out." if odd and unequal == "skip" else ""
+        )
+        rows: list[tuple[int, list[int], list[int], list[int], list[int]]] = []
+        for i, (text, _) in enumerate(texts):
+            if i in odd and unequal == "skip":
+                continue
+            if len(good[i]) != 1 or len(bad[i]) > 1:
+                raise PairsError(
+                    f"Pair {i + 1} of {task} has {len(good[i])} right and {len(bad[i])} wrong answers, some "
+                    "of several tokens; give one of each, or answers of one token."
+                )
+            sides = [
+                [t for each in side[i] for t in _going_on(tokenizer, text, each)] for side in (good, bad)
+            ]
+            clean, corrupted = _aligned(*encoded[i])
+            rows += [
+                (i, [*clean, *before], [*corrupted, *before], one, other)
+                for before, one, other in _terms(*sides)
+            ]
+        if not rows:
+            raise PairsError(f"There is no pair of {task}. {said}".strip())
+        number, clean_rows, corrupted_rows, right, wrong = zip(*rows, strict=True)
+        return cls(
+            task,
+            pad(clean_rows)[0],
+            pad(corrupted_rows)[0],
+            torch.tensor([len(row) for row in clean_rows], dtype=torch.int64),
+            pad(right, fill=-1)[0],
+            pad(wrong, fill=-1)[0],
+            texts=tuple((texts[i][0], texts[i][1]) for i in number),
+            left_out=(said,) if said else (),
+            pair=torch.tensor(number, dtype=torch.int64),
+        )
+
     def describe(self) -> Mapping[str, Any]:
         """What a run card says of these pairs."""
         return {
@@ -252,6 +330,36 @@ class Pairs(AsTable):
             "left_out": list(self.left_out),
             "tokens": int(self.lengths.sum()),
         }
+
+
+def _terms(good: list[int], bad: list[int]) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """The terms of log P(good) - log P(bad): tokens before, the good token, the bad one."""
+    same = 0
+    while same < min(len(good), len(bad)) and good[same] == bad[same]:
+        same += 1
+    if same < min(len(good), len(bad)):
+        yield good[:same], [good[same]], [bad[same]]
+        same += 1
+    for at in range(same, len(good)):
+        yield good[:at], [good[at]], []
+    for at in range(same, len(bad)):
+        yield bad[:at], [], [bad[at]]
+
+
+def _going_on(tokenizer: Any, prompt: str, answer: int | str) -> list[int]:
+    """The tokens by which an answer continues a prompt."""
+    if not isinstance(answer, str):
+        return [_answer(tokenizer, prompt, answer)]
+    before, after = (token_ids(tokenizer, text, False) for text in (prompt, prompt + answer))
+    if after[: len(before)] != before or len(after) == len(before):
+        raise PairsError(f"The answer {answer!r} changes the tokens of {prompt!r}; begin it with a space.")
+    return after[len(before) :]
+
+
+def several_tokens(tokenizer: Any, texts: Sequence[tuple[str, str]], answers: Answers) -> bool:
+    """Whether some answer [pair][answer] continues its clean prompt by more than one token."""
+    pairs = zip(texts, answers, strict=True)
+    return any(len(_going_on(tokenizer, text, each)) > 1 for (text, _), side in pairs for each in side)
 
 
 def _aligned(clean: list[int], corrupted: list[int]) -> tuple[list[int], list[int]]:

@@ -6,50 +6,21 @@ import ast
 import csv
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from interpcore.circuits.pairs import Pairs, PairsError, token_id
+from interpcore.circuits.task_list import TASKS as PUBLISHED
+from interpcore.circuits.task_list import Task
 from interpcore.data import prompt_pairs
 from interpcore.data.verbs import VERBS
+from interpcore.errors import did_you_mean
 from interpcore.runs.fields import is_whole
 
 TASKS = prompt_pairs.TASKS
 MAIN_TASKS = prompt_pairs.MAIN_TASKS
 VerbPairs = Iterable[tuple[str, str]]
 
-
-@dataclass(frozen=True)
-class Task:
-    """What the study does with a task.
-
-    Args:
-        name: published id.
-        title: as figures write it.
-        metric: published metric.
-        logits_by: how its logit difference joins several answers.
-    """
-
-    name: str
-    title: str
-    metric: str
-    logits_by: str
-
-
-_TASKS = {
-    task.name: task
-    for task in (
-        Task("ioi", "IOI", "logit_diff", "sum"),
-        Task("greater-than", "Greater-Than", "prob_diff", "mean"),
-        Task("greater-than-price", "Greater-Than (Price)", "prob_diff", "mean"),
-        Task("greater-than-sequence", "Greater-Than (Sequence)", "prob_diff", "mean"),
-        Task("sva", "SVA", "prob_diff", "mean"),
-        Task("gender-bias", "Gender-Bias", "logit_diff", "sum"),
-        Task("fact-retrieval-comma", "Country-Capital", "logit_diff", "sum"),
-        Task("hypernymy-comma", "Hypernymy", "prob_diff", "sum"),
-    )
-}
 
 # Columns with the ids of good and of bad answers, and what such an answer is to a clean prompt.
 _ID_COLUMNS = {
@@ -69,9 +40,10 @@ def task_info(name: str) -> Task:
 
     Raises: PairsError for another name.
     """
-    if name not in _TASKS:
-        raise PairsError(f"There is no task {name!r}; tasks are {', '.join(TASKS)}.")
-    return _TASKS[name]
+    if name not in PUBLISHED:
+        near = did_you_mean(name, TASKS)
+        raise PairsError(f"There is no task {name!r}; tasks are {', '.join(TASKS)}.{near}")
+    return PUBLISHED[name]
 
 
 def generate_pairs(

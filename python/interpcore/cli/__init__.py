@@ -2,16 +2,21 @@
 
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from interpcore._version import __version__
 from interpcore.cli.compare import compare
 from interpcore.cli.convert import convert
 from interpcore.cli.demo import demo
 from interpcore.cli.info import info
+from interpcore.cli.ls import ls
+from interpcore.cli.show import show
+from interpcore.cli.tables import in_forms
+from interpcore.cli.validate import validate
 from interpcore.cli.verify import verify
 from interpcore.errors import exit_on_error
 
@@ -45,16 +50,29 @@ app = typer.Typer(
     name="interpcore",
     help="A compute core for interpretability experiments on transformer language models.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command()(info)
-app.command()(demo)
-app.command()(verify)
-app.command()(compare)
-app.command()(convert)
+for each in (info, demo, ls, show, validate, verify, compare, convert):
+    app.command()(in_forms(each))
 for name, sentence in FAMILIES.items():
     app.add_typer(typer.Typer(cls=Family, help=sentence, no_args_is_help=True), name=name)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"interpcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", help="Say the version and end.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """A compute core for interpretability experiments on transformer language models."""
 
 
 def main() -> None:

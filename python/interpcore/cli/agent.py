@@ -10,7 +10,7 @@ import typer
 from interpcore.agent.options import OFFLINE, SessionOptions
 from interpcore.cli.extras import require
 from interpcore.cli.study import ModelName, Out, Quiet, Workers, add, load, show_and_end
-from interpcore.cli.tables import show_report
+from interpcore.cli.tables import in_forms, show_report
 from interpcore.runs.experiment import Experiment, Report
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def open_run(
 
 
 @app.command()
+@in_forms
 def replay(
     record: Annotated[Path, typer.Argument(help="The folder of a session.")],
     out: Out,
@@ -92,6 +93,7 @@ def replay(
 
 
 @app.command()
+@in_forms
 def bench(
     out: Out,
     policy: Annotated[

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from interpcore.circuits.experiments import EXPERIMENTS
 from interpcore.circuits.options import DIRECTIONS, SELECTIONS
 from interpcore.cli.study import add
-from interpcore.cli.tables import show
+from interpcore.cli.tables import in_forms, show
 
 app = typer.Typer()
 for experiment in EXPERIMENTS:
@@ -19,6 +18,7 @@ for experiment in EXPERIMENTS:
 
 
 @app.command(name="compare-files")
+@in_forms
 def compare_files(
     scores: Annotated[Path, typer.Argument(help="A file of scores.")],
     reference: Annotated[Path, typer.Argument(help="Another one, such as of exact scores.")],
@@ -44,6 +44,7 @@ def compare_files(
 
 
 @app.command()
+@in_forms
 def draw(
     scores: Annotated[Path, typer.Argument(help="A file of scores: .safetensors, .json, .pt.")],
     picture: Annotated[Path, typer.Argument(help="Where to: .svg, .png, .pdf or .html (interactive).")],
@@ -70,9 +71,10 @@ def draw(
     from interpcore.circuits.study.about import About
     from interpcore.circuits.study.draw import draw as draw_circuit
     from interpcore.circuits.study.page import READABLE
+    from interpcore.circuits.study.tables import frame
 
     loaded, circuit = load_scores(scores, direction)
-    about = About.beside(scores, loaded)
+    about, notes = About.beside(scores, loaded), list[str]()
     if size is not None:
         count = sizes_of(loaded.graph, [size], loaded.size, loaded.level)[0]
         circuit = select(loaded, count, selection, level=loaded.level)
@@ -81,7 +83,7 @@ def draw(
     elif picture.suffix != ".html" and circuit.n_edges == loaded.graph.n_edges and loaded.level == "edge":
         circuit = select(loaded, min(READABLE, loaded.size), selection)
         told = "no size was given, and no run beside the file says which circuit is faithful"
-        typer.echo(f"{READABLE} edges are chosen: {told}.")
+        notes = [f"{READABLE} edges are chosen: {told}."]
     name = title or " ".join(part for part in (loaded.model, loaded.task, loaded.method) if part)
     drawn = draw_circuit(circuit, picture, loaded, title=name, most=most, about=about)
-    Console().print(f"{len(drawn)} of {circuit.n_edges} edges: {picture}", highlight=False, soft_wrap=True)
+    show(frame([]), *notes, f"{len(drawn)} of {circuit.n_edges} edges are drawn.", files=[picture])

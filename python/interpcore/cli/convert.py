@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 
 def convert(
@@ -28,4 +27,8 @@ def convert(
     import torch
 
     quantised = convert_gguf(model, folder, getattr(torch, dtype))
-    Console().print(f"{folder}: {dtype}. {quantised}.", highlight=False, soft_wrap=True)
+    import pandas as pd
+
+    from interpcore.cli.tables import show
+
+    show(pd.DataFrame(), f"{dtype}. {quantised}.", files=[folder])

@@ -6,6 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+NEXT = (
+    "interpcore lre run --model tiny --trials 3 --out runs/tiny         narrower intervals",
+    "interpcore lre run --model tiny-llama --trials 3 --out runs/llama  another architecture",
+    "interpcore lre compare runs/tiny runs/llama                        do they agree?",
+    "interpcore lre run --model MODEL --relations FOLDER --out RUN      your model, published files",
+    "interpcore ls tasks                                                what else there is",
+)
+
 
 def demo(
     model: Annotated[str, typer.Option(help="A shipped model, a folder or a hub id.")] = "tiny",
@@ -20,21 +28,13 @@ def demo(
     from interpcore.cli import lre
     from interpcore.cli.study import run, show_and_end
     from interpcore.lre.experiments import RUN
+    from interpcore.model.load.location import locate
 
-    console = Console()
-    console.print(
+    locate(model)
+    Console(stderr=True).print(
         f"Linear relational embeddings on {model}: from 8 examples, an affine map of the subject's state "
         "that predicts the answer, and its inverse that changes it.",
         highlight=False,
     )
     report = run(RUN, out=out, model=model, trials=1)
-    console.print(
-        "\nTry next:\n"
-        "  interpcore lre run --model tiny --trials 3 --out runs/tiny         narrower intervals\n"
-        "  interpcore lre run --model tiny-llama --trials 3 --out runs/llama  another architecture\n"
-        "  interpcore lre compare runs/tiny runs/llama                        do they agree?\n"
-        "  interpcore lre run --model MODEL --relations FOLDER --out RUN      your model, published files",
-        highlight=False,
-        soft_wrap=True,
-    )
-    show_and_end(report, lre.show)
+    show_and_end(report, lre.show, NEXT)

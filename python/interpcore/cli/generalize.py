@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,8 @@ import typer
 
 from interpcore.cli.study import ModelName, Quiet, add
 from interpcore.cli.study import run as run_experiment
-from interpcore.cli.tables import show, show_report
-from interpcore.errors import Refused
+from interpcore.cli.tables import in_forms, show, show_report
+from interpcore.errors import Refused, did_you_mean
 from interpcore.generalize.options import Options, shown_default
 from interpcore.runs.experiment import Experiment, Report
 from interpcore.runs.options import declared
@@ -52,6 +53,7 @@ def find_suite(name: str) -> tuple[Suite, tuple[Trial, ...]]:
     if not name.endswith(".py"):
         raise Refused(
             f"There is no suite {name!r}; there are {', '.join(SUITES)}, or a file (.py) with trials."
+            f"{did_you_mean(name, SUITES)}"
         )
     trials = read_trials(Path(name))
     suites = {each.suite for each in trials}
@@ -100,9 +102,9 @@ def open_run(model: Any, out: str | os.PathLike[str], options: Options, **how: A
     return open_trials(model, out, options, suite=suite, trials=trials, **how)
 
 
-def show_verdicts(report: Report) -> None:
+def show_verdicts(report: Report, then: Sequence[str] = ()) -> None:
     """Print the trials; ends with status 3 where the suite is defective."""
-    show_report(report)
+    show_report(report, then)
     if any(note.startswith("Control gate defective") for note in report.notes):
         raise typer.Exit(DEFECTIVE)
 
@@ -111,6 +113,7 @@ add(app, RUN, show_verdicts)
 
 
 @app.command("list")
+@in_forms
 def list_trials(
     suite: Annotated[
         str | None, typer.Argument(help="One suite, or a file with trials; default: all.")
@@ -139,6 +142,7 @@ def list_trials(
 
 
 @app.command()
+@in_forms
 def register(
     suite: Annotated[str, typer.Argument(help="A suite, or a file with trials.")],
     registry: Annotated[
@@ -160,10 +164,11 @@ def register(
             {"id": t.id, "definition": t.key, "registered": book.registered(t), "runs": len(book.attempts(t))}
             for t in trials
         ]
-    show(pd.DataFrame(rows), str(registry))
+    show(pd.DataFrame(rows), files=[registry])
 
 
 @app.command("replay")
+@in_forms
 def replay_published(
     name: Annotated[str, typer.Argument(help="A published trial's name; default: all.")] = "published",
     run: Annotated[
@@ -185,10 +190,8 @@ def replay_published(
         f"low, high: exact 95% interval; supported: against {BAR}; needed: units for power 0.8 at this share."
     ]
     if not run:
-        show(found[[c for c in found if c != "note"]], *notes)
-        for row in found.to_dict("records"):
-            if row["note"]:
-                typer.echo(f"{row['name']}: {row['note']}.")
+        notes += [f"{row['name']}: {row['note']}." for row in found.to_dict("records") if row["note"]]
+        show(found, *notes, shown=[c for c in found if c != "note"])
         return
     if name == "published" or out is None:
         raise Refused("Give the name of one published trial, and a run folder with --out.")

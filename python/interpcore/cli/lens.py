@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from interpcore.cli.study import Device, Revision, add, load
-from interpcore.cli.tables import show
+from interpcore.cli.tables import in_forms, show
 from interpcore.lens.experiments import EXPERIMENTS
 
 app = typer.Typer()
@@ -16,6 +15,7 @@ for experiment in EXPERIMENTS:
 
 
 @app.command()
+@in_forms
 def convert(
     lens: Annotated[Path, typer.Argument(help="A lens: a run folder, .safetensors, or a published .pt.")],
     out: Annotated[Path, typer.Argument(help="Where to: .pt (published) or .safetensors.")],
@@ -53,11 +53,14 @@ def convert(
         write_published(out, found, dtype)
     else:
         found.save(out)
-    depths = f"{len(found.depths)} depths to depth {found.target_depth}, {found.count} prompts"
-    Console().print(f"{out}: {depths}", highlight=False, soft_wrap=True)
+    import pandas as pd
+
+    facts = {"depths": len(found.depths), "target_depth": found.target_depth, "prompts": found.count}
+    show(pd.DataFrame([facts]), files=[out], then=[f"interpcore lens read {out} --out RUN"])
 
 
 @app.command()
+@in_forms
 def compare(
     first: Annotated[Path, typer.Argument(help="A lens: a run folder, .safetensors, or .pt.")],
     second: Annotated[Path, typer.Argument(help="Another lens of the same model.")],

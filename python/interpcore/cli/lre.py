@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from interpcore.cli.study import add
+from interpcore.cli.tables import in_forms
+from interpcore.cli.tables import show as show_table
 from interpcore.lre.experiments import RUN, STUDIES
 from interpcore.runs.experiment import Report
 
-WIDTH = 130
+HEADS = (
+    *("relation", "kind", "obj", "known", "faithful", "95%", "all", "control"),
+    *("causal", "95%", "all", "control", "depth", "rank"),
+)
 
 app = typer.Typer()
 
 
-def show(report: Report) -> None:
-    """Print the table, what was left out, the pictures and the edits' speed."""
-    # Cells must stay whole where the output is no terminal, which Rich takes to be 80 columns wide.
-    console = Console(width=max(WIDTH, Console().width))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("relation", "kind", "obj", "known", "faithful", "95%", "all", "control")
-    for head in (*heads, "causal", "95%", "all", "control", "depth", "rank"):
-        table.add_column(head, justify="left" if head in ("relation", "kind") else "right", no_wrap=True)
-    for row in report.table[report.table.trials > 0].to_dict("records"):
-        table.add_row(*_cells(row))
-    console.print(table)
-    for note in report.notes:
-        console.print(note, highlight=False, style=None if note.startswith(("Left out", "Edits")) else "dim")
-    pictures = [str(path) for path in report.files if path.suffix == ".png"]
-    if pictures:
-        console.print("Pictures:\n  " + "\n  ".join(pictures), highlight=False, soft_wrap=True)
+def show(report: Report, then: Sequence[str] = ()) -> None:
+    """Print a few columns of the table, what was left out and the edits' speed."""
+    import pandas as pd
+
+    rows = [_cells(row) for row in report.table[report.table.trials > 0].to_dict("records")]
+    show_table(
+        report.table,
+        *report.notes,
+        files=report.files,
+        then=then,
+        people=pd.DataFrame(rows, columns=HEADS),
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -64,6 +64,7 @@ for experiment in STUDIES:
 
 
 @app.command()
+@in_forms
 def compare(
     run_a: Annotated[Path, typer.Argument(help="A run folder.")],
     run_b: Annotated[
@@ -76,13 +77,19 @@ def compare(
 
     Example: interpcore lre compare runs/lre-mine published
     """
+    import pandas as pd
+
     from interpcore.lre.report import compare_runs
 
     found = compare_runs(run_a, run_b)
-    table = Table("measure", "correlation", "95% interval", "relations", box=None, pad_edge=False)
-    for measure, r in found.correlations.items():
-        table.add_row(measure, f"{r.value:.2f}", f"{r.low:.2f} to {r.high:.2f}", str(r.n))
-    console = Console()
-    console.print(table)
-    for difference in found.differences:
-        console.print(f"Note: {difference}", highlight=False)
+    rows = [
+        {
+            "measure": measure,
+            "correlation": r.value,
+            "correlation_low": r.low,
+            "correlation_high": r.high,
+            "relations": r.n,
+        }
+        for measure, r in found.correlations.items()
+    ]
+    show_table(pd.DataFrame(rows), *(str(difference) for difference in found.differences))

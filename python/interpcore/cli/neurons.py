@@ -12,12 +12,14 @@ from typing import Annotated, Literal
 import typer
 
 from interpcore.cli.study import Quiet, add
+from interpcore.cli.tables import in_forms, show
 from interpcore.neurons.experiments import EXPERIMENTS
 
 app = typer.Typer()
 
 
 @app.command()
+@in_forms
 def tokens(
     source: Annotated[str, typer.Argument(help="Text, JSON lines, Parquet, a folder, or 'tiny'.")],
     out: Annotated[Path, typer.Option(help="The shards' folder; the same command again reads it.")],
@@ -58,8 +60,12 @@ def tokens(
         revision=revision,
         progress=not quiet,
     )
+    import pandas as pd
+
     names = ", ".join(shards.subset_names[:6]) + (" ..." if len(shards.subset_names) > 6 else "")
-    typer.echo(f"{shards.n_sequences} sequences of {shards.context} tokens in {out} ({names}).")
+    facts = {"sequences": shards.n_sequences, "context": shards.context, "subsets": names}
+    then = f"interpcore neurons report --model {model} --tokens {out} --out RUN"
+    show(pd.DataFrame([facts]), then=[then], files=[out])
 
 
 @app.command()

@@ -7,6 +7,7 @@ import typer
 
 from interpcore.cli.extras import require
 from interpcore.cli.study import Quiet, Workers, add, show_and_end
+from interpcore.cli.tables import in_forms, show
 from interpcore.errors import Refused
 from interpcore.steering.experiments import EXPERIMENTS
 
@@ -16,6 +17,7 @@ for experiment in EXPERIMENTS:
 
 
 @app.command()
+@in_forms
 def job(
     name: Annotated[str, typer.Argument(help="A published job's name; 'list' for all thirty.")],
     workspace: Annotated[Path | None, typer.Option(help="A folder in the published layout.")] = None,
@@ -35,8 +37,9 @@ def job(
     from interpcore.steering.jobs import JOBS, Workspace
 
     if name == "list":
-        for each, what in JOBS.items():
-            typer.echo(f"{each}  ({what.does})")
+        import pandas as pd
+
+        show(pd.DataFrame([{"job": each, "does": what.does} for each, what in JOBS.items()]))
         return
     if workspace is None:
         raise Refused("Give --workspace, a folder that holds transformers/ and datasets/.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from interpcore.cli.extras import require
-from interpcore.cli.tables import show_report
+from interpcore.cli.tables import in_forms, show_report
 from interpcore.errors import Refused
+from interpcore.model.load.location import locate
 from interpcore.runs.experiment import Experiment, Report
-from interpcore.runs.options import Option, Options, declared
+from interpcore.runs.options import Option, OptionError, Options, declared
 
 FEW, MOST_SHOWN = 3, 8
 ModelName = Annotated[
@@ -32,7 +34,11 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
-def add(app: typer.Typer, experiment: Experiment, show: Callable[[Report], None] = show_report) -> None:
+Show = Callable[[Report, Sequence[str]], None]
+"""Prints a report, and commands to try next."""
+
+
+def add(app: typer.Typer, experiment: Experiment, show: Show = show_report) -> None:
     """Give an application an experiment's command, under the last word of its name.
 
     Args:
@@ -42,7 +48,8 @@ def add(app: typer.Typer, experiment: Experiment, show: Callable[[Report], None]
     """
 
     def command(**given: Any) -> None:
-        show_and_end(run(experiment, **given), show)
+        report = run(experiment, **given)
+        show_and_end(report, show, next_commands(experiment, **given))
 
     shared = inspect.signature(run, eval_str=True).parameters.values()
     both = [experiment.options] if experiment.asks is None else [experiment.options, experiment.asks]
@@ -52,10 +59,8 @@ def add(app: typer.Typer, experiment: Experiment, show: Callable[[Report], None]
     parameters = sorted(every, key=lambda p: p.default is not inspect.Parameter.empty)
     # Typer reads a command's options off its function; these are data until here.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(
-        experiment.name.rpartition(" ")[2], help=f"{experiment.sentence}\n\nExample: {experiment.example}"
-    )(command)
+    said = f"{experiment.sentence}\n\nExample: {experiment.example}"
+    app.command(experiment.name.rpartition(" ")[2], help=said)(in_forms(command))
 
 
 def run(
@@ -79,9 +84,11 @@ def run(
     asked = None if experiment.asks is None else _options(experiment.asks, given)
     if experiment.extra is not None:
         require(experiment.extra)
-    for each in (options, asked):
-        if each is not None:
-            each.check_data()
+    options.check_data()
+    if asked is not None:
+        asked.check_data()
+        options.check_asked(asked)
+    locate(model, revision)
     loaded = load(model, revision=revision, dtype=dtype, device=device)
     how = {"workers": workers, "progress": not quiet, "command": shlex.join(sys.argv)}
     with experiment.open(loaded, out, options, **how) as study:
@@ -99,9 +106,17 @@ def load(name: str, *, revision: str | None = None, dtype: str | None = None, de
     )
 
 
-def show_and_end(report: Report, show: Callable[[Report], None] = show_report) -> None:
+def next_commands(experiment: Experiment, *, out: Path, model: str, **given: Any) -> list[str]:
+    """What may be typed after an experiment has run."""
+    words = {"OUT": shlex.quote(str(out)), "MODEL": shlex.quote(model)}
+    own = [re.sub(r"\b(OUT|MODEL)\b", lambda found: words[found[0]], line) for line in experiment.then]
+    checks = [f"interpcore verify {words['OUT']}"] if experiment.verifies else []
+    return [*own, *checks, f"interpcore show {words['OUT']}"]
+
+
+def show_and_end(report: Report, show: Show = show_report, then: Sequence[str] = ()) -> None:
     """Print a report. Raises: Refused where it has problems; what is done is written by then."""
-    show(report)
+    show(report, then)
     if report.problems:
         told = "; ".join(text.rstrip(".") for text in report.problems[:FEW])
         more = f"; and {len(report.problems) - FEW} more" if len(report.problems) > FEW else ""
@@ -115,7 +130,10 @@ def _options(cls: type[Options], given: dict[str, Any]) -> Options:
         value = given.get(each.name)
         if value is not None:
             typed[each.name] = tuple(_listed(each, value)) if each.many else value
-    return cls(**typed)
+    try:
+        return cls(**typed)
+    except OptionError as error:
+        raise Refused(f"{error.option.typed} {error.said}") from error
 
 
 def _listed(option: Option, typed: Any) -> Iterator[Any]:
@@ -125,7 +143,7 @@ def _listed(option: Option, typed: Any) -> Iterator[Any]:
             try:
                 yield option.kind(item)
             except ValueError as error:
-                raise Refused(f"{option.name} holds {item!r}; give numbers, such as 1,2.5.") from error
+                raise Refused(f"{option.typed} holds {item!r}; give numbers, such as 1,2.5.") from error
 
 
 def _parameter(option: Option) -> inspect.Parameter:
@@ -138,7 +156,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         annotation, default = list[str] | None, None
     elif option.optional:
         annotation = annotation | None
-    flag = f"--{(option.flag or option.name).replace('_', '-')}"
+    flag = option.typed
     if default is True:
         flag = f"{flag}/--no-{flag[2:]}"
     said = typer.Argument(help=sentence) if option.positional else typer.Option(flag, help=sentence)

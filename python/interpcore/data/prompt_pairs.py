@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from interpcore.data import task_text
 from interpcore.data.tinyworld import words
 from interpcore.data.tinyworld.world import reserve
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.runs import atomic_path
 from interpcore.runs.shown import AsTable
 
@@ -84,7 +84,8 @@ def generate(task: str, tokenizer: Any, count: int = 200, seed: int = 0, part: s
     Raises: PromptPairError for an unknown task or part, or a tokenizer that cannot write the task.
     """
     if task not in COLUMNS:
-        raise PromptPairError(f"The task {task!r} is not one of {', '.join(TASKS)}.")
+        near = did_you_mean(task, TASKS)
+        raise PromptPairError(f"The task {task!r} is not one of {', '.join(TASKS)}.{near}")
     if part not in PARTS:
         raise PromptPairError(f"The part {part!r} is not one of {', '.join(PARTS)}.")
     rng = random.Random(f"prompt pairs {task} {seed}")

@@ -14,7 +14,7 @@ from interpcore.errors import Refused
 from interpcore.generalize.definition import Trial
 from interpcore.model import Model
 from interpcore.model.load.loading import from_transformers
-from interpcore.model.load.source import locate
+from interpcore.model.load.location import locate
 from interpcore.runs.options import Options
 
 Value = TypeVar("Value")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from interpcore.errors import InterpcoreError, Refused, RunError
+from interpcore.errors import InterpcoreError, Refused, RunError, did_you_mean
 from interpcore.generalize.context import Setting, Suite, check_trials
 from interpcore.generalize.definition import Trial
 from interpcore.generalize.measured import Measured
@@ -21,7 +21,7 @@ from interpcore.generalize.verdict import Outcome, settle
 from interpcore.model import Model
 from interpcore.model.card import named_tensors, run_card, weights_hash
 from interpcore.model.load import load
-from interpcore.model.load.source import locate
+from interpcore.model.load.location import locate
 from interpcore.model.memory import free_memory
 from interpcore.runs import Row, RunCard, RunFolder, canonical_json, experiment, is_run, read_card, write_json
 
@@ -238,7 +238,8 @@ def _chosen(trials: tuple[Trial, ...], wanted: tuple[str, ...], suite: Suite) ->
     ids = [t.id for t in trials]
     for name in wanted:
         if name not in ids:
-            raise Refused(f"There is no trial {name!r} in {suite.name}; there are {', '.join(ids)}.")
+            near = did_you_mean(name, ids)
+            raise Refused(f"There is no trial {name!r} in {suite.name}; there are {', '.join(ids)}.{near}")
     return tuple(t for t in trials if not wanted or t.id in wanted)
 
 

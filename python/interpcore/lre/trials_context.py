@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from interpcore.data.relations import Relation, Sample, split
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.generalize.context import UNTRAINED, Context, Setting
 from interpcore.lre import controls as lre_controls
 from interpcore.lre.answers import Answers
@@ -87,10 +87,11 @@ class Settings(BaseOptions):
             halves = {name: _reserve_of(relation) for name, relation in studied.items()}
             studied = {name: study for name, (study, _) in halves.items()}
             kept = {name: reserve for name, (_, reserve) in halves.items()}
-        unknown = set(self.only) - {*studied, *kept}
+        unknown = sorted({*self.only} - {*studied, *kept})
         if unknown:
             raise Refused(
-                f"There is no relation {unknown.pop()!r}; there are {', '.join({**studied, **kept})}."
+                f"There is no relation {unknown[0]!r}; there are {', '.join({**studied, **kept})}."
+                f"{did_you_mean(unknown[0], [*studied, *kept])}"
             )
         wanted = {name for name in {**studied, **kept} if not self.only or name in self.only}
         return (

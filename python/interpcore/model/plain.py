@@ -132,7 +132,8 @@ def check_plain(model: Model, ids: Sequence[int]) -> float | None:
     Raises: Refused where they disagree.
     """
     from interpcore.model.load.check import _experts_in
-    from interpcore.model.load.source import locate, read_checkpoint
+    from interpcore.model.load.location import locate
+    from interpcore.model.load.source import read_checkpoint
     from interpcore.model.plan import Plan
 
     if model.origin is None or model.plan != Plan.identity(model.spec.n_blocks):

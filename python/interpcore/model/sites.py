@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.model.call import Address
 from interpcore.model.maps import Map, PerRow, Selection
 from interpcore.model.plan import Plan
@@ -204,7 +204,8 @@ def at_depths(spec: Spec, plan: Plan, absent: Mapping[str, str]) -> list[Spec]:
     """
     site = SITES.get(spec.site)
     if site is None:
-        raise Refused(f"There is no site {spec.site!r}; sites are {', '.join(SITES)}.")
+        near = did_you_mean(spec.site, SITES)
+        raise Refused(f"There is no site {spec.site!r}; sites are {', '.join(SITES)}.{near}")
     if spec.site in absent:
         raise Refused(f"This model has no site {spec.site!r}: {absent[spec.site]}")
     if spec.heads is not None and site.heads is None:

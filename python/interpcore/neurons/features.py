@@ -71,7 +71,7 @@ def rule_features(texts: Sequence[str], path: str | os.PathLike[str] | None = No
     """
     names, groups, rows = [], [], []
     views = {name: [view(text) for text in texts] for name, view in VIEWS.items()}
-    for entry in _entries(path):
+    for entry in read_entries(path):
         for item in entry["each"].split() if "each" in entry else [None]:
             found = _matches(entry, item, views)
             if any(found):
@@ -105,7 +105,8 @@ def unigram_features(
     return FeatureTable(tuple(f"'{word}'" for word in chosen), ("unigram",) * len(chosen), has)
 
 
-def _entries(path: str | os.PathLike[str] | None) -> list[dict[str, str]]:
+def read_entries(path: str | os.PathLike[str] | None) -> list[dict[str, str]]:
+    """The rules of a feature file; None takes the one of this folder. Raises: Refused for another form."""
     where = Path(str(files("interpcore.neurons") / "features.json")) if path is None else Path(path)
     found = Fields.of(read_json(where), str(where), Refused).objects("features")
     for entry in found:

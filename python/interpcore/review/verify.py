@@ -124,7 +124,7 @@ def find_model(card: RunCard, given: Any = None) -> Any:
     import torch
 
     from interpcore.model.load import load
-    from interpcore.model.load.source import embedded_folder
+    from interpcore.model.load.location import embedded_folder
 
     if given is not None and not isinstance(given, str | os.PathLike):
         return given

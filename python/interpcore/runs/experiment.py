@@ -42,6 +42,7 @@ class Report(AsTable):
         problems: what was refused or broke off, one sentence each; the rest is done. A command that has any
             exits with 1.
         shown: columns of the table that a person is shown; () for all.
+        then: commands to try next, that only what was found can name.
     """
 
     table: pd.DataFrame
@@ -49,6 +50,7 @@ class Report(AsTable):
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         said = [f"{len(self.table)} rows", f"{len(self.files)} files"]
@@ -198,6 +200,7 @@ class Experiment:
         marks: arguments that every card of its runs has, where the options are not on cards, or are on
             those of others too; () for the options.
         compares: the table that two of its runs are compared by.
+        then: commands to try next, with OUT for its folder and MODEL for its model.
     """
 
     name: str
@@ -211,10 +214,16 @@ class Experiment:
     verifies: str | None = None
     marks: tuple[str, ...] = ()
     compares: Compared | None = None
+    then: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Arguments that every card of its runs has."""
+        return frozenset(self.marks or self._own)
 
     def made(self, card: RunCard) -> bool:
         """Whether a run's card is of this experiment, or of one with the same options."""
-        return set(self.marks or self._own) <= set(card.arguments)
+        return self.own <= set(card.arguments)
 
     @property
     def _own(self) -> list[str]:

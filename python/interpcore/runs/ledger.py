@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS cells (
     source TEXT, checksum TEXT,
     PRIMARY KEY (task, key))
 """
+_ASKED = "CREATE TABLE IF NOT EXISTS asked (task TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (task, key))"
 _SINCE_2 = ("source", "checksum")
 _BUSY_SECONDS = 60.0
 _RETRY_SECONDS = 0.01
@@ -131,10 +132,31 @@ class Ledger:
             )
         return cursor.rowcount == 1
 
+    def ask(self, cells: Iterable[tuple[str, str]]) -> None:
+        """Remembers which cells are wanted, so that whoever looks knows how many there will be.
+
+        Args:
+            cells: task and key of each.
+        """
+        with self._explained(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT OR IGNORE INTO asked VALUES (?, ?)", cells)
+
+    @property
+    def asked(self) -> int:
+        """How many cells were ever wanted; 0 in a ledger from before that was remembered."""
+        with self._explained():
+            there = self._connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'asked'")
+            if not there.fetchone()[0]:
+                return 0
+            count: int = self._connection.execute("SELECT count(*) FROM asked").fetchone()[0]
+        return count
+
     def clear(self) -> None:
         """Forgets every row."""
         with self._explained():
             self._connection.execute("DELETE FROM cells")
+            self._connection.execute("DELETE FROM asked")
 
     def get(self, key: str, task: str = "") -> Row | None:
         """The row of one cell, or None.
@@ -204,6 +226,7 @@ class Ledger:
         with self._connection:  # one transaction: two processes may find an old ledger at once
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(_SCHEMA)
+            self._connection.execute(_ASKED)
             present = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(cells)")}
             for name in _SINCE_2:
                 if name not in present:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 
 if TYPE_CHECKING:
     from interpcore.runs.card import RunCard
@@ -60,6 +60,12 @@ class Option:
     commas: bool = True
 
     @property
+    def typed(self) -> str:
+        """What is typed for it: its flag, or its name in capitals where it has none."""
+        name = (self.flag or self.name).replace("_", "-")
+        return name.upper() if self.positional else f"--{name}"
+
+    @property
     def required(self) -> bool:
         """Whether it must be given."""
         return self.default is dataclasses.MISSING
@@ -74,7 +80,7 @@ class Option:
         if not self.many:
             return self._one(value)
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise Refused(f"{self.name} is {value!r}; give a list.")
+            raise OptionError(self, f"is {value!r}; give a list.")
         return tuple(self._one(each) for each in value)
 
     def _one(self, value: Any) -> Any:
@@ -83,11 +89,12 @@ class Option:
             value = float(value)
         fits = whole if self.kind is int else isinstance(value, self.kind)
         if not fits:
-            raise Refused(f"{self.name} is {value!r}; give {_KINDS[self.kind]}.")
+            raise OptionError(self, f"is {value!r}; give {_KINDS[self.kind]}.")
         if self.choices and value not in self.choices:
-            raise Refused(f"{self.name} is one of {', '.join(map(str, self.choices))}; got {value!r}.")
+            near = did_you_mean(value, self.choices)
+            raise OptionError(self, f"is one of {', '.join(map(str, self.choices))}; got {value!r}.{near}")
         if self.kind is float and not math.isfinite(value):
-            raise Refused(f"{self.name} is {value}; give a finite number.")
+            raise OptionError(self, f"is {value}; give a finite number.")
         for bound, says, holds in (
             (self.least, "at least", lambda b: value >= b),
             (self.above, "more than", lambda b: value > b),
@@ -95,7 +102,7 @@ class Option:
             (self.below, "less than", lambda b: value < b),
         ):
             if bound is not None and not holds(bound):
-                raise Refused(f"{self.name} is {value}; give {says} {bound:g}.")
+                raise OptionError(self, f"is {value}; give {says} {bound:g}.")
         return value
 
     def schema(self) -> dict[str, Any]:
@@ -118,6 +125,19 @@ class Option:
             return {"description": self.sentence} | one
         default = list(self.default) if self.many and self.default is not None else self.default
         return {"description": self.sentence, "default": default} | one
+
+
+class OptionError(Refused):
+    """A value that does not fit its option.
+
+    Args:
+        option: which.
+        said: what is wrong, to stand behind the option's name.
+    """
+
+    def __init__(self, option: Option, said: str) -> None:
+        super().__init__(f"{option.name} {said}")
+        self.option, self.said = option, said
 
 
 PROTOCOLS = ("default", "paper")
@@ -173,6 +193,12 @@ class Options:
         Raises: Refused, OSError where one is missing or does not serve.
         """
 
+    def check_asked(self, asked: Options) -> None:
+        """Look at what an experiment asks beyond what its folder means, before a model is loaded.
+
+        Raises: Refused where the two do not go together.
+        """
+
     @classmethod
     def of_card(cls, card: RunCard, given: Mapping[str, Any] | None = None) -> Self:
         """The options that a run was made with, data where its card says that they were found.
@@ -200,7 +226,8 @@ class Options:
         known = {each.name: each for each in declared(cls)}
         for name in value:
             if name not in known:
-                raise Refused(f"{name!r} is no option here; there are {', '.join(known)}.")
+                near = did_you_mean(name, known)
+                raise Refused(f"{name!r} is no option here; there are {', '.join(known)}.{near}")
         for each in known.values():
             if each.required and each.name not in value:
                 raise Refused(f"{each.name} is needed: {each.sentence}")

@@ -99,6 +99,8 @@ def sweep(
     with _opened(out) as (ledger, claims):
         work = _Work(ledger, claims, rerun, source_hash(function), began=time.time())
         open_cells = work.open(cells)
+        if open_cells:
+            ledger.ask((cell.task, cell.key) for cell in cells)
         total = len({cell.key for cell in cells})
         name = function_name(function).rpartition(".")[2]
         shown = Progress(name, total, done=total - len(open_cells), shown=progress)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
@@ -102,7 +102,8 @@ class Map(Items):
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := [kind for kind in self.kind if kind not in KINDS]:
-            raise Refused(f"There is no map of {unknown[0]!r}; there are {', '.join(KINDS)}.")
+            near = did_you_mean(unknown[0], KINDS)
+            raise Refused(f"There is no map of {unknown[0]!r}; there are {', '.join(KINDS)}.{near}")
         if self.half != "all" and set(self.kind) & set(PAIRS):
             raise Refused("A map of pairs splits the items in halves itself; leave half at 'all'.")
 
@@ -155,7 +156,6 @@ class Talk(Prompted):
     new_tokens: int = option(20, "Tokens of a continuation at most.", least=1)
     temperature: float = option(0.0, "0 is greedy; more draws, and needs a seed.", least=0)
     seed: int | None = option(None, "Of the draw.", least=0)
-    json: bool = option(False, "Print JSON instead of a table.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

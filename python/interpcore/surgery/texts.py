@@ -165,13 +165,9 @@ def talk_report(study: Study, asked: Talk) -> Report:
         for (name, each), said in zip(plans.items(), found, strict=True)
     ]
     table = pd.DataFrame(rows)
-    if asked.json:
-        said = {"model": study.model.spec.name, "prompt": asked.prompt, "completions": rows}
-        return Report(table[[]], (), (json.dumps(said, ensure_ascii=False, indent=1),))
     files = written(study, "talk", table)
     notes = (
         "repetition: share of tokens equal to the one before; perplexity: under the intact plan; agreement: "
         "tokens alike before the first that differs from the intact plan's.",
     )
-    table = table.assign(text=table.text.map(repr))
-    return Report(table, files, notes)
+    return Report(table, files, (f"{study.model.spec.name} goes on with {asked.prompt!r}.", *notes))

@@ -17,7 +17,6 @@ from interpcore.circuits.patching.exact import exact, verify
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
 from interpcore.circuits.study.study import Study
-from interpcore.circuits.tasks import task_info
 from interpcore.errors import Refused
 from interpcore.model.made_on import check_made_on
 from interpcore.runs import Ledger, cell_seed, write_tensors
@@ -185,8 +184,7 @@ def run_scores(
 
     Raises: CellError at the first that fails; what is finished is kept.
     """
-    for task in tasks:
-        task_info(task)
+    study.options.chosen(tasks)
     names = list(dict.fromkeys(_whole(name) for name in methods))
     what = {} if level == "edge" else {"level": level}
     grids = [
@@ -248,7 +246,7 @@ def _file_cell(
 ) -> dict[str, Any]:
     """A cell on a file of scores, which must be of this model's graph, and of its weights and plan unless
     another model is asked for."""
-    task_info(task)
+    study.options.chosen([task])
     path = Path(file).resolve()
     if not path.is_file():
         raise Refused(f"There is no file {file}.")

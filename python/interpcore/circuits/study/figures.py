@@ -10,7 +10,7 @@ import numpy as np
 
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.study.tables import steps_name
-from interpcore.circuits.tasks import task_info
+from interpcore.circuits.task_list import title_of
 from interpcore.runs.plots import new_figure
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def agreement_figure(facts: dict[str, float], overlap: pd.DataFrame, tasks: Sequ
     for color, task in zip(TASK_COLORS, tasks, strict=False):
         for short, line in (("vanilla", ":"), ("ig", "-")):
             curves.plot(overlap.depth, overlap[f"{task}_{short}"], line, color=color, lw=1.1)
-        curves.plot([], [], "-", color=color, label=task_info(task).title)
+        curves.plot([], [], "-", color=color, label=title_of(task))
     curves.plot([], [], ":", color="#444444", label="EAP")
     curves.plot([], [], "-", color="#444444", label="EAP-IG")
     _finish(curves, "best n edges", "average overlap with exact", "")
@@ -93,7 +93,7 @@ def heatmap_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     for panel, (title, table) in zip(panels, tables.items(), strict=True):
         values = table.to_numpy(dtype=float)
         panel.imshow(values, cmap="Blues", vmin=0, vmax=1)
-        names = [task_info(task).title for task in table.columns]
+        names = [title_of(task) for task in table.columns]
         panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=SMALL)
         panel.set_yticks(range(len(names)), names if panel is panels[0] else [], fontsize=SMALL)
         for (i, j), value in np.ndenumerate(values):
@@ -140,7 +140,7 @@ def steps_figure(rows: pd.DataFrame) -> Figure:
             name = "EAP" if method == "eap" else f"m = {steps_name(method)}"
             panel.plot(part.requested, part.faithfulness, color=shade, lw=1.1, label=name)
         _log(panel)
-        _finish(panel, "edges", "faithfulness" if panel is panels[0] else "", task_info(task).title)
+        _finish(panel, "edges", "faithfulness" if panel is panels[0] else "", title_of(task))
     panels[-1].legend(frameon=False, fontsize=SMALL - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -171,7 +171,7 @@ def circuit_overlap_figure(tables: dict[str, pd.DataFrame], tasks: Sequence[str]
                 panel.plot(
                     tables[level].depth, tables[level][f"{task}_real_{name}"], line, color=color, lw=1.1
                 )
-            panel.plot([], [], "-", color=color, label=task_info(task).title)
+            panel.plot([], [], "-", color=color, label=title_of(task))
         _log(panel)
         _finish(panel, "edges", f"{level} IoU with exact", "")
         panel.set_ylim(-0.02, 1.02)
@@ -220,9 +220,7 @@ def _bars(panel: Axes, facts: dict[str, float], tasks: Sequence[str], suffix: st
             label=_label(method),
         )
     _finish(panel, "", "", title)
-    panel.set_xticks(
-        range(len(tasks)), [task_info(t).title for t in tasks], rotation=35, ha="right", fontsize=SMALL
-    )
+    panel.set_xticks(range(len(tasks)), [title_of(t) for t in tasks], rotation=35, ha="right", fontsize=SMALL)
     panel.set_ylim(0, 1.28 * highest)
     panel.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=2)
 
@@ -235,7 +233,7 @@ def _log(panel: Axes) -> None:
 
 
 def _title(rows: pd.DataFrame) -> str:
-    title = task_info(str(rows.task.iloc[0])).title
+    title = title_of(str(rows.task.iloc[0]))
     return f"{title} (n = {int(rows.pairs.iloc[0])})" if "pairs" in rows else title
 
 

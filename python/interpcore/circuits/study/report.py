@@ -78,18 +78,18 @@ SHOWN = (
 
 def attributed(study: Study, asked: Attribute) -> Report:
     """Scores by gradients: one row per task and method."""
-    rows = run_scores(study, asked.tasks, asked.methods, asked.level)
+    rows = run_scores(study, study.options.chosen(asked.tasks), asked.methods, asked.level)
     return _report(study, tables.frame(rows), (), SCORED, GAP, _scores_are_in(study))
 
 
 def exactly(study: Study, asked: Exact) -> Report:
     """Scores by exact patching, of every edge or of the best few of a method: one row per task."""
     if asked.top is None:
-        rows = run_scores(study, asked.tasks, ["exact"], asked.level)
+        rows = run_scores(study, study.options.chosen(asked.tasks), ["exact"], asked.level)
     elif asked.level != "edge":
         raise Refused("--top verifies edges; leave it out, or --level.")
     else:
-        rows = run_verified(study, asked.tasks, asked.verify, study.edges(asked.top))
+        rows = run_verified(study, study.options.chosen(asked.tasks), asked.verify, study.edges(asked.top))
     return _report(study, tables.frame(rows), (), _scores_are_in(study))
 
 
@@ -98,13 +98,15 @@ def evaluated(study: Study, asked: Evaluate) -> Report:
     asked.check_data()
     path = Path(asked.scores)
     if asked.mib:
-        areas = run_mib(study, asked.task, path, asked.direction, asked.other_model)
+        areas = run_mib(study, study.options.chosen_one(asked.task), path, asked.direction, asked.other_model)
         return _report(study, tables.frame([areas]), ())
     loaded, notes, own = load_scores(path, asked.direction)[0], [FAITHFUL], study.model.spec.name
     if loaded.model and Path(loaded.model).name != Path(own).name:
         notes.append(f"These are scores of {loaded.model}, measured on {own}.")
     sizes = [] if asked.circuit else study.sizes(asked.sizes, loaded)
-    rows = run_file(study, asked.task, path, sizes, asked.direction, asked.other_model)
+    rows = run_file(
+        study, study.options.chosen_one(asked.task), path, sizes, asked.direction, asked.other_model
+    )
     return _report(study, tables.frame(rows), (), *notes, shown=SHOWN)
 
 
@@ -112,7 +114,7 @@ def pareto(study: Study, asked: Pareto) -> Report:
     """Faithfulness over sizes, and against random circuits as large as the smallest that is faithful enough:
     one row per task, see `summary`."""
     sizes = study.sizes(asked.sizes)
-    table, rows = curves(study, asked.tasks, asked.methods, sizes, asked.random)
+    table, rows = curves(study, study.options.chosen(asked.tasks), asked.methods, sizes, asked.random)
     picture = figures.faithfulness_figure(tables.frame(rows))
     files = (*save(study, "pareto", picture, note=CURVES), *circuit_pages(study, table, rows))
     return _report(study, table, files, FAITHFUL, BESIDE, GAP)
@@ -159,7 +161,10 @@ def paired(study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Se
     one's is, with its paired interval (NaN where faithfulness is not defined)."""
     listed = []
     for task in tasks:
-        values = {m: read_tensors(study.value_file(task, m, sizes))[0]["values"] for m in methods}
+        held_out = study.pairs(task)[1]
+        values = {
+            m: held_out.by_pair(read_tensors(study.value_file(task, m, sizes))[0]["values"]) for m in methods
+        }
         for first, second in itertools.combinations(methods, 2):
             for at, size in enumerate(sizes, 2):
                 line = {"task": task, "requested": size, "first": first, "second": second}
@@ -219,7 +224,7 @@ def _compared(study: Study, rows: tables.Rows) -> int:
 
 def overlap(study: Study, asked: OfCircuits) -> Report:
     """Overlap of the tasks' circuits in nodes and edges, with recall and chance."""
-    tasks, edges = tables.in_paper_order(asked.tasks), study.edges(asked.size)
+    tasks, edges = tables.in_paper_order(study.options.chosen(asked.tasks)), study.edges(asked.size)
     run_scores(study, tasks, [asked.method])
     found = tables.overlap_tables(
         circuits_of(study, tasks, asked.method, dict.fromkeys(tasks, edges)), study.options.protocol
@@ -234,7 +239,7 @@ def overlap(study: Study, asked: OfCircuits) -> Report:
 
 def cross_task(study: Study, asked: OfCircuits) -> Report:
     """Faithfulness of every task's circuit (columns) on every task (rows)."""
-    tasks, edges = tables.in_paper_order(asked.tasks), study.edges(asked.size)
+    tasks, edges = tables.in_paper_order(study.options.chosen(asked.tasks)), study.edges(asked.size)
     normal = crossed(study, tasks, asked.method, dict.fromkeys(tasks, edges))
     files = save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal}))
     return _report(study, tables.labelled(normal, "measured on"), files)
@@ -251,7 +256,7 @@ def crossed(study: Study, tasks: Sequence[str], method: str, sizes: dict[str, in
 
 def ig_steps(study: Study, asked: IgSteps) -> Report:
     """Faithfulness of EAP and of EAP-IG by its number of steps."""
-    frame = stepped(study, asked.tasks, study.sizes(asked.sizes), asked.steps)
+    frame = stepped(study, study.options.chosen(asked.tasks), study.sizes(asked.sizes), asked.steps)
     shown = ("task", "method", "requested", "kept", "faithfulness", "completeness_gap")
     return _report(
         study, frame, save(study, "ig-steps", figures.steps_figure(frame), note=CURVES), GAP, shown=shown
@@ -277,7 +282,7 @@ def stepped(study: Study, tasks: Sequence[str], sizes: Sequence[int], steps: Seq
 
 def compare(study: Study, asked: ByMethods) -> Report:
     """Agreement of estimated scores with exact ones: one row per task and method."""
-    return _report(study, agreement_table(study, asked.tasks, asked.methods), ())
+    return _report(study, agreement_table(study, study.options.chosen(asked.tasks), asked.methods), ())
 
 
 def agreement_table(study: Study, tasks: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:

@@ -22,8 +22,9 @@ from interpcore.circuits.circuit import Circuit, nested, sizes_of
 from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.metrics import Metric
-from interpcore.circuits.options import Options
-from interpcore.circuits.pairs import Pairs
+from interpcore.circuits.options import SEQUENCE, Options
+from interpcore.circuits.own import OwnTask
+from interpcore.circuits.pairs import Pairs, several_tokens
 from interpcore.circuits.patching.faithfulness import evaluate, faithfulness
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
@@ -88,6 +89,7 @@ class Study(experiment.Study):
     _pairs: dict[str, tuple[Pairs, Pairs]] = field(default_factory=dict, init=False)
     _scores: dict[tuple[str, str], Scores] = field(default_factory=dict, init=False)
     _interventions: dict[str, Intervention] = field(default_factory=dict, init=False)
+    _own: dict[str, OwnTask] | None = field(default=None, init=False)
 
     def cells(self, function: Any, grid: Sequence[dict[str, Any]], *, long: bool = False) -> list[Any]:
         """Results of a function's cells, those that the folder lacks run first.
@@ -120,10 +122,19 @@ class Study(experiment.Study):
             self._pairs[task] = both
         return self._pairs[task]
 
+    @property
+    def own(self) -> dict[str, OwnTask]:
+        """Tasks that the options bring, by name."""
+        if self._own is None:
+            self._own = self.options.own_tasks()
+        return self._own
+
     def _all_pairs(self, task: str) -> Pairs:
         options, tokenizer = self.options, self.model.tokenizer
         if tokenizer is None:
             raise Refused(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
+        if task in self.own:
+            return own_pairs(self.own[task], tokenizer, options)
         verbs = VERBS if options.verbs is None else read_verbs(options.verbs)
         if options.data is None:
             return generate_pairs(task, tokenizer, options.head, options.seed, options.part, verbs)
@@ -148,7 +159,13 @@ class Study(experiment.Study):
 
     def metric(self, task: str, name: str | None = None) -> Metric:
         """A metric by name; the study's, or the task's own, for None."""
-        return Metric(name or self.options.metric or task_info(task).metric, self.options.protocol)
+        return Metric(name or self.options.metric or self._own_metric(task), self.options.protocol)
+
+    def _own_metric(self, task: str) -> str:
+        if task not in self.own:
+            return task_info(task).metric
+        several = self.pairs(task)[0].pair is not None
+        return self.own[task].metric or (SEQUENCE if several else "logit_diff")
 
     def scores(self, task: str, method: str) -> Scores:
         """Finished scores of a task.
@@ -223,10 +240,11 @@ class Study(experiment.Study):
             "metric": metric.name,
             "clean": metric.natural(float(full.mean())),
             "ablated": metric.natural(float(empty.mean())),
-            "pairs": len(held_out),
+            "pairs": held_out.by_pair(full[None]).shape[-1],
         }
+        by_pair = held_out.by_pair(values)
         rows = []
-        for circuit, value in zip(circuits, values[2:], strict=True):
+        for circuit, value, sums in zip(circuits, values[2:], by_pair[2:], strict=True):
             own: dict[str, Any] = {
                 "requested": circuit.requested,
                 "kept": circuit.n_edges,
@@ -234,7 +252,7 @@ class Study(experiment.Study):
                 "nodes": circuit.n_nodes,
                 "value": metric.natural(float(value.mean())),
             }
-            rows.append(own | facts | self._faithfulness(value, full, empty))
+            rows.append(own | facts | self._faithfulness(sums, *by_pair[:2]))
         return Measured(rows, values)
 
     def _faithfulness(self, value: Tensor, full: Tensor, empty: Tensor) -> dict[str, Any]:
@@ -276,6 +294,24 @@ def open_study(
     return Study(model, options, folder.artifacts, folder, workers=workers, progress=progress)
 
 
+def own_pairs(task: OwnTask, tokenizer: Any, options: Options) -> Pairs:
+    """The pairs of one's own task, in the form that its metric reads.
+
+    Raises: PairsError where the tokenizer cannot write them.
+    """
+    head = slice(options.head)
+    texts, good, bad = task.texts[head], task.good[head], task.bad[head]
+    asked = options.metric or task.metric
+    long = asked in (None, SEQUENCE, "kl", "js") and several_tokens(
+        tokenizer, texts, [(*a, *b) for a, b in zip(good, bad, strict=True)]
+    )
+    if long:
+        return Pairs.sequences(task.name, texts, good, bad, tokenizer, unequal=options.unequal)
+    return Pairs.from_texts(
+        task.name, texts, good, bad, tokenizer, logits_by=task.logits_by, unequal=options.unequal
+    )
+
+
 def study_card(model: Model, options: Options, command: str | None = None) -> RunCard:
     """What the run means: weights, data, options."""
     files: dict[str, str] = {}
@@ -284,6 +320,10 @@ def study_card(model: Model, options: Options, command: str | None = None) -> Ru
         files = {f"pairs of {p.parent.name}": hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
     arguments = options.arguments() | files
     arguments["data"] = "published files" if options.data else "generated"
+    if options.pairs:
+        arguments["data"] = "one's own"
+    own = options.own_tasks()
+    arguments |= {f"pairs of {name}": task.sha256 for name, task in own.items()}
     if options.verbs is not None:
         arguments["verbs"] = hashlib.sha256(Path(options.verbs).read_bytes()).hexdigest()
     return run_card(

@@ -34,8 +34,9 @@ SHORT = {"eap": "vanilla", "eap-ig": "ig"}
 
 
 def in_paper_order(tasks: Sequence[str]) -> list[str]:
-    """Tasks in the order of the published tables."""
-    return sorted(set(tasks), key=PAPER_ORDER.index)
+    """Tasks in the order of the published tables, others behind them as they come."""
+    known = {name: at for at, name in enumerate(PAPER_ORDER)}
+    return sorted(dict.fromkeys(tasks), key=lambda task: known.get(task, len(known)))
 
 
 def renamed(found: Any) -> Any:

@@ -18,6 +18,7 @@ from interpcore.data.tasks import words
 from interpcore.data.tasks.task import Example, Task, TaskError
 from interpcore.data.tinyworld import words as world
 from interpcore.data.tinyworld.world import study_relations
+from interpcore.errors import did_you_mean
 
 SHOTS = 2
 """Finished lines above a sum or a fact."""
@@ -40,7 +41,8 @@ def make_task(name: str, n: int, seed: int = 0) -> Task:
     Raises: TaskError for an unknown kind.
     """
     if name not in KINDS:
-        raise TaskError(f"There is no task {name!r}; there are {', '.join(KINDS)}.")
+        near = did_you_mean(name, KINDS)
+        raise TaskError(f"There is no task {name!r}; there are {', '.join(KINDS)}.{near}")
     kind, rng = KINDS[name], random.Random(f"task {name} {seed}")
     found: dict[tuple[str, str], Example] = {}
     for _ in range(_PATIENCE * n):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from interpcore.errors import Refused
+from interpcore.errors import Refused, did_you_mean
 from interpcore.runs import read_json, write_json
 from interpcore.runs.fields import Fields
 
@@ -192,5 +192,6 @@ def chosen(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
     """
     known = {task.name: task for task in tasks}
     if missing := [name for name in names if name not in known]:
-        raise TaskError(f"There is no task {missing[0]!r}; there are {', '.join(known)}.")
+        near = did_you_mean(missing[0], known)
+        raise TaskError(f"There is no task {missing[0]!r}; there are {', '.join(known)}.{near}")
     return [known[name] for name in dict.fromkeys(names)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.decoder import Model
-from interpcore.model.load.source import first_line
+from interpcore.model.load.location import first_line
 
 N_TOKENS = 16
 # Largest |logit difference| over largest |logit| that a correct load shows: rounding, by dtype. transformers

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from interpcore.errors import Refused, Unavailable
-from interpcore.model.load.source import check_device, first_line, without_progress_bar
+from interpcore.model.load.location import first_line
+from interpcore.model.load.source import check_device, without_progress_bar
 
 NEEDED = ("gguf", "accelerate")
 PLAIN = ("F32", "F16", "BF16", "F64")

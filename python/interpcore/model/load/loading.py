@@ -27,11 +27,12 @@ from interpcore.model.load.gpt_neox import gpt_neox
 from interpcore.model.load.gptj import gptj
 from interpcore.model.load.huginn import huginn
 from interpcore.model.load.llama import exaone4, granite, llama, olmo
+from interpcore.model.load.location import Location, locate
 from interpcore.model.load.opt import opt
 from interpcore.model.load.parts import Parts
 from interpcore.model.load.phi import phi
 from interpcore.model.load.phi3 import phi3
-from interpcore.model.load.source import Location, locate, read_checkpoint, read_tokenizer
+from interpcore.model.load.source import read_checkpoint, read_tokenizer
 from interpcore.model.load.stablelm import stablelm, starcoder2
 from interpcore.model.load.tensors import Unsupported
 from interpcore.model.origin import Origin

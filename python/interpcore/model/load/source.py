@@ -1,18 +1,16 @@
-"""Finding a checkpoint and reading it through transformers."""
+"""Reading a checkpoint through transformers."""
 
 from __future__ import annotations
 
-import difflib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from interpcore.errors import Refused
+from interpcore.model.load.location import Location, first_line
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,96 +20,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "merges.txt",
 )
-ASSETS = Path(__file__).parents[2] / "assets"
-PATIENCE = 1.5  # seconds that the hub has to say whether it has a model
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def embedded_folder(name: str) -> Path | None:
-    """Folder of a model shipped inside the package, or None."""
-    folder = ASSETS / name
-    return folder if (folder / "config.json").is_file() else None
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a checkpoint is read.
-
-    Args:
-        source: what names it wherever the work goes on: an embedded model's name, an absolute path, a hub id.
-        place: the folder or hub id that transformers takes.
-        revision: the hub's commit, or None.
-        cached: whether only the hub's cache on this machine may be read.
-    """
-
-    source: str
-    place: str
-    revision: str | None = None
-    cached: bool = False
-
-
-def locate(source: str | Path, revision: str | None = None) -> Location:
-    """Find a checkpoint, without reading its weights.
-
-    Raises: ValueError with one sentence where there is none, or a folder is asked for a revision.
-    """
-    name = str(source)
-    shipped = embedded_folder(name)
-    folder = shipped or Path(source).expanduser()
-    if name.lower().endswith(".gguf") and folder.is_file():
-        if revision is not None:
-            raise Refused(f"{source} is a file, and files have no revisions; leave the revision out.")
-        return Location(str(folder.absolute()), str(folder))
-    if folder.is_dir():
-        if revision is not None:
-            raise Refused(f"{source} is a folder, and folders have no revisions; leave the revision out.")
-        check_folder(folder)
-        return Location(name if shipped else str(folder.absolute()), str(folder))
-    if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")):
-        raise Refused(
-            f"There is no folder {source}; give a transformers folder, a GGUF file, a hub id, or an embedded "
-            "model's name."
-        )
-    return _on_the_hub(name, revision)
-
-
-def _on_the_hub(name: str, revision: str | None) -> Location:
-    """A hub id at its commit; only what is cached here where the hub does not answer in time.
-
-    Raises: ValueError where the hub or the cache has no such model.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    answers: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answers.append(HfApi().model_info(name, revision=revision, timeout=PATIENCE))
-        except Exception as error:  # every way in which a network can fail
-            answers.append(error)
-
-    # Looking up the hub's address can take longer than any timeout that a request takes.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    answer = answers[0] if answers else TimeoutError(f"no answer in {PATIENCE} s")
-    if not isinstance(answer, Exception):
-        return Location(name, name, answer.sha)
-    like = difflib.get_close_matches(name, [p.parent.name for p in ASSETS.glob("*/config.json")], n=1)
-    hint = f"; did you mean {like[0]}?" if like else ""
-    if isinstance(answer, RevisionNotFoundError):
-        raise Refused(f"The hub's {name} has no revision {revision!r}.") from answer
-    if isinstance(answer, RepositoryNotFoundError | HFValidationError):
-        raise Refused(
-            f"There is no folder {name}, and no model of that id that the hub lets you read{hint}"
-        ) from answer
-    if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        raise Refused(
-            f"There is no folder {name}, the hub cannot be asked ({first_line(answer)}), and its cache here "
-            f"has no such model{hint}"
-        ) from answer
-    return Location(name, name, revision, cached=True)
 
 
 def read_checkpoint(
@@ -193,20 +101,6 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a folder without config or safetensors weights, saying which."""
-    if not (path / "config.json").is_file():
-        raise Refused(f"{path} has no config.json; give a folder written by transformers' save_pretrained.")
-    if not any(path.glob("*.safetensors")):
-        pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
-        if pickled:
-            raise Refused(
-                f"{path} holds its weights as a pickle ({pickled[0]}), which is not loaded; save them as "
-                "safetensors first."
-            )
-        raise Refused(f"{path} has no weights; it needs a .safetensors file beside config.json.")
-
-
 def read_tokenizer(location: Location, options: dict[str, Any]) -> Any:
     """The checkpoint's tokenizer, or None: token ids can be passed without one, text cannot (`Model.encode`
     says so).
@@ -231,9 +125,3 @@ def read_tokenizer(location: Location, options: dict[str, Any]) -> Any:
             "take them away to work with token ids alone."
         ) from error
     return tokenizer if tokenizer.vocab_size else None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
