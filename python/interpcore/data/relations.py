@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interpcore.errors import Refused
+from interpcore.data.table_rows import SUFFIXES, read_table
+from interpcore.errors import Refused, did_you_mean
 from interpcore.runs import RunError, read_json
 from interpcore.runs.fields import Fields, is_text
 from interpcore.runs.shown import AsTable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 RELATION_TYPES = ("factual", "commonsense", "linguistic", "bias")
 _KEYS = {"name", "prompt_templates", "prompt_templates_zs", "properties", "samples", "domain", "range"}
+_COLUMNS = {"subject", "object", "template", "template_zs", "relation", "relation_type"}
 _PROPERTIES = {"relation_type", "domain_name", "range_name", "symmetric"}
 
 
@@ -172,29 +174,83 @@ def load_relation(path: str | Path) -> Relation:
     return parse_relation(content, str(path))
 
 
+def load_table(path: str | Path) -> list[Relation]:
+    """Read relations from a table (CSV, see `read_table`) with a fact in each row.
+
+    Its columns are `subject`, `object` and `template` (text with one `{}`); `relation` names a row's relation
+    where there are several (else the file does), `relation_type` its kind (else factual), `template_zs` its
+    template without examples. Different templates of a relation's rows are all of its templates.
+
+    Raises: RelationError for missing or other columns, and as `parse_relation`.
+    """
+    path = Path(path)
+    columns, rows = read_table(path, RelationError)
+    missing = [name for name in ("subject", "object", "template") if name not in columns]
+    if missing:
+        such = ", such as 'The capital of {} is'" if "template" in missing else ""
+        raise RelationError(f"{path} has no column {', '.join(missing)}{such}; it has {', '.join(columns)}.")
+    if unknown := sorted(set(columns) - _COLUMNS):
+        near = did_you_mean(unknown[0], _COLUMNS)
+        raise RelationError(f"{path}: unknown column {unknown[0]!r}.{near}")
+    by_name: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        by_name[row.get("relation") or path.stem].append(row)
+    return [_of_rows(name, facts, f"{path}, {name}") for name, facts in by_name.items()]
+
+
+def _of_rows(name: str, rows: list[dict[str, str]], source: str) -> Relation:
+    def different(column: str) -> list[str]:
+        return list(dict.fromkeys(row[column] for row in rows if row.get(column)))
+
+    kinds = different("relation_type")
+    if len(kinds) > 1:
+        raise RelationError(f"{source}: its rows have the kinds {', '.join(kinds)}; give it one.")
+    content = {
+        "name": name,
+        "prompt_templates": different("template"),
+        "prompt_templates_zs": different("template_zs"),
+        "properties": {
+            "relation_type": kinds[0] if kinds else "factual",
+            "domain_name": "subject",
+            "range_name": "object",
+            "symmetric": False,
+        },
+        "samples": [{"subject": row["subject"], "object": row["object"]} for row in rows],
+    }
+    return parse_relation(content, source)
+
+
 def load_relations(path: str | Path) -> list[Relation]:
-    """Read one relation file, or every one in the kind folders (`factual/`, `commonsense/`, ...) of a folder,
-    by name; where there are none, those in the folder itself.
+    """Read one relation file (JSON, or a table of facts), or every one in the kind folders (`factual/`,
+    `commonsense/`, ...) of a folder, by name; where there are none, those in the folder itself.
 
     Raises: RelationError where a file breaks the schema or the folder holds none.
     """
     path = Path(path)
     if path.is_file():
-        return [load_relation(path)]
+        return _load(path)
     if not path.is_dir():
         raise RelationError(f"There is no folder {path} of relation files, and no such file.")
     files = [file for kind in RELATION_TYPES for file in _relation_files(path / kind)]
-    files = files or _relation_files(path)
+    files = files or _relation_files(path) or _relation_files(path, SUFFIXES)
     if not files:
         raise RelationError(
-            f"{path} holds no relation files (.json), neither itself nor in {', '.join(RELATION_TYPES)}."
+            f"{path} holds no relation files (.json, .csv), itself or in {', '.join(RELATION_TYPES)}."
         )
-    return [load_relation(file) for file in files]
+    found = [relation for file in files for relation in _load(file)]
+    names = [relation.name for relation in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RelationError(f"{path} holds two relations {twice!r}; give one another name.")
+    return found
 
 
-def _relation_files(folder: Path) -> list[Path]:
+def _load(file: Path) -> list[Relation]:
+    return load_table(file) if file.suffix.lower() in SUFFIXES else [load_relation(file)]
+
+
+def _relation_files(folder: Path, suffixes: tuple[str, ...] = (".json",)) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in found if p.suffix.lower() == ".json" and not p.name.startswith("."))
+    return sorted(p for p in found if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
 def fill(template: str, subject: str) -> str:

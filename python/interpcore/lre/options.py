@@ -17,7 +17,7 @@ class Options(Base):
 
     relations: str = option(
         "tiny",
-        "A relation file (.json), a folder of them, or 'tiny' for the tiny world's.",
+        "A relation file (.json, or .csv of subject, object, template), a folder of them, or 'tiny'.",
         circumstance=True,
     )
     trials: int = option(3, "Random splits per relation.", least=1, extends=True)
