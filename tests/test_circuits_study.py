@@ -260,7 +260,7 @@ def test_nodes_and_neurons_on_the_command_line(level, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("attribute", "--task", "odd"), "tasks is one of ioi, "),
+        (("attribute", "--task", "odd"), "--task is one of ioi, "),
         (("attribute", "--method", "odd"), "no method 'odd'; methods are eap"),
         (("attribute", "--metric", "kl", "--method", "eap"), "gradient on the clean prompt is zero"),
         (("attribute", "--data", "nowhere"), "no folder nowhere"),
