@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model.alibi import Alibi
 from interpcore.model.cache import CacheWriter, Segment
 from interpcore.model.context import Context
@@ -19,8 +20,8 @@ from interpcore.model.projection import FusedQKV, Projection, SplitQKV
 from interpcore.model.rotary import Rotary
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(ShortRepr):
     """One block's attention branch between its norms.
 
     Args:
