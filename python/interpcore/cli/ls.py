@@ -112,7 +112,7 @@ def _methods(folder: Path | None) -> Rows:
 
 
 def _sites(folder: Path | None) -> Rows:
-    from interpcore.model.names import TRANSFORMER_LENS
+    from interpcore.model.other_names import OTHERS
     from interpcore.model.sites import SITES
 
     for name, site in SITES.items():
@@ -120,7 +120,7 @@ def _sites(folder: Path | None) -> Rows:
             "site": name,
             "depths": {"none": "-", "calls": "0..D-1", "calls+1": "0..D"}[site.depths],
             "shape": site.shape,
-            "TransformerLens": TRANSFORMER_LENS.get(name, ""),
+            "TransformerLens": OTHERS["transformer_lens"].get(name, ""),
             "meaning": site.meaning,
         }
 
