@@ -47,7 +47,7 @@ mmlu_evaluate_lm_eval_with_intervention_use_linear_probes_few_shots_1
 
 def small_workspace(folder, count=40):
     models = folder / "transformers"
-    shutil.copytree(model_folder("tiny"), models / "huginn-0125")
+    shutil.copytree(model_folder("tiny-loop"), models / "huginn-0125")
     shutil.copytree(model_folder("tiny-llama"), models / "models--meta-llama--Meta-Llama-3-8B/snapshots/abc")
     lirefs = folder / "datasets" / "lirefs"
     (lirefs / "mmlu-pro" / "validation").mkdir(parents=True)

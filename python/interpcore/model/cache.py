@@ -18,7 +18,7 @@ from torch import Tensor
 from interpcore._shown import ShortRepr
 from interpcore.model.layout import Layout
 from interpcore.model.plan import Plan
-from interpcore.model.sites import Selected, apart
+from interpcore.model.sites import Edit, Selected, apart, select
 
 
 @dataclass(eq=False)
@@ -72,12 +72,12 @@ class Cache:
 
     Args:
         segments: shared ones first, at most one with the batch's own rows, last.
-        plan, edits, model: what it was filled under; None while empty.
+        plan, edits, model: what it was filled under, edits merged; None while empty.
     """
 
     segments: tuple[Segment, ...] = ()
     plan: Plan | None = None
-    edits: tuple[Selected, ...] = ()
+    edits: tuple[Edit, ...] = ()
     model: int | None = None
 
     def __repr__(self) -> str:
@@ -138,14 +138,14 @@ class Cache:
         ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def check(self, model: int, plan: Plan, edits: Sequence[Selected], start: Tensor) -> None:
+    def check(self, model: int, plan: Plan, edits: Sequence[Edit], layout: Layout) -> None:
         """Refuse to continue under anything but what it was filled under.
 
         Args:
             model: identity of the model.
             plan: plan of the continuation.
-            edits: resolved edits of the continuation; only what they do to cached positions must agree.
-            start: cached tokens per row of the continuation [batch].
+            edits: merged edits of the continuation; only what they do to cached positions must agree.
+            layout: of the continuation.
         Raises: ValueError that names the difference.
         """
         if self.plan is None:
@@ -156,7 +156,10 @@ class Cache:
             raise ValueError(
                 f"The cache was filled under the plan {self.plan}; this forward runs {plan}. Fill a new one."
             )
-        if not same_edits(self._edits_for(len(start)), edits, start):
+        if self.batch == layout.batch and _unmoved(self.edits, edits):
+            return
+        now = [select(edit, layout.totals, more=True) for edit in edits]
+        if not same_edits(self._edits_for(layout.batch), now, layout.start):
             raise ValueError(
                 "The cache was filled under other edits at its positions than this forward's. Fill a new "
                 "one, or pass the same edits with absolute positions (a negative position moves as tokens "
@@ -180,9 +183,8 @@ class Cache:
                 )
 
     def _edits_for(self, batch: int) -> list[Selected]:
-        if self.batch == batch:
-            return list(self.edits)
-        return [repeat_row(edit, batch) for edit in self.edits]
+        found = [select(edit, self.lengths, more=True) for edit in self.edits]
+        return found if self.batch == batch else [repeat_row(edit, batch) for edit in found]
 
 
 def same_edits(filled: Sequence[Selected], now: Sequence[Selected], stop: Tensor) -> bool:
@@ -191,6 +193,11 @@ def same_edits(filled: Sequence[Selected], now: Sequence[Selected], stop: Tensor
     a = [e for e in (x.within(zero, stop) for x in filled) if len(e.row)]
     b = [e for e in (x.within(zero, stop) for x in now) if len(e.row)]
     return _alike(a, b) or _alike(apart(a), apart(b))
+
+
+def _unmoved(filled: Sequence[Edit], now: Sequence[Edit]) -> bool:
+    """Whether these are the very same edits, at positions that do not move as tokens are added."""
+    return len(filled) == len(now) and all(a is b and a.fixed for a, b in zip(filled, now, strict=True))
 
 
 def _alike(a: Sequence[Selected], b: Sequence[Selected]) -> bool:
@@ -265,7 +272,7 @@ class CacheWriter:
         into[slot] = room
         return room[:, : self.width]
 
-    def finish(self, tokens: Tensor, model: int, plan: Plan, edits: Sequence[Selected]) -> Cache:
+    def finish(self, tokens: Tensor, model: int, plan: Plan, edits: Sequence[Edit]) -> Cache:
         """The extended cache.
 
         Args:

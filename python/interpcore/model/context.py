@@ -81,9 +81,8 @@ class Context(Unwatched):
         self.shared: dict[object, Any] = {}
         self._taps: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
         self._edits: dict[tuple[str, int | None], list[Selected]] = defaultdict(list)
-        stop = layout.totals
         for edit in edits:
-            self._edits[edit.place].append(edit.within(layout.start, stop))
+            self._edits[edit.place].append(edit)
         for tap in taps:
             self._depths[tap] = at_depths(tap, plan, absent)
             for one in self._depths[tap]:

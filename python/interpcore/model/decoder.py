@@ -29,7 +29,7 @@ from interpcore.model.plan import Plan
 from interpcore.model.projection import Projection
 from interpcore.model.prompts import check_length, encode, read_prompts
 from interpcore.model.recurrence import started_from
-from interpcore.model.sites import Edit, Tap, resolve
+from interpcore.model.sites import Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.state import State
 from interpcore.model.weights import Weights
@@ -206,15 +206,16 @@ class Model(AsFacts):
             )
         start = None if cache is None else cache.start(len(tokens))
         layout, packed = read_prompts(tokens, attention_mask, start, self.spec, self.device)
-        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent, more=cache is not None)
+        edits = merged(edits, self.plan, self.spec.absent)
+        resolved = resolve(edits, layout, more=cache is not None)
         ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent, activation=activation)
         writer = None
         if cache is not None:
-            cache.check(self.identity, self.plan, resolved, layout.start)
+            cache.check(self.identity, self.plan, edits, layout)
             writer = CacheWriter(cache, layout)
         stream = self.run_plan(self.embed(packed, ctx), ctx, writer)
         logits = self.read_logits(stream, ctx, logits_at)
-        filled = None if writer is None else writer.finish(packed, self.identity, self.plan, resolved)
+        filled = None if writer is None else writer.finish(packed, self.identity, self.plan, edits)
         return Output(logits, ctx.values, filled, layout.totals)
 
     __call__ = forward
@@ -251,8 +252,9 @@ class Model(AsFacts):
         mask = None if lengths is None else torch.arange(width) < lengths.cpu()[:, None]
         layout = read_layout((rows, width), mask, cache.start(rows), self.device)
         check_length(layout, self.spec)
-        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent)
-        cache.check(self.identity, self.plan, resolved, layout.start)
+        edits = merged(edits, self.plan, self.spec.absent)
+        resolved = resolve(edits, layout)
+        cache.check(self.identity, self.plan, edits, layout)
         missing = self.plan.needs(depth) - set(streams or {})
         if missing:
             raise Refused(

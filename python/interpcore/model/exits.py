@@ -250,8 +250,8 @@ class _Adaptive:
         model, start = self.model, self.cache.lengths
         layout = Layout(start, torch.ones_like(start), None, 1, model.device)
         check_length(layout, model.spec)
-        resolved = resolve(self.edits, layout.totals, model.plan, model.spec.absent, more=True)
-        unseen = [select(edit, layout.totals) for edit in self._unseen(start)]
+        resolved = resolve(self.edits, layout, more=True)
+        unseen = [select(edit, layout.totals, start=start) for edit in self._unseen(start)]
         ctx = Context(layout, (), [*resolved, *unseen], plan=model.plan, absent=model.spec.absent)
         writer = _Writer(self.cache, layout)
         values = {RESID: model.embed(chosen[:, None], ctx)}
@@ -262,7 +262,7 @@ class _Adaptive:
             self._leave_latest(writer, made)
         else:
             self._leave_nothing(writer)
-        self.cache = writer.finish(chosen[:, None], model.identity, model.plan, resolved)
+        self.cache = writer.finish(chosen[:, None], model.identity, model.plan, self.edits)
         width = self.cache.segments[-1].tokens.shape[1]
         grown = torch.full((len(start), width), self.most)
         grown[:, : self.steps.shape[1]] = self.steps

@@ -29,7 +29,7 @@ from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
 from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
 from interpcore.model.prompts import encode, read_prompts
-from interpcore.model.sites import SITES, Edit, Tap, resolve
+from interpcore.model.sites import SITES, Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
 from interpcore.runs.shown import AsFacts, Rows
@@ -179,7 +179,7 @@ class GenericModel(AsFacts):
             )
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
         _check_scale(self, layout)
-        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent)
+        resolved = resolve(merged(edits, self.plan, self.spec.absent), layout)
         ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent)
         with _hooked(self, ctx), frozen(self.hf):
             # Real tokens come first in every row, so causal attention needs no mask.
@@ -269,7 +269,7 @@ class GenericModel(AsFacts):
         layout = read_layout(
             (len(tokens), tokens.shape[1]), None, torch.full((len(tokens),), start), self.device
         )
-        resolved = resolve(edits, layout.totals, self.plan, self.spec.absent, more=True)
+        resolved = resolve(merged(edits, self.plan, self.spec.absent), layout, more=True)
         ctx = Context(layout, (), resolved, plan=self.plan, absent=self.spec.absent)
         with _hooked(self, ctx), frozen(self.hf):
             output = self.hf(input_ids=tokens, past_key_values=past, use_cache=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interpcore.errors import Refused, did_you_mean
 from interpcore.model.call import Address
+from interpcore.model.layout import Layout
 from interpcore.model.maps import Map, PerRow, Selection
 from interpcore.model.plan import Plan
 
@@ -141,6 +142,14 @@ class Edit:
     rows: Sequence[int] | None = None
     heads: Sequence[int] | None = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether tokens that come later change nothing of what it selects before them."""
+        at = self.positions
+        if isinstance(at, slice):
+            return all(bound is None or bound >= 0 for bound in (at.start, at.stop))
+        return at is None or bool((torch.as_tensor(at) >= 0).all())
+
 
 Spec = TypeVar("Spec", Tap, Edit)
 
@@ -225,12 +234,15 @@ def at_depths(spec: Spec, plan: Plan, absent: Mapping[str, str]) -> list[Spec]:
     return [spec if spec.depth >= 0 else replace(spec, depth=spec.depth % count)]
 
 
-def resolve(
-    edits: Sequence[Edit], totals: Tensor, plan: Plan, absent: Mapping[str, str], more: bool = False
-) -> list[Selected]:
-    """Edits at the depths, rows and positions that they name, in their order, those of single rows merged;
-    arguments as in `at_depths` and `select`."""
-    return [select(edit, totals, more) for edit in merged(edits, plan, absent)]
+def resolve(edits: Sequence[Edit], layout: Layout, more: bool = False) -> list[Selected]:
+    """What merged edits (`merged`) select among the new tokens of a forward.
+
+    Args:
+        edits: in the order in which they act.
+        layout: of the forward.
+        more: as in `select`.
+    """
+    return [select(edit, layout.totals, more, layout.start) for edit in edits]
 
 
 def merged(edits: Sequence[Edit], plan: Plan, absent: Mapping[str, str]) -> list[Edit]:
@@ -294,23 +306,27 @@ def apart(edits: Sequence[Selected]) -> list[Selected]:
     return sorted(found, key=lambda one: (str(one.place), int(one.row[0])))
 
 
-def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
+def select(spec: Tap | Edit, totals: Tensor, more: bool = False, start: Tensor | None = None) -> Selected:
     """Resolve a tap's or edit's rows and positions.
 
     Args:
         spec: tap or edit.
         totals: real tokens per row, cached ones included [batch] int64.
         more: whether more tokens may follow, so that a position past the end is one that is yet to come.
+        start: leave out positions before these, and those yet to come [batch]; None keeps all.
     Raises: ValueError for a row or position that is not there.
     """
     batch = len(totals)
-    rows = torch.arange(batch) if spec.rows is None else torch.as_tensor(list(spec.rows), dtype=torch.int64)
-    if bool(((rows < -batch) | (rows >= batch)).any()):
-        raise Refused(f"Rows {rows.tolist()} are outside a batch of {batch}.")
-    rows = rows % batch
-    lengths = totals[rows]
+    rows, lengths = torch.arange(batch), totals
+    if spec.rows is not None:
+        rows = torch.as_tensor(list(spec.rows), dtype=torch.int64)
+        if bool(((rows < -batch) | (rows >= batch)).any()):
+            raise Refused(f"Rows {rows.tolist()} are outside a batch of {batch}.")
+        rows = rows % batch
+        lengths = totals[rows]
     if spec.positions is None or isinstance(spec.positions, slice):
-        return _select_range(spec, rows, lengths, spec.positions or slice(None))
+        low = None if start is None else start[rows]
+        return _select_range(spec, rows, lengths, spec.positions or slice(None), low)
     if isinstance(spec.positions, Tensor) and spec.positions.dim() > 0:
         wanted = spec.positions.cpu().to(torch.int64)
         wanted = wanted[:, None] if wanted.dim() == 1 else wanted
@@ -329,15 +345,25 @@ def select(spec: Tap | Edit, totals: Tensor, more: bool = False) -> Selected:
     position = torch.where(wanted < 0, wanted + lengths[:, None], wanted)
     n = wanted.shape[1]
     at = Selection(torch.arange(len(rows)).repeat_interleave(n), torch.arange(n).repeat(len(rows)))
-    return Selected(spec, rows.repeat_interleave(n), position.reshape(-1), at)
+    found = Selected(spec, rows.repeat_interleave(n), position.reshape(-1), at)
+    return found if start is None else found.within(start, totals)
 
 
-def _select_range(spec: Tap | Edit, rows: Tensor, lengths: Tensor, span: slice) -> Selected:
+def _select_range(
+    spec: Tap | Edit, rows: Tensor, lengths: Tensor, span: slice, low: Tensor | None
+) -> Selected:
     if span.step not in (None, 1):
         raise Refused(f"Position ranges run in steps of 1; got a step of {span.step}.")
-    bounds = [slice(span.start, span.stop).indices(n)[:2] for n in lengths.tolist()]
-    counts = torch.tensor([max(0, stop - start) for start, stop in bounds])
-    row = torch.arange(len(rows)).repeat_interleave(counts)
-    position = torch.cat([torch.arange(start, max(start, stop)) for start, stop in bounds])
-    offset = position - torch.tensor([start for start, _ in bounds])[row]
-    return Selected(spec, rows[row], position, Selection(row, offset))
+    first, stop = _bound(span.start, 0 * lengths, lengths), _bound(span.stop, lengths, lengths)
+    low = first if low is None else first.maximum(low)
+    counts = (stop - low).clamp(min=0)
+    row, column = (torch.arange(int(counts.max())) < counts[:, None]).nonzero(as_tuple=True)
+    position = low[row] + column
+    return Selected(spec, rows[row], position, Selection(row, position - first[row]))
+
+
+def _bound(given: int | None, default: Tensor, lengths: Tensor) -> Tensor:
+    """A range's bound in rows of these lengths, as Python slices read it [row]."""
+    if given is None:
+        return default
+    return lengths.clamp(max=given) if given >= 0 else (lengths + given).clamp(min=0)

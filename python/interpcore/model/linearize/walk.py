@@ -27,7 +27,7 @@ from interpcore.model.linearize.norm import LinearNorm
 from interpcore.model.linearize.rules import EXACT, Rules
 from interpcore.model.norm import Norm
 from interpcore.model.prompts import read_prompts
-from interpcore.model.sites import Edit, Tap, resolve
+from interpcore.model.sites import Edit, Tap, merged, resolve
 from interpcore.model.state import State
 
 LinearModule = LinearBlock | LinearNorm | ConcatAdapter | State | Combine
@@ -221,11 +221,12 @@ def linearize(
             raise ValueError(
                 "Edits of scores need rows with equal numbers of cached tokens; run the rows one by one."
             )
-        resolved = resolve(edits, layout.totals, model.plan, model.spec.absent)
+        edits = merged(edits, model.plan, model.spec.absent)
+        resolved = resolve(edits, layout)
         ctx = Context(layout, taps, resolved, plan=model.plan, absent=model.spec.absent, record=True)
         writer = None
         if cache is not None:
-            cache.check(model.identity, model.plan, resolved, layout.start)
+            cache.check(model.identity, model.plan, edits, layout)
             writer = CacheWriter(cache, layout)
         blocks: list[LinearBlock] = []
 
