@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +20,29 @@ from interpcore.errors import Refused
 from interpcore.model.load.location import locate
 from interpcore.runs.experiment import Experiment, Report
 from interpcore.runs.options import Option, OptionError, Options, declared
+from interpcore.runs.ray_actors import RayWorkers, cluster_workers, connected
 
 FEW, MOST_SHOWN = 3, 8
+
+
+def read_workers(text: str | int) -> int:
+    """How many workers, and of which kind.
+
+    Args:
+        text: a number, "ray" (an actor for each core of this machine), "ray:N", or "ray:ADDRESS" of a running
+            cluster (an actor for each of its CPUs).
+    Raises: BadParameter for anything else; RunError where there is no such cluster.
+    """
+    text = str(text)  # a default comes as a number
+    number, (kind, _, rest) = text.removeprefix("ray:"), text.partition(":")
+    if kind == "ray" and rest and not rest.isdecimal():
+        return cluster_workers(rest)
+    if text != "ray" and not (number.isdecimal() and int(number) > 0):
+        raise typer.BadParameter(f"{text!r} is no number of workers; give 4, ray, ray:4 or ray:ADDRESS.")
+    count = int(number) if number.isdecimal() else os.cpu_count() or 1
+    return RayWorkers(count) if kind == "ray" else count
+
+
 ModelName = Annotated[
     str, typer.Option("--model", help="A shipped model, a transformers folder or a hub id.")
 ]
@@ -30,7 +53,15 @@ Dtype = Annotated[
     typer.Option(help="Of the weights; default: float32 on a CPU, the checkpoint's on a GPU."),
 ]
 Device = Annotated[str, typer.Option(help="The torch device: cpu, cuda.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        parser=read_workers,
+        metavar="N|ray[:N|:ADDRESS]",
+        help="Processes that share the work, or Ray actors: on this machine (ray, ray:4) or on a running "
+        "cluster (ray:auto, ray:HOST:PORT).",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -91,8 +122,13 @@ def run(
     locate(model, revision)
     loaded = load(model, revision=revision, dtype=dtype, device=device)
     how = {"workers": workers, "progress": not quiet, "command": shlex.join(sys.argv)}
-    with experiment.open(loaded, out, options, **how) as study:
+    with engine_of(workers), experiment.open(loaded, out, options, **how) as study:
         return experiment.run(study, asked)
+
+
+def engine_of(workers: int) -> AbstractContextManager[None]:
+    """What the workers of a command need from its beginning to its end: Ray, where they are its actors."""
+    return connected(workers.address, workers) if isinstance(workers, RayWorkers) else nullcontext()
 
 
 def load(name: str, *, revision: str | None = None, dtype: str | None = None, device: str = "cpu") -> Any:

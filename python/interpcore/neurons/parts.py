@@ -35,7 +35,7 @@ def in_parts(study: Study, cell: Callable[[Study, int, int], None], step: str, m
     Raises: CellError for a part that fails.
     """
     begun = {folder.name.rpartition("-")[2] for folder in study.path.glob(f"{step}-*-of-*")}
-    of = int(begun.pop()) if len(begun) == 1 else min(study.workers, most)
+    of = int(begun.pop()) if len(begun) == 1 else min(int(study.workers), most)
     numbers = range(1, of + 1)
     study.sweep(cell, [{"number": number, "of": of} for number in numbers], on_error="raise")
     return [study.step(f"{step}-{number}-of-{of}") for number in numbers]

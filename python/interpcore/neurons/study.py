@@ -39,6 +39,7 @@ from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_align
 from interpcore.neurons.weights.study import weight_study
 from interpcore.runs import RunCard, RunFolder, experiment, is_run, write_tensors
 from interpcore.runs.frames import write_frame
+from interpcore.runs.ray_actors import runs_here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +179,7 @@ class Study(experiment.Study):
     def summary(self) -> Summary:
         """One pass over the tokens for every accumulator, in parts where the study has several workers."""
         whole = self.step("summary")
-        if self.workers == 1 or is_run(whole):
+        if runs_here(self.workers) or is_run(whole):
             return self._summarize("summary", None)
         most = -(-self.tokens.n_sequences // default_batch(self.tokens))
         alone = replace(self, partners=())  # which the token pass does not read

@@ -22,6 +22,7 @@ from interpcore.runs.hashes import tensors_hash, tokenizer_hash
 from interpcore.runs.ledger import Ledger, Row
 from interpcore.runs.processes import LocalProcesses
 from interpcore.runs.progress import Progress
+from interpcore.runs.ray_actors import RayActors, RayWorkers
 from interpcore.runs.sweeps import CellError, sweep
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Ledger",
     "LocalProcesses",
     "Progress",
+    "RayActors",
+    "RayWorkers",
     "Refused",
     "Row",
     "RunCard",

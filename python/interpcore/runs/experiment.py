@@ -21,6 +21,7 @@ from interpcore.runs.checks import Checks
 from interpcore.runs.compared import Compared
 from interpcore.runs.folder import Artifacts, RunFolder
 from interpcore.runs.options import Options, declared, schema
+from interpcore.runs.ray_actors import runs_here
 from interpcore.runs.shown import AsFacts, AsTable, can_show, table_html
 from interpcore.runs.sweeps import sweep
 
@@ -110,7 +111,7 @@ class Shared(ShortRepr):
             how: further arguments of `runs.sweep`.
         Returns: one row per cell, in order.
         """
-        make = (lambda: self) if workers == 1 else partial(_made_again, *self.recipe(), _routes())
+        make = (lambda: self) if runs_here(workers) else partial(_made_again, *self.recipe(), _routes())
         return sweep(function, grid, workers=workers, initialize=make, **how)
 
 

@@ -21,6 +21,7 @@ from interpcore.runs.ledger import Ledger, Row
 from interpcore.runs.locks import Claims
 from interpcore.runs.processes import LocalProcesses
 from interpcore.runs.progress import Progress
+from interpcore.runs.ray_actors import RayActors, RayWorkers, runs_here
 
 _POLL_SECONDS = 0.2
 _PLACE = re.compile(r" \(in \S+, line \d+ of [^()]*\)$")
@@ -55,7 +56,7 @@ def sweep(
     rerun: Literal["changed", "all"] | None = None,
     progress: bool = True,
     initialize: Callable[[], Any] | None = None,
-    backend: Backend | None = None,
+    backend: Backend | Literal["ray"] | None = None,
 ) -> Cells:
     """Calls a function once for every cell of a grid and keeps every finished cell.
 
@@ -70,7 +71,8 @@ def sweep(
             `out` or several workers it must be importable: at the top level of a module.
         grid: a mapping of lists (all combinations) or an iterable of parameter mappings; JSON values.
         out: the run folder, as a path (made if missing) or opened; None keeps the results in memory only.
-        workers: 1 runs the cells in this process, more in that many spawned processes.
+        workers: 1 runs the cells in this process, more in that many spawned processes; `RayWorkers` in
+            as many Ray actors.
         seed: the seed of the cells' seeds.
         retries: how many times a failed cell is tried again before its failure is recorded.
         on_error: "record" a failed cell and go on, or "raise" CellError at the first one.
@@ -80,7 +82,7 @@ def sweep(
         initialize: called once per worker, to make what cells share (a loaded model); its return value is
             then the function's first argument. With several workers it must be importable too, or a
             `functools.partial` of what is, with arguments that can be pickled.
-        backend: what runs the cells instead of `workers` local processes.
+        backend: what runs the cells instead of `workers` local processes; "ray" for as many Ray actors.
 
     Returns:
         One row per cell, in the grid's order; look at `.status` before `.result`. `to_pandas()` gives all
@@ -95,7 +97,7 @@ def sweep(
     if out is not None:
         require_importable(function, "resuming a sweep")
     cells = cells_of(function, grid, seed=seed, with_state=initialize is not None)
-    engine = backend or (InProcess() if workers == 1 else LocalProcesses(workers))
+    engine = _engine(workers, backend)
     with _opened(out) as (ledger, claims):
         work = _Work(ledger, claims, rerun, source_hash(function), began=time.time())
         open_cells = work.open(cells)
@@ -117,6 +119,18 @@ def sweep(
             'rerun="changed" runs their cells again\n'
         )
     return Cells(rows[cell.key] for cell in cells)
+
+
+def _engine(workers: int, backend: Backend | Literal["ray"] | None) -> Backend:
+    if isinstance(backend, str):
+        if backend != "ray":
+            raise Refused(f"There is no backend {backend!r}; give 'ray', or workers for local processes.")
+        workers = workers if isinstance(workers, RayWorkers) else RayWorkers(workers)
+    elif backend is not None:
+        return backend
+    if isinstance(workers, RayWorkers):
+        return RayActors(workers, address=workers.address)
+    return InProcess() if runs_here(workers) else LocalProcesses(workers)
 
 
 def _check_options(workers: int, retries: int, on_error: str, rerun: str | None) -> None:
