@@ -70,8 +70,35 @@ def test_contrasts_and_skews(table):
     axes = fg.contrast_figure(contrasts, ranks).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["vocab_kurt", "x"]
     skews = fg.skew_figure({"a": table}, kurtosis=19.9)
-    assert "10 highest" in skews.axes[0].get_title() and len(skews.axes) == 3
-    assert len(fg.mystery_figure(table).axes[0].collections) == 1
+    assert "10 of highest" in skews.axes[0].get_title() and len(skews.axes) == 3
+    chosen = table[table.layer == 0].nlargest(10, "vocab_kurt").vocab_skew
+    np.testing.assert_allclose(skews.axes[0].lines[0].get_xdata(), chosen)  # a dot per neuron
+    dots = fg.mystery_figure(table).axes[0]
+    assert sum(len(line.get_xdata()) for line in dots.lines) == len(table)
+    assert [t.get_text() for t in dots.get_legend().get_texts()] == ["0", "1", "2"]
+
+
+def test_legends_stand_beside_curves_and_empty_pictures_are_sentences(table):
+    figure = fg.percentile_figure({"a": table, "b": table}, ["vocab_kurt"])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= figure.axes[0].get_window_extent().x1
+    assert {t.get_text() for t in legend.get_texts()} == {
+        "a", "b", "percentile 50", "percentile 90", "percentile 99", "largest",
+    }  # fmt: skip
+    nothing = [
+        fb.histogram_figure([0, 5, 0], [0.0, 1.0], 0.5, 0.5),
+        fb.intervention_figure(
+            pd.DataFrame(columns=["layer", "neuron", "kind"]),
+            pd.DataFrame(columns=["layer", "neuron", "role"]),
+        ),
+        fb.head_figure(pd.DataFrame(columns=["layer", "neuron", "attention_layer", "head", "pearson"])),
+    ]
+    for shown in nothing:
+        assert all(not axes.axison and axes.texts[0].get_text().endswith(".") for axes in shown.axes)
+    bars = fb.histogram_figure(np.bincount([1, 1, 2], minlength=4), [0.0, 1.0, 2.0], -1.0, 3.0).axes[0]
+    heights, ends = bars.patches[0].get_data()[:2]
+    assert (heights * np.diff(ends)).sum() == pytest.approx(1)
 
 
 def test_behaviour_figures(table):

@@ -43,6 +43,10 @@ _TEMPLATES = {
     "table": """<table><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>""",
+    "linked": """<table><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for (address, text), row in rows %}<tr><td><a href="{{ address }}">{{ text }}</a></td>
+{%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>""",
     "grid": """<div class="wide"><table class="grid">
 <tr><th></th>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
 {% for name, row in rows %}<tr><th>{{ name }}</th>{% for text, shade, colour, more in row -%}
@@ -136,6 +140,19 @@ def table(frame: pd.DataFrame, digits: int = 4) -> Markup:
     """A table; numbers with so many significant digits."""
     rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
     return _rendered("table", names=list(frame.columns), rows=rows)
+
+
+def linked_table(links: Sequence[tuple[str, str]], frame: pd.DataFrame, digits: int = 4) -> Markup:
+    """A table whose rows begin with a link.
+
+    Args:
+        links: address and text of each row's.
+        frame: the other columns.
+        digits: of numbers.
+    """
+    rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
+    listed = list(zip(links, rows, strict=True))
+    return _rendered("linked", names=list(frame.columns), rows=listed)
 
 
 def grid(

@@ -88,7 +88,7 @@ def agreement_figure(facts: dict[str, float], overlap: pd.DataFrame, tasks: Sequ
 def heatmap_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     """Figure 5 and its appendix: one heat map per table; rows and columns are tasks."""
     count = len(tables)
-    size = 0.48 * len(next(iter(tables.values()))) + 1.6
+    size = max(0.55 * len(next(iter(tables.values()))) + 1.6, 2.8)
     figure, panels = new_figure(size * count, size, count)
     for panel, (title, table) in zip(panels, tables.items(), strict=True):
         values = table.to_numpy(dtype=float)
@@ -99,7 +99,7 @@ def heatmap_figure(tables: dict[str, pd.DataFrame]) -> Figure:
         for (i, j), value in np.ndenumerate(values):
             color = "white" if value > 0.6 else "#222222"
             said = "-" if np.isnan(value) else f"{value:.2f}"
-            panel.text(j, i, said, ha="center", va="center", fontsize=SMALL - 1.5, color=color)
+            panel.text(j, i, said, ha="center", va="center", fontsize=SMALL, color=color)
         panel.set_title(title, fontsize=NORMAL)
         if "faithfulness" in title:
             panel.set_xlabel("circuit", fontsize=SMALL)

@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from interpcore.model.readout import MEASURES
 from interpcore.neurons.report.figures import COLORS, density
-from interpcore.runs.plots import new_figure
+from interpcore.runs.plots import empty, new_figure
+from interpcore.stats.histograms import rebinned
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+BARS = 60
+SHOWN = 3
+"""Neurons of each kind that a picture shows."""
 
 
 def explanation_figure(best: pd.DataFrame, group: str, shown: int = 12) -> Figure:
@@ -73,8 +79,8 @@ def position_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
         color = COLORS[number % len(COLORS)]
         axes.plot(m, color=color, label=name)
         axes.fill_between(range(len(m)), m - s, m + s, color=color, alpha=0.1)
-    axes.set(xlabel="position", ylabel="activation")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.set(xlabel="position", ylabel="pre-activation")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -95,19 +101,27 @@ def entropy_figure(table: pd.DataFrame) -> Figure:
 
 
 def intervention_figure(table: pd.DataFrame, roles: pd.DataFrame) -> Figure:
-    """Every measure against the value that neurons are fixed to: each entropy and token-frequency neuron,
-    and the mean of the controls; dotted with the final norm's scale frozen.
+    """Every measure against the value that neurons are fixed to: a few entropy and token-frequency neurons,
+    and the mean of all controls; dotted with the final norm's scale frozen, bars one standard error over
+    tokens.
 
     Args:
         table: what `intervention_study` gave; rows of kind "fixed" are drawn.
         roles: layer, neuron, role ("entropy", "frequency" or "control").
     """
-    figure, panels = new_figure(3 * len(MEASURES), 3.2, panels=len(MEASURES))
+    figure, panels = new_figure(10.6, 5.6, panels=len(MEASURES), columns=3)
     fixed = table[table.kind == "fixed"].merge(roles, on=["layer", "neuron"])
+    if fixed.empty:
+        for axes in panels:
+            empty(axes, "No neuron was fixed to a value.")
+        return figure
+    chosen = fixed.drop_duplicates(["role", "layer", "neuron"]).groupby("role").head(SHOWN)
+    marked = fixed.merge(chosen[["role", "layer", "neuron"]], on=["role", "layer", "neuron"])
     for axes, measure in zip(panels, MEASURES, strict=True):
         for norm, style in (("free", "-"), ("frozen", ":")):
             part = fixed[fixed.norm == norm]
-            named = part[part.role != "control"].groupby(["role", "layer", "neuron"])
+            shown = marked[(marked.norm == norm) & (marked.role != "control")]
+            named = shown.groupby(["role", "layer", "neuron"])
             for number, ((role, layer, neuron), rows) in enumerate(named):
                 rows = rows.sort_values("value")
                 axes.errorbar(
@@ -121,9 +135,9 @@ def intervention_figure(table: pd.DataFrame, roles: pd.DataFrame) -> Figure:
             control = part[part.role == "control"].groupby("value")[f"{measure}_change"].mean()
             label = "controls" if norm == "free" else None
             axes.plot(control.index, control, style, color="black", lw=2, label=label)
-        axes.set(xlabel="fixed to", title=f"change of {measure.replace('_', ' ')}")
-    if len(fixed):
-        panels[0].legend(frameon=False, fontsize=7)
+        axes.set(xlabel="activation fixed to", title=f"change of {measure.replace('_', ' ')}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -144,8 +158,12 @@ def head_figure(table: pd.DataFrame) -> Figure:
     """Correlation of each neuron's activation with the change of |z| when its path is ablated, for every head
     of every later layer: what `deactivation_study` gave."""
     neurons = table[["layer", "neuron"]].drop_duplicates().itertuples(index=False)
-    named = [(row.layer, row.neuron) for row in neurons][:6]
-    figure, panels = new_figure(3 * len(named), 3, panels=len(named))
+    named = [(row.layer, row.neuron) for row in neurons][:SHOWN]
+    if not named:
+        figure, [axes] = new_figure(5, 2)
+        empty(axes, "No later head reads what a neuron writes.")
+        return figure
+    figure, panels = new_figure(4 * len(named), 3.6, panels=len(named))
     for axes, (layer, neuron) in zip(panels, named, strict=True):
         part = table[(table.layer == layer) & (table.neuron == neuron)]
         grid = part.pivot(index="attention_layer", columns="head", values="pearson")
@@ -173,14 +191,13 @@ def histogram_figure(counts: ArrayLike, edges: ArrayLike, minimum: float, maximu
         minimum, maximum: exact, ends of the outer bins.
     """
     figure, [axes] = new_figure(6, 3)
-    n = np.asarray(counts, dtype=float)
-    inner = np.clip(np.asarray(edges, dtype=float), minimum, maximum)
-    ends = np.concatenate(([minimum], inner, [maximum]))
-    wide = np.diff(ends) > 0
-    heights = np.divide(n, np.diff(ends) * n.sum(), out=np.zeros_like(n), where=wide)
-    axes.stairs(heights, ends, fill=True, color=COLORS[0])
+    heights = rebinned(torch.as_tensor(counts), torch.as_tensor(edges), minimum, maximum, BARS)
+    if not heights:
+        empty(axes, "No density: it has no token, or the same pre-activation at every one.")
+        return figure
+    axes.stairs(heights, np.linspace(minimum, maximum, BARS + 1), fill=True, color=COLORS[0])
     axes.axvline(0, color="black", lw=1, ls=":")
-    axes.set(xlabel="pre-activation", ylabel="density")
+    axes.set(xlabel="pre-activation (0 dotted)", ylabel="density")
     return figure
 
 

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 COLORS = ("#3b6ea8", "#c8772e", "#4c9a57", "#8a5aa8", "#b0413e", "#5f8a8b", "#8c6d46")
 LEVELS = (50.0, 90.0, 99.0, 100.0)
+DASHES = ("-", "--", "-.", ":")
+NEAREST = {
+    "max_in_in": "most alike in reading",
+    "max_out_out": "most alike in writing",
+    "min_in_in": "most opposed in reading",
+    "min_out_out": "most opposed in writing",
+}
 
 
 def excess_figure(table: pd.DataFrame, universal: float = UNIVERSAL) -> Figure:
@@ -27,7 +34,8 @@ def excess_figure(table: pd.DataFrame, universal: float = UNIVERSAL) -> Figure:
     left.hist(table.mean_corr.dropna(), bins, color=COLORS[0], alpha=0.7, label="other models")
     left.hist(table.mean_baseline.dropna(), bins, color=COLORS[1], alpha=0.7, label="rotated")
     left.set(xlabel="largest correlation, mean over partners", ylabel="neurons", yscale="log")
-    left.legend(frameon=False)
+    left.legend(frameon=False, fontsize=8)
+    left.set_ylim(top=4 * left.get_ylim()[1])  # room for the legend
     right.hist(table.excess_corr.dropna(), 60, color=COLORS[0])
     right.axvline(universal, color="black", lw=1, ls=":")
     share = float((table.excess_corr > universal).mean())
@@ -84,33 +92,36 @@ def percentile_figure(
     tables: Mapping[str, pd.DataFrame], columns: Sequence[str] = ("vocab_kurt", "vocab_skew", "vocab_var")
 ) -> Figure:
     """Percentiles of a column in each layer, one line per model and level: what training always makes."""
-    figure, panels = new_figure(4 * len(columns), 3.6, panels=len(columns))
+    from matplotlib.lines import Line2D
+
+    figure, panels = new_figure(4 * len(columns) + 1.5, 3.6, panels=len(columns))
     for axes, column in zip(panels, columns, strict=True):
-        for number, (name, table) in enumerate(tables.items()):
+        for number, table in enumerate(tables.values()):
             by_layer = table.groupby("layer")[column]
-            for level in LEVELS:
+            for level, dashes in zip(LEVELS, DASHES, strict=True):
                 values = by_layer.quantile(level / 100)
-                axes.plot(
-                    values.index,
-                    values,
-                    color=COLORS[number % len(COLORS)],
-                    alpha=0.3 + 0.7 * (level - 50) / 50,
-                    label=name if level == LEVELS[-1] else None,
-                )
+                color, marker = COLORS[number % len(COLORS)], "os^D"[number % 4]
+                axes.plot(values.index, values, dashes, color=color, marker=marker, ms=3, mfc="none")
         axes.set(xlabel="layer", ylabel=column)
         whole_numbers(axes.xaxis)
         if column != "vocab_skew":
             axes.set_yscale("log")
-    panels[0].set_title("percentiles 50, 90, 99, 100", fontsize=9)
-    panels[0].legend(frameon=False, fontsize=8)
+    models = [Line2D([], [], color=COLORS[n % len(COLORS)], label=name) for n, name in enumerate(tables)]
+    levels = [
+        Line2D(
+            [], [], color="#555555", ls=dashes, label=f"percentile {level:g}" if level < 100 else "largest"
+        )
+        for level, dashes in zip(LEVELS, DASHES, strict=True)
+    ]
+    figure.legend(handles=[*models, *levels], loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
 def skew_figure(
     tables: Mapping[str, pd.DataFrame], *, kurtosis: float = 10.0, last: int = 4, fewest: int = 10
 ) -> Figure:
-    """Density of the vocabulary skewness of neurons that move few tokens, in each of the last layers:
-    prediction neurons to the right of 0, suppression neurons to the left.
+    """Vocabulary skewness of neurons that move few tokens, a dot each, in each of the last layers: prediction
+    neurons to the right of 0, suppression neurons to the left.
 
     Args:
         kurtosis: a neuron moves few tokens where its vocab_kurt is above this; where fewer than `fewest` of a
@@ -118,22 +129,25 @@ def skew_figure(
     """
     depth = int(max(table.layer.max() for table in tables.values())) + 1
     layers = range(max(0, depth - last), depth)
-    figure, panels = new_figure(3 * len(layers), 3, panels=len(layers))
-    grid = np.linspace(-4, 4, 200)
+    figure, panels = new_figure(3 * len(layers), 0.5 * len(tables) + 1.8, panels=len(layers))
+    scatter = np.random.default_rng(0)
     for axes, layer in zip(panels, layers, strict=True):
-        stood_in = False
+        stood_in, names = False, []
         for number, (name, table) in enumerate(tables.items()):
             of_layer = table[table.layer == layer].sort_values("vocab_kurt", ascending=False)
             chosen = of_layer[of_layer.vocab_kurt > kurtosis]
             if len(chosen) < fewest:
                 chosen, stood_in = of_layer[:fewest], True
             skew = chosen.vocab_skew.dropna().to_numpy()
-            axes.plot(grid, density(skew, grid), color=COLORS[number % len(COLORS)], label=name)
+            heights = number + scatter.uniform(-0.25, 0.25, len(skew))
+            axes.plot(skew, heights, ".", color=COLORS[number % len(COLORS)], ms=4, alpha=0.6)
+            names.append(f"{name} ({len(skew)})")
         axes.axvline(0, color="black", lw=1, ls=":")
-        note = f", {fewest} highest" if stood_in else ""
-        axes.set(xlabel="vocab_skew", title=f"layer {layer}{note}")
-    panels[0].set_ylabel(f"density of vocab_kurt > {kurtosis:g}")
-    panels[0].legend(frameon=False, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        note = f", the {fewest} of highest vocab_kurt" if stood_in else f", vocab_kurt > {kurtosis:g}"
+        axes.set_xlabel("vocab_skew")
+        axes.set_title(f"layer {layer}{note}", fontsize=8)
     return figure
 
 
@@ -179,20 +193,32 @@ def next_class_figure(activations: Mapping[str, tuple[ArrayLike, ArrayLike]], ti
 
 def mystery_figure(table: pd.DataFrame) -> Figure:
     """cos(w_in, w_out) against how often a neuron is active, by layer; and the nearest other neurons."""
-    nearest = [name for name in ("max_in_in", "max_out_out", "min_in_in", "min_out_out") if name in table]
+    nearest = {name: words for name, words in NEAREST.items() if name in table}
     frequency = "frequency" if "frequency" in table else "sparsity"
-    figure, panels = new_figure(9 if nearest else 5, 3.6, panels=2 if nearest else 1)
-    points = panels[0].scatter(
-        table.in_out_sim, table[frequency], c=table.layer, s=5, cmap="viridis", rasterized=True
+    figure, panels = new_figure(12 if nearest else 5.5, 3.6, panels=2 if nearest else 1)
+    layers = sorted(table.layer.unique())
+    for place, layer in enumerate(layers):
+        part, color = table[table.layer == layer], shade(place, len(layers))
+        panels[0].plot(part.in_out_sim, part[frequency], ".", color=color, ms=3, rasterized=True, label=layer)
+    panels[0].set(
+        xlabel="cosine of reading and writing vector", ylabel="share of tokens at which it is active"
     )
-    panels[0].set(xlabel="cos(w_in, w_out)", ylabel="frequency of activation")
-    figure.colorbar(points, ax=panels[0], label="layer")
-    for number, name in enumerate(nearest):
-        panels[1].hist(table[name].dropna(), 60, color=COLORS[number], alpha=0.5, label=name)
+    panels[0].legend(
+        title="layer", frameon=False, fontsize=7, markerscale=3, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+    )
+    for number, (name, words) in enumerate(nearest.items()):
+        values = table[name].dropna()
+        panels[1].hist(values, 60, histtype="step", lw=1.5, color=COLORS[number], label=words)
     if nearest:
-        panels[1].set(xlabel="extreme cosine with another neuron", ylabel="neurons", yscale="log")
-        panels[1].legend(frameon=False, fontsize=8)
+        panels[1].set(xlabel="cosine with the neuron that is", ylabel="neurons", yscale="log")
+        panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def shade(place: int, of: int) -> tuple[float, float, float]:
+    """A colour of an ordered series, from blue to orange."""
+    share = place / max(of - 1, 1)
+    return (0.15 + 0.7 * share, 0.35 + 0.15 * share, 0.75 - 0.6 * share)
 
 
 def composition_figure(values: Mapping[str, ArrayLike], title: str) -> Figure:

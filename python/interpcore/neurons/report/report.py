@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from interpcore._shown import ShortRepr
+from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.neurons.correlation.universal import SIMILAR
 from interpcore.neurons.effects.deactivation import check_paths, path_ablation
@@ -26,6 +27,7 @@ from interpcore.neurons.options import Explain
 from interpcore.neurons.options import Report as Asked
 from interpcore.neurons.report import behaviour as figures_behaviour
 from interpcore.neurons.report import figures
+from interpcore.neurons.report.short import sentences, worth_a_look
 from interpcore.neurons.responses.study import Explanations
 from interpcore.neurons.study import Study, short_name
 from interpcore.neurons.weights.composition import composition
@@ -42,6 +44,30 @@ Figures = dict[str, "Figure"]
 GROUPS_SHOWN = 8
 """Kinds of features whose best neurons get a figure: those that explain most neurons."""
 
+
+MARKS = {
+    "excess": "Neurons counted; dotted: the cut for universal neurons.",
+    "layers": "Universal neurons counted.",
+    "contrasts": "Dots: means with 95% intervals, bootstrap over neurons; grey: the middle 50% and 90%.",
+    "percentiles": "Of a layer's neurons; corpora play no part.",
+    "skewness": "A dot is a neuron, moved up or down at random; how many in brackets.",
+    "mysteries": "A dot is a neuron.",
+    "class": "Densities over the vocabulary.",
+    "next_class": "Densities over tokens of the first sequences.",
+    "composition": "Sizes of the products with every head's matrices, weights alone.",
+    "families": "Beside each bar its count and the median share of variance explained.",
+    "alphabet": "Dotted: the published 0.37.",
+    "explained": "Share of the activation's variance that the label explains.",
+    "positions": "Means over sequences; bands: one standard deviation.",
+    "entropy": "A dot is a neuron of the last two layers; red: entropy neurons.",
+    "interventions": "Means over tokens; bars: one standard error; dotted: the final norm frozen; black: the "
+    "mean of all controls.",
+    "deactivation": "Densities over neurons and later heads.",
+    "deactivation_heads": "Over tokens, for the neurons of highest score.",
+    "deactivation_path": "A dot is a token.",
+    "quadrants": "Neurons counted, over the first sequences.",
+}
+"""What marks, bars and bands of each figure are, by name or its beginning."""
 
 EXPLAINED = (
     "What is undefined (a neuron that never varies, a mean of 0, a label that is always there) is empty."
@@ -109,18 +135,23 @@ def write_report(study: Study, asked: Asked | None = None) -> Report:
         drawn = {"quadrants": figures_behaviour.quadrant_figure(study.quadrants)}
         sections["Gated neurons"] = Section(drawn)
     paths: list[Path] = []
+    corpus = corpus_name(study.tokens)
     said = caption(
         model=study.name,
-        data=f"corpus {study.tokens.identity[:12]}",
+        data=f"corpus {corpus} ({study.tokens.identity[:12]})",
         n=f"{len(table)} neurons, {study.tokens.n_sequences} sequences of {study.tokens.context} tokens",
     )
     with RunFolder.open_or_create(study.step("report"), card) as run:
-        bodies = [("In short", _short(study, table))]
+        best = explained.best[explained.best.place == 0]
+        bodies = [("In short", _short(study, table, best, corpus)), ("Numbers", _numbers(study, table))]
         for head, section in sections.items():
             parts = [pages.note(text) for text in section.notes]
             for name, figure in section.figures.items():
-                paths += save_figure(run.artifact(f"figures/{name}"), figure, said, dpi=110)
-                parts.append(pages.image(f"figures/{name}.png", name))
+                marks = MARKS.get(name) or MARKS[name.partition("_")[0]]
+                file = run.artifact(f"figures/{name}")
+                files = save_figure(file, figure, f"{said} {marks}", dpi=110)
+                paths += files
+                parts.append(pages.picture_file(files[0]))
             parts += [pages.table(frame) for frame in section.tables]
             bodies.append((head, pages.joined(parts)))
         page = run.artifact("index.html")
@@ -316,7 +347,31 @@ def _next_class(study: Study, kept: pd.DataFrame, rules: FeatureTable, limit: in
     return figures.next_class_figure(values, "activation by the next token's class")
 
 
-def _short(study: Study, table: pd.DataFrame) -> str:
+def _short(study: Study, table: pd.DataFrame, best: pd.DataFrame, corpus: str) -> str:
+    from interpcore.neurons.dataframe import table_counts
+
+    told = sentences(
+        table,
+        best,
+        table_counts(table),
+        model=study.name,
+        corpus=corpus,
+        tokens=study.summary.n_tokens,
+    )
+    look = worth_a_look(table, best, study.options.universal)
+    links = [
+        (f"../../../site/neuron.html#{row.layer}.{row.neuron}", f"{row.layer}.{row.neuron}")
+        for row in look.itertuples()
+    ]
+    parts = [pages.note(text) for text in told]
+    parts.append(pages.linked_table(links, look[["why", "value"]]))
+    where = (
+        "Links lead to the site of all neurons, which interpcore neurons site RUN makes beside this report."
+    )
+    return pages.joined([*parts, pages.note(where)])
+
+
+def _numbers(study: Study, table: pd.DataFrame) -> str:
     import pandas as pd
 
     from interpcore.neurons.dataframe import table_counts
@@ -324,3 +379,8 @@ def _short(study: Study, table: pd.DataFrame) -> str:
     counts = pd.DataFrame(list(table_counts(table).items()), columns=["", "neurons"])
     families = table.family[table.family != ""].value_counts().rename_axis("family").reset_index()
     return pages.side_by_side([pages.table(study.comparison), pages.table(counts), pages.table(families)])
+
+
+def corpus_name(shards: TokenShards) -> str:
+    """A corpus's name: that of its folder."""
+    return "in memory" if shards.folder is None else shards.folder.resolve().name
