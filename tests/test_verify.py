@@ -104,6 +104,27 @@ def test_a_changed_slice_and_a_lens_of_other_slices_are_named(lens, tmp_path):
         assert {problem.partition(":")[0] for problem in found.problems} >= {table.partition(":")[0]}
 
 
+def test_cells_done_again_give_the_same_bits_or_the_difference_is_named(lre, lens, tmp_path):
+    import shutil
+
+    for run in (lre, lens):
+        before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+        found = verify(run, cells=2, again=True)
+        assert not found.problems and found.more[-1].endswith("the same bits.")
+        assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
+    for name, factor, told in (("near", 1 + 1e-6, False), ("far", 1.01, True)):
+        run = tmp_path / name
+        shutil.copytree(lens, run)
+        file = run / "artifacts" / "slices" / "0-4.safetensors"
+        tensors, about = read_tensors(file)
+        write_tensors(file, tensors | {"odd.mean": tensors["odd.mean"] * factor}, about)
+        found = verify(run, cells=2, again=True)
+        assert (
+            any("done again" in p and "odd.mean in artifacts/slices/0-4" in p for p in found.problems) is told
+        )
+        assert told or "differ, most odd.mean" in found.more[-1]
+
+
 def test_claims_are_checked_beside(lre, tmp_path):
     one = {"claim": "c", "table": "relations", "statistic": "maximum(faithfulness)", "relation": "above"}
     (tmp_path / "claims.json").write_text(json.dumps([one | {"value": 1.0}, one | {"value": -1.0}]))

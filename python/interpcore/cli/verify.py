@@ -19,6 +19,10 @@ def verify(
     claims: Annotated[
         Path | None, typer.Option(help="A JSON file of claims to check against the run's tables.")
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Also do cells once more as the run did, in a copy: the same bits?"),
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="Where the model is now; default: where the run's card found it.")
     ] = None,
@@ -35,7 +39,9 @@ def verify(
     from interpcore.cli.tables import show_report
     from interpcore.review.verify import verify as verify_run
 
-    found = verify_run(run, model=model, cells=cells, seed=seed, data=moved(data or []), claims=claims)
+    found = verify_run(
+        run, model=model, cells=cells, seed=seed, data=moved(data or []), claims=claims, again=again
+    )
     report = found.report()
     show_report(report)
     if report.problems:

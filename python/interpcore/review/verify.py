@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interpcore.errors import Refused
+from interpcore.review.again import run_again
 from interpcore.review.experiments import experiment_of, run_cards
 from interpcore.runs.card import RunCard
 from interpcore.runs.checks import CELLS, Checks, Verdict, recompute
@@ -83,6 +84,7 @@ def verify(
     seed: int = 0,
     data: Mapping[str, Any] | None = None,
     claims: str | os.PathLike[str] | None = None,
+    again: bool = False,
     **given: Any,
 ) -> Verified:
     """Recompute cells of a run in float64, one whole prompt at a time, from what its card says. Nothing is
@@ -95,6 +97,8 @@ def verify(
         seed: of the draw.
         data: options that say where data are now, such as {"relations": "folder"}.
         claims: a file of claims to check against the run's tables, see `runs.claims`.
+        again: also do so many random cells of every kind once more as the run did them, in a copy of its
+            folder: the same machine and versions give the same bits.
         given: the family's data themselves, such as `relations=`, of a run that was not made of files.
     Raises: Refused for what cannot be verified; RunError for a folder that is no run, is damaged, or whose
         card does not fit the model and data found.
@@ -113,6 +117,9 @@ def verify(
     checked = check_claims(claimed, list(run_cards(folder)))
     more = tuple(f"Claim {each}." for each in checked if each.holds)
     wrong = tuple(f"the claim {each}" for each in checked if not each.holds)
+    if again:
+        done = run_again(experiment, card, folder, loaded, options, cells=cells, seed=seed, **given)
+        more, wrong = (*more, *done.notes), (*wrong, *done.problems)
     return Verified(tuple(verdicts), checks, seconds, seconds_of(folder), more, wrong)
 
 
