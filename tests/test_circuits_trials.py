@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 import interpcore
 from interpcore.circuits import Circuit, Graph, generate_pairs, random_circuit
+from interpcore.circuits.new_pairs import NEW_IOI
 from interpcore.circuits.trials import SUITE
-from interpcore.circuits.trials_context import NEW_IOI, Carried, Settings, permuted_heads
+from interpcore.circuits.trials_context import Carried, Settings, permuted_heads
 from interpcore.data import task_text
+from interpcore.data.prompt_pairs import MAIN_TASKS
 from interpcore.generalize import Options, gate, open_trials
 
 TRIALS = ("C1-gender-bias", "C5-gender-bias", "C2-ioi")
@@ -51,6 +55,20 @@ def test_new_wordings_and_names_are_new(ran):
     seen = " ".join(clean for clean, _ in discovery.texts).replace(",", " ").split()
     names = {study.model.tokenizer.decode(i).strip() for i in pairs.good.flatten().tolist()}
     assert names and not names & set(seen)
+
+
+def test_every_task_has_pairs_of_new_wordings(ran):
+    study = ran[1]
+    context = SUITE.context(study.setting, study.trials["C2-ioi"])
+    for task in MAIN_TASKS:
+        pairs, wordings = context._write_new(study.model, task)
+        found = generate_pairs(task, study.model.tokenizer, 24, 0)
+        assert len(pairs) >= 20 and len(set(wordings)) == 6, task
+        assert not {clean for clean, _ in pairs.texts} & {clean for clean, _ in found.texts}
+        frames = [re.escape(w).replace(r"\{", "{").replace(r"\}", "}") for w in wordings]
+        for (clean, corrupted), frame in zip(pairs.texts, frames, strict=True):
+            pattern = re.sub(r"{\w+}", ".+", frame)
+            assert re.fullmatch(pattern, clean) and re.fullmatch(pattern, corrupted)
 
 
 def test_faithfulness_is_of_means_over_units():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from interpcore.cli import app
 from interpcore.cli.generalize import find_suite, open_run
 from interpcore.data.tinyworld.world import reserve
 from interpcore.errors import Refused
-from interpcore.generalize import Context, Options
+from interpcore.generalize import Context, Options, notebook
 from interpcore.lre.operator import predict
 from interpcore.lre.trials import SUITE
 
@@ -65,12 +66,59 @@ def test_a_users_own_trial_runs_from_its_file(ran):
     assert found["GT2"]["trials"][0]["fresh"] is True and units
 
 
+def opened(ran):
+    """The run of `ran`, opened again from Python."""
+    options = Options(suite=str(ran[0].parent / "mine.py"), set=QUICK)
+    return open_run(interpcore.load("tiny"), ran[0], options, progress=False)
+
+
+def value_of(code: str, names: dict):
+    """What a notebook's cell shows."""
+    *body, last = ast.parse(code).body
+    exec(compile(ast.Module(body, []), "cell", "exec"), names)
+    if not isinstance(last, ast.Expr):
+        exec(compile(ast.Module([last], []), "cell", "exec"), names)
+        return None
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+def test_the_notebooks_cells_give_what_the_run_says(ran, capsys):
+    with opened(ran) as study:
+        cells = notebook.cells(study)
+    names: dict = {}
+    shown = [value_of(text, names) for kind, text in cells if kind == "code"]
+    summary = json.loads((ran[0] / "artifacts" / "generalization_eval_summary.json").read_text())
+    assert shown[-1]["GT2"] == summary["Checklist"]["GT2_DataGeneralization"] == "PASS"
+    names["study"].close()
+    printed = capsys.readouterr().out
+    assert "PASS" in printed and "shuffled pairing: FAIL" in printed
+
+
+@pytest.mark.slow  # 1 minute
+def test_a_notebook_is_written_executed(ran):
+    pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    with opened(ran) as study:
+        book = json.loads(notebook.write_notebook(study).read_text())
+    shown = [cell["outputs"] for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert "'GT2': 'PASS'" in "".join(shown[-1][-1]["data"]["text/plain"])
+
+
+def test_a_published_trial_is_repeated_on_weights(tmp_path):
+    told = ["generalize", "replay", "re-gt2", "--run", "--out", str(tmp_path / "run"), "--quiet"]
+    how = ("only=verb past tense", "examples=3", "betas=1+2", "max_test=20")
+    got = CliRunner().invoke(app, told + [word for text in how for word in ("--set", text)])
+    assert got.exit_code == 0, got.output
+    found = json.loads((tmp_path / "run" / "artifacts" / "generalization_eval_detailed.json").read_text())
+    (trial,) = found["GT2"]["trials"]
+    assert trial["id"] == "R3" and trial["n_units"] > 4 and trial["estimate"] > 0.5
+
+
 def test_what_the_operator_is_chosen_on_is_no_reserve(ran):
     """Every fact read is reserved, none stands among the examples; and `same` is what the operator says."""
     model = interpcore.load("tiny")
-    out, _ = ran
-    options = Options(suite=str(out.parent / "mine.py"), set=QUICK)
-    with open_run(model, out, options, progress=False) as study:
+    with opened(ran) as study:
         context: Context = SUITE.context(study.setting, study.trials["R3mine"])
         relation = next(r for r in context.relations() if r.name == "verb past tense")
         chosen, kept = context.operator(relation), context.reserve(relation.name)

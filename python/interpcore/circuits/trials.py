@@ -24,7 +24,6 @@ from interpcore.model import Model
 FINDING = (
     "A small circuit that attribution finds, a tenth of the edges, carries the model's behaviour on a task."
 )
-TRIED = ("ioi", "gender-bias")
 ENOUGH, ENOUGH_OTHERWISE = 0.85, 0.7
 ABOUT: dict[str, Any] = {"suite": "circuits", "finding": FINDING, "direction": "above"}
 Measure = Callable[[Circuits, str], Measured]
@@ -32,7 +31,7 @@ Measure = Callable[[Circuits, str], Measured]
 
 def _for_tasks(name: str, sentence: str, measure: Measure, **said: Any) -> list[Trial]:
     """One trial per task."""
-    return [_for_task(task, name, sentence, measure, said) for task in TRIED]
+    return [_for_task(task, name, sentence, measure, said) for task in MAIN_TASKS]
 
 
 def _for_task(task: str, name: str, sentence: str, measure: Measure, said: dict[str, Any]) -> Trial:

@@ -4,7 +4,6 @@ carries."""
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,16 +16,14 @@ from interpcore.circuits.circuit import Circuit, random_circuit, sizes_of
 from interpcore.circuits.graph import Graph
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.metrics import Metric
+from interpcore.circuits.new_pairs import RESERVED, new_rows
 from interpcore.circuits.options import Options as StudyOptions
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.faithfulness import evaluate
 from interpcore.circuits.study.cells import run_scores
 from interpcore.circuits.study.study import Study, open_study
 from interpcore.circuits.tasks import generate_pairs, pairs_of_rows, task_info
-from interpcore.data import task_text
-from interpcore.data.prompt_pairs import MAIN_TASKS, continuation_id
-from interpcore.data.tinyworld import words
-from interpcore.data.tinyworld.world import reserve
+from interpcore.data.prompt_pairs import MAIN_TASKS
 from interpcore.errors import Refused
 from interpcore.generalize.context import UNTRAINED, Context, Setting
 from interpcore.generalize.measured import Measured
@@ -35,23 +32,6 @@ from interpcore.runs import cell_seed
 from interpcore.runs.options import Options, option
 
 RANDOM, PERMUTED = "best random circuit", "permuted heads"
-NEW_IOI = (
-    "Because {A} and {B} came from the {place}, {S} brought a {gift} to",
-    "In the morning {A} and {B} went to the {place}, and {S} sold the {gift} to",
-    "After the walk with {B}, {A} left the {place}, and {S} gave the {gift} to",
-    "Long ago {A} worked with {B} at the {place}, and {S} threw a {gift} to",
-    "Now {A} and {B} wait in the {place}, and {S} will give the {gift} to",
-    "Before {A} and {B} left the {place}, {S} carried a {gift} to",
-)
-NEW_PRONOUN = (
-    "The {person} {action} while",
-    "The {person} {action} before",
-    "The {person} knew that",
-    "The {person} hoped that",
-    "The {person} {action} although",
-    "The {person} {action} until",
-)
-"""Wordings that no study and no training text has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +115,10 @@ class Circuits(Context):
         return self.once(("random", id(model), task, size, pairs.texts, intervention), run)
 
     def new_pairs(self, model: Model, task: str) -> tuple[Pairs, list[str]]:
-        """Pairs of wordings and names that the circuit was not found on, and each one's wording; those of
-        gender bias are about reserved occupations."""
-        if task == "gender-bias":
-            self.mark_reserve("occupation gender")
+        """Pairs of wordings that the circuit was not found on, and each one's wording; of reserved subjects
+        or new names, where the task has such."""
+        if task in RESERVED:
+            self.mark_reserve(RESERVED[task])
         return self.once(("new pairs", id(model), task), lambda: self._write_new(model, task))
 
     def metric(self, task: str) -> Metric:
@@ -178,10 +158,10 @@ class Circuits(Context):
         options = self.setting.options
         whole = generate_pairs(task, model.tokenizer, options.pairs, options.seed)
         studied = " ".join(clean for clean, _ in whole.split(0.5, options.seed)[0].texts)
-        draw = _new_ioi if task == "ioi" else _new_gender
-        rows = draw(model.tokenizer, set(studied.replace(",", " ").split()), options.pairs, options.seed)
+        seen = set(studied.replace(",", " ").split())
+        rows = new_rows(task, model.tokenizer, seen, options.pairs, options.seed)
         if not rows:
-            raise Refused(f"This tokenizer writes no {task} pair of new names of equal length.")
+            raise Refused(f"This tokenizer writes no {task} pair of new wordings of equal length.")
         pairs = pairs_of_rows(task, [row for row, _ in rows], model.tokenizer)
         wording = {row["clean"]: template for row, template in rows}
         return pairs, [wording[clean] for clean, _ in pairs.texts]
@@ -205,47 +185,3 @@ def permuted_heads(circuit: Circuit, seed: int) -> Circuit:
             renamed = heads if place.stop - place.start == graph.heads else groups
             columns[place] = place.start + renamed
     return replace(circuit, edges=circuit.edges[rows][:, columns])
-
-
-def _new_ioi(tokenizer: Any, studied: set[str], count: int, seed: int) -> list[tuple[dict[str, Any], str]]:
-    """Rows of new wordings over names that are not in the studied texts."""
-    rng = random.Random(f"new ioi {seed}")
-    names = tuple(
-        name
-        for name in words.FIRST_NAMES
-        if name not in studied and continuation_id(tokenizer, "a gift to", f" {name}") is not None
-    )
-    if len(names) < 3:
-        return []
-    rows = []
-    for number in range(count):
-        template = NEW_IOI[number % len(NEW_IOI)]
-        drawn = replace(task_text.draw_ioi(rng, names), template=template)
-        clean = drawn.prompt()
-        third = rng.choice([name for name in names if name not in (drawn.first, drawn.second)])
-        answers = [continuation_id(tokenizer, clean, f" {name}") for name in (drawn.receiver, drawn.giver)]
-        if None not in answers:
-            said = {"clean": clean, "corrupted": drawn.prompt(third), "corrupted_hard": ""}
-            rows.append((said | {"correct_idx": answers[0], "incorrect_idx": answers[1]}, template))
-    return rows
-
-
-def _new_gender(tokenizer: Any, studied: set[str], count: int, seed: int) -> list[tuple[dict[str, Any], str]]:
-    """Rows of new wordings over reserved occupations."""
-    rng, kept = random.Random(f"new gender {seed}"), set(reserve()["occupation gender"])
-    jobs = [job for job in words.OCCUPATIONS if words.plural(job) in kept and job not in studied]
-    rows = []
-    for number in range(count):
-        template, job, action = (
-            NEW_PRONOUN[number % len(NEW_PRONOUN)],
-            rng.choice(jobs),
-            rng.choice(words.ACTIONS),
-        )
-        said = words.OCCUPATIONS[job][0]
-        other, opposite = ("he", "man") if said == "she" else ("she", "woman")
-        clean, corrupted = (template.format(person=person, action=action) for person in (job, opposite))
-        answers = [continuation_id(tokenizer, clean, f" {word}") for word in (said, other)]
-        if None not in answers:
-            ids = {"clean_answer_idx": answers[0], "corrupted_answer_idx": answers[1]}
-            rows.append(({"clean": clean, "corrupted": corrupted, "label": ""} | ids, template))
-    return rows

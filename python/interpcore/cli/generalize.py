@@ -176,6 +176,9 @@ def replay_published(
     ] = False,
     model: ModelName = "tiny",
     on: Annotated[list[str] | None, typer.Option(help="As in `generalize run`.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, NAME=VALUE, such as relations=FOLDER.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder, with --run.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -197,4 +200,5 @@ def replay_published(
         raise Refused("Give the name of one published trial, and a run folder with --out.")
     (each,) = named(name)
     given: dict[str, Any] = {"suite": each.suite, "trials": (each.trial,), "on": tuple(on or ())}
+    given["set"] = tuple(set_ or ())
     show_verdicts(run_experiment(RUN, out=out, model=model, quiet=quiet, **given))

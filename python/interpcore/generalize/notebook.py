@@ -47,7 +47,7 @@ def write_notebook(study: Trials) -> Path:
     from nbclient.exceptions import CellExecutionError
 
     book = nbformat.v4.new_notebook()
-    book.cells = [_cell(nbformat, kind, text) for kind, text in _cells(study)]
+    book.cells = [_cell(nbformat, kind, text) for kind, text in cells(study)]
     for number, cell in enumerate(book.cells):
         cell["id"] = f"cell-{number}"
     client: Any = NotebookClient(book, timeout=SECONDS, kernel_name="python3")
@@ -61,8 +61,11 @@ def write_notebook(study: Trials) -> Path:
     return path
 
 
-def _cells(study: Trials) -> list[tuple[str, str]]:
-    """(kind, text) of every cell."""
+def cells(study: Trials) -> list[tuple[str, str]]:
+    """(kind, text) of every cell; the code calls nothing but the public functions.
+
+    Raises: Refused for a model of an object in memory.
+    """
     origin, options = study.model.origin, study.options
     if origin is None or study.folder is None:
         raise Refused("A notebook loads the model again, and this one was made of an object in memory.")
@@ -75,10 +78,10 @@ def _cells(study: Trials) -> list[tuple[str, str]]:
         options=said,
         folder=str(study.folder.path.resolve()),
     )
-    cells = [("markdown", f"# {study.suite.name}\n\n{study.suite.finding}"), ("code", opening)]
+    listed = [("markdown", f"# {study.suite.name}\n\n{study.suite.finding}"), ("code", opening)]
     for each in study.trials.values():
-        cells += [("markdown", f"## {each.id}\n\n{each.statistic}"), ("code", SHOWN.format(id=each.id))]
-    return [*cells, ("code", ENDING)]
+        listed += [("markdown", f"## {each.id}\n\n{each.statistic}"), ("code", SHOWN.format(id=each.id))]
+    return [*listed, ("code", ENDING)]
 
 
 def _cell(nbformat: Any, kind: str, text: str) -> Any:

@@ -233,7 +233,7 @@ def no_late_collapse(context: Relations) -> Measured:
     template = 0 if context.control == ORDINARY else 2
     values, units = context.late_loss(context.stating, template)
     return Measured(
-        values, units, (-1, 1), **context.sources(context.stating, holding=True, template=template)
+        values, units, (-1, 1), **context.sources(context.stating, holding=template > 0, template=template)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -335,7 +335,9 @@ class Relations(Context):
     def late_loss(self, model: Model, template: int) -> tuple[list[float], list[str]]:
         """Faithfulness at the best depth minus at the last usable one, per known fact of the holding
         relations."""
-        rows = self._cells(late_cell, model, holding=True, template=template)
+        holding = {relation.name for relation in self.relations("holding")}
+        how: dict[str, Any] = {"holding": True, "template": template} if template else {}
+        rows = self._cells(late_cell, model, holding, **how)
         values = [v for row in rows for v in row["late_loss"]]
         return values, [f"{row['relation']}: {s}" for row in rows for s in row["subjects"]]
 
@@ -343,10 +345,10 @@ class Relations(Context):
         self, model: Model, *, shuffled: bool
     ) -> tuple[list[float], list[str], list[dict[str, Any]]]:
         """Own operator minus the mean of all others on the same states, per known fact; and a row per
-        relation."""
+        relation. `shuffled` pairs operators with relations anew: each fact is read by one of the others."""
         values, units, rows = list[float](), list[str](), []
-        for row in self._cells(specificity_cell, model):
-            own = row["shuffled" if shuffled else "own"]
+        for row in self._cells(operators_cell, model):
+            own = row["exchanged" if shuffled else "own"]
             values += [a - b for a, b in zip(own, row["others"], strict=True)]
             units += [f"{row['relation']}: {subject}" for subject in row["subjects"]]
             mean = {name: sum(row[name]) / len(row[name]) for name in ("own", "others")}
@@ -354,9 +356,11 @@ class Relations(Context):
             rows.append({"relation": row["relation"]} | mean | best | {"n_known": len(own)})
         return values, units, rows
 
-    def _cells(self, cell: Any, model: Model, **how: Any) -> list[dict[str, Any]]:
-        """A cell's results over the measured relations of a study, in the study's folder."""
-        done = self.results(model, **how)
+    def _cells(
+        self, cell: Any, model: Model, only: Collection[str] | None = None, **how: Any
+    ) -> list[dict[str, Any]]:
+        """A cell's results over the measured relations of a study, or some of them, in the study's folder."""
+        done = [r for r in self.results(model, **how) if only is None or r["relation"] in only]
         if not done:
             return []
 
@@ -381,7 +385,7 @@ def late_cell(study: Study, relation: str, trial: int) -> dict[str, Any]:
     return {"relation": relation, "subjects": _subjects(ready), "late_loss": lost.tolist()}
 
 
-def specificity_cell(study: Study, relation: str, trial: int) -> dict[str, Any]:
+def operators_cell(study: Study, relation: str, trial: int) -> dict[str, Any]:
     """What the relation's own operator and all others', each where its own study reads it, give on its
     states."""
     ready = prepare(study, relation, trial)
@@ -398,12 +402,13 @@ def specificity_cell(study: Study, relation: str, trial: int) -> dict[str, Any]:
     chosen = at_choices(tokens[:, None], ready.folds, [(i, 0) for i in range(len(tokens))])
     share = torch.stack(list(others.values())).double()[:, ready.known]
     best = max(others, key=lambda name: float(others[name][ready.known].double().mean()))
-    shuffled = lre_controls.shuffled(chosen, top, ready.known)[ready.known]
+    draw = torch.Generator().manual_seed(study.trial_seed(relation, trial) % 2**31)
+    which = torch.randint(len(share), (share.shape[1],), generator=draw)
     return {
         "relation": relation,
         "subjects": _subjects(ready),
         "own": (chosen == top)[ready.known].double().tolist(),
-        "shuffled": shuffled.tolist(),
+        "exchanged": share[which, torch.arange(len(which))].tolist(),
         "others": share.mean(0).tolist(),
         "best_other": float(others[best][ready.known].double().mean()),
         "best_other_is": best,
