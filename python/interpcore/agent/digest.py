@@ -12,7 +12,7 @@ from interpcore.agent.budget import Account
 from interpcore.agent.lab import Lab
 from interpcore.agent.options import SessionOptions
 from interpcore.agent.replies import carried
-from interpcore.agent.tools import ALWAYS, TOOLS
+from interpcore.agent.tool import ALWAYS
 from interpcore.runs.canonical import canonical_json
 
 DIGEST_BYTES, TAIL_BYTES = 6000, 16000  # no tokenizer makes more tokens of a text than it has bytes
@@ -26,7 +26,11 @@ REMINDER = "Call a tool. To end the session, call finish."
 
 
 def build_request(
-    lab: Lab, account: Account, transcript: Sequence[dict[str, Any]], last: str | None
+    lab: Lab,
+    account: Account,
+    transcript: Sequence[dict[str, Any]],
+    last: str | None,
+    tools: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """The body of a chat completion request.
 
@@ -35,13 +39,14 @@ def build_request(
         account: what is left.
         transcript: all messages so far.
         last: the limit for which this is the last request; None while there may be more.
+        tools: as chat completions take them.
     """
     asked = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": digest(lab, account, last)},
         *_tail(transcript),
     ]
-    return {"messages": asked, "tools": [tool.described() for tool in TOOLS]} | _settings(lab.options)
+    return {"messages": asked, "tools": list(tools)} | _settings(lab.options)
 
 
 def _settings(options: SessionOptions) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def digest(lab: Lab, account: Account, last: str | None) -> str:
     ]
     if last is not None:
         lines.append(f"This is the last request ({last}): only {' and '.join(ALWAYS)} are obeyed.")
-    return _bounded([*lines, *_hypotheses(lab), *_claims(lab), *_best(lab)])
+    return _bounded([*lines, *_hypotheses(lab), *_claims(lab), *_studies(lab), *_best(lab)])
 
 
 def _money_lines(account: Account) -> list[str]:
@@ -105,6 +110,11 @@ def _hypotheses(lab: Lab) -> list[str]:
 def _claims(lab: Lab) -> list[str]:
     rows = lab.ledger.rows("SELECT id, arguments, verdict FROM claims ORDER BY rowid DESC")
     return [f"Claim {row['id']}: {said(json.loads(row['arguments']))}: {row['verdict']}." for row in rows]
+
+
+def _studies(lab: Lab) -> list[str]:
+    rows = lab.ledger.rows("SELECT id, experiment FROM studies ORDER BY rowid DESC")
+    return [f"Study {row['id']}: {row['experiment']}." for row in rows[:_FEW]]
 
 
 def _best(lab: Lab) -> list[str]:

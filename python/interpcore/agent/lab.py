@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Lab:
-    """What the tools of a session share."""
+    """What the tools of a session share.
+
+    Attributes:
+        folder: where studies go; None keeps none.
+        record: of the session that this one replays.
+    """
 
     instrument: Instrument
     ledger: SessionLedger
     options: SessionOptions
+    folder: Path | None = None
+    record: SessionLedger | None = None
     _known: dict[str, Run] = field(default_factory=dict, repr=False)
     _names: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict, repr=False)
     _kept: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)

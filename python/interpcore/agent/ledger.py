@@ -17,7 +17,12 @@ from interpcore.errors import RunError
 from interpcore.runs.locks import refuse_link
 
 FILE = "session.sqlite"
-_VERSION = 1
+_VERSION = 2
+_STUDIES = """
+CREATE TABLE studies (id TEXT PRIMARY KEY, experiment TEXT NOT NULL, arguments TEXT NOT NULL,
+    folder TEXT NOT NULL, rows TEXT NOT NULL, notes TEXT NOT NULL, seconds REAL NOT NULL,
+    forwards INTEGER NOT NULL);
+"""  # since version 2
 _SCHEMA = """
 CREATE TABLE sessions (id TEXT PRIMARY KEY, card TEXT NOT NULL, status TEXT NOT NULL, started REAL NOT NULL,
     finished REAL, stop_reason TEXT, summary TEXT);
@@ -70,19 +75,20 @@ class SessionLedger:
                 if not read_only:
                     self._connection.execute("PRAGMA journal_mode = WAL")
                     self._connection.execute("PRAGMA synchronous = FULL")
-                self._prepare()
+                self._prepare(read_only)
         except BaseException:
             self._connection.close()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, read_only: bool) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0 and not self._connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        empty = version == 0 and not self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if empty or (version == 1 and not read_only):
             with self.transaction():
-                for statement in _SCHEMA.split(";"):
+                for statement in ((_SCHEMA if empty else "") + _STUDIES).split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {_VERSION}")
-        elif version != _VERSION:
+        elif not 1 <= version <= _VERSION:
             raise RunError(
                 f"{self.path} is no session of this version (it says {version}, this is {_VERSION}); read it "
                 "with the interpcore that wrote it, or choose another folder"
@@ -134,6 +140,10 @@ class SessionLedger:
         """Rows of a query, as they are written."""
         with self._explained():
             return [dict(row) for row in self._connection.execute(statement, values)]
+
+    def has(self, table: str) -> bool:
+        """Whether it holds a table, which one of an earlier version may not."""
+        return self.value("SELECT 1 FROM sqlite_master WHERE name = ?", table) is not None
 
     def value(self, statement: str, *values: Any) -> Any:
         """The first column of a query's first row; None where there is none."""

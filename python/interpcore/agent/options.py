@@ -75,6 +75,17 @@ class SessionOptions(Options):
     tasks_file: str = option(
         "generated", "A file of tasks, as published or with scorers; or 'generated'.", circumstance=True
     )
+    experiments: tuple[str, ...] = option(
+        (),
+        "Experiments of other families that it may run too, such as 'lre run'; 'all' for all that serve.",
+        flag="experiment",
+    )
+    data: tuple[str, ...] = option(
+        (),
+        "Files that experiments read, as option=path, such as tokens=runs/tokens-tiny; a policy names none.",
+        circumstance=True,
+        commas=False,
+    )
     metric: str = option("loss", "What claims are about, fixed before the first run.")
     least: float = option(0.5, "A rise of the metric from which on a plan breaks a task.", above=0)
     within: float = option(0.25, "A change of the metric up to which a plan preserves a task.", above=0)

@@ -118,10 +118,19 @@ def sections(ledger: SessionLedger) -> list[tuple[str, list[str], list[dict[str,
         {**row, "runs": " ".join(json.loads(row["runs"]))}
         for row in ledger.rows("SELECT id, hypothesis, statement, verdict, runs FROM notes ORDER BY rowid")
     ]
+    columns = "id AS study, experiment, arguments, folder"
+    studies = ledger.rows(f"SELECT {columns} FROM studies ORDER BY rowid") if ledger.has("studies") else []
     claims = [{name: v for name, v in row.items() if name != "type"} for row in claim_rows(ledger)]
     return [
         ("Session", head, []),
         ("Claims", list(NOTES) if claims else ["None was made."], claims),
+        (
+            "Studies",
+            ["Tables of other experiments, in the folder of the session; no claim stands on them."]
+            if studies
+            else ["None was run."],
+            studies,
+        ),
         ("The policy's summary", [session["summary"] or "None was given."], []),
         ("Notes", [] if notes else ["None was made."], notes),
         (

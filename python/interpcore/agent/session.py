@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,14 +29,16 @@ from interpcore.agent.lab import Lab
 from interpcore.agent.ledger import FILE, SessionLedger
 from interpcore.agent.options import SessionOptions
 from interpcore.agent.replies import ToolCall, read_reply
-from interpcore.agent.tools import ALWAYS, TOOLS, OverBudget, read_arguments, told
+from interpcore.agent.studies import StudyTool
+from interpcore.agent.tool import ALWAYS, OverBudget, Tool, told, unknown
+from interpcore.agent.tools import TOOLS
 from interpcore.agent.wire import ServerError
 from interpcore.errors import Refused
 from interpcore.runs import RunCard, RunFolder, experiment
 from interpcore.runs.progress import Progress
 
+AnyTool = Tool | StudyTool
 MOST_INVALID = 3  # calls in a row
-_TOOLS = {tool.name: tool for tool in TOOLS}
 
 
 @dataclass(eq=False)
@@ -48,6 +50,7 @@ class Session(experiment.Study):
         ledger: what is done.
         answers: who decides.
         clock: seconds of wall time at step n of the ledger.
+        tools: beside those that every session has.
     """
 
     options: SessionOptions
@@ -55,9 +58,14 @@ class Session(experiment.Study):
     ledger: SessionLedger = field(kw_only=True)
     answers: Answers = field(kw_only=True)
     clock: Callable[[int], float] = field(kw_only=True)
+    tools: Sequence[AnyTool] = field(kw_only=True, default=())
 
     def __post_init__(self) -> None:
-        self.lab = Lab(self.instrument, self.ledger, self.options)
+        folder = None if self.artifacts is None else self.artifacts.artifact("studies")
+        record = self.answers.record if isinstance(self.answers, FromRecord) else None
+        self.lab = Lab(self.instrument, self.ledger, self.options, folder, record)
+        self.by_name: dict[str, AnyTool] = {tool.name: tool for tool in (*TOOLS, *self.tools)}
+        self.described = [tool.described() for tool in self.by_name.values()]
         self.id = str(self.ledger.value("SELECT id FROM sessions"))
 
     def run(self) -> None:
@@ -124,11 +132,11 @@ class Session(experiment.Study):
         """The next request, its text, and why it is the last; what is committed alone decides all three."""
         account = self.account(open_attempts=False)
         last = account.exhausted()
-        request = build_request(self.lab, account, transcript, last)
+        request = build_request(self.lab, account, transcript, last, self.described)
         text = request_text(request)
         if last is None and self._priced(account, text, times=2) is not None:
             last = "what is left is enough for one"
-            request = build_request(self.lab, account, transcript, last)
+            request = build_request(self.lab, account, transcript, last, self.described)
             text = request_text(request)
         return request, text, last
 
@@ -162,7 +170,7 @@ class Session(experiment.Study):
                 cut = (
                     f"The answer ended at its limit of tokens, so that {call.name} was not called; say less."
                 )
-                self._answer_call(call, told(Refused(cut), "cut", _TOOLS.get(call.name)), Spend())
+                self._answer_call(call, self._told(call, Refused(cut), "cut"), Spend())
             if not reply.calls and not reminded(transcript):
                 self._say({"role": "user", "content": REMINDER})
             self.ledger.insert(
@@ -186,12 +194,16 @@ class Session(experiment.Study):
                 result, forwards = self._obeyed(call, account)
                 self._answer_call(call, result, Spend(forwards=forwards))
         except OverBudget as error:
-            self._refuse(call, told(error, "budget", _TOOLS.get(call.name)))
+            self._refuse(call, self._told(call, error, "budget"), error.forwards)
         except Refused as error:
-            self._refuse(call, told(error, "invalid", _TOOLS.get(call.name)))
+            self._refuse(call, self._told(call, error, "invalid"))
+
+    def _told(self, call: ToolCall, error: Refused, kind: str) -> dict[str, Any]:
+        tool = self.by_name.get(call.name)
+        return unknown(call.name, list(self.by_name)) if tool is None else told(error, kind, tool.fields)
 
     def _obeyed(self, call: ToolCall, account: Account) -> tuple[dict[str, Any], int]:
-        tool = _TOOLS.get(call.name)
+        tool = self.by_name.get(call.name)
         if tool is None:
             raise Refused(f"There is no tool {call.name!r}.")
         reached = account.exhausted()
@@ -199,11 +211,11 @@ class Session(experiment.Study):
             raise OverBudget(
                 f"The limit of {reached.replace('_', ' ')} is reached; only note and finish are left."
             )
-        return tool.function(self.lab, account, read_arguments(tool, call.arguments))
+        return tool.obey(self.lab, account, call.arguments)
 
-    def _refuse(self, call: ToolCall, said: dict[str, Any]) -> None:
+    def _refuse(self, call: ToolCall, said: dict[str, Any], forwards: int = 0) -> None:
         with self.ledger.transaction():
-            self._answer_call(call, said, Spend())
+            self._answer_call(call, said, Spend(forwards=forwards))
 
     def _answer_call(self, call: ToolCall, result: dict[str, Any], spend: Spend) -> None:
         self._say({"role": "tool", "tool_call_id": call.id, "content": json.dumps(result)})
@@ -288,6 +300,7 @@ def open_session(
     *,
     replay: SessionLedger | None = None,
     model: Any = None,
+    tools: Sequence[AnyTool] = (),
     workers: int = 1,
     progress: bool = False,
 ) -> Session:
@@ -301,6 +314,7 @@ def open_session(
         card: what the session means; the options, the instrument and its tasks are added here.
         replay: the ledger of a session whose answers are given again; no server is asked.
         model: what the instrument runs, where there is one.
+        tools: of the instrument and of other families' experiments, beside those that every session has.
         workers: a session is one process; more are refused.
         progress: show it on standard error.
     Raises: Refused, RunError before anything is written.
@@ -337,6 +351,7 @@ def open_session(
             ledger=ledger,
             answers=answers,
             clock=clock,
+            tools=tools,
         )
     except BaseException:
         folder.close()

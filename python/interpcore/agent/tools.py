@@ -1,11 +1,10 @@
-"""The tools of a session. Each is an `Options` (its arguments, said once) and a function of the lab."""
+"""The tools that every session has; the instrument's own and other families' experiments come beside them."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,16 +12,13 @@ from interpcore.agent.budget import Account
 from interpcore.agent.claims import Array, Claim, decide
 from interpcore.agent.instrument import LEAST_ITEMS, halves, task_named
 from interpcore.agent.lab import Lab, Run, few
+from interpcore.agent.studies import numbers_of, stored_study
+from interpcore.agent.tool import Result, Tool, afford, short
 from interpcore.errors import Refused
-from interpcore.runs.options import Options, declared, option, schema
+from interpcore.runs.options import Options, option
 from interpcore.stats.paired_mean import PairedMean
 
-ALWAYS = ("note", "finish")  # obeyed when a limit is reached, too
 MOST_ROWS = 40
-
-
-class OverBudget(Refused):
-    """What was asked for does not fit into what is left; nothing was done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,7 @@ class Note(Options):
 
     hypothesis: str = option(..., "What may be so.")
     statement: str = option(..., "What the runs say of it; every number must be one of theirs.")
-    runs: tuple[str, ...] = option(..., "Ids of the runs that it stands on.")
+    runs: tuple[str, ...] = option(..., "Ids of the runs and studies that it stands on.")
     verdict: str = option(..., "What you make of it.", choices=("open", "supported", "refuted"))
 
 
@@ -81,21 +77,18 @@ class Finish(Options):
     claims: tuple[str, ...] = option((), "Ids of the claims that it stands on.")
 
 
-Result = tuple[dict[str, Any], int]
-
-
 def list_tasks(lab: Lab, account: Account, asked: ListTasks) -> Result:
     """Names, kinds and sizes of tasks, and how the intact model does them."""
     options, names = lab.options, list(lab.instrument.tasks)
     drawn = {name: lab.explored(name, options.items, options.seed) for name in names}
-    _afford(account, sum(sum(lab.missing((), name, items).values()) for name, items in drawn.items()))
+    afford(account, sum(sum(lab.missing((), name, items).values()) for name, items in drawn.items()))
     tasks, spent = [], 0
     for name, items in drawn.items():
         run, forwards = lab.run(lab.intact, name, items)
         spent += forwards
         task = lab.instrument.tasks[name]
         sizes = {"items": len(halves(task)[0]), "kept_back": len(halves(task)[1])}
-        means = {metric: _short(float(values.mean())) for metric, values in run.values.items()}
+        means = {metric: short(float(values.mean())) for metric, values in run.values.items()}
         done = lab.is_done(run)
         tasks.append({"run": run.id, "task": name, "kind": task.kind, **sizes, "done": done, "intact": means})
     units = dict(lab.instrument.metrics)
@@ -112,7 +105,7 @@ def run_plan(lab: Lab, account: Account, asked: RunPlan) -> Result:
         _metric(lab, metric)
     items = lab.explored(asked.task, asked.n or options.items, asked.seed)
     forwards = sum(lab.missing((plan,), asked.task, items).values())
-    _afford(account, forwards + _later(lab, account, plan, asked, items), "It, and confirming what it shows,")
+    afford(account, forwards + _later(lab, account, plan, asked, items), "It, and confirming what it shows,")
     intact, first = lab.run(lab.intact, asked.task, items)
     run, second = lab.run(plan, asked.task, items)
     found = {
@@ -154,7 +147,7 @@ def query(lab: Lab, account: Account, asked: Query) -> Result:
     if asked.group is not None:
         rows = _grouped(rows, asked.group)
     rows.sort(key=lambda row: row["change"])
-    shown = [{name: _short(value) for name, value in row.items()} for row in rows[: asked.limit]]
+    shown = [{name: short(value) for name, value in row.items()} for row in rows[: asked.limit]]
     ids = [row["id"] for row in shown if "id" in row]
     left_out = len(rows) - len(shown)
     units = {"mean": lab.instrument.metrics[metric], "change": "of the mean against the intact plan"}
@@ -165,7 +158,10 @@ def note(lab: Lab, account: Account, asked: Note) -> Result:
     """Keep a hypothesis and what the runs say of it."""
     if not asked.runs:
         raise Refused("runs is empty; a note stands on runs, so cite them.")
-    _check_numbers(lab, f"{asked.hypothesis} {asked.statement}", [_run(lab, name) for name in asked.runs])
+    studies = {name: found for name in asked.runs if (found := stored_study(lab.ledger, name)) is not None}
+    held = [number for found in studies.values() for number in numbers_of(found)]
+    runs = [_run(lab, name) for name in asked.runs if name not in studies]
+    _check_numbers(lab, f"{asked.hypothesis} {asked.statement}", runs, held)
     name = f"n{lab.ledger.value('SELECT COUNT(*) FROM notes') + 1}"
     lab.ledger.insert("notes", id=name, session=_session(lab), **asdict(asked))
     return {"ids": {"note": name}, "units": {}, "saved": True}, 0
@@ -184,7 +180,7 @@ def claim(lab: Lab, account: Account, asked: Claim) -> Result:
     if verdict == "supported":
         supported = [each for _, each in lab.supported()]
         more = sum(lab.confirmation([*supported, asked]).values()) - account.reserved
-        _afford(account, more, "Confirming it on other items")
+        afford(account, more, "Confirming it on other items")
     name = f"c{ledger.value('SELECT COUNT(*) FROM claims') + 1}"
     found = {**asdict(finding), "verdict": verdict, "in_sample": True}
     ledger.insert(
@@ -198,7 +194,7 @@ def claim(lab: Lab, account: Account, asked: Claim) -> Result:
         found=found,
         confirmed=None,
     )
-    shown = {key: _short(value) for key, value in found.items()}
+    shown = {key: short(value) for key, value in found.items()}
     units = {"estimate": lab.instrument.metrics[options.metric]}
     return {"ids": {"claim": name}, "units": units, **shown}, 0
 
@@ -217,21 +213,6 @@ def finish(lab: Lab, account: Account, asked: Finish) -> Result:
     _check_numbers(lab, asked.summary, cited, numbers)
     lab.ledger.change("UPDATE sessions SET summary = ?", asked.summary)
     return {"ids": {"claims": list(asked.claims)}, "units": {}, "finished": True}, 0
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A tool: its name, what it does, its arguments, and the function."""
-
-    name: str
-    sentence: str
-    options: type[Options]
-    function: Callable[[Lab, Account, Any], Result]
-
-    def described(self) -> dict[str, Any]:
-        """As chat completions take it."""
-        said = {"name": self.name, "description": self.sentence, "parameters": schema(self.options)}
-        return {"type": "function", "function": said}
 
 
 TOOLS = (
@@ -260,40 +241,6 @@ TOOLS = (
     ),
     Tool("finish", "End the session; supported claims are then confirmed on other items.", Finish, finish),
 )
-
-
-def read_arguments(tool: Tool, given: Any) -> Options:
-    """The arguments of a call. Raises: Refused for what is no JSON object, or does not fit the schema."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given or "{}")
-        except (ValueError, RecursionError) as error:
-            raise Refused(f"The arguments of {tool.name} are no JSON: {error}.") from error
-    if not isinstance(given, Mapping):
-        raise Refused(f"The arguments of {tool.name} are no JSON object.")
-    return tool.options.from_json(given)
-
-
-def told(error: Refused, kind: str, tool: Tool | None = None) -> dict[str, Any]:
-    """A refusal as the policy reads it."""
-    message = str(error)
-    said: dict[str, Any] = {"type": kind, "message": message}
-    if tool is None:
-        said["allowed"] = [each.name for each in TOOLS]
-    else:
-        fields = {each.name: each for each in declared(tool.options)}
-        named = [name for name in fields if re.search(rf"(^|['\"]){name}\b", message)]
-        if named:
-            said["field"] = named[0]
-            if fields[named[0]].choices:
-                said["allowed"] = list(fields[named[0]].choices)
-    return {"error": said}
-
-
-def _afford(account: Account, forwards: int, what: str = "It") -> None:
-    over = account.over(forwards=forwards, seconds=forwards * account.pace)
-    if over is not None:
-        raise OverBudget(f"{what} does not fit the budget: {over}.")
 
 
 def _later(lab: Lab, account: Account, plan: str, asked: RunPlan, items: tuple[str, ...]) -> int:
@@ -356,7 +303,7 @@ def _difference(run: Run, other: Run, metric: str) -> dict[str, Any]:
     a, b = run.values[metric], other.values[metric]
     value, low, high = _interval(a - b)
     found = {"mean": float(a.mean()), "other": float(b.mean()), "difference": value, "low": low, "high": high}
-    return {name: _short(value) for name, value in found.items()}
+    return {name: short(value) for name, value in found.items()}
 
 
 def _interval(differences: Array) -> tuple[float, float, float]:
@@ -396,10 +343,3 @@ def _check_numbers(lab: Lab, text: str, cited: list[Run], more: list[float] | No
 
 def _session(lab: Lab) -> str:
     return str(lab.ledger.value("SELECT id FROM sessions"))
-
-
-def _short(value: Any) -> Any:
-    """A number with six significant digits, as results show it."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if abs(value) < float("inf") else str(value)

@@ -172,7 +172,7 @@ class Exact(OfTasks):
 class Evaluate(Base):
     """What measuring a file of scores asks."""
 
-    scores: str = option(..., "A file of scores: .safetensors, .json, .pt.", positional=True)
+    scores: str = option(..., "A file of scores: .safetensors, .json, .pt.", positional=True, file=True)
     task: str | None = option(None, "The task to measure on; default: --pairs, else ioi.")
     sizes: tuple[str, ...] = option((), SIZES, flag="size")
     direction: str = option("helps", "What a positive score of a foreign file means.", choices=DIRECTIONS)
@@ -221,5 +221,7 @@ class Figures(Base):
     tasks: tuple[str, ...] = option(TASKS, "Of the eight tasks; again for more.", choices=TASKS, flag="task")
     sizes: tuple[str, ...] = option((), SIZES, flag="size")
     steps: tuple[int, ...] = option(IG_STEPS, "Steps of EAP-IG in figure 7; again for more.", least=1)
-    also: tuple[str, ...] = option((), "Run folders of other models for figure 11; again for more.")
+    also: tuple[str, ...] = option(
+        (), "Run folders of other models for figure 11; again for more.", file=True
+    )
     exact: bool = option(True, "Patch every edge exactly (figures 4, 8 and 9).")

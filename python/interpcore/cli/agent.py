@@ -46,12 +46,15 @@ def open_run(
     """A session on a model, with layer surgery as its instrument."""
     from interpcore.agent.session import open_session
     from interpcore.cli.agent_instrument import PlansOnTasks, read_tasks
+    from interpcore.cli.agent_tools import own_tools, study_tools
+    from interpcore.cli.verify import moved
     from interpcore.model.card import run_card
 
     items = 2 * max(options.items, options.confirm_items) + 60  # halves by id are never quite equal
     instrument = PlansOnTasks(model, read_tasks(options.tasks_file, options.tasks, items))
-    card = run_card(model, command=command)
-    return open_session(instrument, out, options, card, model=model, replay=replay, **how)
+    tools: list[Any] = [*own_tools(instrument), *study_tools(options.experiments, moved(options.data), model)]
+    card = run_card(model, command=command, sources={"data": list(options.data)} if options.data else None)
+    return open_session(instrument, out, options, card, model=model, replay=replay, tools=tools, **how)
 
 
 @app.command()
@@ -75,7 +78,8 @@ def replay(
     from interpcore.runs.options import declared
 
     require("agent")
-    said = read_card(record).arguments
+    card = read_card(record)
+    said = {**card.arguments, "data": card.sources.get("data", ())}
     names = {each.name for each in declared(SessionOptions)} - {"tasks"}
     given = {name: value for name, value in said.items() if name in names}
     options = SessionOptions.from_json({**given, "tasks": list(said["tasks"])})

@@ -85,6 +85,33 @@ class PlansOnTasks:
             values[CONTROL] = other["loss"]
         return values
 
+    def changed_tokens(
+        self, plan: str, task: str, item: str, position: int, top: int
+    ) -> tuple[str, dict[str, Any]]:
+        """What gains and loses after one token of an item's prompt; costs `forwards` of the item.
+
+        Args:
+            plan, task, item: what runs on what.
+            position: of the token; negative from the prompt's last one.
+            top: tokens of each list.
+        Returns: the prompt; token, kl, more and less as `surgery.token_table` gives them, tokens as texts.
+        Raises: Refused for a position beyond the prompt.
+        """
+        import torch
+
+        from interpcore.model.token_text import token_texts
+        from interpcore.surgery.token_table import changed_tokens
+
+        [chosen] = self._chosen(task, [item])
+        row = chosen.rows[0]
+        ids = torch.tensor(row.tokens[: row.start], device=self.model.device)
+        if not -len(ids) <= position < len(ids):
+            raise Refused(f"position is {position}; the prompt of {item} has tokens 0 to {len(ids) - 1}.")
+        found = changed_tokens(self.model, self._plan(plan), ids, top)[position]
+        texts = token_texts(self.model.tokenizer, self.model.spec.vocab_size)
+        lists = {name: [[texts[t], *v] for t, *v in found[name]] for name in ("more", "less")}
+        return chosen.example.prompt, {**found, **lists, "token": texts[int(ids[position])]}
+
     def _plan(self, text: str) -> Any:
         from interpcore.model import Plan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,7 @@ def verify(
         raise Refused(f"{run} does not stand: {told}{f'; and {more} more' if more > 0 else ''}.")
 
 
-def moved(listed: list[str]) -> dict[str, str]:
+def moved(listed: Sequence[str]) -> dict[str, str]:
     """Options as OPTION=PATH. Raises: Refused for another form."""
     pairs = [text.partition("=") for text in listed]
     if odd := next(

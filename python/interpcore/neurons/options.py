@@ -21,13 +21,13 @@ class Options(Base):
 
     tokens: str | None = option(None, "Token shards that `neurons tokens` made.", circumstance=True)
     partners: tuple[str, ...] = option(
-        (), "A model trained apart from it, on the same tokens; again for more.", flag="partner"
+        (), "A model trained apart from it, on the same tokens; again for more.", flag="partner", file=True
     )
     rotation: str = option("haar", "Of partners, for the baseline.", choices=("haar", "published"))
     draws: int = option(1, "Rotations of every layer.", least=1)
     universal: float = option(UNIVERSAL, "Excess correlation above which a neuron is universal.")
     published: tuple[str, ...] = option(
-        (), "A published CSV file to summarise beside ours; again for more.", flag="from"
+        (), "A published CSV file to summarise beside ours; again for more.", flag="from", file=True
     )
     by_token: bool = option(
         True, "Sums by token and previous token, which explanations need; one per entry of the vocabulary."
@@ -100,10 +100,10 @@ class Weights(Base):
 class Explain(Base):
     """What explanations by features ask: which labels to try."""
 
-    features: str | None = option(None, "A feature file of your own.")
+    features: str | None = option(None, "A feature file of your own.", file=True)
     unigram_least: int = option(3000, "Rarer words are no feature.", least=1)
     unigram_most: int = option(500, "The commonest so many words are features at most.", least=1)
-    spacy: str | None = option(None, "A spaCy pipeline for parts of speech.")
+    spacy: str | None = option(None, "A spaCy pipeline for parts of speech.", file=True)
     context: bool = option(True, "Also labels that the token alone does not give.")
     limit: int | None = option(
         None, "Sequences of the pass for labels in context; default: all.", least=1, flag="sequences"
@@ -124,7 +124,7 @@ NEURONS = "layer.neuron,layer.neuron,... or a CSV file with layer and neuron."
 class Intervene(Base):
     """What interventions ask."""
 
-    neurons: str | None = option(None, NEURONS)
+    neurons: str | None = option(None, NEURONS, file=True)
     kind: str = option(
         "fixed",
         "What is done: to zero, cut from above (threshold) or below (relu), set (fixed), multiply.",
@@ -141,7 +141,7 @@ class Intervene(Base):
 class Deactivation(Base):
     """What the deactivation of attention heads asks."""
 
-    neurons: str | None = option(None, NEURONS)
+    neurons: str | None = option(None, NEURONS, file=True)
     first: int | None = option(None, "First position ablated; default: a quarter of the context.", least=1)
     limit: int | None = option(64, FEW, least=1, flag="sequences")
 
@@ -150,7 +150,7 @@ class Deactivation(Base):
 class Cache(Base):
     """What saving activations asks."""
 
-    neurons: str = option(..., NEURONS)
+    neurons: str = option(..., NEURONS, file=True)
     limit: int | None = option(None, FEW + " Default: all.", least=1, flag="sequences")
     precision: str = option("float32", "Of the activations on disk.", choices=("float32", "float16"))
 
@@ -161,7 +161,7 @@ class View(Base):
 
     layer: int = option(..., "From 0.", least=0, positional=True)
     neuron: int = option(..., "From 0.", least=0, positional=True)
-    page: str | None = option(None, "Where to; default: OUT/view/LAYER.NEURON.html.")
+    page: str | None = option(None, "Where to; default: OUT/view/LAYER.NEURON.html.", file=True)
     examples: int = option(12, "Contexts shown.", least=1)
 
 

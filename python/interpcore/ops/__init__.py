@@ -14,6 +14,7 @@ from interpcore.ops.comoments import CoMoments, Pilot, add_products, centered, c
 from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
 from interpcore.ops.group_sums import group_sums
+from interpcore.ops.meter import WorkSpent, metered
 from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import product
@@ -25,6 +26,7 @@ __all__ = [
     "Pilot",
     "ProductProbe",
     "RunningMoments",
+    "WorkSpent",
     "activation_moments",
     "add_products",
     "attn_jvp",
@@ -41,6 +43,7 @@ __all__ = [
     "group_sums",
     "hold_routes",
     "key_value_covariance",
+    "metered",
     "norm_jvp",
     "norm_vjp",
     "product",

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import named
+from interpcore.ops.meter import METERS
 from interpcore.ops.product_routes import available, matmul, route_of, routine_of
 
 PRECISIONS = ("float32", "bfloat16")
@@ -46,6 +47,8 @@ def product(
         ValueError: shapes, dtypes or devices do not fit together, or a name is unknown.
     """
     _check(x, weight, bias, precision)
+    for meter in METERS:
+        meter.add(x.numel() * weight.shape[1])
     result = x.dtype if out_dtype is None else out_dtype
     if named("product", backend) == "reference":
         return reference.product(x, weight, bias, precision).to(result)

@@ -37,6 +37,7 @@ class Option:
         least, above, most, below: bounds of numbers (at least, more than, at most, less than); None for none.
         extends: a larger value only adds cells to a run, so that a folder may go on with it.
         circumstance: it changes how a run is made, not what it means; the card leaves it out.
+        file: it may name a file, or a model or library to load, though it is no circumstance.
         flag: its name on the command line; "" for the field's own. Repeated options are singular there.
         positional: the command line takes it without a name.
         commas: the command line takes several of a list in one text, with commas between them.
@@ -55,6 +56,7 @@ class Option:
     below: float | None = None
     extends: bool = False
     circumstance: bool = False
+    file: bool = False
     flag: str = ""
     positional: bool = False
     commas: bool = True
@@ -69,6 +71,11 @@ class Option:
     def required(self) -> bool:
         """Whether it must be given."""
         return self.default is dataclasses.MISSING
+
+    @property
+    def outside(self) -> bool:
+        """Whether it may name something outside the run: a file, a folder, a model, a library."""
+        return self.file or (self.circumstance and self.kind is str)
 
     def check(self, value: Any) -> Any:
         """The value as the field holds it: lists as tuples, whole numbers as floats where floats are meant.

@@ -151,7 +151,9 @@ class AnswerOptions(QuestionOptions):
         choices=ANSWERS,
     )
     shots: int = option(0, "Answered questions of the same category before each.", least=0)
-    shots_from: str | None = option(None, "The set that those are of; default: the questions left out.")
+    shots_from: str | None = option(
+        None, "The set that those are of; default: the questions left out.", file=True
+    )
     new_tokens: int = option(32, "Tokens of a generated answer at most.", least=1)
 
 

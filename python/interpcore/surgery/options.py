@@ -74,6 +74,7 @@ class Run(Items):
         "A plan such as '0-2, 1 x5, 3' or 'skip 3 then swap 0 1', or a recipe's file (.yml); 'menu' for one "
         "of every kind.",
         commas=False,
+        file=True,
     )
     draws: int = option(20, "Seeds of each plan 'random K' that names none.", least=1)
     new_tokens: int = option(0, "Tokens of a completion to measure beside the answers; 0 for none.", least=0)
@@ -83,8 +84,8 @@ class Run(Items):
 class Compare(Items):
     """Two plans on the same items."""
 
-    plan_a: str = option(..., "A plan.", positional=True)
-    plan_b: str = option("intact", "The plan to compare it with.", positional=True)
+    plan_a: str = option(..., "A plan.", positional=True, file=True)
+    plan_b: str = option("intact", "The plan to compare it with.", positional=True, file=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class Prompted(Base):
 class Tokens(Prompted):
     """What becomes more and less likely after every token of a text."""
 
-    plan: str = option("skip 1", "The plan beside the intact one.")
+    plan: str = option("skip 1", "The plan beside the intact one.", file=True)
     top: int = option(5, "Tokens that gain, and tokens that lose, at each position.", least=1)
 
 
@@ -152,7 +153,7 @@ class Tokens(Prompted):
 class Talk(Prompted):
     """Continuations of a text under plans."""
 
-    plan: tuple[str, ...] = option(("skip 1",), "Plans beside the intact one.", commas=False)
+    plan: tuple[str, ...] = option(("skip 1",), "Plans beside the intact one.", commas=False, file=True)
     new_tokens: int = option(20, "Tokens of a continuation at most.", least=1)
     temperature: float = option(0.0, "0 is greedy; more draws, and needs a seed.", least=0)
     seed: int | None = option(None, "Of the draw.", least=0)
@@ -204,7 +205,9 @@ class StandIn(Base):
     rank: tuple[int, ...] = option((16,), "Ranks of I + low rank, cut from the ridge.", least=1)
     length: int = option(128, "Tokens of a document at most.", least=2)
     text: str = option(
-        "tiny", "Documents: a file (.txt, .jsonl, .parquet) or folder of them; 'tiny' for the tiny world's."
+        "tiny",
+        "Documents: a file (.txt, .jsonl, .parquet) or folder of them; 'tiny' for the tiny world's.",
+        file=True,
     )
     seed: int = option(0, "Of the random tokens and the shuffled control.", least=0)
 
