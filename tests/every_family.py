@@ -143,8 +143,16 @@ def _wrong(model: Any, sites: tuple[str, ...], alone: list[torch.Tensor]) -> lis
     for branch in ("attn", "mlp"):
         if f"{branch}_normed" in sites:
             found += _normed_wrong(model, branch, close)
-    for site in {"resid", "attn_out", "mlp_out", "embed", "attn_normed", "mlp_normed"} & set(sites):
-        edit = Edit(site, None if site == "embed" else 1, 6, Add(torch.linspace(-1, 3, 32)), rows=[0])
+    if "mlp_act" in sites and not isinstance(model, interpcore.model.Model):
+        written, none = Tap("mlp_out", 2), [Edit("mlp_act", 2, None, Scale(0))]
+        value = model.forward(TOKENS, taps=[written], edits=none).taps[written]
+        if not close(value + 1, value[:1, :1].expand_as(value) + 1):
+            found.append("without neurons an MLP writes its bias alone")
+    for site in {"resid", "attn_out", "mlp_out", "embed", "attn_normed", "mlp_normed", "mlp_act"} & set(
+        sites
+    ):
+        width = model.spec.d_mlp if site == "mlp_act" else 32
+        edit = Edit(site, None if site == "embed" else 1, 6, Add(torch.linspace(-1, 3, width)), rows=[0])
         edited = model.forward(TOKENS, mask, edits=[edit]).logits
         if not close(edited[1, 5:], plain[1, 5:]) or not close(edited[0, :6], plain[0, :6]):
             found.append(f"an edit of {site} stays in its row and later positions")

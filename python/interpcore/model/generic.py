@@ -6,6 +6,7 @@ Jacobians of such a model come from autograd over this forward.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -82,7 +83,7 @@ class GenericModel(AsFacts):
             n_heads=heads,
             n_kv_heads=size_of(config, "num_key_value_heads") or heads,
             d_head=size_of(config, "head_dim") or (config.hidden_size // heads if heads else 0),
-            d_mlp=size_of(config, "intermediate_size"),
+            d_mlp=_width(hf, found.boundaries.get("mlp_act")) or size_of(config, "intermediate_size"),
             n_blocks=len(found.layers),
             vocab_size=hf.get_output_embeddings().weight.shape[0],
             max_positions=size_of(config, "max_position_embeddings") or None,
@@ -293,6 +294,14 @@ class GenericModel(AsFacts):
         except (TypeError, ValueError, RuntimeError):  # transformers' answers where a model takes no cache
             return False
         return bool((last - whole).abs().max() <= ROUNDING[self.dtype] * whole.abs().max())
+
+
+def _width(hf: Any, boundary: tuple[str, str] | None) -> int:
+    """Neurons of the largest MLP, which a site's modules read; 0 where it has no such site."""
+    if boundary is None:
+        return 0
+    pattern = re.escape(boundary[1]).replace(r"\{d\}", r"\d+")
+    return max(m.in_features for path, m in hf.named_modules() if re.fullmatch(pattern, path))
 
 
 def _text_config(hf: Any, name: str) -> Any:

@@ -2,8 +2,8 @@
 
 A site is kept where its module runs once in every block, in the blocks' order, its value is
 [batch, position, d_model], what attention and MLP add is the change of the stream (also where both are
-edited), what they read is a norm's output, and an edit reaches the logits. A model that is not causal row by
-row is refused.
+edited), what they read is a norm's output, the neurons are what the projection reads that writes the MLP's
+output, and an edit reaches the logits. A model that is not causal row by row is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ AFTER = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "feedforward", "f
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 EXACT = 1e-4  # of the identities, beside the rounding of the stream itself
 NORMED = {"attn_normed": "attn_out", "mlp_normed": "mlp_out"}
+INSIDE = (*PARTS, *NORMED, "mlp_act")
 APART = "its blocks have no two modules whose outputs add up to what a block adds to the stream."
 
 OUTSIDE = ("embed", "unembedding", "logits")
@@ -174,11 +175,18 @@ def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, st
                     ((f"{prefix}.{child}<", d), getattr(block, child), "input")
                     for d, block in enumerate(blocks)
                 ]
+            if child in PARTS["mlp_out"]:
+                watched += [
+                    ((f"{prefix}.{child}.{inner}{mark}", d), getattr(getattr(block, child), inner), side)
+                    for inner in _children([getattr(block, child) for block in blocks])
+                    for d, block in enumerate(blocks)
+                    for mark, side in (("<", "input"), ("", "output"))
+                ]
     return watched
 
 
-def _children(blocks: nn.ModuleList) -> list[str]:
-    """Names of the modules that every block has."""
+def _children(blocks: Sequence[nn.Module] | nn.ModuleList) -> list[str]:
+    """Names of the modules that all of several modules have."""
     return [
         child
         for child, _ in blocks[0].named_children()
@@ -239,7 +247,7 @@ def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) 
         found.absent["resid"] = (
             "no stream [batch, position, d_model] runs through its blocks, each called once."
         )
-        found.drop((*PARTS, *NORMED), APART)
+        found.drop(INSIDE, APART)
         return found
     found.boundaries["resid"] = ("input", f"{prefix}.{{d}}")
     for d in range(n + 1):
@@ -255,8 +263,9 @@ def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) 
             for site, child in zip(PARTS, (attention, mlp), strict=True):
                 found.boundaries[site] = ("output", f"{prefix}.{{d}}.{child}")
             _read_norms(run, prefix, found, fits)
+            _read_neurons(run, prefix, found)
             return found
-    found.drop((*PARTS, *NORMED), APART)
+    found.drop(INSIDE, APART)
     return found
 
 
@@ -280,6 +289,26 @@ def _read_norms(
                 break
         else:
             found.absent[site] = "no module of its blocks reads a norm's output alone."
+
+
+def _read_neurons(run: Run, prefix: str, found: Found) -> None:
+    """What the MLP's last projection reads, where its output is the MLP's own."""
+    blocks, depths = found.layers, range(len(found.layers))
+
+    def writes(path: str, module: str) -> bool:
+        return all(run.in_order(key, depths) for key in (f"{path}<", path, module)) and all(
+            run.seen[f"{path}<", d].dim() == 3 and torch.equal(run.seen[path, d], run.seen[module, d])
+            for d in depths
+        )
+
+    for child in (c for c in PARTS["mlp_out"] if c in _children(blocks)):
+        mlps = [getattr(block, child) for block in blocks]
+        for inner in _children(mlps):
+            linear = all(isinstance(getattr(mlp, inner), nn.Linear) for mlp in mlps)
+            if linear and writes(f"{prefix}.{child}.{inner}", f"{prefix}.{child}"):
+                found.boundaries["mlp_act"] = ("input", f"{prefix}.{{d}}.{child}.{inner}")
+                return
+    found.absent["mlp_act"] = "no projection of its MLPs was found that writes what they write."
 
 
 def _name_rest(run: Run, found: Found, hf: Any, paths: dict[int, str]) -> None:
@@ -348,7 +377,7 @@ def _check_edits(edited: Run, found: Found, gradients: dict[Place, Tensor]) -> N
     """Drop the sites whose edits do not do what they say."""
     n = len(found.layers)
     if "attn_out" in found.boundaries and not edited.add_up("attn_out", "mlp_out", n):
-        found.drop((*PARTS, *NORMED), APART)
+        found.drop(INSIDE, APART)
     for (site, _), gradient in gradients.items():
         if not bool(gradient[:, :-N_FREE].any()):
             found.drop([site], "an edit there does not reach the logits.")
