@@ -193,8 +193,8 @@ def check_neurons(model: Model, neurons: Sequence[Neuron]) -> None:
     """Raises: ValueError for a model whose MLPs cannot be intervened on, or a neuron that is not there."""
     if not isinstance(model, Model):
         raise Refused(
-            "Neurons are edited inside MLPs, which the generic adapter cannot do; use a model family that "
-            "interpcore has its own blocks for."
+            "Interventions on neurons read their weights, which the generic adapter does not show; edit its "
+            "site mlp_act, or use a model family that interpcore has its own blocks for."
         )
     for layer, number in neurons:
         if not (0 <= layer < model.plan.n_calls and 0 <= number < model.spec.d_mlp):
