@@ -185,12 +185,12 @@ def table(rows: list[Tried]) -> str:
         f"{counts['hand-written']} families on hand-written blocks, {counts['adapter']} through the adapter, "
         f"{counts['refused']} refused. Of each the logits of a padded batch are held to transformers' on the "
         "row alone, and every site to what its name says: what attention and MLP add is the change of the "
-        "stream, also where both are edited; what a branch reads decides what it writes and nothing before it; "
-        "without its neurons an MLP writes its bias alone; an edit stays in its row and at later positions, and "
-        "reaches the logits. Made by `python tests/every_family.py`.",
+        "stream, also where both are edited; what a branch reads decides what it writes and nothing before "
+        "it; without its neurons an MLP writes its bias alone; an edit stays in its row and at later "
+        "positions, and reaches the logits. Made by `python tests/every_family.py`.",
         "",
-        "Hand-written blocks offer every site of `model.sites()`, with derivatives; BLOOM's embeddings are taken "
-        "behind their norm, as a copy. Latent attention (DeepSeek 2 and 3, MiniCPM 3, GLM-4 MoE lite), state "
+        "Hand-written blocks offer every site of `model.sites()`, with derivatives; BLOOM's embeddings are "
+        "taken behind their norm, as a copy. Latent attention (DeepSeek 2 and 3, MiniCPM 3, GLM-4 MoE lite), state "
         "spaces and hybrids go through the adapter alone. Circuits and studies of neurons need hand-written "
         "blocks and say so; through the adapter neurons can be read and edited where `mlp_act` is a site.",
         "",

@@ -369,9 +369,9 @@ def open_study(
     options = options or Options()
     if not isinstance(model, Model):
         raise Refused(
-            "Neuron studies read neurons before their activation and their weights, which the generic adapter "
-            "does not show; tap or edit its site mlp_act, or use a model family that interpcore has its own "
-            "blocks for."
+            "Neuron studies read neurons before their activation and their weights, which the generic "
+            "adapter does not show; tap or edit its site mlp_act, or use a model family that interpcore has "
+            "its own blocks for."
         )
     options.check_data()
     if shards is None and options.tokens is not None:
