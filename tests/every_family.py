@@ -190,9 +190,10 @@ def table(rows: list[Tried]) -> str:
         "positions, and reaches the logits. Made by `python tests/every_family.py`.",
         "",
         "Hand-written blocks offer every site of `model.sites()`, with derivatives; BLOOM's embeddings are "
-        "taken behind their norm, as a copy. Latent attention (DeepSeek 2 and 3, MiniCPM 3, GLM-4 MoE lite), state "
-        "spaces and hybrids go through the adapter alone. Circuits and studies of neurons need hand-written "
-        "blocks and say so; through the adapter neurons can be read and edited where `mlp_act` is a site.",
+        "taken behind their norm, as a copy. Latent attention (DeepSeek 2 and 3, MiniCPM 3, GLM-4 MoE lite), "
+        "state spaces and hybrids go through the adapter alone. Circuits and studies of neurons need hand-"
+        "written blocks and say so; through the adapter neurons can be read and edited where `mlp_act` is a "
+        "site.",
         "",
         "| family | path | sites, or the reason of a refusal |",
         "|---|---|---|",

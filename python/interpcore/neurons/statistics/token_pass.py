@@ -290,7 +290,8 @@ def mlp_widths(model: Model) -> tuple[int, ...]:
     if not isinstance(model, Model):
         raise Refused(
             f"{model.spec.name} runs through the generic adapter, which shows neurons behind their "
-            "activation alone, as the site mlp_act; statistics of neurons need a family with hand-written blocks."
+            "activation alone, as the site mlp_act; statistics of neurons need a family with hand-written "
+            "blocks."
         )
     widths = []
     for depth in range(model.plan.n_calls):
