@@ -20,6 +20,7 @@
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
+#include "interpcore/row_summary.h"
 
 INTERPCORE_DECLARE_OP(activation_moments, ActivationMoments)
 INTERPCORE_DECLARE_OP(attn_jvp, AttnJvp)
@@ -32,6 +33,7 @@ INTERPCORE_DECLARE_OP(group_sums, GroupSums)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
 INTERPCORE_DECLARE_OP(product, Product)
+INTERPCORE_DECLARE_OP(row_summary, RowSummary)
 
 namespace py = pybind11;
 using interpcore::Isa;
@@ -108,6 +110,10 @@ void product(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::product_on, interpcore::product_params(args), isa, threads);
 }
 
+void row_summary(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::row_summary_on, interpcore::row_summary_params(args), isa, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -129,4 +135,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("norm_jvp", &norm_jvp);
   module.def("norm_vjp", &norm_vjp);
   module.def("product", &product);
+  module.def("row_summary", &row_summary);
 }

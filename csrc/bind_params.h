@@ -15,6 +15,7 @@
 #include "interpcore/group_sums.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
+#include "interpcore/row_summary.h"
 
 namespace interpcore {
 
@@ -223,6 +224,27 @@ inline Product product_params(const py::dict& args) {
   p.weight = pointer<const float>(args, "weight");
   p.bias = pointer<const float>(args, "bias");
   p.out = pointer<float>(args, "out");
+  return p;
+}
+
+inline RowSummary row_summary_params(const py::dict& args) {
+  RowSummary p;
+  int64_t shape[3];
+  read_sizes(args, "shape", shape);
+  p.rows = shape[0], p.columns = shape[1], p.k = shape[2];
+  p.first = args["first"].cast<int64_t>();
+  p.edges = args["edges"].cast<int32_t>();
+  p.wide = args["wide"].cast<bool>();
+  p.r = pointer<const void>(args, "r");
+  p.edge = pointer<const double>(args, "edge");
+  p.histogram = pointer<int64_t>(args, "histogram");
+  p.powers = pointer<double>(args, "powers");
+  p.powers_stride = args["powers_stride"].cast<int64_t>();
+  p.count = pointer<int64_t>(args, "count");
+  p.top = pointer<void>(args, "top");
+  p.bottom = pointer<void>(args, "bottom");
+  p.top_index = pointer<int64_t>(args, "top_index");
+  p.bottom_index = pointer<int64_t>(args, "bottom_index");
   return p;
 }
 

@@ -1,14 +1,12 @@
-"""Rows of similarities that come in tiles: the extremes and histograms of the whole."""
+"""Rows of similarities that come in tiles: the extremes of the whole."""
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import torch
 
 from interpcore.neurons.correlation.partners import Partners
-from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
 from interpcore.neurons.weights.cosines import summarize_cosines
 
 
@@ -39,23 +37,3 @@ def test_cosines_are_summarised_as_correlations_are() -> None:
         index, values = (found.top_index, found.top) if top else (found.bottom_index, found.bottom)
         assert index[row].tolist() == expected and torch.equal(values[row], r[row, expected])
     assert found.top[2].isnan().all() and (found.top_index[2] == -1).all()
-
-
-def test_histograms_are_numpys() -> None:
-    r = torch.rand(3, 500, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
-    r[1, 4], r[2] = torch.nan, torch.nan
-    counts = torch.zeros(3, 101, dtype=torch.int64)
-    for tile in r.split(130, dim=1):
-        add_counts(counts, tile)
-    for row in range(3):
-        known = r[row][~r[row].isnan()].numpy()
-        expected = np.bincount(np.searchsorted(EDGES.double().numpy(), known), minlength=101)
-        assert counts[row].tolist() == expected.tolist()
-
-
-def test_fewer_than_are_kept() -> None:
-    best, index = torch.full((1, 4), torch.nan), torch.full((1, 4), -1)
-    for first in (0, 2):
-        keep_extremes(best, index, torch.tensor([[0.5, torch.nan]]), first, largest=True)
-    assert index.tolist() == [[0, 2, -1, -1]] and best[0, :2].tolist() == [0.5, 0.5]
-    assert best[0, 2:].isnan().all()

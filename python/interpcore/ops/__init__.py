@@ -19,6 +19,7 @@ from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import product
 from interpcore.ops.product_routes import ProductProbe, hold_routes, product_probe, product_routes
+from interpcore.ops.row_summary import row_summary
 
 __all__ = [
     "CoMoments",
@@ -49,4 +50,5 @@ __all__ = [
     "product",
     "product_probe",
     "product_routes",
+    "row_summary",
 ]

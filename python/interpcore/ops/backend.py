@@ -30,6 +30,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "group_sums": ("cpu",),
     "norm_jvp": ("cpu", "triton"),
     "norm_vjp": ("cpu", "triton", "cuda"),
+    "row_summary": ("cpu",),
 }
 
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."

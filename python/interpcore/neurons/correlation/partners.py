@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
-from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
+from interpcore.neurons.similarity_bins import EDGES
+from interpcore.ops import row_summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +127,9 @@ class Partners(ShortRepr):
         """
         r = r.contiguous()
         rows = slice(first_row, first_row + len(r))
-        known = r.nan_to_num()
-        for power, total in enumerate(self.powers, 1):
-            total[rows] += known.pow(power).sum(1)
-        self.count[rows] += (~r.isnan()).sum(1)
-        add_counts(self.histogram[rows], r)
-        keep_extremes(self.top[rows], self.top_index[rows], r, first_column, largest=True)
-        keep_extremes(self.bottom[rows], self.bottom_index[rows], r, first_column, largest=False)
+        names = ("histogram", "top", "top_index", "bottom", "bottom_index")
+        kept = [getattr(self, name)[rows] for name in names]
+        row_summary(r, first_column, EDGES, *kept, self.powers[:, rows], self.count[rows])
         order = torch.arange(len(r), device=r.device)
         for kept, step in ((self.same, 0), (self.following, 1)):
             own = (order + first_row if numbers is None else numbers.to(order)) + step - first_column

@@ -94,8 +94,10 @@ def similarities(cross: Tensor, a: Block, b: Block) -> Tensor:
     if a.similarity == "jaccard":
         found = top / (a.norm[:, None] + b.norm - top)
     else:
-        found = top / a.norm[:, None] / b.norm
-    return found.masked_fill(~(a.usable[:, None] & b.usable), torch.nan)
+        found = top.div_(a.norm[:, None]).div_(b.norm)
+    found[~a.usable] = torch.nan
+    found[:, ~b.usable] = torch.nan
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
-from interpcore.neurons.extremes import EDGES, add_counts, keep_extremes
+from interpcore.neurons.similarity_bins import EDGES
 from interpcore.neurons.weights.fold import FoldedWeights, NeuronWeights
-from interpcore.ops import column_moments, product
+from interpcore.ops import column_moments, product, row_summary
 from interpcore.ops.column_moments import ColumnMoments
 
 NEURON_KINDS = ("in_in", "in_out", "out_in", "out_out")
@@ -68,7 +68,7 @@ def summarize_cosines(
     n = len(rows)
     step = max(1, tile // max(1, n))
     moments: ColumnMoments | None = None
-    histogram = torch.zeros(n, len(EDGES) + 1, dtype=torch.int32, device=rows.device)
+    histogram = torch.zeros(n, len(EDGES) + 1, dtype=torch.int64, device=rows.device)
     top, bottom = (rows.new_full((n, k), torch.nan) for _ in range(2))
     top_index, bottom_index = (torch.full((n, k), -1, device=rows.device) for _ in range(2))
     start = 0
@@ -78,15 +78,12 @@ def summarize_cosines(
             _blank_own(values, own - start, torch.nan if diagonal == "left out" else 0.0)
         found = column_moments(values)
         moments = found if moments is None else moments.merge(found)
-        by_row = values.mT.contiguous()
-        add_counts(histogram, by_row)
-        keep_extremes(top, top_index, by_row, start, largest=True)
-        keep_extremes(bottom, bottom_index, by_row, start, largest=False)
+        row_summary(values.mT, start, EDGES, histogram, top, top_index, bottom, bottom_index)
         start += len(piece)
     if moments is None:
         raise Refused("There are no columns to take cosines with.")
     kept = (x[:, :start] for x in (top, top_index, bottom, bottom_index))
-    return CosineSummary(moments, histogram, *kept)
+    return CosineSummary(moments, histogram.int(), *kept)
 
 
 def neuron_cosines(

@@ -13,6 +13,7 @@ from interpcore.ops.reference.group_sums import group_sums
 from interpcore.ops.reference.norm_jvp import norm_jvp
 from interpcore.ops.reference.norm_vjp import norm_vjp
 from interpcore.ops.reference.product import product
+from interpcore.ops.reference.row_summary import row_summary
 
 __all__ = [
     "activation_moments",
@@ -28,4 +29,5 @@ __all__ = [
     "norm_jvp",
     "norm_vjp",
     "product",
+    "row_summary",
 ]
