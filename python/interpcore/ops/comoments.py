@@ -16,6 +16,8 @@ from interpcore.ops.reference.comoments import centered as definition
 BLOCK_ROWS = 8192
 # Rows that plain torch shifts at once, so that they are still in the cache for its next pass.
 _CACHED_ROWS = 64
+# Rows of a product that are added to the sums while they are in the cache.
+_ADDED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,11 @@ def add_products(cross: Tensor, a: Tensor, b: Tensor, *, backend: str | None = N
         a, b: `[T, N]` and `[T, N']` by `centered`; T at most about 8192 keeps float32's sums good.
     """
     wider = torch.float64 if a.dtype == torch.float64 else torch.float32
-    cross += product(a.t(), b, out_dtype=wider, backend=backend)
+    rows = _ADDED_ROWS if cross.is_cpu else len(cross)
+    for start in range(0, len(cross), rows):
+        some = slice(start, start + rows)
+        # torch adds two dtypes five times as slowly as it converts and adds.
+        cross[some] += product(a[:, some].t(), b, out_dtype=wider, backend=backend).double()
 
 
 def centered_cross(

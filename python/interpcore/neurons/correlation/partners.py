@@ -128,8 +128,8 @@ class Partners(ShortRepr):
         r = r.contiguous()
         rows = slice(first_row, first_row + len(r))
         names = ("histogram", "top", "top_index", "bottom", "bottom_index")
-        kept = [getattr(self, name)[rows] for name in names]
-        row_summary(r, first_column, EDGES, *kept, self.powers[:, rows], self.count[rows])
+        lists = [getattr(self, name)[rows] for name in names]
+        row_summary(r, first_column, EDGES, *lists, powers=self.powers[:, rows], count=self.count[rows])
         order = torch.arange(len(r), device=r.device)
         for kept, step in ((self.same, 0), (self.following, 1)):
             own = (order + first_row if numbers is None else numbers.to(order)) + step - first_column
