@@ -127,9 +127,18 @@ class Partners(ShortRepr):
         """
         r = r.contiguous()
         rows = slice(first_row, first_row + len(r))
-        names = ("histogram", "top", "top_index", "bottom", "bottom_index")
-        lists = [getattr(self, name)[rows] for name in names]
-        row_summary(r, first_column, EDGES, *lists, powers=self.powers[:, rows], count=self.count[rows])
+        row_summary(
+            r,
+            first_column,
+            EDGES,
+            self.histogram[rows],
+            self.top[rows],
+            self.top_index[rows],
+            self.bottom[rows],
+            self.bottom_index[rows],
+            self.powers[:, rows],
+            self.count[rows],
+        )
         order = torch.arange(len(r), device=r.device)
         for kept, step in ((self.same, 0), (self.following, 1)):
             own = (order + first_row if numbers is None else numbers.to(order)) + step - first_column
