@@ -1,7 +1,8 @@
 """Fitting a Jacobian lens beside TransformerLens and the published loop: CPU seconds on one thread.
 
 python bench/study_lens.py [--width 384 --blocks 6] prints one line per way: seconds of a prompt of 128
-tokens, how many times interpcore's, and the largest difference of the maps over their largest entry.
+tokens, how many times interpcore's, and the largest difference of the maps over their largest entry. All
+give the depths that a published lens has, from the first block's output on.
 TransformerLens takes part where it is installed (pip install transformer-lens, in an environment of its own).
 """
 
@@ -101,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--replicas", type=int, nargs="+", default=REPLICAS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
@@ -112,13 +114,13 @@ def main() -> None:
         ids = model.encode(text)[0][0, :LENGTH]
         slice_moments(model, [ids.tolist()[: SKIP + 4]], skip=SKIP, target_depth=1)  # routes are chosen
         seconds, halves = timed(
-            lambda: slice_moments(model, [ids.tolist()], skip=SKIP, target_depth=asked.blocks)
+            lambda: slice_moments(model, [ids.tolist()], skip=SKIP, target_depth=asked.blocks, first_depth=1)
         )
         ours = halves[0].mean[1:-1]
         print(f"d {asked.width}, {asked.blocks} blocks, {LENGTH} tokens, one thread, {torch.__version__}")
         print(f"interpcore {seconds:8.1f} s")
         ways: dict[str, Callable[[], Tensor]] = {}
-        for replicas in REPLICAS:
+        for replicas in asked.replicas:
             ways[f"published loop x{replicas}"] = lambda n=replicas: published(hf, ids, n)  # type: ignore[misc]
             if (fit := transformer_lens(folder, text, replicas)) is not None:
                 ways[f"TransformerLens x{replicas}"] = fit

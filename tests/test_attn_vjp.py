@@ -167,6 +167,7 @@ def test_covariance_is_formed_where_it_pays() -> None:
     few, many = arguments((1, 2, 3, 2, 2, 8, 40, 3)), arguments((1, 20, 3, 2, 2, 8, 40, 3))
     assert not ops.covariance_pays(2, 40, 8)
     assert ops.covariance_pays(20, 40, 8)
+    assert not ops.covariance_pays(20, 40, 8, 40)  # half of the keys masked, and scores formed in any case
     assert not ops.covariance_pays(10**6, 4, 8)  # fewer keys than half a head's width
     for args in (few, many):
         assert max(relative_errors(ops.attn_vjp(**args, backend="cpu"), exact(args))) < 1e-6
@@ -254,3 +255,17 @@ def test_gradients_are_refused() -> None:
         ops.attn_vjp(**args)[0].sum().backward()
     with pytest.raises(RuntimeError, match="records no gradient"):
         ops.attn_vjp(**args, out=nan_like(exact(args), torch.float32))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["keys", "covariance"])
+def test_what_masks_hide_is_skipped(given):
+    """Causal queries in two blocks behind a prefix, with a window, and one that sees nothing."""
+    args = arguments((1, 2, 40, 4, 2, 16, 100, 40))
+    ahead = torch.arange(100) - torch.arange(40)[:, None] - 60
+    sees = ((ahead <= 0) & (ahead > -20))[None, :, None]
+    sees = sees & (torch.arange(40) != 7)[None, :, None, None]
+    args["pattern"] = args["pattern"] * sees
+    names = ("k", "v", "pattern", "score_factor")
+    args["key_value"] = ops.key_value_covariance(*(args[n] for n in names)) if given else None
+    for got, wanted in zip(ops.attn_vjp(**args, backend="cpu"), exact(args), strict=True):
+        assert (got - wanted).norm() <= 1e-6 * wanted.norm()

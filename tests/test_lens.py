@@ -14,12 +14,14 @@ import interpcore
 from interpcore.cli import app
 from interpcore.errors import Refused
 from interpcore.lens import study as fitting
+from interpcore.lens import sweep
 from interpcore.lens.experiments import EXPERIMENTS, FIT, READ
 from interpcore.lens.lens import Lens, Moments
 from interpcore.lens.options import FitOptions, Prompt, ReadOptions
 from interpcore.lens.read import read_states
 from interpcore.lens.sweep import slice_moments
 from interpcore.model import Tap
+from interpcore.model.linearize.mlp import LinearMLP
 from interpcore.model.made_on import MadeOn
 from interpcore.runs import RunError, read_tensors, tensors_hash, write_tensors
 
@@ -128,6 +130,17 @@ def test_together_is_alone_and_merged_is_whole(case):
         for found in (merged, small[parity]):
             close(found.mean, whole[parity].mean)
             close(found.squares, whole[parity].squares)
+
+
+def test_parts_of_the_vectors_share_what_a_block_forms(case, monkeypatch):
+    _, model, prompts = case
+    whole, formed = moments(model, prompts[:1])[0].mean, []
+    make = LinearMLP.matrices
+    monkeypatch.setattr(LinearMLP, "matrices", lambda self, n: formed.append(self.depth) or make(self, n))
+    monkeypatch.setattr(sweep, "PRODUCT_ROWS", 20)
+    later = moments(model, prompts[:1], first_depth=2)[0].mean
+    close(later[2:], whole[2:])
+    assert not later[:2].any() and formed == list(range(2, model.plan.n_calls))[::-1]
 
 
 def test_a_half_without_prompts_and_a_prompt_too_short_are_refused(case):

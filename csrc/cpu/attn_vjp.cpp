@@ -9,7 +9,7 @@ namespace INTERPCORE_ISA {
 namespace {
 
 constexpr int64_t kVectorBlock = 24;  // vectors that read a query's key-value covariance while it is in cache
-constexpr int64_t kQueryBlock = 16, kKeyBlock = 64;
+constexpr int64_t kQueryBlock = 32, kKeyBlock = 64;
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -53,7 +53,8 @@ void queries_by_covariance(const AttnVjp& p, int64_t b, int64_t h, int64_t c, in
 void score_block(const AttnVjp& p, const Head& at, int64_t query, int64_t queries, int64_t key, int64_t keys,
                  const float* mean, float (*score)[kKeyBlock]) {
   const int64_t padded = (p.keys + kKeyRound - 1) / kKeyRound * kKeyRound;
-  small_product(queries, p.width, smaller(kKeyBlock, padded - key), {at.g + query * p.g_stride[2], p.g_stride[2], 1},
+  const int64_t columns = smaller((keys + kKeyRound - 1) / kKeyRound * kKeyRound, padded - key);
+  small_product(queries, p.width, columns, {at.g + query * p.g_stride[2], p.g_stride[2], 1},
                 at.values_t + key, padded, {score[0], kKeyBlock, false});
   for (int64_t i = 0; i < queries; ++i) {
     const float* __restrict pattern = at.pattern + (query + i) * p.pattern_stride[1] + key;
@@ -79,29 +80,61 @@ void means(const AttnVjp& p, const Head& at, int64_t query, int64_t queries, flo
   }
 }
 
+void clear(float* out, int64_t row, int64_t rows, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < width; ++j) out[i * row + j] = 0.0f;
+  }
+}
+
+struct Keys {
+  int64_t first, last;
+};
+
+// The keys that one of the queries sees, the first at a multiple of kKeyRound: what masks hide costs nothing.
+Keys seen(const AttnVjp& p, const Head& at, int64_t query, int64_t queries) {
+  const float* pattern = at.pattern + query * p.pattern_stride[1];
+  const auto hidden = [&](int64_t key) {
+    for (int64_t i = 0; i < queries; ++i) {
+      if (pattern[i * p.pattern_stride[1] + key] != 0.0f) return false;
+    }
+    return true;
+  };
+  Keys keys = {0, p.keys};
+  while (keys.last > 0 && hidden(keys.last - 1)) --keys.last;
+  while (keys.first < keys.last && hidden(keys.first)) ++keys.first;
+  keys.first = keys.first / kKeyRound * kKeyRound;
+  return keys;
+}
+
 // dk and dv, and dq where no covariance is given, for one vector of one head.
 void keys_and_values(const AttnVjp& p, const Head& at) {
   float score[kQueryBlock][kKeyBlock], mean[kQueryBlock];
   const int64_t dead = p.keys - p.live;
+  if (at.first) {
+    clear(at.dk, p.dk_stride[2], p.live, p.width);
+    clear(at.dv, p.dv_stride[2], p.live, p.width);
+  }
   for (int64_t query = 0; query < p.positions; query += kQueryBlock) {
     const int64_t queries = smaller(kQueryBlock, p.positions - query);
+    const Keys range = seen(p, at, query, queries);
+    float* dq = at.dq + query * p.dq_stride[2];
+    if (!p.key_value && range.first == range.last) clear(dq, p.dq_stride[2], queries, p.width);
     means(p, at, query, queries, mean);
-    for (int64_t key = 0; key < p.keys; key += kKeyBlock) {
-      const int64_t keys = smaller(kKeyBlock, p.keys - key);
+    for (int64_t key = range.first; key < range.last; key += kKeyBlock) {
+      const int64_t keys = smaller(kKeyBlock, range.last - key);
       score_block(p, at, query, queries, key, keys, mean, score);
       if (!p.key_value) {
         small_product(queries, keys, p.width, {score[0], kKeyBlock, 1}, at.k + key * p.k_stride[1], p.k_stride[1],
-                      {at.dq + query * p.dq_stride[2], p.dq_stride[2], key > 0});
+                      {dq, p.dq_stride[2], key > range.first});
       }
       const int64_t from = key < dead ? smaller(dead, key + keys) : key;  // the block's first live key
       const int64_t count = key + keys - from;
-      const bool add = query > 0 || !at.first;
       small_product(count, queries, p.width, {score[0] + from - key, 1, kKeyBlock}, at.q + query * p.q_stride[1],
-                    p.q_stride[1], {at.dk + (from - dead) * p.dk_stride[2], p.dk_stride[2], add});
+                    p.q_stride[1], {at.dk + (from - dead) * p.dk_stride[2], p.dk_stride[2], true});
       small_product(count, queries, p.width,
                     {at.pattern + query * p.pattern_stride[1] + from, 1, p.pattern_stride[1]},
                     at.g + query * p.g_stride[2], p.g_stride[2],
-                    {at.dv + (from - dead) * p.dv_stride[2], p.dv_stride[2], add});
+                    {at.dv + (from - dead) * p.dv_stride[2], p.dv_stride[2], true});
     }
   }
 }

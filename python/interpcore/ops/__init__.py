@@ -6,7 +6,7 @@ Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.
 from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
 from interpcore.ops.activation_moments import activation_moments
 from interpcore.ops.attn_jvp import attn_jvp
-from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, key_value_covariance
+from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, covariance_sizes, key_value_covariance
 from interpcore.ops.bin_counts import bin_counts
 from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
 from interpcore.ops.column_top import column_top
@@ -39,6 +39,7 @@ __all__ = [
     "column_top",
     "comoments",
     "covariance_pays",
+    "covariance_sizes",
     "edge_scores",
     "gate",
     "group_sums",

@@ -104,7 +104,7 @@ def launch_attn_vjp(
         ):
             filled.copy_(exact)
         return
-    if key_value is None and covariance_pays(g.shape[1], k.shape[1], g.shape[-1]):
+    if key_value is None and covariance_pays(*covariance_sizes(g, k, live)):
         key_value = key_value_covariance(k, v, pattern, score_factor)
     g, q, k, v, pattern = (rows_contiguous(x) for x in (g, q, k, v, pattern))
     factor = None if factor is None else rows_contiguous(factor)
@@ -182,13 +182,23 @@ def mixed_values(v: Tensor, pattern: Tensor) -> Tensor:
     return torch.einsum("bpgrt,btge->bpgre", by_group, v).flatten(2, 3)
 
 
-def covariance_pays(vectors: int, keys: int, width: int) -> bool:
+def covariance_sizes(g: Tensor, k: Tensor, live: int) -> tuple[int, int, int, int]:
+    """The arguments of `covariance_pays` for g [B, C, P, H, e] and k [B, T, G, e].
+
+    Only the C++ form skips keys that are masked.
+    """
+    return g.shape[1], k.shape[1], g.shape[-1], live if g.is_cpu else 0
+
+
+def covariance_pays(vectors: int, keys: int, width: int, live: int = 0) -> bool:
     """Whether forming `key_value_covariance` for this many vectors is cheaper than going through the keys.
 
-    Per query, going through the keys costs 4 T e for each vector; the covariance costs 2 e^2 for each vector
-    and 2 e^2 T to form, which runs at about half the rate.
+    Per query, going through T keys costs 4 T e for each vector; the covariance costs 2 e^2 for each vector
+    and 2 e^2 T to form, which runs at about half the rate. Where queries are `live` positions that see only
+    what is before them, and masked keys are skipped, 3 live e of the 4 T e are free: scores of live keys are
+    formed in any case, and half of them are masked.
     """
-    return vectors * (2 * keys - width) > 2 * width * keys
+    return vectors * (4 * keys - 3 * live - 2 * width) > 4 * width * keys
 
 
 def key_value_covariance(k: Tensor, v: Tensor, pattern: Tensor, score_factor: Tensor | float) -> Tensor:

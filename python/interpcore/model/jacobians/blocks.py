@@ -93,12 +93,7 @@ class Budget:
 
         Raises: ValueError when one vector of one prompt does not.
         """
-        spec, itemsize = model.spec, model.embedding.element_size()
-        mlp = (3 if spec.gated else 2) * spec.d_mlp
-        attention = 4 * (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + 2 * spec.n_heads * live
-        per_row = live * (max(mlp, attention) + 4 * spec.d_model) * itemsize
-        kept = (spec.n_heads * spec.d_head**2 + 2 * spec.d_mlp + 6 * spec.d_model) * live * itemsize
-        per_example = model.plan.n_calls * kept
+        per_row, per_example = sizes(model, live)
         if memory < per_row + per_example:
             raise Refused(
                 f"memory={memory} bytes is too small for one row of a prompt with {live} live tokens; give "
@@ -106,6 +101,16 @@ class Budget:
             )
         examples = max(1, memory // 2 // (per_row + per_example))
         return cls(examples, (memory - examples * per_example) // per_row * live)
+
+
+def sizes(model: Model, live: int) -> tuple[int, int]:
+    """Bytes of a walk's vector through a prompt of `live` tokens, and of the prompt's linearised forward."""
+    spec, itemsize = model.spec, model.embedding.element_size()
+    mlp = (3 if spec.gated else 2) * spec.d_mlp
+    attention = 4 * (spec.n_heads + 2 * spec.n_kv_heads) * spec.d_head + 2 * spec.n_heads * live
+    per_row = live * (max(mlp, attention) + 4 * spec.d_model) * itemsize
+    kept = (spec.n_heads * spec.d_head**2 + 2 * spec.d_mlp + 6 * spec.d_model) * live * itemsize
+    return per_row, model.plan.n_calls * kept
 
 
 def linearised_blocks(model: Model, work: Work, memory: int) -> tuple[Iterator[JacobianBlock], float | None]:

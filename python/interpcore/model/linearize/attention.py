@@ -15,7 +15,7 @@ from interpcore.model.linearize.edits import pull, push
 from interpcore.model.linearize.norm import LinearNorm
 from interpcore.model.linearize.rules import Rules
 from interpcore.model.projection import Projection
-from interpcore.ops import attn_jvp, attn_vjp, covariance_pays, key_value_covariance
+from interpcore.ops import attn_jvp, attn_vjp, covariance_pays, covariance_sizes, key_value_covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class LinearAttention(ShortRepr):
         """dq at the last positions, dk and dv at this forward's own keys."""
         n, live = g.shape[2], self.q.shape[1]
         q, pattern = self.q[:, -n:], self.pattern[:, -n:]
-        pays = covariance_pays(g.shape[1], self.keys.shape[1], g.shape[-1])
+        pays = covariance_pays(*covariance_sizes(g, self.keys, live))
         key_value = self.key_value[:, -n:] if pays else None
         factor = self.factor[:, -n:] if isinstance(self.factor, Tensor) else self.factor
         if self._edited:

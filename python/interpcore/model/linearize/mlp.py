@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Protocol
 
@@ -42,6 +43,26 @@ def linear_mlp(
     raise Refused(f"There is no derivative of {type(mlp).__name__}, block call {depth}'s MLP.")
 
 
+@dataclass(eq=False)
+class Folded:
+    """An MLP's matrices, kept while vectors pass that are known to come.
+
+    Attributes:
+        coming: how many vectors are still to pass.
+        matrices: see `LinearMLP.matrices`; None before the first of them.
+    """
+
+    coming: int = 0
+    matrices: Tensor | None = None
+
+    def passing(self, vectors: int, make: Callable[[], Tensor]) -> Tensor:
+        """The matrices for vectors that pass now; the last ones leave none behind."""
+        found = make() if self.matrices is None else self.matrices
+        self.coming = max(0, self.coming - vectors)
+        self.matrices = found if self.coming else None
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class LinearMLP(ShortRepr):
     """The derivative of an MLP.
@@ -53,6 +74,7 @@ class LinearMLP(ShortRepr):
         slope: derivative of the down projection's input by the (gate's) pre-activation [batch, position,
             d_mlp].
         act: derivative by the up projection of a gated MLP [batch, position, d_mlp], else None.
+        folded: its matrices, while several blocks of vectors share them.
     """
 
     mlp: MLP
@@ -60,6 +82,7 @@ class LinearMLP(ShortRepr):
     depth: int
     slope: Tensor
     act: Tensor | None
+    folded: Folded = field(default_factory=Folded)
 
     @classmethod
     def at(cls, mlp: MLP, kept: dict[str, Tensor], ctx: Context, depth: int, rules: Rules) -> LinearMLP:
@@ -84,8 +107,9 @@ class LinearMLP(ShortRepr):
         `seen`, when given, collects the cotangents of the branch's sites.
         """
         n = g.shape[2]
-        if seen is None and self._folds(g.shape[1]):
-            return apply_matrices(g, self.matrices(n))
+        held = self.folded.matrices is not None
+        if seen is None and (held or self._folds(max(g.shape[1], self.folded.coming))):
+            return apply_matrices(g, self.folded.passing(g.shape[1], lambda: self.matrices(n)))
         g_act = self.mlp.down.pull(g)
         if seen is not None:
             seen["mlp_act"] = g_act
@@ -110,7 +134,9 @@ class LinearMLP(ShortRepr):
         """The branch's derivative at the last n positions, [batch, n, d_model (out), d_model (in)]."""
         slope = self.slope[:, -n:].flatten(0, 1)
         act = None if self.act is None else self.act[:, -n:].flatten(0, 1)
-        up, gate, down = self.mlp.up.weight, self.mlp.gate, self.mlp.down
+        # Rows of the scaled copies are what the product reads, however the checkpoint stores the weight.
+        up, down = self.mlp.up.weight.contiguous(), self.mlp.down
+        gate = None if self.mlp.gate is None else self.mlp.gate.weight.contiguous()
         d, m = up.shape
         out = slope.new_empty(len(slope), d, down.weight.shape[1])
         at_once = min(len(slope), max(1, FOLD_BYTES // (d * m * up.element_size())))
@@ -121,7 +147,7 @@ class LinearMLP(ShortRepr):
             if gate is None or act is None:
                 torch.mul(up, slope[part, None], out=scaled)
             else:
-                torch.mul(gate.weight, slope[part, None], out=scaled)
+                torch.mul(gate, slope[part, None], out=scaled)
                 scaled.addcmul_(up, act[part, None])
             out[part] = down.push(scaled)
         return out.mT.unflatten(0, (-1, n))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from interpcore.model.context import Context
 from interpcore.model.decoder import Model
 from interpcore.model.linearize.block import LinearBlock
 from interpcore.model.linearize.edits import pull, push
+from interpcore.model.linearize.mlp import LinearMLP
 from interpcore.model.linearize.norm import LinearNorm
 from interpcore.model.linearize.rules import EXACT, Rules
 from interpcore.model.norm import Norm
@@ -123,6 +125,7 @@ class Linearization(ShortRepr):
                     else module.vjp(total, seen, first and later is None)
                 )
                 out = _plus(out, later)[:, :, : 1 if first else None]
+                del total  # not to be held while the step is looked at
                 yield Step(
                     at, out, {} if seen is None else {name: seen[name] for name in sites if name in seen}
                 )
@@ -136,6 +139,25 @@ class Linearization(ShortRepr):
         if embed:
             g = streams.get(RESID)
             yield Step(None, self._nothing(cotangent) if g is None else g * self.model.spec.embed_scale, {})
+
+    def reverse_together(self, cotangents: Sequence[Tensor], **how: Any) -> Iterator[tuple[Step, ...]]:
+        """Walk down with several blocks of vectors in step: what a block call forms for all is formed once.
+
+        Args:
+            cotangents: of each block of vectors, as `reverse` takes them.
+            how: as `reverse` takes it.
+        Yields: the steps of all of them at a depth.
+        """
+        folded = [
+            b.mlp.folded for b in self.modules if isinstance(b, LinearBlock) and isinstance(b.mlp, LinearMLP)
+        ]
+        try:
+            for each in folded:
+                each.coming = sum(block.shape[1] for block in cotangents)
+            yield from zip(*(self.reverse(block, **how) for block in cotangents), strict=True)
+        finally:
+            for each in folded:
+                each.coming, each.matrices = 0, None
 
     def forward_mode(self, tangents: Mapping[int | None, Tensor]) -> Iterator[Step]:
         """Walk up, taking in vectors at several depths.
