@@ -8,7 +8,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from interpcore.data.question_sets import labels, question_files, read_questions, source_hash, split_questions
+from interpcore.data.question_sets import (
+    SPLITS,
+    labels,
+    question_files,
+    read_questions,
+    source_hash,
+    split_questions,
+)
 from interpcore.data.questions import generate
 from interpcore.errors import Refused
 
@@ -122,3 +129,16 @@ def test_a_choice_of_questions_and_a_hash(tmp_path):
     before = source_hash(str(path))
     path.write_text(json.dumps([PRO | {"answer": "C", "answer_index": 2}]))
     assert source_hash(str(path)) != before and source_hash("tiny:60") == "tiny:60"
+
+
+def test_parts_by_category_share_none_and_hold_both_labels():
+    questions = generate(120, seed=1)
+    parts = {s: split_questions(questions, s, seed=3, by="category") for s in SPLITS}
+    own = {s: {q.category for q in part} for s, part in parts.items()}
+    assert sum(map(len, parts.values())) == 120 and sum(map(len, own.values())) == 6
+    assert all({q.is_reasoning for q in part} == {True, False} for part in parts.values())
+    fewer = [q for q in questions if q.category != "sum"]
+    with pytest.raises(Refused, match="2 categories of reasoning questions"):
+        split_questions(fewer, "test", by="category")
+    with pytest.raises(Refused, match="question or category"):
+        split_questions(questions, "test", by="subject")

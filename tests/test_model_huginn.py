@@ -391,3 +391,31 @@ def test_what_needs_an_additive_stream_refuses_it_by_name():
         Graph.of(model)
     with pytest.raises(ValueError, match="norm the stream after each branch"):
         Graph.of(model.with_plan(Plan((Call("core.0"), Call("coda.0")))))
+
+
+def test_a_hub_id_is_read_from_the_cache_without_its_code(tmp_path, monkeypatch):
+    from huggingface_hub import HfApi, constants
+
+    home = tmp_path / "models--someone--huginn-small"
+    snapshot = home / "snapshots" / ("a" * 40)
+    write_checkpoint(snapshot, CONFIG, weights_of(CONFIG))
+    (snapshot / "raven_modeling_minimal.py").write_text("raise SystemExit('ran')")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("a" * 40)
+
+    def unreachable(self, *args, **how):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    model = interpcore.load("someone/huginn-small")
+    assert model.spec.recurrence is not None and model.origin.source == "someone/huginn-small"
+    assert weights_hash(model) == weights_hash(interpcore.load(snapshot))
+
+
+def test_what_differs_between_families_is_said():
+    said = huginn_model().structure
+    assert said == {"positions": "rotary", "middle stream": said["middle stream"], "additive residual": False}
+    tiny = interpcore.load("tiny")
+    assert tiny.structure["positions"] == "learned" and tiny.structure["additive residual"]
+    assert tiny.facts()["middle stream"] is True

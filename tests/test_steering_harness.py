@@ -175,6 +175,13 @@ def test_tasks_run_under_an_intervention_and_are_kept(tasks, tmp_path):
     ):
         with pytest.raises(Refused, match=said):
             EvaluateOptions(include_path=str(folder), **given).check_data()
+    options = EvaluateOptions(tasks=(names[1],), include_path=str(folder), limit=2, plan="skip 0")
+    with EVALUATE.open(model, tmp_path / "plan", options, progress=False) as study:
+        assert study.model.plan == model.plan.skip(0) and len(EVALUATE.run(study).table)
+    assert harness.model_class()(model, plan="skip 0").requests.model.plan == model.plan.skip(0)
+    bad = EvaluateOptions(tasks=(names[0],), include_path=str(folder), plan="skip 9")
+    with pytest.raises(ValueError, match="9"):
+        EVALUATE.open(model, tmp_path / "bad", bad, progress=False)
     with pytest.raises(Refused, match="steps is 0"):
         EvaluateOptions(tasks=("tiny_choice",), steps=0)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import interpcore
@@ -124,7 +126,53 @@ def test_a_workspace_that_lacks_something_is_told_before_a_model_is_loaded(tmp_p
     assert result.exit_code == 1
 
 
-@pytest.mark.slow  # 5 minutes on two cores
+@pytest.mark.slow  # a minute of CPU time
 @pytest.mark.parametrize("name", [n for n, job in JOBS.items() if job.does != "lm-eval"])
 def test_every_job_runs(workspace, name):
     assert len(workspace.run(name).table)
+
+
+@pytest.fixture(scope="module")
+def benchmarks(workspace, tmp_path_factory):
+    """MMLU as a clone of the hub's repository, MMLU-Pro in the hub's cache layout, a few questions each."""
+    import datasets
+    import lm_eval
+
+    tasks = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        rows = [q.to_record() for q in generate(6, seed=7)]
+        few = [
+            {"question": r["question"], "choices": r["options"], "answer": r["answer_index"]} for r in rows
+        ]
+        place = workspace.folder / "datasets" / "cais" / "mmlu"
+        (place / "all").mkdir(parents=True)
+        for split in ("test", "dev"):
+            pd.DataFrame(few).to_parquet(place / "all" / f"{split}.parquet")
+        files = [{"split": s, "path": f"all/{s}.parquet"} for s in ("test", "dev")]
+        names = [yaml.safe_load(f.read_text())["dataset_name"] for f in tasks.glob("mmlu_*.yaml")]
+        assert len(names) == 57
+        configs = [{"config_name": name, "data_files": files} for name in names]
+        (place / "README.md").write_text("---\n" + yaml.safe_dump({"configs": configs}) + "---\n")
+        pro = workspace.folder / "datasets" / "datasets--TIGER-Lab--MMLU-Pro" / "snapshots" / "abc" / "data"
+        pro.mkdir(parents=True)
+        subjects = (
+            "biology, business, chemistry, computer science, economics, engineering, health, history, law, "
+            "math, other, philosophy, physics, psychology"
+        ).split(", ")
+        solved = "A: Let's think step by step. The answer is ({})."
+        every = [
+            r | {"category": c, "cot_content": solved.format(r["answer"])} for c in subjects for r in rows
+        ]
+        for split in ("test", "validation"):
+            pd.DataFrame(every).to_parquet(pro / f"{split}-00000-of-00001.parquet")
+        yield workspace
+
+
+@pytest.mark.slow  # some minutes
+@pytest.mark.filterwarnings("ignore")  # lm-eval and what it brings along warn of their own future
+@pytest.mark.parametrize("name", [n for n, job in JOBS.items() if job.does == "lm-eval"])
+def test_every_benchmark_runs(benchmarks, name):
+    report = benchmarks.run(name)
+    assert not report.problems and (report.table.task == JOBS[name].task).any()

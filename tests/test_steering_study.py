@@ -22,6 +22,7 @@ from interpcore.steering.experiments import DIRECTIONS, STATES
 from interpcore.steering.fits import FITS, fit
 from interpcore.steering.moments import Moments, states
 from interpcore.steering.options import Method, StatesOptions
+from interpcore.steering.report import told_of_controls
 
 OPTIONS = StatesOptions(questions="tiny:48", sites=("resid", "mlp_out"), slice_size=8, shuffles=2)
 
@@ -257,3 +258,40 @@ def test_the_commands(tmp_path):
     result = CliRunner().invoke(app, ["steering", "states", *typed], catch_exceptions=False)
     assert result.exit_code == 0 and (tmp_path / "run/artifacts/figures/states.png").stat().st_size > 2000
     assert DIRECTIONS.tool()["name"] == "steering_directions"
+
+
+def test_shuffled_labels_hold_no_share_of_the_labels(tiny, tmp_path):
+    """Labels drawn anew agree with the labels by chance, by 1 / sqrt(n): where the labels differ along what
+    the states vary in most, that share alone tells them apart. Halves of each label do not."""
+    with open_study(tiny, tmp_path / "run", StatesOptions(questions="tiny:80", shuffles=8)) as study:
+        flags = torch.tensor([study.flags[i] for i in study.fitted])
+        weights = study.shuffled
+    assert weights.shape == (8, len(flags)) and len({tuple(w.tolist()) for w in weights}) == 8
+    for row in weights:
+        assert float(row[row > 0].sum()) == pytest.approx(1) and float(row.sum()) == pytest.approx(
+            0, abs=1e-12
+        )
+        for label in (True, False):
+            n = int((flags == label).sum())
+            assert abs(int((row[flags == label] > 0).sum()) - n / 2) <= 0.5
+    # One large difference of the labels, in noise: it is in none of the shuffled directions.
+    states = torch.randn(len(flags), 50, generator=torch.Generator().manual_seed(0)).double()
+    states[:, 0] += 100 * flags
+    share = (weights @ states)[:, 0].abs()
+    assert float(share.max()) < 100 * 2 / len(flags) + 1
+
+
+def test_the_report_says_where_controls_do_as_well():
+    frame = pd.DataFrame(
+        {
+            "site": "resid",
+            "depth": [0, 1, 2],
+            "length": [0.0, 1.0, 1.0],
+            "auroc_low": [0.5, 0.9, 0.9],
+            "shuffled": [0.5, 0.95, 0.6],
+        }
+    )
+    said = told_of_controls(frame)
+    assert said.startswith("At 1 of 2 depths (resid.1)") and "--split-by category" in said
+    assert "beyond every shuffled direction at all 1" in told_of_controls(frame[frame.depth != 1])
+    assert "No shuffled labels" in told_of_controls(frame.assign(shuffled=float("nan")))

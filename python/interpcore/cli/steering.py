@@ -23,7 +23,10 @@ def job(
     workspace: Annotated[Path | None, typer.Option(help="A folder in the published layout.")] = None,
     count: Annotated[int | None, typer.Option(min=8, help="Questions at most; default: all.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of a harness's task at most.")] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 200,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of an answer at most; default: 200, and as a harness's task says."),
+    ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Examples before a question of the accuracy jobs.")] = 5,
     workers: Workers = 1,
     quiet: Quiet = False,

@@ -111,28 +111,59 @@ def source_hash(source: str, split: str = "test") -> str:
 
 
 def split_questions(
-    questions: Sequence[Question], split: str, seed: int = 0, shares: Sequence[float] = SHARES
+    questions: Sequence[Question],
+    split: str,
+    seed: int = 0,
+    shares: Sequence[float] = SHARES,
+    by: str = "question",
 ) -> list[Question]:
     """The questions of one of three parts that share none: a question's part depends on its text and the seed
-    alone, not on which others there are.
+    alone, not on which others there are; or of parts that share no category.
 
     Args:
         questions: all of them.
         split: "direction", "selection" or "test"; "all" for all.
         seed: another one, another draw.
-        shares: of the three parts.
-    Raises: Refused for a part without questions.
+        shares: of the three parts; categories are dealt out one by one.
+        by: "question" or "category".
+    Raises: Refused for a part without questions, and fewer categories of a label than parts.
     """
     if split == "all":
         return list(questions)
     if split not in SPLITS:
         raise Refused(f"A split is one of {', '.join(SPLITS)}, all; got {split!r}.")
-    found = [question for question in questions if part_of(question, seed, shares) == split]
+    parts = parts_of(questions, seed, shares, by)
+    found = [question for question, part in zip(questions, parts, strict=True) if part == split]
     if not found:
         raise Refused(
             f"None of {len(questions)} questions falls into the part {split!r}; give more questions."
         )
     return found
+
+
+def parts_of(
+    questions: Sequence[Question], seed: int = 0, shares: Sequence[float] = SHARES, by: str = "question"
+) -> list[str]:
+    """The part that each question is of, see `split_questions`."""
+    if by == "question":
+        return [part_of(question, seed, shares) for question in questions]
+    if by != "category":
+        raise Refused(f"Questions are split by question or category; got {by!r}.")
+    scores: dict[str, list[bool]] = {}
+    for question in questions:
+        scores.setdefault(question.category, []).append(question.is_reasoning)
+    part: dict[str, str] = {}
+    for label in (True, False):  # a category is of the label of most of its questions
+        own = sorted(c for c, flags in scores.items() if (2 * sum(flags) > len(flags)) == label)
+        if len(own) < len(SPLITS):
+            raise Refused(
+                f"There are {len(own)} categories of {'reasoning' if label else 'recall'} questions; a split "
+                f"by category needs {len(SPLITS)} of each label."
+            )
+        random.Random(f"categories {seed}").shuffle(own)
+        # The first goes to the directions, the next to the test: what is left over goes round in turn.
+        part |= {c: (SPLITS[0], SPLITS[2], SPLITS[1])[i % 3] for i, c in enumerate(own)}
+    return [part[question.category] for question in questions]
 
 
 def part_of(question: Question, seed: int = 0, shares: Sequence[float] = SHARES) -> str:

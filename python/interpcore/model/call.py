@@ -13,6 +13,30 @@ RESID = "resid"
 KINDS = ("block", "norm", "adapter")
 
 Address = int | tuple[str, int, int | slice | range]
+_ADDRESS = re.compile(r"([A-Za-z_]\w*)\.(\d{1,6})(?::(-?\d{1,6})(?:-(\d{1,6}))?)?")
+
+
+def read_address(text: str) -> Address:
+    """An address in words: `core.1:8-15` is block 1 of the core at steps 8 to 15 (from 0, both included),
+    `core.1:-1` its last call, `core.1` every call, and `3` depth 3.
+
+    Raises: Refused for a text that is none.
+    """
+    if re.fullmatch(r"-?\d{1,6}", text.strip()):
+        return int(text)
+    found = _ADDRESS.fullmatch(text.strip())
+    if found is None:
+        raise Refused(f"{text!r} is no block call; write core.1:8-15, core.1:-1, core.1, or a depth.")
+    group, block, first, last = found.groups()
+    if first is None:
+        return group, int(block), slice(None)
+    if last is None:
+        return group, int(block), int(first)
+    if int(last) < int(first):
+        raise Refused(f"The steps of {text!r} run down; write the lower one first.")
+    return group, int(block), range(int(first), int(last) + 1)
+
+
 """A residual depth, or (group, block, step) of block calls."""
 
 

@@ -102,6 +102,24 @@ class Model(AsFacts):
         """Whether every block of the plan writes to the stream by plain addition."""
         return all(self.block(d).additive for d in range(self.plan.n_calls))
 
+    @property
+    def structure(self) -> dict[str, str | bool]:
+        """What differs between families, as the parts that compute it say: "positions" ("learned", "rotary",
+        "alibi", several with +, or "none"), "middle stream" (whether the stream between attention and MLP
+        exists, so that `resid_mid` is a site) and "additive residual" (whether components' outputs add up to
+        the stream, as direct attribution needs)."""
+        blocks = [self.block(d).attention for d in range(self.plan.n_calls)]
+        kinds = {
+            "learned": self.positions is not None,
+            "rotary": any(one.rotary is not None for one in blocks),
+            "alibi": any(one.alibi is not None for one in blocks),
+        }
+        return {
+            "positions": "+".join(name for name, there in kinds.items() if there) or "none",
+            "middle stream": "resid_mid" not in self.spec.absent,
+            "additive residual": self.additive,
+        }
+
     def block(self, depth: int) -> Block:
         """The block that call `depth` runs."""
         module = self.modules[self.plan.blocks[depth].module]

@@ -23,6 +23,7 @@ def model_facts(model: Any) -> dict[str, Any]:
         "neurons of a block": f"{spec.d_mlp}{', gated' if spec.gated else ''}",
         "vocabulary": f"{spec.vocab_size:,} tokens",
         "longest prompt": "any" if spec.max_positions is None else f"{spec.max_positions:,} tokens",
+        **getattr(model, "structure", {}),
         "weights": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
         "sites": "model.sites() lists them",
     }

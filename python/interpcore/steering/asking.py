@@ -15,6 +15,7 @@ import torch
 from interpcore.data.question_sets import read_questions, split_questions
 from interpcore.data.questions import Question
 from interpcore.errors import Refused
+from interpcore.model.call import read_address
 from interpcore.model.card import run_card
 from interpcore.runs import RunFolder, experiment
 from interpcore.stats import cluster_bootstrap, paired_difference, paired_sign_test
@@ -147,7 +148,7 @@ class AskingStudy(experiment.Study):
         assert self.directions is not None
         return each_site(
             self.directions,
-            [depth_of(self.model, options.site, depth) for depth in options.depths],
+            depths_of(self.model, options.site, options.depths, options.calls),
             sites=(options.site,),
             kind=options.edit,
             scale=options.scale,
@@ -155,6 +156,15 @@ class AskingStudy(experiment.Study):
             positions=options.positions,
             shuffle=shuffle,
         )
+
+
+def depths_of(model: Any, site: str, depths: Sequence[int], calls: Sequence[str]) -> list[int]:
+    """The depths, from 0, that depths and block calls in words name.
+
+    Raises: Refused for one that the model does not have.
+    """
+    named = [depth for text in calls for depth in model.plan.depths(read_address(text))]
+    return [depth_of(model, site, depth) for depth in dict.fromkeys((*depths, *named))]
 
 
 def depth_of(model: Any, site: str, depth: int) -> int:
@@ -171,7 +181,7 @@ def prepare(model: Any, options: AnswerOptions, part: str, before: str = "") -> 
     Raises: Refused as `prompts.items`, and where there are fewer examples than shots.
     """
     every = options.read()
-    chosen = split_questions(every, part, options.seed)
+    chosen = split_questions(every, part, options.seed, by=options.split_by)
     examples: list[Question] = []
     if options.shots:
         pool = (

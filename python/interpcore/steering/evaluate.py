@@ -38,6 +38,7 @@ def run_task(study: EvaluateStudy, task: str) -> list[dict[str, Any]]:
             num_fewshot=options.num_fewshot,
             limit=options.limit,
             task_manager=harness.manager_of([task], options.include_path),
+            gen_kwargs=None if options.max_gen_toks is None else {"max_gen_toks": options.max_gen_toks},
             apply_chat_template=options.apply_chat_template,
             log_samples=False,
             bootstrap_iters=BOOTSTRAP,
@@ -97,12 +98,12 @@ def open_evaluate(
         datasets: a folder of data sets that stand in for the hub's.
         command: what was typed, for the card.
         how: workers and progress, see `runs.experiment.Study`.
-    Raises: Refused for a file that does not fit the model, and steps of a model that does not recur.
+    Raises: Refused for a file that does not fit the model, a plan that it cannot run, and steps of a model
+        that does not recur.
     """
     from importlib.metadata import version
 
-    if options.steps is not None:
-        model = model.with_steps(options.steps)
+    model = harness.rearranged(model, options.plan, options.steps)
     given = Intervention() if options.intervention is None else load(options.intervention, model)
     study = EvaluateStudy(model, options, intervention=given, datasets=datasets, **how)
     hashes = {"hash of intervention": intervention_hash(given), "lm-eval": version("lm-eval")}
@@ -158,7 +159,7 @@ def open_generate(
 ) -> GenerateStudy:
     """The study in a run folder, new or gone on with; arguments and errors as `accuracy.open_accuracy`."""
     directions, given = asking.read_written(model, options)
-    if given is None and not options.depths:
+    if given is None and not (options.depths or options.calls):
         raise Refused("Say at which depth the direction is written: --depth 3.")
     study = GenerateStudy(model, options, directions=directions, given=given, **how)
     written = study.intervention(1.0)

@@ -53,8 +53,8 @@ class SweepStudy(AskingStudy):
         """Depths that are edited: those asked for, or all at which the direction is one."""
         options, directions = self.options, self.directions
         assert directions is not None
-        if options.depths:
-            return [asking.depth_of(self.model, options.site, d) for d in options.depths]
+        if options.depths or options.calls:
+            return asking.depths_of(self.model, options.site, options.depths, options.calls)
         lengths = directions.vectors[options.site].norm(dim=-1)
         return [d for d in range(site_depths(self.model, options.site)) if float(lengths[d]) > 0]
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from interpcore.errors import Refused
-from interpcore.model import Cache
+from interpcore.model import Cache, Plan
 from interpcore.model.prompts import pad
 from interpcore.steering import files
 from interpcore.steering.choice import answer_positions, log_softmax, option_score
@@ -156,6 +156,7 @@ def model_class() -> type:
             pretrained: Any,
             intervention: str | Intervention | None = None,
             steps: int | None = None,
+            plan: str | None = None,
             dtype: str | None = None,
             device: str | None = None,
             batch_size: int | str = 16,
@@ -168,8 +169,7 @@ def model_class() -> type:
                 logging.getLogger(__name__).warning("There is no device %s here; running on the CPU.", device)
                 device = None
             model = loaded(pretrained, dtype=dtype, device=device or "cpu", revision=revision)
-            if steps is not None:
-                model = model.with_steps(int(steps))
+            model = rearranged(model, plan, None if steps is None else int(steps))
             if model.tokenizer is None:
                 raise Refused(f"{model.spec.name} has no tokenizer; give a folder that holds one.")
             given = files.load(intervention, model) if isinstance(intervention, str) else intervention
@@ -238,7 +238,8 @@ def model_class() -> type:
                 most = how["max_gen_toks"]
                 if most >= self.max_length:
                     raise Refused(
-                        f"max_gen_toks is {most}; {self.model.spec.name} has {self.max_length} positions."
+                        f"max_gen_toks is {most}; {self.model.spec.name} has {self.max_length} "
+                        "positions: set fewer (steering evaluate --max-gen-toks N)."
                     )
                 texts = self.requests.generate(contexts, how["until"], most, temperature, 1234)
                 for i, text in zip(chosen, texts, strict=True):
@@ -257,6 +258,15 @@ def loaded(given: Any, dtype: str | None = None, device: str = "cpu", revision: 
         return given
     how = None if dtype in (None, "auto") else getattr(torch, str(dtype).removeprefix("torch."))
     return interpcore.load(given, dtype=how, device=device, revision=revision)
+
+
+def rearranged(model: Any, plan: str | None = None, steps: int | None = None) -> Any:
+    """A model with another number of recurrence steps, under another plan; None leaves it as it is.
+
+    Raises: Refused for a text that is no plan of the model, and steps of one that does not recur.
+    """
+    model = model if steps is None else model.with_steps(steps)
+    return model if plan is None else model.with_plan(Plan.parse(plan, model.plan))
 
 
 def register() -> None:

@@ -131,7 +131,7 @@ class Workspace:
         folder: the workspace.
         count: questions at most, a random choice; None for all.
         limit: documents of a harness's task at most.
-        new_tokens: of an answer at most.
+        new_tokens: of an answer at most; None is 200, and as each of the harness's tasks says.
         shots: examples before each question, where its accuracy is asked.
         workers: processes that share the work.
         progress: show it.
@@ -140,7 +140,7 @@ class Workspace:
     folder: Path
     count: int | None = None
     limit: int | None = None
-    new_tokens: int = NEW_TOKENS
+    new_tokens: int | None = None
     shots: int = SHOTS
     workers: int = 1
     progress: bool = False
@@ -204,7 +204,7 @@ class Workspace:
             count=self.count,
             sites=sites,
             tokens=job.tokens,
-            new_tokens=self.new_tokens,
+            new_tokens=self.new_tokens or NEW_TOKENS,
             protocol="paper",
         )
 
@@ -296,7 +296,7 @@ class Workspace:
             count=self.count,
             part="all",
             answers="generate",
-            new_tokens=self.new_tokens,
+            new_tokens=self.new_tokens or NEW_TOKENS,
             shots=self.shots if lirefs.is_dir() else 0,
             shots_from=str(lirefs) if lirefs.is_dir() else None,
             intervention=str(file),
@@ -321,6 +321,7 @@ class Workspace:
             tasks=(job.task,),
             num_fewshot=job.shots,
             limit=self.limit,
+            max_gen_toks=self.new_tokens,
             intervention=None if file is None else str(file),
         )
         options.check_data()

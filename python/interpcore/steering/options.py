@@ -16,6 +16,7 @@ ANSWERS = ("options", "letters", "generate")
 EDITS = ("add", "amplify", "ablate", "clamp")
 SCALES = ("unit", "norm", "own")
 POSITIONS = ("all", "last", "onward", "answer")
+SPLIT_BY = ("question", "category")
 PARTS = ("direction", "selection", "test", "all")
 SITES = ("resid", "attn_out", "mlp_out", "block_out", "attn_in", "mlp_in")
 TEMPLATE = "Q: {question}\nA:"
@@ -34,6 +35,12 @@ class QuestionOptions(Options):
     split: str = option("test", "Which split of a folder that holds several.")
     count: int | None = option(None, "A random choice of so many questions.", least=4)
     seed: int = option(0, "Of the choice, of the parts, and of all else that is drawn.", least=0)
+    split_by: str = option(
+        "question",
+        "What the parts share none of: questions, or whole categories (what holds across categories is not "
+        "the wording of one).",
+        choices=SPLIT_BY,
+    )
     template: str = option(TEMPLATE, "How a question alone is asked; \\n is a new line.")
 
     def __post_init__(self) -> None:
@@ -132,7 +139,20 @@ class DirectionOptions(Options):
         "All tokens, the prompt's last one, from it on, or those after it.",
         choices=POSITIONS,
     )
+    calls: tuple[str, ...] = option(
+        (),
+        "Block calls beside the depths: core.1:8-15 (block 1 of the core at steps 8 to 15, from 0), core.1 "
+        "(every step), core.1:-1.",
+        flag="call",
+    )
     other_model: bool = option(False, "Take directions of another model of the same shape.")
+
+    def __post_init__(self) -> None:
+        from interpcore.model.call import read_address
+
+        super().__post_init__()
+        for text in self.calls:
+            read_address(text)
 
     def check_data(self) -> None:
         """See `Options.check_data`: looks for the directions."""
@@ -193,7 +213,7 @@ class AccuracyOptions(AnswerOptions, DirectionOptions):
         super().check_data()
         if (self.directions is None) == (self.intervention is None):
             raise Refused("Give either --directions (with --depth) or --intervention.")
-        if self.directions is not None and not self.depths:
+        if self.directions is not None and not (self.depths or self.calls):
             raise Refused("Say at which depth the direction is written: --depth 3.")
         if self.intervention is not None and not Path(self.intervention).is_file():
             raise Refused(f"There is no file {self.intervention}.")
@@ -237,7 +257,11 @@ class EvaluateOptions(Options):
     limit: int | None = option(None, "Documents of a task at most.", least=1)
     num_fewshot: int | None = option(None, "Examples before each; default: as the task says.", least=0)
     intervention: str | None = option(None, "A file of an intervention, see `accuracy`.", circumstance=True)
+    plan: str | None = option(None, "Run this plan of blocks: 'skip 3', 'repeat 1 x2', '0-2, 1 x5, 3'.")
     steps: int | None = option(None, "Recurrence steps of a depth-recurrent model.", least=1)
+    max_gen_toks: int | None = option(
+        None, "Tokens that a task generates at most; default: as the task says.", least=1
+    )
     apply_chat_template: bool = option(False, "Ask in the tokenizer's chat form.")
     batch_size: int = option(16, "Requests at once.", least=1, circumstance=True)
 

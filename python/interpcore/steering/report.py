@@ -26,7 +26,8 @@ NOTES = (
     "norm: length of the mean state; length: of the direction as fitted; cos_*: mean and standard deviation, "
     "over held-out questions of a label, of the cosine between state and direction.",
     "auroc: how well the component along the direction tells the labels apart on questions that it was not "
-    "fitted on, with Newcombe's 95% interval; shuffled: the largest under shuffled labels.",
+    "fitted on, with Newcombe's 95% interval; shuffled: the largest, either way up, along directions of "
+    "shuffled labels (half of each label against the other half).",
 )
 
 
@@ -46,7 +47,7 @@ def directions(study: StatesStudy, asked: Method) -> Report:
     name = f"directions-{asked.method}"
     files: tuple[Path, ...] = (study.file(asked.method), *write_frame(place(f"tables/{name}"), table))
     files += save_figure(place(f"figures/{name}"), figure, said)
-    return Report(table, files, (f"{_counts(study)}.", *NOTES))
+    return Report(table, files, (f"{_counts(study)}.", told_of_controls(table), *NOTES))
 
 
 def depth_table(study: StatesStudy, method: str, found: Any) -> pd.DataFrame:
@@ -68,11 +69,32 @@ def depth_table(study: StatesStudy, method: str, found: Any) -> pd.DataFrame:
             area = auroc(along[:, depth].tolist(), flags.tolist())
             row |= {"auroc": area.value, "auroc_low": area.low, "auroc_high": area.high}
             noise = scores[f"{site}.shuffled"][held].view(len(held), -1, len(vectors))[..., depth]
-            row["shuffled"] = max(
-                (auroc(one.tolist(), flags.tolist()).value for one in noise.T), default=torch.nan
-            )
+            row["shuffled"] = max((_either(one, flags) for one in noise.T), default=torch.nan)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _either(along: Tensor, flags: Tensor) -> float:
+    """AUROC of a direction whose sign means nothing."""
+    area = auroc(along.tolist(), flags.tolist()).value
+    return max(area, 1 - area)
+
+
+def told_of_controls(table: pd.DataFrame) -> str:
+    """What the controls beside the AUROC say of it."""
+    whole = table[(table.length > 0) & table.shuffled.notna()]
+    if not len(whole):
+        return "No shuffled labels stand beside the AUROC; ask for some (shuffles)."
+    alike = whole[whole.shuffled >= whole.auroc_low]
+    if not len(alike):
+        return f"AUROC is beyond every shuffled direction at all {len(whole)} depths."
+    depths = ", ".join(f"{s}.{d}" for s, d in zip(alike.site, alike.depth, strict=True))
+    return (
+        f"At {len(alike)} of {len(whole)} depths ({depths}) a direction of shuffled labels tells the "
+        "held-out labels apart as well, within the interval: there the labels differ along what the states "
+        "vary in most, and almost any direction shows it. A high AUROC is no evidence of this direction "
+        "there; try --split-by category."
+    )
 
 
 def kept_states(study: StatesStudy) -> Report:
@@ -140,6 +162,8 @@ def cosine_figure(table: pd.DataFrame) -> Figure:
         left.legend(frameon=False)
         right.plot(part.depth, part.auroc, "o-", ms=3, color="#555555")
         right.fill_between(part.depth, part.auroc_low, part.auroc_high, color="#555555", alpha=0.15, lw=0)
+        right.plot(part.depth, part.shuffled, "x:", ms=3, color="#b04a4a", label="shuffled labels")
+        right.legend(frameon=False)
         right.axhline(0.5, ls=":", color="#999999")
         right.set(xlabel=f"depth of {site}", ylabel="AUROC, held-out questions", ylim=(-0.02, 1.02))
         whole_numbers(left.xaxis, right.xaxis)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpcore.data.question_sets import labels, part_of, split_questions
+from interpcore.data.question_sets import labels, parts_of, split_questions
 from interpcore.data.questions import Question
 from interpcore.errors import Refused
 from interpcore.model.card import run_card
@@ -120,12 +120,16 @@ class StatesStudy(experiment.Study):
     shuffled: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """Weights of a difference in means under shuffled labels [shuffle, fitted] float64."""
+        """Weights of a difference in means under shuffled labels [shuffle, fitted] float64: half of each
+        label's questions against the other half, so that no shuffling holds a share of the labels."""
         draw = random.Random(f"shuffled labels {self.options.seed}")
-        own = [self.flags[i] for i in self.fitted]
+        own = torch.tensor([self.flags[i] for i in self.fitted])
         self.shuffled = torch.zeros(self.options.shuffles, len(own), dtype=torch.float64)
         for row in self.shuffled:
-            flags = torch.tensor(draw.sample(own, len(own)), dtype=torch.bool)
+            flags = torch.zeros(len(own), dtype=torch.bool)
+            for label, more in ((True, 1), (False, 0)):
+                members = (own == label).nonzero().flatten().tolist()
+                flags[draw.sample(members, (len(members) + more) // 2)] = True
             row[flags], row[~flags] = 1 / int(flags.sum()), -1 / int((~flags).sum())
 
     @property
@@ -247,7 +251,8 @@ def open_states(
     every = options.read() if questions is None else list(questions)
     paper = options.protocol == "paper"
     flags = labels(every)
-    fitted = split_questions(every, "all" if paper else options.part, options.seed)
+    by = options.split_by
+    fitted = split_questions(every, "all" if paper else options.part, options.seed, by=by)
     labels(fitted)
     for site in options.sites:
         site_depths(model, site)
@@ -264,7 +269,7 @@ def open_states(
     own = {id(q) for q in fitted}
     numbers = [i for i, q in enumerate(every) if id(q) in own]
     about: dict[str, Any] = {"prompts": prompts, "flags": flags, "fitted": numbers, "template": template}
-    about["parts"] = [part_of(q, options.seed) for q in every]
+    about["parts"] = parts_of(every, options.seed, by=by)
     study = StatesStudy(model, options, **about, **how)
     data = hashlib.sha256(json.dumps([q.to_record() for q in every]).encode()).hexdigest()
     arguments = options.arguments() | {"hash of questions": data}

@@ -27,7 +27,7 @@ from interpcore.model.load.gpt_neox import gpt_neox
 from interpcore.model.load.gptj import gptj
 from interpcore.model.load.huginn import huginn
 from interpcore.model.load.llama import exaone4, granite, llama, olmo
-from interpcore.model.load.location import Location, locate
+from interpcore.model.load.location import Location, first_line, locate
 from interpcore.model.load.opt import opt
 from interpcore.model.load.parts import Parts
 from interpcore.model.load.phi import phi
@@ -72,6 +72,10 @@ FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
     "bloom": bloom,
     "huginn_raven": huginn,
 }
+
+
+OWN_FILES = ["*.safetensors", "*.json", "*.model", "*.txt"]
+"""What is read of a checkpoint whose family is here: weights, configs and the tokenizer, no code."""
 
 
 def load(
@@ -151,18 +155,56 @@ def text_parts(checkpoint: Checkpoint) -> Parts:
 
 
 def _own_family(location: Location) -> Path | None:
-    """The folder of a checkpoint whose family is here and not in transformers, else None."""
+    """The folder of a checkpoint whose family is here and not in transformers, else None; of a hub id, its
+    snapshot in the cache."""
     from transformers import CONFIG_MAPPING
 
-    file = Path(location.place) / "config.json"
-    if not file.is_file():
+    file = _config_file(location)
+    if file is None or not file.is_file():
         return None
     try:
         family = parse_json(file.read_text()).get("model_type")
     except (ValueError, AttributeError):
         return None  # told where transformers reads it
     known = isinstance(family, str) and family in FAMILIES
-    return file.parent if known and family not in CONFIG_MAPPING else None
+    if not known or family in CONFIG_MAPPING:
+        return None
+    return file.parent if Path(location.place).is_dir() else _snapshot(location)
+
+
+def _config_file(location: Location) -> Path | None:
+    if Path(location.place).exists():
+        return Path(location.place) / "config.json"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(
+                location.place,
+                "config.json",
+                revision=location.revision,
+                local_files_only=location.cached,
+            )
+        )
+    except Exception:  # told where transformers reads it
+        return None
+
+
+def _snapshot(location: Location) -> Path:
+    """A hub id's weights and tokenizer, none of its code."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                location.place,
+                revision=location.revision,
+                local_files_only=location.cached,
+                allow_patterns=OWN_FILES,
+            )
+        )
+    except Exception as error:
+        raise Refused(f"{location.source} could not be read from the hub: {first_line(error)}") from error
 
 
 def _load_own(
@@ -178,7 +220,8 @@ def _load_own(
     if check:
         check_finite(checkpoint.tensors, name)
     model = from_checkpoint(checkpoint, name)
-    return replace(model, origin=Origin(location.source, model.dtype, str(model.device)))
+    origin = Origin(location.source, model.dtype, str(model.device), location.revision)
+    return replace(model, origin=origin)
 
 
 def from_transformers(hf: Any, name: str, tokenizer: Any = None) -> Model:
