@@ -229,6 +229,9 @@ class Workspace:
             folder = self._out("save_hidden_states", job.model)
             file = folder / "artifacts" / "directions" / "probe-paper.safetensors"
             asked = ProbeOptions(training="paper")
+            if self.count is not None:  # a quarter of them must fill a test batch
+                fits = max(1, int(self.count * asked.test_ratio))
+                asked = replace(asked, batch_size=min(asked.batch_size, fits))
             if not file.is_file():
                 self._do(experiments.PROBES, model, folder, self._states_options(job, model), asked)
             return file
