@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from interpcore._version import __version__
+
 if TYPE_CHECKING:
     from interpcore.ops.backend import BackendStatus
 
-PACKAGES = ("interpcore", "torch", "transformers", "triton", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "triton", "numpy", "safetensors")
 
 # Every environment variable that interpcore reads, and what it does.
 ENVIRONMENT = {
@@ -59,8 +61,9 @@ def gather() -> dict[str, Any]:
     from interpcore.ops.backend import FORMS, forms, status
 
     backends: list[BackendStatus] = status()
+    own = {"python": platform.python_version(), "interpcore": __version__}
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": own | {name: _version(name) for name in PACKAGES},
         "cpu": _processor(),
         "backends": backends,
         "forms": {op: forms(op) for op in FORMS},

@@ -37,7 +37,7 @@ class Options(Base):
 
         missing = [name for name in ("nbformat", "nbclient", "ipykernel") if find_spec(name) is None]
         if self.notebook and missing:
-            raise Refused(f"A notebook needs {', '.join(missing)}; pip install 'interpcore[notebook]'.")
+            raise Refused(f"A notebook needs {', '.join(missing)}; pip install {' '.join(missing)}.")
 
 
 def settings_of(cls: type[Base], given: tuple[str, ...]) -> Base:

@@ -292,9 +292,7 @@ def _control_vector(path: Path) -> Intervention:
     try:
         import gguf
     except ImportError as error:
-        raise Refused(
-            f"Reading {path} needs the gguf library; pip install 'interpcore[steering]'."
-        ) from error
+        raise Refused(f"Reading {path} needs the gguf library; pip install gguf.") from error
     try:
         tensors = [(t.name, torch.from_numpy(t.data.copy())) for t in gguf.GGUFReader(path).tensors]
     except (ValueError, IndexError, OSError, KeyError, UnicodeDecodeError, OverflowError) as error:

@@ -146,7 +146,7 @@ def model_class() -> type:
         from lm_eval.models.utils import normalize_gen_kwargs
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ImportError as error:
-        raise ModuleNotFoundError("This needs lm-eval; pip install 'interpcore[harness]'.") from error
+        raise ModuleNotFoundError("This needs lm-eval; pip install 'lm-eval>=0.4.13'.") from error
 
     class InterpcoreLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         """See the module."""
@@ -284,7 +284,7 @@ def task_manager(include_path: str | None = None, defaults: bool = True) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ModuleNotFoundError("This needs lm-eval; pip install 'interpcore[harness]'.") from error
+        raise ModuleNotFoundError("This needs lm-eval; pip install 'lm-eval>=0.4.13'.") from error
     return TaskManager(include_path=include_path, include_defaults=defaults)
 
 

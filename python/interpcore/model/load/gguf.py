@@ -43,7 +43,7 @@ def read_gguf(
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise Unavailable(f"A GGUF file needs {', '.join(missing)}; pip install 'interpcore[gguf]'.")
+        raise Unavailable(f"A GGUF file needs {', '.join(missing)}; pip install {' '.join(missing)}.")
     if not path.is_file():
         raise Refused(f"There is no file {path}; give a GGUF file.")
     place, quantised = check_device(device), _read_header(path)
