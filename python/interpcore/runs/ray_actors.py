@@ -129,7 +129,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise RunError("Workers on Ray need it: pip install 'ray', or interpcore[ray].") from error
+        raise RunError("Workers on Ray need it: pip install ray.") from error
     return ray
 
 
