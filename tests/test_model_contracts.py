@@ -1,8 +1,8 @@
 """A result is the same cached or not, padded or not, batched or alone, on a shared or a repeated prefix.
 
 In float64, with and without edits: agreement to 1e-10 relative. A plan acts where no family is known, so all
-families are tried on one plan that skips, swaps and repeats, and two families on all; families made of others'
-parts on their own plan. The rest of the product is slow (4 minutes).
+families are tried on one plan that skips, swaps and repeats, and two families on all; families made of
+others' parts on their own plan. The rest of the product is slow (4 minutes).
 """
 
 from __future__ import annotations
