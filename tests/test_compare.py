@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import interpcore
 from interpcore.cli import app
 from interpcore.errors import Refused, RunError
 from interpcore.lens.experiments import FIT
@@ -19,8 +20,13 @@ from interpcore.lre.options import Options
 from interpcore.review.compare import compare, paired
 from interpcore.review.experiments import experiments
 from interpcore.runs.card import RunCard
-from interpcore.runs.frames import write_frame
+from interpcore.runs.frames import read_frame, write_frame
 from interpcore.stats import cluster_bootstrap
+from interpcore.steering.experiments import ACCURACY, DIRECTIONS
+from interpcore.steering.options import AccuracyOptions, StatesOptions
+from interpcore.surgery.experiments import RUN as SURGERY
+from interpcore.surgery.options import Options as SurgeryOptions
+from interpcore.surgery.options import Run as SurgeryRun
 
 NAMES = [f"s{i}" for i in range(12)]
 
@@ -130,3 +136,39 @@ def test_what_families_declare_holds_together():
             assert not declared.unit or declared.unit in declared.keys
             assert set(declared.by) <= set(declared.keys)
             assert replace(declared) == declared
+
+
+def made(experiment, out, options, model="tiny", asked=None):
+    with experiment.open(interpcore.load(model), out, options, progress=False) as study:
+        experiment.run(study, asked)
+    return out
+
+
+def test_runs_of_plans_are_compared_item_by_item(tmp_path):
+    asked = SurgeryRun(task=("facts",), n=4, plan=("skip 1",))
+    a, b = (made(SURGERY, tmp_path / m, SurgeryOptions(), m, asked) for m in ("tiny", "tiny-s1"))
+    with pytest.raises(Refused, match="--differ model"):
+        compare(a, b)
+    table = compare(a, b, differ=["model"]).table
+    items = [read_frame(run / "artifacts" / "tables" / "items.parquet") for run in (a, b)]
+    plan = items[0].plan.iloc[-1]  # as calls
+    line = table[(table.measure == "loss") & (table.plan == plan)].iloc[0]
+    first, second = (frame[frame.plan == plan].loss.to_numpy() for frame in items)
+    assert line["rows"] == line["items"] == 4
+    assert line.difference == pytest.approx((second - first).mean())
+    assert line.difference_low < line.difference < line.difference_high
+
+
+def test_answers_under_interventions_are_compared_question_by_question(tmp_path):
+    states = StatesOptions(questions="tiny:40", part="all", shuffles=0)
+    directions = str(made(DIRECTIONS, tmp_path / "d", states))
+    asked = {"questions": "tiny:40", "count": 6, "part": "all", "directions": directions, "depths": (2,)}
+    a, b = (
+        made(ACCURACY, tmp_path / scale, AccuracyOptions(**asked, scale=scale, controls=0, neutral_texts=4))
+        for scale in ("unit", "norm")
+    )
+    table = compare(a, b, differ=["arguments"]).table
+    line = table[(table.measure == "chance") & (table.condition == "plain")].iloc[0]
+    assert line["rows"] == line.questions == 6 and line.difference == 0.0
+    moved = table[(table.measure == "chance") & (table.condition == "direction")].iloc[0]
+    assert moved.difference != 0.0 and moved.difference_low <= moved.difference <= moved.difference_high

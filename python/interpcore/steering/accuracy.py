@@ -95,9 +95,10 @@ class AccuracyStudy(AskingStudy):
     def _single(self, found: Answers) -> Iterator[dict[str, Any]]:
         """A row of each question."""
         for i, question in enumerate(self.questions):
-            row = {"question": f"{i}: {question.question_id}", "right": float(found.right[i])}
-            if question.memory_reason_score is not None:
-                row["subset"] = "reasoning" if question.is_reasoning else "recall"
+            kind = "reasoning" if question.is_reasoning else "recall"
+            row: dict[str, Any] = {"question": f"{i}: {question.question_id}"}
+            row["subset"] = "unscored" if question.memory_reason_score is None else kind
+            row["right"] = float(found.right[i])
             yield row | ({"chance": found.chance[i]} if found.chance else {})
 
     def report(self) -> Report:
