@@ -177,7 +177,7 @@ def neurons() -> Iterator[Row]:
     tokens = drawn.view(64, 64)
     shards = TokenShards.of_arrays(tokens, 5000)
     added = []
-    for _ in range(ROUNDS):
+    for _ in range(3):
         plain = in_seconds(lambda: model.forward(tokens[:16], logits_at=None)) / (16 * 64)
         found = estimate(
             model, shards, Statistics(by_token=BY_TOKEN), batch=16, seconds=1.0, clock=time.process_time
