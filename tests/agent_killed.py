@@ -1,4 +1,5 @@
-"""Kills a session at every commit, before and after it, and goes on: `agent_killed.py FOLDER POLICY [LLM]`.
+"""Kills a session at every STRIDE-th commit, before and after it, and goes on: `agent_killed.py FOLDER POLICY
+STRIDE`.
 
 Writes FOLDER/<n>-<when>.json with the tables of each session that went on, and FOLDER/whole.json.
 """
@@ -17,7 +18,7 @@ from agent_case import Made, only, session, tables
 
 from interpcore.agent.ledger import SessionLedger
 
-FOLDER, POLICY = Path(sys.argv[1]), sys.argv[2]
+FOLDER, POLICY, STRIDE = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 MORE = {"llm": "stub"} if POLICY == "llm" else {}
 
 
@@ -51,13 +52,13 @@ def in_a_child(work: Callable[..., None], *arguments: object) -> int:
 
 
 go("whole")  # here, so that children find every library loaded
-commit = 0
+commit = 1
 while True:
-    commit += 1
     status = [in_a_child(killed_at, commit, when, f"{commit}-{when}") for when in ("before", "after")]
     if status == [0, 0]:
         break
     assert status == [signal.SIGKILL, signal.SIGKILL], status
     for when in ("before", "after"):
         assert in_a_child(go, f"{commit}-{when}") == 0
-sys.stdout.write(f"{commit - 1}\n")
+    commit += STRIDE
+sys.stdout.write(f"{commit - STRIDE}\n")

@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from agent_case import Made
+from agent_server import Step, calls, results, serving
 
 from interpcore.agent.bench import BenchOptions, bench
 from interpcore.agent.claims import Claim
@@ -82,6 +83,38 @@ def test_greedy_delete_and_bisect_are_right_and_miss_nothing():
     table = bench(instrument_of, options).table
     assert (table.precision == 1).all() and (table.recall == 1).all() and (table.false == 0).all()
     assert (table.claims > 0).all() and (table.forwards > 0).all() and (table.recall_low < 1).all()
+
+
+def test_a_language_model_is_scored_on_planted_models(tmp_path, monkeypatch):
+    """A scripted server that skips every block, and claims of each what it saw; no call is paid twice."""
+
+    def answer(request):
+        said = results(request)
+        if not said:
+            return calls(("list_tasks", {}))
+        task = said[0]["tasks"][0]["task"]
+        runs = [each for each in said if "metrics" in each]
+        if not runs:
+            plans = [listed([b for b in range(BLOCKS) if b != k]) for k in range(BLOCKS)]
+            return calls(*(("run", {"plan": plan, "task": task}) for plan in plans))
+        if any("claim" in each.get("ids", {}) for each in said):
+            return calls(("finish", {"summary": "As claimed."}))
+        asked = []
+        for block, run in enumerate(runs):
+            kind = "matters" if run["metrics"]["loss"]["low"] > 0.5 else "does_not_matter"
+            asked.append({"type": kind, "task": task, "blocks": [block], "runs": [run["ids"]["run"]]})
+        return calls(*(("claim", each) for each in asked))
+
+    options = BenchOptions(policies=("llm",), kinds=("single",), models=1, llm="stub")
+    with serving(Step(answer)) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base)
+        table = bench(instrument_of, options, tmp_path / "b").table
+        again = bench(instrument_of, options, tmp_path / "b").table
+        assert len(server.requests) == 4
+    row = table[table.kind == "single"].iloc[0]
+    assert (row.claims, row.confirmed, row.false, row.precision) == (BLOCKS, BLOCKS, 0, 1)
+    assert 0 < row.recall < 1 and row.tokens == 4 * 120  # it looks for no set and no prefix
+    assert again.equals(table)
 
 
 @pytest.mark.slow  # 5 minutes

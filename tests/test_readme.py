@@ -46,6 +46,12 @@ def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pyt
         d, n = names["model"].spec.d_model, len(names["tokens"])
         assert names["found"].values.shape == (n, names["model"].plan.n_calls + 1, d, d)
         assert names["logits"].shape[0] == len(names["each_head"])
+    if page.name == "surgery.md":
+        harm, kl = names["harm"], names["kl"]
+        facts = harm["keep"].loc["facts"]
+        assert facts[0] > facts[1] > facts[2] > facts[3] > 0 == facts[4] and kl["ridge"] < kl["identity"]
+        assert harm["repeat x2"].loc["facts", 0] > harm["repeat x2"].loc["facts", 1]
+        assert f"| facts | {facts[0]:.2f} | {facts[1]:.2f} | {facts[2]:.2f} |" in page.read_text()
     if page.name == "circuits.md":
         assert set(names["truth"]) == {"logit_diff", "kl"} and len(names["mine"]) == 2
 

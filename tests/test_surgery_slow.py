@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pandas as pd
 import pytest
 
 import interpcore
@@ -63,6 +64,15 @@ def test_the_whole_study(name, tmp_path):
         ):
             assert not experiment.run(study, asked).problems
     assert time.process_time() - began < SECONDS / 2
+
+
+@pytest.mark.slow  # half a minute
+def test_two_workers_find_what_one_process_finds(tmp_path):
+    asked, tables = Map(task=("facts", "sums-1", "json"), n=6), []
+    for workers in (1, 2):
+        with MAP.open(interpcore.load("tiny"), tmp_path / str(workers), Options(), workers=workers) as study:
+            tables.append(MAP.run(study, asked).table)
+    pd.testing.assert_frame_equal(*tables)
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from families import transformers_model
+from typer.testing import CliRunner
 
 import interpcore
+from interpcore.cli import app
 from interpcore.errors import Refused
 from interpcore.model import Plan, Tap
 from interpcore.surgery.experiments import INFLUENCE, MAP, REPEAT, STAND_IN, TALK, TOKENS
@@ -119,6 +121,15 @@ def test_patching_everything_is_the_clean_run_and_nothing_is_the_corrupted_one(t
     assert patched[0, 5] == pytest.approx(a, abs=1e-3)  # the country is all that differs
     with pytest.raises(Refused, match="equal ones"):
         patch_pair(tiny, clean, corrupted[1:], answers)
+
+
+def test_what_heads_write_is_patched_as_what_attention_adds(tiny):
+    """attn_out is a fixed linear map of z at one position, so that a clean z gives a clean attn_out."""
+    clean, corrupted = (tiny.encode(t)[0][0] for t in (CLEAN, CORRUPTED))
+    answers = token(tiny, "is Paris"), token(tiny, "is Rome")
+    z, out = (patch_pair(tiny, clean, corrupted, answers, site)[2] for site in ("z", "attn_out"))
+    torch.testing.assert_close(z, out, rtol=0, atol=1e-3)
+    assert (out - out[:, :1]).abs().max() > 1
 
 
 def test_a_block_that_does_nothing_has_no_effect():
@@ -239,6 +250,18 @@ def test_recipes_are_read_as_they_are_written(tmp_path):
         (tmp_path / "bad.yml").write_text(content)
         with pytest.raises(Refused, match=sentence):
             read_recipe(tmp_path / "bad.yml", intact)
+
+
+def test_a_plan_is_written_as_a_recipe_by_a_command(tiny, tmp_path):
+    def call(*words):
+        return CliRunner().invoke(app, ["surgery", "recipe", *words, "--model", "tiny"])
+
+    said = call("repeat 1 x3", str(tmp_path / "r.yml"), "--as", "me/model")
+    assert said.exit_code == 0 and "6 blocks of me/model" in said.output
+    assert read_recipe(tmp_path / "r.yml", tiny.plan) == Plan.parse("0, 1 x3, 2-3", tiny.plan)
+    for plan, file, sentence in (("skip 9", "a.yml", "no block"), ("0-3", "a.txt", "no .yml")):
+        assert sentence in str(call(plan, str(tmp_path / file)).exception)
+    assert not (tmp_path / "a.yml").exists()
 
 
 def test_differences_that_are_all_alike_have_no_width():

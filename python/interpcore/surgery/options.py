@@ -164,7 +164,7 @@ class Talk(Prompted):
             raise Refused("Sampling needs a seed; give one (--seed 0), or temperature 0.")
 
 
-PATCHED = ("resid", "attn_out", "mlp_out")
+PATCHED = ("resid", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True, kw_only=True)
