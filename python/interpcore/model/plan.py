@@ -35,7 +35,7 @@ class Plan:
             if unknown := sorted(set(call.reads) - written):
                 raise Refused(
                     f"The plan's call of {call.module} reads the stream {unknown[0]!r}, which no call before "
-                    "it writes."
+                    "it writes; keep the call that does (the prelude's last, if the model recurs)."
                 )
             written.update(call.writes)
 
