@@ -11,6 +11,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.model import Model, Plan
 from interpcore.model.plain import check_plain, plain_model, plain_run
 from interpcore.model.prompts import token_offsets
@@ -29,7 +30,7 @@ LEFT_OUT = "Not recomputed: intervals and continuations; influence, tokens, patc
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class Scored(ShortRepr):
     """One text under one plan.
 
     Attributes:

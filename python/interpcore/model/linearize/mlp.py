@@ -44,7 +44,7 @@ def linear_mlp(
 
 
 @dataclass(eq=False)
-class Folded:
+class Folded(ShortRepr):
     """An MLP's matrices, kept while vectors pass that are known to come.
 
     Attributes:
