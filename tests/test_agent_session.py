@@ -17,7 +17,7 @@ from interpcore.agent.policies import POLICIES
 from interpcore.agent.report import count, markdown
 from interpcore.errors import Refused
 from interpcore.runs import RunError
-from interpcore.stats import PairedMean, cluster_bootstrap
+from interpcore.stats import PairedMean, mean_over_clusters
 
 
 class Scripted:
@@ -318,7 +318,7 @@ def test_tests_and_intervals_of_a_paired_mean_agree():
         low, high = mean.interval(level)
         assert mean.above(low) == pytest.approx((1 - level) / 2, rel=1e-6)
         assert mean.below(high) == pytest.approx((1 - level) / 2, rel=1e-6)
-    other = cluster_bootstrap(values, range(30))
+    other = mean_over_clusters(values, range(30))
     assert mean.interval() == (other.low, other.high) and mean.value == values.mean()
     constant = PairedMean(np.full(24, 0.3))
     assert constant.interval() == (constant.value,) * 2 and constant.above(0.25) < 1e-3 < constant.below(0.25)

@@ -21,7 +21,7 @@ from interpcore.review.compare import compare, paired
 from interpcore.review.experiments import experiments
 from interpcore.runs.card import RunCard
 from interpcore.runs.frames import read_frame, write_frame
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 from interpcore.steering.experiments import ACCURACY, DIRECTIONS
 from interpcore.steering.options import AccuracyOptions, StatesOptions
 from interpcore.surgery.experiments import RUN as SURGERY
@@ -66,7 +66,7 @@ def two(tmp_path):
 def test_differences_are_paired_with_the_interval_of_the_differences(two):
     report = compare(*two, differ=["model"])
     line = report.table[report.table.measure == "faithfulness"].iloc[0]
-    expected = cluster_bootstrap(np.array([1.0, 0.0] * 6), NAMES, bounds=(-1.0, 1.0))
+    expected = mean_over_clusters(np.array([1.0, 0.0] * 6), NAMES, bounds=(-1.0, 1.0))
     assert (line["first"], line["second"], line.difference) == (0.5, 1.0, 0.5)
     assert (line.difference_low, line.difference_high) == (expected.low, expected.high)
     assert line["rows"] == line["subjects"] == 12

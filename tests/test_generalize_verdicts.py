@@ -22,7 +22,7 @@ from interpcore.generalize import (
 )
 from interpcore.generalize.reasons import next_step, why
 from interpcore.generalize.verdict import holm
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 
 
 def measure(context):
@@ -66,7 +66,7 @@ def test_equivalence_takes_two_one_sided_tests():
     spread = (spread - spread.mean()) / spread.std(ddof=1)
     for centre, expected in ((0.0, "PASS"), (0.5, "FAIL"), (0.1, "INCONCLUSIVE")):
         assert judge(trial_inside, Measured(0.3 * spread + centre, units)).verdict == expected
-    scale = 0.1 / cluster_bootstrap(spread, units).high
+    scale = 0.1 / mean_over_clusters(spread, units).high
     narrow = 1.05 * scale  # the 95% interval just reaches beyond
     got = judge(trial_inside, Measured(narrow * spread, units))
     assert got.high > 0.1 and got.verdict == "PASS"

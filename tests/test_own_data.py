@@ -9,9 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 import interpcore
+from interpcore.circuits.answers import PairsError
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.own import read_own
-from interpcore.circuits.pairs import Pairs, PairsError
+from interpcore.circuits.pairs import Pairs
 from interpcore.cli import app
 from interpcore.data.prompt_pairs import generate
 from interpcore.data.relations import RelationError, load_relations

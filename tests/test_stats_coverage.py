@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from interpcore.errors import Refused
-from interpcore.stats import cluster_bootstrap, ratio_of_means
+from interpcore.stats import mean_over_clusters, ratio_of_means
 
 RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
 DRAWS = 1500
@@ -23,7 +23,7 @@ def share_coverage(clusters: int, trials: int, alike: float, rate: float) -> flo
     names = np.repeat(np.arange(clusters), trials).tolist()
     for row in hits:
         if row.tobytes() not in known:
-            got = cluster_bootstrap((np.arange(trials) < row[:, None]).ravel(), names)
+            got = mean_over_clusters((np.arange(trials) < row[:, None]).ravel(), names)
             known[row.tobytes()] = got.low <= rate <= got.high
     return float(np.mean([known[row.tobytes()] for row in hits]))
 
@@ -56,7 +56,7 @@ def test_means_over_few_clusters_are_covered(clusters, shape):
     """A percentile bootstrap at t quantiles covered .90 to .95 of the first four, .84 to .88 of the last."""
     given, mean, least = SHAPES[shape]
     draws = getattr(np.random.default_rng(clusters), shape)(*given, size=(2000, clusters))
-    rows = [cluster_bootstrap(x, range(clusters)) for x in draws]
+    rows = [mean_over_clusters(x, range(clusters)) for x in draws]
     assert least < np.mean([row.low <= mean <= row.high for row in rows]) < 0.98
 
 
@@ -65,7 +65,7 @@ def test_means_over_clusters_of_one_to_eight_values_are_covered():
     covered = []
     for _ in range(2000):
         owners = np.repeat(np.arange(12), g.integers(1, 9, size=12))
-        row = cluster_bootstrap(g.normal(size=12)[owners], owners.tolist())  # a cluster's values agree
+        row = mean_over_clusters(g.normal(size=12)[owners], owners.tolist())  # a cluster's values agree
         covered.append(row.low <= 0 <= row.high)
     assert 0.93 < np.mean(covered) < 0.97
 

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from interpcore.stats import cluster_bootstrap, correlation, paired_sign_test, ratio_of_means
+from interpcore.stats import correlation, mean_over_clusters, paired_sign_test, ratio_of_means
 
 
 def test_the_estimate_is_the_plain_mean_and_lies_in_its_interval():
     values, clusters = [1, 0, 0, 1, 1], ["a", "a", "b", "c", "c"]
-    got = cluster_bootstrap(values, clusters)
+    got = mean_over_clusters(values, clusters)
     assert got.value == pytest.approx(0.6) and got.n == 3
     assert got.low <= got.value <= got.high
 
 
 def test_one_value_per_cluster_agrees_with_the_normal_interval():
     values = np.random.default_rng(0).normal(size=400)
-    got = cluster_bootstrap(values, list(range(400)))
+    got = mean_over_clusters(values, list(range(400)))
     half = 1.96 * values.std() / 20
     assert got.low == pytest.approx(values.mean() - half, abs=0.015)
     assert got.high == pytest.approx(values.mean() + half, abs=0.015)
@@ -26,49 +26,49 @@ def test_one_value_per_cluster_agrees_with_the_normal_interval():
 
 def test_symmetric_values_have_students_interval_and_skewed_ones_reach_towards_their_tail():
     values = np.append(-np.arange(1.0, 7), np.arange(1.0, 7)) + 3
-    got = cluster_bootstrap(values, range(12))
+    got = mean_over_clusters(values, range(12))
     error = sum((np.delete(values, i).mean() - 3) ** 2 for i in range(12)) ** 0.5
     assert (got.low, got.high) == pytest.approx(stats.t.interval(0.95, 11, loc=3, scale=error))
-    tailed = cluster_bootstrap([1.0] * 10 + [2.0, 9.0], range(12))
+    tailed = mean_over_clusters([1.0] * 10 + [2.0, 9.0], range(12))
     assert tailed.high - tailed.value > 1.5 * (tailed.value - tailed.low)
-    assert cluster_bootstrap([0.2] * 10 + [0.9, 1.0], range(12), bounds=(0, 1)).high <= 1
+    assert mean_over_clusters([0.2] * 10 + [0.9, 1.0], range(12), bounds=(0, 1)).high <= 1
 
 
 def test_repeating_a_subject_does_not_narrow_the_interval():
     values = np.random.default_rng(1).integers(0, 2, 40)
-    once = cluster_bootstrap(values, list(range(40)))
-    thrice = cluster_bootstrap(np.repeat(values, 3), np.repeat(np.arange(40), 3).tolist())
+    once = mean_over_clusters(values, list(range(40)))
+    thrice = mean_over_clusters(np.repeat(values, 3), np.repeat(np.arange(40), 3).tolist())
     assert (thrice.low, thrice.high) == (once.low, once.high)
-    naive = cluster_bootstrap(np.repeat(values, 3), list(range(120)))
+    naive = mean_over_clusters(np.repeat(values, 3), list(range(120)))
     assert naive.high - naive.low < 0.7 * (once.high - once.low)
 
 
 def test_a_share_of_all_or_none_has_the_exact_interval_of_its_units():
     """Clopper and Pearson's: (alpha / 2)^(1 / n) below n of n. Repeats of a subject add nothing."""
-    ten = cluster_bootstrap([1] * 10, list(range(10)))
+    ten = mean_over_clusters([1] * 10, list(range(10)))
     assert (ten.value, ten.high) == (1, 1) and ten.low == pytest.approx(0.025**0.1)
-    again = cluster_bootstrap([1] * 30, np.repeat(np.arange(10), 3).tolist())
+    again = mean_over_clusters([1] * 30, np.repeat(np.arange(10), 3).tolist())
     assert again.low == pytest.approx(ten.low) and again.n == 10
-    none = cluster_bootstrap([0] * 10, list(range(10)))
+    none = mean_over_clusters([0] * 10, list(range(10)))
     assert none.low == 0 and none.high == pytest.approx(1 - ten.low)
-    uneven = cluster_bootstrap([1] * 12, [0] * 10 + [1, 2])  # one subject is nearly all there is
-    assert uneven.low < cluster_bootstrap([1] * 3, [0, 1, 2]).low < ten.low
-    alone = cluster_bootstrap([True] * 5, ["a"] * 5)
+    uneven = mean_over_clusters([1] * 12, [0] * 10 + [1, 2])  # one subject is nearly all there is
+    assert uneven.low < mean_over_clusters([1] * 3, [0, 1, 2]).low < ten.low
+    alone = mean_over_clusters([True] * 5, ["a"] * 5)
     assert (alone.low, alone.high) == (pytest.approx(0.025), 1)
 
 
 def test_independent_shares_have_clopper_and_pearsons_interval():
     for hits, n in ((1, 8), (19, 20), (7, 12)):
         want = stats.binomtest(hits, n).proportion_ci()
-        got = cluster_bootstrap([1] * hits + [0] * (n - hits), list(range(n)))
+        got = mean_over_clusters([1] * hits + [0] * (n - hits), list(range(n)))
         assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-9)
 
 
 def test_values_of_a_cluster_that_vary_freely_count_more_than_its_one():
     """Subjects that are right in 2 of 3 trials each: nothing says that trials repeat one another."""
     clusters = np.repeat(np.arange(8), 3).tolist()
-    free = cluster_bootstrap([1, 1, 0] * 8, clusters)
-    alike = cluster_bootstrap([1] * 15 + [0] * 9, clusters)
+    free = mean_over_clusters([1, 1, 0] * 8, clusters)
+    alike = mean_over_clusters([1] * 15 + [0] * 9, clusters)
     want = stats.binomtest(16, 24).proportion_ci()
     assert (free.low, free.high) == pytest.approx((want.low, want.high), abs=1e-9)
     assert alike.high - alike.low > 1.4 * (free.high - free.low)
@@ -78,8 +78,8 @@ def test_interval_and_test_are_one():
     """The p-value of a number is small exactly where the interval at that level leaves it out."""
     values = np.random.default_rng(5).normal(0.4, 1, size=20)
     cases = [
-        cluster_bootstrap([1] * 14 + [0] * 2, list(range(16))),
-        cluster_bootstrap(values, list(range(20))),
+        mean_over_clusters([1] * 14 + [0] * 2, list(range(16))),
+        mean_over_clusters(values, list(range(20))),
         ratio_of_means(values + 2, np.full(20, 3.0) + values / 9),
         correlation(values, values + np.random.default_rng(6).normal(size=20)),
     ]
@@ -88,7 +88,7 @@ def test_interval_and_test_are_one():
             assert got.p(at) == pytest.approx(0.05, rel=5e-3), got
         assert got.p(got.low - 0.05) < 0.05 < got.p((got.low + got.value) / 2)
     assert cases[0].p(0.5) == pytest.approx(stats.binomtest(14, 16).pvalue, rel=0.01)
-    assert np.isnan(cluster_bootstrap([0.3, 0.4], ["a", "a"]).p(0.5))
+    assert np.isnan(mean_over_clusters([0.3, 0.4], ["a", "a"]).p(0.5))
 
 
 def test_the_paired_test_is_mcnemars_exact_one_by_unit():
@@ -120,9 +120,9 @@ def test_correlation_has_fisher_s_interval():
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda: cluster_bootstrap([], []), "at least one"),
-        (lambda: cluster_bootstrap([1, 2], ["a"]), "one cluster per value"),
-        (lambda: cluster_bootstrap([float("nan")], ["a"]), "finite"),
+        (lambda: mean_over_clusters([], []), "at least one"),
+        (lambda: mean_over_clusters([1, 2], ["a"]), "one cluster per value"),
+        (lambda: mean_over_clusters([float("nan")], ["a"]), "finite"),
         (lambda: correlation([1, 2, 3], [1, 2, 3]), "four pairs"),
         (lambda: correlation([1, 1, 1, 1], [1, 2, 3, 4]), "all equal"),
     ],

@@ -11,7 +11,7 @@ from interpcore.runs import Row, RunFolder, experiment, options
 from interpcore.runs.frames import write_frame
 from interpcore.runs.options import option
 from interpcore.runs.plots import caption, new_figure, save_figure
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Study(experiment.Study):
         import pandas as pd
 
         found, place = [row.result for row in self.run()], self.artifacts.artifact
-        shares = [cluster_bootstrap(read, range(len(read))) for read in zip(*found, strict=True)]
+        shares = [mean_over_clusters(read, range(len(read))) for read in zip(*found, strict=True)]
         columns = {"read": "value", "read_low": "low", "read_high": "high"}
         table = pd.DataFrame({name: [getattr(s, end) for s in shares] for name, end in columns.items()})
         table.insert(0, "depth", range(len(shares)))

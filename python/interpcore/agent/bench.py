@@ -245,9 +245,9 @@ def _scores(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _share(name: str, values: Sequence[tuple[bool, str]]) -> dict[str, float]:
     """A share over claims or facts with its interval over models; NaN where there are none."""
-    from interpcore.stats import cluster_bootstrap
+    from interpcore.stats import mean_over_clusters
 
     if not values:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
-    found = cluster_bootstrap([float(hit) for hit, _ in values], [model for _, model in values])
+    found = mean_over_clusters([float(hit) for hit, _ in values], [model for _, model in values])
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

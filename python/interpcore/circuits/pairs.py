@@ -3,7 +3,6 @@ compares."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore.circuits.answers import (
+    Answers,
+    PairsError,
+    answer_ids,
+    continuation,
+    difference_terms,
+)
 from interpcore.circuits.options import UNEQUAL
-from interpcore.errors import Refused
 from interpcore.model.prompts import pad, token_ids
 from interpcore.model.token_text import token_texts
 from interpcore.runs.fields import is_text
@@ -23,11 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EQUAL = ("skip", "keep")
-Answers = Sequence[Sequence[int | str]]
-
-
-class PairsError(Refused):
-    """Pairs that cannot be used, with the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +236,7 @@ class Pairs(AsTable):
         if odd and unequal == "skip":
             left_out.append(f"{_unequal(task, texts, encoded, odd)} They are left out.")
         answers = [
-            _answers(task, name, side, texts, tokenizer) for name, side in (("good", good), ("bad", bad))
+            answer_ids(task, name, side, texts, tokenizer) for name, side in (("good", good), ("bad", bad))
         ]
         same = [i for i, (clean, corrupted) in enumerate(encoded) if clean == corrupted]
         moot = [i for i, (one, other) in enumerate(zip(*answers, strict=True)) if set(one) == set(other)]
@@ -300,12 +300,12 @@ class Pairs(AsTable):
                     "of several tokens; give one of each, or answers of one token."
                 )
             sides = [
-                [t for each in side[i] for t in _going_on(tokenizer, text, each)] for side in (good, bad)
+                [t for each in side[i] for t in continuation(tokenizer, text, each)] for side in (good, bad)
             ]
             clean, corrupted = _aligned(*encoded[i])
             rows += [
                 (i, [*clean, *before], [*corrupted, *before], one, other)
-                for before, one, other in _terms(*sides)
+                for before, one, other in difference_terms(*sides)
             ]
         if not rows:
             raise PairsError(f"There is no pair of {task}. {said}".strip())
@@ -330,36 +330,6 @@ class Pairs(AsTable):
             "left_out": list(self.left_out),
             "tokens": int(self.lengths.sum()),
         }
-
-
-def _terms(good: list[int], bad: list[int]) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """The terms of log P(good) - log P(bad): tokens before, the good token, the bad one."""
-    same = 0
-    while same < min(len(good), len(bad)) and good[same] == bad[same]:
-        same += 1
-    if same < min(len(good), len(bad)):
-        yield good[:same], [good[same]], [bad[same]]
-        same += 1
-    for at in range(same, len(good)):
-        yield good[:at], [good[at]], []
-    for at in range(same, len(bad)):
-        yield bad[:at], [], [bad[at]]
-
-
-def _going_on(tokenizer: Any, prompt: str, answer: int | str) -> list[int]:
-    """The tokens by which an answer continues a prompt."""
-    if not isinstance(answer, str):
-        return [_answer(tokenizer, prompt, answer)]
-    before, after = (token_ids(tokenizer, text, False) for text in (prompt, prompt + answer))
-    if after[: len(before)] != before or len(after) == len(before):
-        raise PairsError(f"The answer {answer!r} changes the tokens of {prompt!r}; begin it with a space.")
-    return after[len(before) :]
-
-
-def several_tokens(tokenizer: Any, texts: Sequence[tuple[str, str]], answers: Answers) -> bool:
-    """Whether some answer [pair][answer] continues its clean prompt by more than one token."""
-    pairs = zip(texts, answers, strict=True)
-    return any(len(_going_on(tokenizer, text, each)) > 1 for (text, _), side in pairs for each in side)
 
 
 def _aligned(clean: list[int], corrupted: list[int]) -> tuple[list[int], list[int]]:
@@ -391,47 +361,3 @@ def _degenerate(
     if which:
         first = texts[which[0]][0]
         yield f"{len(which)} of {len(texts)} pairs of {task} have {what}, the first one {first!r}; left out."
-
-
-def _answers(
-    task: str, name: str, given: Answers, texts: Sequence[tuple[str, str]], tokenizer: Any
-) -> list[list[int]]:
-    """The answers of every pair as token ids."""
-    if isinstance(given, str) or len(given) != len(texts):
-        raise PairsError(f"{task} has {len(texts)} pairs; {name} needs a list of answers for each.")
-    found = []
-    for number, (answers, (prompt, _)) in enumerate(zip(given, texts, strict=True), 1):
-        if isinstance(answers, str | int | float):
-            raise PairsError(
-                f"{name} of pair {number} of {task} is {answers!r}; it needs a list of answers: "
-                f"[{answers!r}]."
-            )
-        found.append([_answer(tokenizer, prompt, answer) for answer in answers])
-    return found
-
-
-def token_id(tokenizer: Any, value: Any) -> int | None:
-    """A value as an id of the tokenizer; None for a boolean, a fraction, or what is not in its vocabulary."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        return None
-    return None if isinstance(value, bool) or not 0 <= found < len(tokenizer) else found
-
-
-def _answer(tokenizer: Any, prompt: str, answer: int | str) -> int:
-    if not isinstance(answer, str):
-        found = token_id(tokenizer, answer)
-        if found is None:
-            raise PairsError(
-                f"The answer {answer!r} to {prompt!r} is no token id of this tokenizer, which has "
-                f"{len(tokenizer)}."
-            )
-        return found
-    before, after = (token_ids(tokenizer, text, False) for text in (prompt, prompt + answer))
-    if after[:-1] != before:
-        raise PairsError(
-            f"The answer {answer!r} continues {prompt!r} by {len(after) - len(before)} tokens; metrics read "
-            "the last position alone and need answers of one token."
-        )
-    return after[-1]

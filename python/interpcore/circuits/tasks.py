@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from interpcore.circuits.pairs import Pairs, PairsError, token_id
+from interpcore.circuits.answers import PairsError, token_id
+from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.task_list import TASKS as PUBLISHED
 from interpcore.circuits.task_list import Task
 from interpcore.data import prompt_pairs

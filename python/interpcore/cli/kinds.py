@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from interpcore.cli.tensor_kinds import Found, mib_scores, steering_file, tensor_file, torch_file
 from interpcore.errors import InterpcoreError, Refused
-from interpcore.runs.artifacts import read_json, read_metadata, read_tensors
-
-Found = tuple[str, str]
-"""What it is, and what it holds."""
+from interpcore.runs.artifacts import read_json, read_tensors
 
 
 def look(name: str, model: str | None = None) -> Found:
@@ -241,76 +239,6 @@ def _frame(path: Path, model: str | None = None) -> Found:
     return "table", f"{len(frame)} rows of {len(frame.columns)} columns"
 
 
-def _tensors(path: Path, model: str | None) -> Found:
-    from interpcore.circuits.files import load_scores
-    from interpcore.lens.lens import Lens
-    from interpcore.lens.options import KIND as LENS
-    from interpcore.lre.operator import Operator
-    from interpcore.steering.directions import Directions
-    from interpcore.steering.files import KIND as EDIT
-    from interpcore.steering.files import read_own as read_edit
-    from interpcore.steering.options import KIND as DIRECTIONS
-
-    header = read_metadata(path)
-    kind = header.get("kind")
-    if kind == LENS:
-        return _lens(Lens.load(path))
-    if kind == DIRECTIONS:
-        found = Directions.load(path)
-        return "steering directions", ", ".join(
-            f"{site} {tuple(v.shape)}" for site, v in found.vectors.items()
-        )
-    if kind == EDIT:
-        return "intervention", f"{len(read_edit(path).parts)} parts"
-    if "depths" in header:
-        operator, _ = Operator.load(path)
-        return "LRE operator", f"from {len(operator.depths)} depths, d_model {operator.bias.shape[-1]}"
-    if "interpcore" in header:
-        return _scores(path, *load_scores(path))
-    tensors, _ = read_tensors(path)
-    return "tensors", ", ".join(f"{name} {tuple(each.shape)}" for name, each in list(tensors.items())[:4])
-
-
-def _torch(path: Path, model: str | None) -> Found:
-    """A published lens, scores, or lm-eval's steering file."""
-    from interpcore.circuits.files import load_scores
-    from interpcore.lens.published import load_lens
-
-    said = []
-    for read in (lambda: _lens(load_lens(path)), lambda: _scores(path, *load_scores(path))):
-        try:
-            return read()
-        except InterpcoreError as error:
-            said.append(str(error))
-    if model is not None:
-        return _steering(path, model)
-    raise Refused(f"{' '.join(said)} A steering file is read with --model.")
-
-
-def _steering(path: Path, model: str | None) -> Found:
-    import interpcore
-    from interpcore.steering.files import load
-
-    if model is None:
-        raise Refused(f"{path}: to read a steering file, say of which --model.")
-    return "steering file", f"{len(load(path, interpcore.load(model)).parts)} parts"
-
-
-def _lens(lens: Any) -> Found:
-    return "Jacobian lens", f"{len(lens.depths)} depths to depth {lens.target_depth}, of {lens.count} prompts"
-
-
-def _scores(path: Path, scores: Any, circuit: Any) -> Found:
-    said = " ".join(part for part in (scores.model, scores.task, scores.method) if part)
-    return "scores", f"{said}: {scores.size} {scores.level}s, {circuit.n_edges} edges in the circuit"
-
-
-def _mib_scores(path: Path, model: str | None) -> Found:
-    from interpcore.circuits.files import load_scores
-
-    return _scores(path, *load_scores(path))
-
-
 def _database(path: Path, model: str | None) -> Found:
     from contextlib import closing
 
@@ -403,7 +331,7 @@ Reader = Callable[[Path, str | None], Found]
 
 _BY_KEYS: tuple[tuple[set[str], Reader], ...] = (
     ({"prompt_templates", "samples"}, _relations),
-    ({"cfg", "edges"}, _mib_scores),
+    ({"cfg", "edges"}, mib_scores),
     ({"features"}, _features),
     ({"examples", "name"}, _tasks),
     ({"claim", "statistic"}, _claims),
@@ -417,7 +345,7 @@ _BY_COLUMNS: tuple[tuple[set[str], Reader], ...] = (
     ({"subject", "object"}, _relations),
     ({"layer", "neuron"}, _neurons),
     ({"sing", "plur"}, _verbs),
-    ({"loader", "action"}, _steering),
+    ({"loader", "action"}, steering_file),
     ({"question"}, _questions),
     *(
         ({"clean", "corrupted", *columns}, _published_pairs)
@@ -434,8 +362,8 @@ _BY_SUFFIX: dict[str, Reader] = {
     ".csv .tsv .tab": _table,
     ".json": _json,
     ".jsonl .ndjson .jsonl.gz .jsonl.zst .parquet .arrow": _rows,
-    ".safetensors": _tensors,
-    ".pt .pth": _torch,
+    ".safetensors": tensor_file,
+    ".pt .pth": torch_file,
     ".txt .text .md .plan .txt.gz .txt.zst": _text,
     ".sqlite": _database,
     ".py": _trials,

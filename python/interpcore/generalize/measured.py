@@ -9,7 +9,7 @@ from typing import Any
 
 from interpcore.errors import Refused
 from interpcore.runs.canonical import plain
-from interpcore.stats import Interval, cluster_bootstrap, correlation, jackknife_interval, ratio_of_means
+from interpcore.stats import Interval, correlation, jackknife_interval, mean_over_clusters, ratio_of_means
 
 KINDS = ("mean", "correlation", "ratio", "jackknife")
 
@@ -96,7 +96,7 @@ class Measured:
             return None
         if self.kind == "mean":
             bounds = self.bounds and (float(self.bounds[0]), float(self.bounds[1]))
-            return cluster_bootstrap(self.values, self.units, level=level, bounds=bounds)
+            return mean_over_clusters(self.values, self.units, level=level, bounds=bounds)
         if self.kind == "jackknife":
             assert self.value is not None
             return jackknife_interval(self.values, self.value, level=level)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from interpcore.errors import Refused
 from interpcore.generalize.sizes import units_for_share
 from interpcore.generalize.verdict import FAIL, INCONCLUSIVE, PASS
-from interpcore.stats import Interval, cluster_bootstrap
+from interpcore.stats import Interval, mean_over_clusters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class Published:
         """Exact 95% interval of the share, units taken as independent; None without counts."""
         if self.hits is None or self.of is None:
             return None
-        return cluster_bootstrap([1.0] * self.hits + [0.0] * (self.of - self.hits), range(self.of))
+        return mean_over_clusters([1.0] * self.hits + [0.0] * (self.of - self.hits), range(self.of))
 
     @property
     def supported(self) -> str:

@@ -16,7 +16,7 @@ from interpcore.lre.trial import Trial, check_known, prepare
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, named_ticks, new_figure, save_figure
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +132,7 @@ def point_table(results: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, lis
         row["n_facts"] = len(subjects)
         for name in points[0]["outcomes"]:
             outcome = np.array([v for one in points for v in one["outcomes"][name]], dtype=np.float64)
-            interval = cluster_bootstrap(outcome, subjects)
+            interval = mean_over_clusters(outcome, subjects)
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row)
     return pd.DataFrame(rows), list(by), list(measures)

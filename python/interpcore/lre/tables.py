@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interpcore.model.names import published_layer, source_name
-from interpcore.stats import cluster_bootstrap, paired_sign_test
+from interpcore.stats import mean_over_clusters, paired_sign_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def relation_table(results: Sequence[Result]) -> pd.DataFrame:
 
     Columns: relation, relation_type, n_objects, trials (measured), n_test and n_known (summed over trials),
     n_subjects (distinct known ones); each measure over the known facts with `_low`, `_high` (95%, exact at
-    the effective number of facts, over subjects, see `cluster_bootstrap`) and `_all` (over all test facts);
+    the effective number of facts, over subjects, see `mean_over_clusters`) and `_all` (over all test facts);
     each control over the known facts; for faithfulness and causality the best control, `_control`, the exact
     p-value against it by subject, `_p` (`paired_sign_test`), and `_above`: higher with p < 0.05; depth, beta,
     edit_depth and rank as most often chosen; status of the trials, "measured" if any was; reason: why others
@@ -147,7 +147,7 @@ def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
     for measures, controls in ((READING, READING_CONTROLS), (EDITING, EDITING_CONTROLS)):
         for name in measures:
             values = _outcome(done, name)
-            interval = cluster_bootstrap(values[known], clusters)
+            interval = mean_over_clusters(values[known], clusters)
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             row[f"{name}_all"] = float(values.mean())
         present = [name for name in controls if all(name in r["outcomes"] for r in done)]

@@ -25,7 +25,7 @@ from interpcore.lre.trials_context import (
     Settings,
     known_outcomes,
 )
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 from interpcore.stats.association import spearman
 
 FINDING = (
@@ -56,7 +56,7 @@ def relations_that_hold(context: Relations) -> Measured:
     for row in table.to_dict("records"):
         results = [r for r in context.results(context.model, edits=True) if r["relation"] == row["relation"]]
         given, subjects = known_outcomes(results, name)
-        found = cluster_bootstrap(given, subjects, bounds=(0, 1))
+        found = mean_over_clusters(given, subjects, bounds=(0, 1))
         values.append(float(found.low > HOLDS))
         listed = ("relation_type", "n_test", "n_known", "depth", "beta", MAJORITY, BIAS, OTHER, "shuffled")
         about = {key: row[key] for key in listed if key in row}

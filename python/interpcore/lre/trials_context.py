@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +16,18 @@ from interpcore.errors import Refused, did_you_mean
 from interpcore.generalize.context import UNTRAINED, Context, Setting
 from interpcore.lre import controls as lre_controls
 from interpcore.lre.answers import Answers
-from interpcore.lre.crossfit import at_choices, cross_fit
 from interpcore.lre.operator import Operator, predict, ranked_tokens
 from interpcore.lre.options import Options
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.states import read_states
-from interpcore.lre.study import Study, open_study
+from interpcore.lre.study import open_study
 from interpcore.lre.tables import measured, relation_table
-from interpcore.lre.trial import check_known, prepare
+from interpcore.lre.trials_cells import late_cell, operator_at, operators_cell, saved_operator
 from interpcore.model import Model
 from interpcore.runs import canonical_json
 from interpcore.runs.options import Options as BaseOptions
 from interpcore.runs.options import option
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,7 +208,7 @@ class Relations(Context):
     def _operator(self, model: Model, name: str) -> Chosen:
         self.results(model)
         with self._study(model) as study:
-            saved = _saved(study, name, 0)
+            saved = saved_operator(study, name, 0)
             if saved is None:
                 raise Refused(f"{model.spec.name} knows too little of {name} for an operator.")
             given = study.relation(name)
@@ -372,78 +370,6 @@ class Relations(Context):
         return self.once((cell.__name__, id(model), *sorted(how.items())), run)
 
 
-def late_cell(study: Study, relation: str, trial: int) -> dict[str, Any]:
-    """What is lost from the best depth, chosen on the other half of the subjects, to the last usable one."""
-    ready = prepare(study, relation, trial)
-    check_known(ready, study.options.least_known)
-    tokens = predict(study.model, study.operator(relation, trial), ready.states.h, study.options.betas)[
-        ..., 0
-    ]
-    faithful = tokens == ready.states.top.cpu()
-    best, last = (cross_fit(part, ready.folds)[0] for part in (faithful, faithful[-1:]))
-    lost = (best.double() - last.double())[ready.known]
-    return {"relation": relation, "subjects": _subjects(ready), "late_loss": lost.tolist()}
-
-
-def operators_cell(study: Study, relation: str, trial: int) -> dict[str, Any]:
-    """What the relation's own operator and all others', each where its own study reads it, give on its
-    states."""
-    ready = prepare(study, relation, trial)
-    top = ready.states.top.cpu()
-    held = {name: _saved(study, name, trial) for name in study.relations}
-    others = {
-        name: _tokens(study, saved[0], saved[1][0], ready) == top
-        for name, saved in held.items()
-        if saved is not None and name != relation
-    }
-    mine = held[relation]
-    assert mine is not None
-    tokens = torch.stack([_tokens(study, mine[0], choice, ready) for choice in mine[1]])
-    chosen = at_choices(tokens[:, None], ready.folds, [(i, 0) for i in range(len(tokens))])
-    share = torch.stack(list(others.values())).double()[:, ready.known]
-    best = max(others, key=lambda name: float(others[name][ready.known].double().mean()))
-    draw = torch.Generator().manual_seed(study.trial_seed(relation, trial) % 2**31)
-    which = torch.randint(len(share), (share.shape[1],), generator=draw)
-    return {
-        "relation": relation,
-        "subjects": _subjects(ready),
-        "own": (chosen == top)[ready.known].double().tolist(),
-        "exchanged": share[which, torch.arange(len(which))].tolist(),
-        "others": share.mean(0).tolist(),
-        "best_other": float(others[best][ready.known].double().mean()),
-        "best_other_is": best,
-    }
-
-
-def _saved(study: Study, name: str, trial: int) -> tuple[Operator, list[dict[str, Any]]] | None:
-    """A relation's operator at the depths that its trial chose, and each half's choice for reading; None
-    where the trial was not measured."""
-    assert study.artifacts is not None
-    file = study.artifacts.artifact(f"operators/{name.replace(' ', '_')}/{trial}.safetensors")
-    if not file.is_file():
-        return None
-    operator, about = Operator.load(file)
-    choices = json.loads(about["choices"])
-    return operator, [choice for choice in choices if choice["measure"] == "faithfulness"]
-
-
-def _tokens(study: Study, operator: Operator, choice: Mapping[str, Any], ready: Any) -> torch.Tensor:
-    """Top tokens that an operator gives on prompts' states, at one depth and beta [prompt]."""
-    place = ready.states.depths.index(choice["depth"])
-    one = operator_at(operator, choice["depth"])
-    return predict(study.model, one, ready.states.h[:, [place]], [choice["beta"]])[0, 0, :, 0]
-
-
-def operator_at(operator: Operator, depth: int | None) -> Operator:
-    """An operator at one of its depths alone."""
-    at = operator.at(depth)
-    return Operator((depth,), operator.weight[[at]], operator.bias[[at]], operator.made_on)
-
-
-def _subjects(ready: Any) -> list[str]:
-    return [s.subject for s, known in zip(ready.test, ready.known.tolist(), strict=True) if known]
-
-
 def known_outcomes(
     results: Sequence[Result], name: str, *, named: bool = False
 ) -> tuple[list[float], list[str]]:
@@ -461,7 +387,7 @@ def known_outcomes(
 
 def holds(results: Sequence[Result]) -> bool:
     """Whether the faithfulness interval of one relation's trials lies above 0.6."""
-    return cluster_bootstrap(*known_outcomes(results, "faithfulness"), bounds=(0, 1)).low > HOLDS
+    return mean_over_clusters(*known_outcomes(results, "faithfulness"), bounds=(0, 1)).low > HOLDS
 
 
 def _hash(relations: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from interpcore.errors import Refused
 from interpcore.neurons.options import UNIVERSAL
-from interpcore.stats import Interval, cluster_bootstrap
+from interpcore.stats import Interval, mean_over_clusters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,7 +168,7 @@ def universal_contrasts(
     for name in present:
         values = ranks.loc[chosen, name].dropna()
         if len(values):
-            found = cluster_bootstrap(values.to_numpy(), list(range(len(values))))
+            found = mean_over_clusters(values.to_numpy(), list(range(len(values))))
         else:
             found = Interval(np.nan, np.nan, np.nan, 0)
         rows.append(

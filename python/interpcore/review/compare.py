@@ -17,7 +17,7 @@ from interpcore.runs.claims import Claim, find_table
 from interpcore.runs.compared import Compared
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import read_frame
-from interpcore.stats import cluster_bootstrap, correlation
+from interpcore.stats import correlation, mean_over_clusters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def _line(rows: pd.DataFrame, measure: str, unit: str) -> dict[str, Any]:
         return line
     line |= {"first": a.mean(), "second": b.mean(), "difference": (b - a).mean()}
     if unit:
-        found = cluster_bootstrap(b - a, pairs[unit].tolist(), bounds=_bounds(a, b))
+        found = mean_over_clusters(b - a, pairs[unit].tolist(), bounds=_bounds(a, b))
         line |= {"difference_low": found.low, "difference_high": found.high, f"{unit}s": found.n}
     if len(pairs) >= FEW and a.std() > 0 and b.std() > 0:
         line["correlation"] = correlation(a, b).value

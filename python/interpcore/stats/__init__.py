@@ -7,9 +7,9 @@ from interpcore.stats.group_sums import GroupSums, GroupTotals
 from interpcore.stats.histograms import Histogram, HistogramCounts
 from interpcore.stats.intervals import (
     Interval,
-    cluster_bootstrap,
     correlation,
     jackknife_interval,
+    mean_over_clusters,
     paired_sign_test,
     ratio_of_means,
 )
@@ -36,9 +36,9 @@ __all__ = [
     "TokenBlock",
     "TopExamples",
     "auroc",
-    "cluster_bootstrap",
     "correlation",
     "jackknife_interval",
+    "mean_over_clusters",
     "mutual",
     "one_to_one",
     "paired_difference",

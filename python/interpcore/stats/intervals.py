@@ -59,7 +59,7 @@ class Interval:
         return float(np.exp(outside))
 
 
-def cluster_bootstrap(
+def mean_over_clusters(
     values: ArrayLike,
     clusters: Sequence[Hashable],
     *,
@@ -126,7 +126,7 @@ def paired_sign_test(values: ArrayLike, others: ArrayLike, clusters: Sequence[Ha
         clusters: what each pair belongs to [n].
 
     Raises:
-        ValueError: as `cluster_bootstrap`.
+        ValueError: as `mean_over_clusters`.
     """
     difference = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
     sums, _ = _by_cluster(difference, clusters)

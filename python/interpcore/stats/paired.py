@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interpcore.stats.intervals import Interval, cluster_bootstrap
+from interpcore.stats.intervals import Interval, mean_over_clusters
 
 
 def paired_difference(
@@ -18,18 +18,18 @@ def paired_difference(
 
     Where all values are 0 or 1 and each unit counts once, that of Bonett and Price (2012), which adds a pair
     of either kind that differs, so that pairs which happen to agree do not make it certain; else
-    that of `cluster_bootstrap` over units.
+    that of `mean_over_clusters` over units.
 
     Args:
         values, others: [n] each, finite.
         units: what each pair belongs to [n].
         level: coverage.
-    Raises: ValueError, Refused as `cluster_bootstrap`.
+    Raises: ValueError, Refused as `mean_over_clusters`.
     """
     a, b = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
     apart = a - b
     if len(set(units)) < len(apart) or not np.isin(np.append(a, b), (0.0, 1.0)).all() or not len(apart):
-        return cluster_bootstrap(apart, units, level=level)
+        return mean_over_clusters(apart, units, level=level)
     n = len(apart)
     more, less = ((float((apart == sign).sum()) + 1) / (n + 2) for sign in (1, -1))
     error = ((more + less - (more - less) ** 2) / (n + 2)) ** 0.5

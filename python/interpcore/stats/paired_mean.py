@@ -12,7 +12,7 @@ from interpcore.stats.skewed_t import SkewedT
 class PairedMean:
     """Mean of differences between paired values, one per unit.
 
-    Its interval is that of `cluster_bootstrap`, Student's t corrected for skewness; a one-sided p-value is
+    Its interval is that of `mean_over_clusters`, Student's t corrected for skewness; a one-sided p-value is
     the level at which the interval's end reaches the bound. Where all differences are equal, the interval has
     no width.
 

@@ -14,7 +14,7 @@ from interpcore.runs import Row
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, new_figure, save_figure
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 from interpcore.steering import asking
 from interpcore.steering.asking import Answers, AskingStudy, answer, measured
 from interpcore.steering.choice import text_losses
@@ -115,7 +115,7 @@ class AccuracyStudy(AskingStudy):
             if plain is None:
                 plain, neutral = found, losses
             apart = [a - b for a, b in zip(losses, neutral, strict=True)]
-            moved = cluster_bootstrap(apart, range(len(apart)))
+            moved = mean_over_clusters(apart, range(len(apart)))
             off = {"off_target": sum(losses) / len(losses), "off_target_difference": moved.value}
             off |= {"off_target_difference_low": moved.low, "off_target_difference_high": moved.high}
             rows += [cell | one | off for one in measured(self.questions, found, plain)]

@@ -18,7 +18,7 @@ from interpcore.errors import Refused
 from interpcore.model.call import read_address
 from interpcore.model.card import run_card
 from interpcore.runs import RunFolder, experiment
-from interpcore.stats import cluster_bootstrap, paired_difference, paired_sign_test
+from interpcore.stats import mean_over_clusters, paired_difference, paired_sign_test
 from interpcore.steering.choice import generated, option_scores
 from interpcore.steering.directions import Directions
 from interpcore.steering.files import load
@@ -97,7 +97,7 @@ def measured(questions: Sequence[Question], found: Answers, plain: Answers | Non
         if not chosen or (subset != "all" and len(chosen) == len(questions)):
             continue
         right = [float(found.right[i]) for i in chosen]
-        share = cluster_bootstrap(right, chosen)
+        share = mean_over_clusters(right, chosen)
         row: dict[str, Any] = {"subset": subset, "n": len(chosen)}
         row |= {"right": share.value, "right_low": share.low, "right_high": share.high}
         if found.chance:

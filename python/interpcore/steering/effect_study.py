@@ -16,7 +16,7 @@ from interpcore.runs import Row
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, new_figure, save_figure, whole_numbers
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 from interpcore.steering import asking
 from interpcore.steering.asking import AskingStudy
 from interpcore.steering.effect import TARGETS, divergence, published_effect, second_order
@@ -101,7 +101,7 @@ class EffectStudy(AskingStudy):
                 row: dict[str, Any] = {"depth": depth}
                 row |= {"from_end": place} if options.at == "each" else {}
                 values = [cell["second_order"][d][place] for cell in cells]
-                mean = cluster_bootstrap(values, range(len(values)))
+                mean = mean_over_clusters(values, range(len(values)))
                 row |= {
                     "second_order": mean.value,
                     "second_order_low": mean.low,

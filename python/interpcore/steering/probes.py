@@ -14,7 +14,7 @@ from interpcore.model.made_on import MadeOn
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, new_figure, save_figure, whole_numbers
-from interpcore.stats import auroc, cluster_bootstrap
+from interpcore.stats import auroc, mean_over_clusters
 from interpcore.steering.directions import Directions
 from interpcore.steering.fits import fit
 from interpcore.steering.options import ProbeOptions
@@ -150,7 +150,7 @@ def trained_as_published(
         if since == asked.patience:
             break
     right = (torch.einsum("nde,dec->ndc", x[test], kept).argmax(-1) == classes[test, None]).double().T
-    shares = [cluster_bootstrap(row.tolist(), range(len(row))) for row in right]
+    shares = [mean_over_clusters(row.tolist(), range(len(row))) for row in right]
     table = pd.DataFrame({"depth": range(depths), **losses, "right": [s.value for s in shares]})
     table["right_low"], table["right_high"] = [s.low for s in shares], [s.high for s in shares]
     note = (

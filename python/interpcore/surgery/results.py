@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from interpcore._shown import ShortRepr
 from interpcore.runs import Row
-from interpcore.stats import Interval, cluster_bootstrap
+from interpcore.stats import Interval, mean_over_clusters
 
 PER = {"loss_per_token": "tokens", "loss_per_character": "characters"}
 
@@ -101,7 +101,7 @@ def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = 
         units: what each belongs to; None for each its own.
     """
     away = 2.0  # where no value is taken for right or wrong
-    found = cluster_bootstrap(values + away, range(len(values)) if units is None else units)
+    found = mean_over_clusters(values + away, range(len(values)) if units is None else units)
     ends = found.ends
     assert ends is not None
 
@@ -114,4 +114,4 @@ def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = 
 
 def over_items(values: NDArray[np.float64]) -> Interval:
     """Mean with its interval, each value its own unit."""
-    return cluster_bootstrap(values, range(len(values)))
+    return mean_over_clusters(values, range(len(values)))

@@ -19,7 +19,7 @@ from interpcore.model.prompts import pad, token_ids
 from interpcore.runs import write_tensors
 from interpcore.runs.experiment import Report
 from interpcore.runs.plots import caption, new_figure, save_figure
-from interpcore.stats import cluster_bootstrap
+from interpcore.stats import mean_over_clusters
 from interpcore.surgery.linear import LAMBDAS, Fit, Map, low_rank, mean_jacobian
 from interpcore.surgery.options import StandIn
 from interpcore.surgery.tables import written
@@ -162,7 +162,7 @@ def stand_in_cell(study: Study, a: int, b: int, rank: list[int], draws: int, see
         found = effect(model, plan, a, each, sets["test"])
         row: dict[str, Any] = {"a": a, "b": b, "method": name, "tokens": len(found["kl"])}
         for measure in ("kl", "loss_change", "top1"):
-            value = cluster_bootstrap(found[measure].numpy(), found["document"].tolist())
+            value = mean_over_clusters(found[measure].numpy(), found["document"].tolist())
             row |= {measure: value.value, f"{measure}_low": value.low, f"{measure}_high": value.high}
         rows.append(
             row | {"fvu": _fvu(each, *tests), "lambda": best if name in ("ridge", "shuffled") else None}

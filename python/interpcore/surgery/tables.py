@@ -12,7 +12,7 @@ import numpy as np
 from interpcore.model import Plan
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
-from interpcore.stats import Interval, cluster_bootstrap
+from interpcore.stats import Interval, mean_over_clusters
 from interpcore.surgery.options import TEXT
 from interpcore.surgery.results import Results, TaskResults, over_differences
 
@@ -106,7 +106,7 @@ def run_report(
             for measure in made.get(texts[0], ()):
                 values = np.concatenate([np.array(made[text][measure]) for text in texts])
                 units = [i for _ in texts for i in range(len(task.items))]
-                row |= ends(measure, cluster_bootstrap(values, units))
+                row |= ends(measure, mean_over_clusters(values, units))
             rows.append(row)
     table = pd.DataFrame(rows)
     files = (*written(study, "run", table), *_items_file(study, found))
@@ -159,7 +159,7 @@ def _mean(task: TaskResults, texts: Sequence[str], measure: str, to: str | None 
     items = [i for _ in texts for i in range(len(task.items))]
     if to is not None:
         return over_differences(np.concatenate(values), items)
-    return cluster_bootstrap(np.concatenate(values), items)
+    return mean_over_clusters(np.concatenate(values), items)
 
 
 def ends(name: str, interval: Interval) -> dict[str, float]:

@@ -18,13 +18,14 @@ from typing import Any
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
+from interpcore.circuits.answers import several_tokens
 from interpcore.circuits.circuit import Circuit, nested, sizes_of
 from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.options import SEQUENCE, Options
 from interpcore.circuits.own import OwnTask
-from interpcore.circuits.pairs import Pairs, several_tokens
+from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.faithfulness import evaluate, faithfulness
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
