@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Triton warns when this is unset in the versions that plan to change the default.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+# pytest-xdist tells its workers the terminal's width, which commands would fold their tables to.
+os.environ.pop("COLUMNS", None)
+
 import torch
 
 # Triton reads this when a kernel is decorated, so it must be set before interpcore.kernels is imported.

@@ -36,7 +36,7 @@ def test_other_plans_and_written_states():
     whole = plain_run(model, IDS)
     own = model.forward(torch.tensor([IDS])).logits
     torch.testing.assert_close(whole.logits, own[0], rtol=1e-10, atol=1e-10)
-    moved = plain_run(model, IDS, write=lambda site, depth, x: x + 1 if depth == 2 else x)
+    moved = plain_run(model, IDS, write=lambda site, depth, x: x + 1 if (site, depth) == ("resid", 2) else x)
     edit = Edit("resid", 2, slice(None), Add(torch.ones(model.spec.d_model, dtype=torch.float64)))
     own = model.forward(torch.tensor([IDS]), edits=[edit]).logits
     torch.testing.assert_close(moved.logits, own[0], rtol=1e-10, atol=1e-10)

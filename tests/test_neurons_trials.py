@@ -7,7 +7,7 @@ import torch
 
 import interpcore
 from interpcore.errors import Refused
-from interpcore.generalize import Options, measured, open_trials
+from interpcore.generalize import Options, open_trials
 from interpcore.neurons import trials_context
 from interpcore.neurons.trials import SUITE
 from interpcore.neurons.trials_context import Settings, joined, without_each
@@ -23,7 +23,6 @@ def study(tmp_path_factory):
     """A run whose universal neurons are each layer's 12 with the highest kurtosis; none is correlated."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(trials_context, "LEAST_TOKENS", LEAST_TOKENS)
-    monkeypatch.setattr(measured, "DRAWS", 1000)
     model, other = interpcore.load("tiny"), interpcore.load("tiny-s1")
     out = tmp_path_factory.mktemp("neurons") / "run"
     options = Options(suite="neurons", trials=("N1", "N4-news", "N6", "N7", "N8", "N9"))
