@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 import interpcore
 from interpcore.model import Call, Model, Plan, Tap
-from interpcore.model.card import weights_hash
 from interpcore.model.linearize import Rules, linearize
 from interpcore.model.linearize.mixture import LinearMixture
 from interpcore.model.load import FAMILIES
 from interpcore.model.load.parts import Parts
 from interpcore.model.mixture import Mixture
 from interpcore.model.projection import FusedQKV, Projection, SplitQKV
+from interpcore.model.weights import weights_hash
 from interpcore.neurons.correlation.reader import neuron_set
 from interpcore.neurons.statistics.token_pass import mlp_widths
 

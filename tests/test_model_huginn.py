@@ -16,9 +16,9 @@ from huginn_case import CONFIG, huginn_model, plain_forward, weights_of, write_c
 import interpcore
 from interpcore.circuits.graph import Graph
 from interpcore.model import Add, Cache, Call, Edit, LowRank, Plan, Scale, Tap
-from interpcore.model.card import weights_hash
 from interpcore.model.made_on import MadeOn
 from interpcore.model.state import DrawnState
+from interpcore.model.weights import weights_hash
 from interpcore.neurons.weights.fold import fold
 
 SHARED = Path(os.environ.get("INTERPCORE_SHARED", Path(__file__).parents[2] / "shared"))

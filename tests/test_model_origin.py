@@ -14,8 +14,9 @@ from families import transformers_model
 import interpcore
 from interpcore.model import Plan
 from interpcore.model import weights as weights_module
-from interpcore.model.card import run_card, weights_hash
+from interpcore.model.card import run_card
 from interpcore.model.origin import Origin
+from interpcore.model.weights import weights_hash
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_weights_written_in_memory_have_another_hash(family: str, write: Any, ha
 
 
 def test_the_hash_is_that_of_the_named_tensors() -> None:
-    from interpcore.model.card import named_tensors
+    from interpcore.model.weights import named_tensors
 
     model = interpcore.load(transformers_model("gemma2", dtype=torch.bfloat16), check=False)
     assert weights_hash(model) == interpcore.runs.tensors_hash(dict(named_tensors(model)))

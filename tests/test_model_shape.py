@@ -34,7 +34,6 @@ def test_no_two_files_import_each_other():
     files = {".".join(f.relative_to(MODEL).with_suffix("").parts): f for f in MODEL.rglob("*.py")}
     faces = {name.removesuffix(".__init__") for name in files if name.endswith("__init__")}
     graph = {n: imports(f) & files.keys() for n, f in files.items() if not n.endswith("__init__")}
-    graph["origin"] = set()  # an origin loads its model again, and names the kinds that come of it
     assert faces >= {"load", "linearize", "jacobians"}
     graphlib.TopologicalSorter(graph).prepare()
 

@@ -21,7 +21,7 @@ from interpcore.agent.ledger import SessionLedger
 from interpcore.agent.tool import OverBudget, Result, Tool, json_object, short
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.model.card import named_tensors
+from interpcore.model.weights import named_tensors
 from interpcore.ops import WorkSpent, metered
 from interpcore.runs.canonical import canonical_json
 from interpcore.runs.experiment import Experiment, Report

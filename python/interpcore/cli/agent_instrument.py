@@ -55,7 +55,7 @@ class PlansOnTasks:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """See `agent.Instrument`."""
-        from interpcore.model.card import weights_hash
+        from interpcore.model.weights import weights_hash
         from interpcore.runs import current_versions, tokenizer_hash
 
         model = self.model

@@ -19,10 +19,11 @@ from interpcore.generalize.options import Options, settings_of
 from interpcore.generalize.registry import Registry, digest
 from interpcore.generalize.verdict import Outcome, settle
 from interpcore.model import Model
-from interpcore.model.card import named_tensors, run_card, weights_hash
+from interpcore.model.card import run_card
 from interpcore.model.load import load
 from interpcore.model.load.location import locate
 from interpcore.model.memory import free_memory
+from interpcore.model.weights import named_tensors, weights_hash
 from interpcore.runs import Row, RunCard, RunFolder, canonical_json, experiment, is_run, read_card, write_json
 
 RESERVE = "reserve read"

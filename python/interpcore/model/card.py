@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.prompts import bos_rule
-from interpcore.model.recurrence import names_state
+from interpcore.model.weights import weights_hash
 from interpcore.ops import product_routes
 from interpcore.runs import RunCard, tokenizer_hash
 
@@ -48,28 +46,3 @@ def run_card(
         sources=({} if model.origin is None else {"model": model.origin.source}) | dict(sources or {}),
         **given,
     )
-
-
-def weights_hash(model: Model | GenericModel) -> str:
-    """Hash of every weight of a model as it is now; computed once for all plans over the same weights."""
-    return model.weights.hash(dict(named_tensors(model)))
-
-
-def named_tensors(model: Model | GenericModel) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a model with a name."""
-    if isinstance(model, GenericModel):
-        yield from model.hf.state_dict(keep_vars=True).items()
-        return
-    for name, module in model.modules.items():
-        if not names_state(name):  # which stands in the plan
-            yield from _tensors(name, module)
-    for name in ("embedding", "positions", "final_norm", "unembedding"):
-        yield from _tensors(name, getattr(model, name))
-
-
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import asdict, dataclass
 
 from interpcore.errors import Refused
-from interpcore.model.card import weights_hash
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
+from interpcore.model.weights import weights_hash
 from interpcore.runs.fields import Fields
 
 NOT_RECORDED = "not recorded"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interpcore.errors import Refused
 from interpcore.model.recurrence import names_state
+from interpcore.model.weights import weights_hash
 
 if TYPE_CHECKING:
-    from interpcore.model.decoder import Model
-    from interpcore.model.generic import GenericModel
     from interpcore.model.plan import Plan
 
 
@@ -29,6 +28,7 @@ class Origin:
         revision: the hub's commit that was read; None for embedded models and folders, which have none.
         trust_remote_code: whether the checkpoint's own Python code ran.
         quantised: how the weights had been quantised before they were read; None where nothing says so.
+        loader: what loads from here: `load`, which stands above this file and puts itself in.
     """
 
     source: str
@@ -37,8 +37,9 @@ class Origin:
     revision: str | None = None
     trust_remote_code: bool = False
     quantised: str | None = None
+    loader: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
-    def load(self, plan: Plan | None = None, weights: str | None = None) -> Model | GenericModel:
+    def load(self, plan: Plan | None = None, weights: str | None = None) -> Any:
         """The model again, as a worker needs it.
 
         Args:
@@ -46,11 +47,9 @@ class Origin:
             weights: the hash that its weights must have (`weights_hash`); None takes any.
         Raises: ValueError where the same place now holds other weights.
         """
-        # Loading is above this file, which only models name.
-        from interpcore.model.card import weights_hash
-        from interpcore.model.load import load
-
-        model = load(
+        if self.loader is None:
+            raise Refused(f"Nothing is known that loads {self.source}; load it by its name.")
+        model = self.loader(
             self.source,
             dtype=self.dtype,
             device=self.device,
@@ -66,13 +65,11 @@ class Origin:
         return model if plan is None or plan == model.plan else model.with_plan(plan)
 
 
-def reloader(model: Model | GenericModel) -> Callable[[], Model | GenericModel]:
+def reloader(model: Any) -> Callable[[], Any]:
     """What loads this very model in another process: the same weights, the same plan. It can be pickled.
 
     Raises: Refused for a model that was made of an object in memory.
     """
-    from interpcore.model.card import weights_hash
-
     if model.origin is None:
         raise Refused(
             f"{model.spec.name} was made of an object in memory, which another process cannot load; use one "

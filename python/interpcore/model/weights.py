@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from interpcore.model.recurrence import names_state
 from interpcore.runs import tensors_hash
 
 _ROW = 1024  # words that a row of the checksum adds
@@ -30,6 +33,32 @@ class Weights:
         if self._hashed is None or self._hashed[0] != state:
             self._hashed = state, tensors_hash(tensors)
         return self._hashed[1]
+
+
+def weights_hash(model: Any) -> str:
+    """Hash of every weight of a model as it is now; computed once for all plans over the same weights."""
+    found: str = model.weights.hash(dict(named_tensors(model)))
+    return found
+
+
+def named_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a model with a name, through the adapter those of transformers' own."""
+    if hasattr(model, "hf"):
+        yield from model.hf.state_dict(keep_vars=True).items()
+        return
+    for name, module in model.modules.items():
+        if not names_state(name):  # which stands in the plan
+            yield from _tensors(name, module)
+    for name in ("embedding", "positions", "final_norm", "unembedding"):
+        yield from _tensors(name, getattr(model, name))
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))
 
 
 def _state(tensors: Mapping[str, Tensor]) -> object:

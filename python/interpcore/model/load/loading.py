@@ -119,7 +119,8 @@ def load(
             said = getattr(hf.config, CONFIG, None)
         commit = getattr(hf.config, "_commit_hash", None) if location.cached else location.revision
         place = hf.get_input_embeddings().weight
-        origin = Origin(location.source, place.dtype, str(place.device), commit, trust_remote_code, said)
+        at = location.source, place.dtype, str(place.device)
+        origin = Origin(*at, commit, trust_remote_code, said, loader=load)
     else:
         hf = source.get_base_model() if hasattr(source, "get_base_model") else source
         tokenizer, name = None, hf.config._name_or_path or type(hf).__name__
@@ -220,7 +221,7 @@ def _load_own(
     if check:
         check_finite(checkpoint.tensors, name)
     model = from_checkpoint(checkpoint, name)
-    origin = Origin(location.source, model.dtype, str(model.device), location.revision)
+    origin = Origin(location.source, model.dtype, str(model.device), location.revision, loader=load)
     return replace(model, origin=origin)
 
 
