@@ -212,7 +212,7 @@ class Ledger:
             name
             for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         }
-        if version > _SCHEMA_VERSION or (version == 0 and tables - {"cells"}):
+        if version > _SCHEMA_VERSION or (version == 0 and tables - {"cells", "asked"}):
             raise RunError(
                 f"{self.path} is a database, but no ledger of this version of interpcore; choose another file"
             )
