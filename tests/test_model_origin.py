@@ -113,9 +113,14 @@ def test_a_hub_model_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest
 
         return from_pretrained
 
+    def config_on_disk(place: str, name: str, revision: str | None = None, **options: Any) -> str:
+        asked.append((place, revision))
+        return str(tmp_path / name)
+
     class Info:
         sha = "c0ffee"
 
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", config_on_disk)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **given: Info())
     for auto in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
         monkeypatch.setattr(auto, "from_pretrained", on_disk(auto.from_pretrained))

@@ -217,7 +217,8 @@ def _load_own(
     checkpoint = Checkpoint.read(folder, dtype, device)
     # With a config of its own, transformers does not look at the folder's, nor for code that it names.
     options = {"config": PreTrainedConfig(), "trust_remote_code": False}
-    checkpoint = replace(checkpoint, tokenizer=read_tokenizer(location, options))
+    here = replace(location, place=str(folder))  # a hub id's snapshot: nothing is asked of the hub again
+    checkpoint = replace(checkpoint, tokenizer=read_tokenizer(here, options))
     if check:
         check_finite(checkpoint.tensors, name)
     model = from_checkpoint(checkpoint, name)
