@@ -1,5 +1,4 @@
-"""Kills a session at every STRIDE-th commit, before and after it, and goes on: `agent_killed.py FOLDER POLICY
-STRIDE`.
+"""Kills a session at every commit, before and after it, and goes on: `agent_killed.py FOLDER POLICY`.
 
 Writes FOLDER/<n>-<when>.json with the tables of each session that went on, and FOLDER/whole.json.
 """
@@ -18,7 +17,7 @@ from agent_case import Made, only, session, tables
 
 from interpcore.agent.ledger import SessionLedger
 
-FOLDER, POLICY, STRIDE = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+FOLDER, POLICY = Path(sys.argv[1]), sys.argv[2]
 MORE = {"llm": "stub"} if POLICY == "llm" else {}
 
 
@@ -60,5 +59,5 @@ while True:
     assert status == [signal.SIGKILL, signal.SIGKILL], status
     for when in ("before", "after"):
         assert in_a_child(go, f"{commit}-{when}") == 0
-    commit += STRIDE
-sys.stdout.write(f"{commit - STRIDE}\n")
+    commit += 1
+sys.stdout.write(f"{commit - 1}\n")

@@ -15,9 +15,9 @@ from agent_server import Step, calls, results, serving
 SCRIPT = Path(__file__).parent / "agent_killed.py"
 
 
-def killed(folder: Path, policy: str, stride: int, **environment: str) -> tuple[dict, dict[str, dict]]:
+def killed(folder: Path, policy: str, **environment: str) -> tuple[dict, dict[str, dict]]:
     """Tables of the session that nobody killed, and of those that went on."""
-    command = [sys.executable, str(SCRIPT), str(folder), policy, str(stride)]
+    command = [sys.executable, str(SCRIPT), str(folder), policy]
     said = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -25,13 +25,13 @@ def killed(folder: Path, policy: str, stride: int, **environment: str) -> tuple[
     whole = json.loads((folder / "whole.json").read_text())
     went_on = {file.stem: json.loads(file.read_text()) for file in folder.glob("*-*.json")}
     last = int(said.stdout)
-    assert last > 8 and {int(name.partition("-")[0]) for name in went_on} >= set(range(1, last + 1, stride))
+    assert last > 8 and {int(name.partition("-")[0]) for name in went_on} >= set(range(1, last + 1))
     return whole, went_on
 
 
 @pytest.mark.slow  # 1 minute
 def test_an_offline_session_is_the_same_wherever_it_was_killed(tmp_path):
-    whole, went_on = killed(tmp_path, "greedy-delete", 1)
+    whole, went_on = killed(tmp_path, "greedy-delete")
     assert any(json.loads(claim["confirmed"])["verdict"] == "confirmed" for claim in whole["claims"])
     for name, found in went_on.items():
         assert found == whole, name
@@ -48,10 +48,9 @@ def answer(request):
     return calls(("finish", {"summary": "Block 0 matters.", "claims": ["c1"]}))
 
 
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])  # 1 minute
-def test_a_session_of_a_language_model_repeats_no_paid_call(tmp_path, stride):
+def test_a_session_of_a_language_model_repeats_no_paid_call(tmp_path):
     with serving(Step(answer)) as server:
-        whole, went_on = killed(tmp_path, "llm", stride, OPENAI_BASE_URL=server.base, OPENAI_API_KEY="")
+        whole, went_on = killed(tmp_path, "llm", OPENAI_BASE_URL=server.base, OPENAI_API_KEY="")
         sent = len(server.requests)
     assert len(whole["llm_calls"]) == 3
     counted = 0

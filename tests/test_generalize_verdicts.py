@@ -223,7 +223,7 @@ def test_a_changed_trial_has_another_key():
 def test_simulated_coverage_on_the_shapes_of_trials(kind):
     """What trials measure, at sizes that they have; shares and ratios are in test_stats_coverage."""
     g, covered = np.random.default_rng(5), []
-    for _ in range(600):
+    for _ in range(800):
         if kind.startswith("differences"):
             n, rows = 24, 2 if kind.endswith("clusters") else 1
             who = np.repeat(np.arange(n), rows)

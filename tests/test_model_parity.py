@@ -54,9 +54,9 @@ def test_greedy_generation_agrees_token_for_token(pair):
     hf, model = pair
     tokens, mask = padded("left")
     theirs = hf.generate(
-        tokens, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None
+        tokens, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None
     )[:, 13:]
-    ours = model.generate(tokens, mask, max_new_tokens=6).tokens
+    ours = model.generate(tokens, mask, max_new_tokens=12).tokens
     assert torch.equal(ours, theirs)
 
 

@@ -44,20 +44,20 @@ def test_shares_of_eight_clusters_of_many_values_are_covered():
 SHAPES = {  # how values are drawn, their mean, and the least coverage at 8 to 20 clusters
     "uniform": ((0.0, 1.0), 0.5, 0.94),
     "normal": ((0.0, 1.0), 0.0, 0.94),
-    "beta": ((2.0, 0.5), 0.8, 0.935),
-    "exponential": ((1.0,), 1.0, 0.93),
-    "lognormal": ((0.0, 1.0), np.exp(0.5), 0.88),
+    "beta": ((2.0, 0.5), 0.8, 0.93),
+    "exponential": ((1.0,), 1.0, 0.92),
+    "lognormal": ((0.0, 1.0), np.exp(0.5), 0.87),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("clusters", [8, 20])
+@pytest.mark.parametrize("clusters", [8, 12, 20])
 def test_means_over_few_clusters_are_covered(clusters, shape):
-    """A percentile bootstrap at t quantiles covered .90 to .95 of the first four, .84 to .88 of the last."""
+    """A percentile bootstrap: .91 to .95 of the first three, .90 to .93 and .84 to .88 of the others."""
     given, mean, least = SHAPES[shape]
-    draws = getattr(np.random.default_rng(clusters), shape)(*given, size=(2000, clusters))
+    draws = getattr(np.random.default_rng(clusters), shape)(*given, size=(4000, clusters))
     rows = [mean_over_clusters(x, range(clusters)) for x in draws]
-    assert least < np.mean([row.low <= mean <= row.high for row in rows]) < 0.98
+    assert least < np.mean([row.low <= mean <= row.high for row in rows]) < 0.97
 
 
 def test_means_over_clusters_of_one_to_eight_values_are_covered():

@@ -253,7 +253,7 @@ def test_what_cannot_be_studied_is_refused_before_a_folder_is_made(tiny, tmp_pat
 def test_the_commands(tmp_path):
     typed = ["--questions", "tiny:40", "--out", str(tmp_path / "run"), "--quiet"]
     result = CliRunner().invoke(app, ["steering", "directions", *typed], catch_exceptions=False)
-    assert result.exit_code == 0 and "auroc" in result.output and "mean.safetensors" in result.output
+    assert result.exit_code == 0 and "auroc_low" in result.output and "mean.safetensors" in result.output
     assert (tmp_path / "run/artifacts/figures/directions-mean.png").stat().st_size > 2000
     result = CliRunner().invoke(app, ["steering", "states", *typed], catch_exceptions=False)
     assert result.exit_code == 0 and (tmp_path / "run/artifacts/figures/states.png").stat().st_size > 2000

@@ -18,7 +18,7 @@ class SkewedT:
     Args:
         value: the mean.
         error: its standard error.
-        skew: a, the skewness over the root of the number of clusters.
+        skew: a, the skewness that counts over the root of the number of clusters.
         degrees: of freedom.
         clusters: how many there are.
     """
@@ -35,6 +35,8 @@ class SkewedT:
 
         The error is the root of the summed squares by which the mean moves without each cluster (CR3 of Bell
         and McCaffrey 2002); degrees are one less than the effective number of clusters, (sum n)^2 / sum n^2.
+        Skewness g counts by g^2 / (g^2 + 6 / clusters): 6 / clusters is what its square is by chance where
+        nothing is skewed.
 
         Args:
             sums, counts: sum and number of values in each cluster [cluster].
@@ -46,7 +48,8 @@ class SkewedT:
         square, cube = np.square(moves).mean(), (moves**3).mean()
         size = len(moves)
         alike = square**0.5 <= 1e-12 * max(abs(value), 1e-300)
-        skew = 0.0 if alike or answers else float(cube / square**1.5 / size**0.5)
+        skewness = 0.0 if alike or answers else float(cube / square**1.5)
+        skew = skewness**3 / (skewness**2 + 6 / size) / size**0.5
         error = 0.0 if alike else float((size * square) ** 0.5)
         return cls(float(value), error, skew, float(total**2 / np.square(counts).sum()) - 1, size)
 
