@@ -47,12 +47,13 @@ def check_one_result(model, tolerance):
             close(logits[row][real[row].bool()], want)
     if not model.keeps_cache:
         return
-    edits = intervention.edits(model, lengths[[1]], totals[[1]])  # token by token
-    cache, found = Cache(), []
-    for token in texts[1]:
-        out = model.forward(torch.tensor([[token]]), cache=cache, edits=edits)
-        cache, found = out.cache, [*found, out.logits[0, 0]]
-    close(torch.stack(found), alone[1])
+    for row, (text, want) in enumerate(zip(texts, alone, strict=True)):  # token by token
+        edits = intervention.edits(model, lengths[[row]], totals[[row]])
+        cache, found = Cache(), []
+        for token in text:
+            out = model.forward(torch.tensor([[token]]), cache=cache, edits=edits)
+            cache, found = out.cache, [*found, out.logits[0, 0]]
+        close(torch.stack(found), want)
     edits = intervention.edits(model, lengths, totals)  # rows of their own lengths, then a token each
     out = model.forward(*pad([t[:-4] for t in texts]), cache=Cache(), edits=edits)
     for row, text in enumerate(texts):
