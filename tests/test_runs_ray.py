@@ -75,6 +75,14 @@ def test_a_number_of_ray_actors_is_a_number():
         sweep(square, [{"x": 1}], backend="dask", progress=False)
 
 
+def test_a_cluster_that_is_not_there_is_told_at_once():
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    begun = time.perf_counter()
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:1"):
+        sweep(square, [{"x": 1}], workers=RayWorkers(2, "127.0.0.1:1"), progress=False)
+    assert time.perf_counter() - begun < 10
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match="pip install ray"):

@@ -36,7 +36,9 @@ def continuation(tokenizer: Any, prompt: str, answer: int | str) -> list[int]:
         return [answer_id(tokenizer, prompt, answer)]
     before, after = (token_ids(tokenizer, text, False) for text in (prompt, prompt + answer))
     if after[: len(before)] != before or len(after) == len(before):
-        raise PairsError(f"The answer {answer!r} changes the tokens of {prompt!r}; begin it with a space.")
+        raise PairsError(
+            f"The answer {answer!r} changes the tokens of {ending(prompt)}; begin it with a space."
+        )
     return after[len(before) :]
 
 
@@ -78,14 +80,19 @@ def answer_id(tokenizer: Any, prompt: str, answer: int | str) -> int:
         found = token_id(tokenizer, answer)
         if found is None:
             raise PairsError(
-                f"The answer {answer!r} to {prompt!r} is no token id of this tokenizer, which has "
+                f"The answer {answer!r} to {ending(prompt)} is no token id of this tokenizer, which has "
                 f"{len(tokenizer)}."
             )
         return found
     before, after = (token_ids(tokenizer, text, False) for text in (prompt, prompt + answer))
     if after[:-1] != before:
         raise PairsError(
-            f"The answer {answer!r} continues {prompt!r} by {len(after) - len(before)} tokens; metrics read "
-            "the last position alone and need answers of one token."
+            f"The answer {answer!r} continues {ending(prompt)} by {len(after) - len(before)} tokens; metrics "
+            "read the last position alone and need answers of one token."
         )
     return after[-1]
+
+
+def ending(prompt: str, most: int = 60) -> str:
+    """A prompt as a sentence quotes it: its end, where it is long."""
+    return repr(prompt if len(prompt) <= most else f"...{prompt[-most:]}")

@@ -17,6 +17,7 @@ from interpcore.circuits.answers import (
     answer_ids,
     continuation,
     difference_terms,
+    ending,
 )
 from interpcore.circuits.options import UNEQUAL
 from interpcore.model.prompts import pad, token_ids
@@ -345,7 +346,7 @@ def _unequal(
     counts = " and ".join(str(len(side)) for side in encoded[first])
     return (
         f"{len(odd)} of {len(texts)} pairs of {task} have prompts of different token length, the first one "
-        f"{texts[first][0]!r} ({counts} tokens)."
+        f"{ending(texts[first][0])} ({counts} tokens)."
     )
 
 
@@ -359,5 +360,5 @@ def _degenerate(
     task: str, texts: Sequence[tuple[str, str]], which: Sequence[int], what: str
 ) -> Iterator[str]:
     if which:
-        first = texts[which[0]][0]
-        yield f"{len(which)} of {len(texts)} pairs of {task} have {what}, the first one {first!r}; left out."
+        first = ending(texts[which[0]][0])
+        yield f"{len(which)} of {len(texts)} pairs of {task} have {what}, the first one {first}; left out."

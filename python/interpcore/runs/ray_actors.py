@@ -6,6 +6,7 @@ The ledger alone decides what runs again: Ray repeats nothing, so that no cell r
 from __future__ import annotations
 
 import pickle
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,6 +22,8 @@ from interpcore.runs.ledger import Row
 IN_FLIGHT = 2
 """Cells that an actor holds: the one that it runs, and the next."""
 FAILED_STARTS = 3
+PATIENCE = 5.0
+"""Seconds that a cluster's port has to answer."""
 
 
 class RayWorkers(int):
@@ -103,6 +106,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address:
+        _check_reachable(address)
     own = {} if address else {"num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=True, logging_level="ERROR", **own)
@@ -114,6 +119,17 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises: RunError where nobody listens at host:port, which Ray would wait for."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"Ray cannot be reached at {address} ({error}); give a running cluster's.") from error
 
 
 def cluster_workers(address: str) -> RayWorkers:

@@ -283,7 +283,8 @@ def open_study(
         options: what the study means; None takes the defaults.
         workers, progress: see `runs.experiment.Study`.
         command: what was typed, for the card.
-    Raises: GraphError for a model without a graph of edges; RunError for a folder that holds another study.
+    Raises: GraphError for a model without a graph of edges; PairsError for own pairs that do not suit its
+        tokenizer; RunError for a folder that holds another study.
     """
     options = options or Options()
     options.check_data()
@@ -291,8 +292,13 @@ def open_study(
     assert isinstance(model, Model)
     if options.group_kv and not grouped:
         options = replace(options, group_kv=False)
-    folder = RunFolder.open_or_create(out, study_card(model, options, command), shared=True)
-    return Study(model, options, folder.artifacts, folder, workers=workers, progress=progress)
+    card = study_card(model, options, command)
+    study = Study(model, options, Artifacts(Path(out), card), workers=workers, progress=progress)
+    for task in study.own:  # told before there is a folder
+        study.pairs(task)
+    folder = RunFolder.open_or_create(out, card, shared=True)
+    study.artifacts, study.folder = folder.artifacts, folder
+    return study
 
 
 def own_pairs(task: OwnTask, tokenizer: Any, options: Options) -> Pairs:
