@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from families import transformers_model
-from summary_case import states
+from summary_case import expect_same_bits, states
 
 import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
+from interpcore.neurons import parts as cut
 from interpcore.neurons.correlation.setup import Settings
 from interpcore.neurons.options import Options
+from interpcore.neurons.parts import default_parts
 from interpcore.neurons.study import Study, open_study
 
 pytest.importorskip("pandas")
@@ -37,14 +39,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"seed{seed}") for seed in (0, 1)]
 
 
-def study(saved: list[str], folder: Path, workers: int) -> Study:
+def study(saved: list[str], folder: Path, workers: int, parts: int | None = None) -> Study:
     tokens = np.random.default_rng(0).integers(1, 61, (100, 48))
     tokens[:, 0] = 0
     shards = TokenShards.of_arrays(tokens, 61, masks={"bos": [0]})
     of = open_study(
         interpcore.load(saved[0], check=False),
         folder,
-        Options(partners=(saved[1],)),
+        Options(partners=(saved[1],), parts=parts),
         shards=shards,
         workers=workers,
         progress=False,
@@ -64,40 +66,74 @@ def worked_off_here(study: Study, cell: Callable[..., None], grid: list[dict[str
 def test_two_workers_correlate_as_one_process(
     saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = study(saved, tmp_path / "one", 1), study(saved, tmp_path / "two", 2)
-    assert two.correlations is not None and one.correlations is not None
-    a, b = two.correlations.partners[0, 1].tensors(), one.correlations.partners[0, 1].tensors()
-    torch.testing.assert_close(a["top"], b["top"], rtol=0, atol=1e-12)
+    whole, one, two = (
+        study(saved, tmp_path / name, workers, parts)
+        for name, workers, parts in (("whole", 1, None), ("one", 1, 2), ("two", 2, 2))
+    )
+    found = [each.correlations for each in (whole, one, two)]
+    tops = [each.partners[0, 1].tensors()["top"] for each in found if each is not None]
+    torch.testing.assert_close(tops[1], tops[0], rtol=0, atol=1e-12)
+    assert torch.equal(tops[1], tops[2])  # the same cut, in one process and in two
     made = {path.name for path in (tmp_path / "two").iterdir()}
     assert made == {"correlation", "correlation-1-of-2", "correlation-2-of-2"}
     monkeypatch.setattr(Study, "sweep", None)  # what is done needs no process
     assert study(saved, tmp_path / "two", 3).correlations is not None
 
 
-def test_two_workers_summarize_as_one_process(
+def test_the_same_cut_gives_the_same_bits_whoever_computes_it(
     saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Study, "sweep", worked_off_here)
-    one, two = study(saved, tmp_path / "one", 1), study(saved, tmp_path / "two", 2)
-    mine, other = states(two.summary), states(one.summary)
+    monkeypatch.setattr(cut, "FAN_IN", 2)  # three parts make a tree of two levels
+    whole, one = study(saved, tmp_path / "whole", 1), study(saved, tmp_path / "one", 1, 3)
+    mine, other = states(one.summary), states(whole.summary)
     assert mine.keys() == other.keys()
     for name, x in mine.items():
         if x.dtype == torch.float64:
             torch.testing.assert_close(x, other[name], rtol=1e-11, atol=1e-11, equal_nan=True)
         else:
             assert torch.equal(x, other[name]), name
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {
-        "summary",
-        "summary-1-of-2",
-        "summary-2-of-2",
-    }
-    # Begun parts are gone on with as they were cut.
-    study(saved, tmp_path / "three", 1).summary_part(2, 3)
-    assert str(study(saved, tmp_path / "three", 2).summary.ranges) == "0 to 100"
-    assert {path.name for path in (tmp_path / "three").iterdir()} == {
-        "summary",
-        *(f"summary-{n}-of-3" for n in (1, 2, 3)),
-    }
+    leaves = {f"summary-{n}-of-3" for n in (1, 2, 3)}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"summary", *leaves}
+    monkeypatch.setattr(Study, "sweep", worked_off_here)
+    two = study(saved, tmp_path / "two", 2, 3)
+    expect_same_bits(one.summary, two.summary)
+    # A merge that was killed is made again out of its parts, and begun parts are gone on with as cut.
+    (passed,) = (tmp_path / "two" / "summary" / "artifacts").glob("pass-*")
+    passed.unlink()
+    shutil.rmtree(tmp_path / "two" / "summary-2-of-3")
+    expect_same_bits(one.summary, study(saved, tmp_path / "two", 1).summary)
+    # What is whole is read, its parts there or not.
+    for leaf in leaves:
+        shutil.rmtree(tmp_path / "two" / leaf)
+    monkeypatch.setattr(Study, "sweep", None)
+    expect_same_bits(one.summary, study(saved, tmp_path / "two", 2, 5).summary)
+
+
+def test_another_cut_of_begun_parts_is_refused(saved: list[str], tmp_path: Path) -> None:
+    study(saved, tmp_path / "of", 1).summary_part(2, 3)
+    with pytest.raises(Refused, match="has its summary in 3 parts; leave --parts out"):
+        _ = study(saved, tmp_path / "of", 2, 2).summary
+    study(saved, tmp_path / "of", 1).summary_part(2, 2)
+    with pytest.raises(Refused, match="cut into 2 and 3; delete those of one cut"):
+        _ = study(saved, tmp_path / "of", 2).summary
+    with pytest.raises(Refused, match="101 parts are more than the 3 batches"):
+        _ = study(saved, tmp_path / "new", 1, 101).summary
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "most", "parts"),
+    [
+        (1000, 1e6, 9, 1),
+        (2**20, 1e6, 99, 4),
+        (2**24, 1e6, 999, 8),
+        (2**24, 1e10, 999, 3),
+        (2**34, 1e6, 9999, 128),
+    ],
+)
+def test_tokens_and_sums_say_how_many_parts_there_are(
+    tokens: int, size: float, most: int, parts: int
+) -> None:
+    assert default_parts(tokens, size, most) == parts
 
 
 def test_a_finished_study_is_read_on_a_full_and_on_a_read_only_disk(
@@ -126,7 +162,7 @@ def test_a_finished_study_is_read_on_a_full_and_on_a_read_only_disk(
 def test_a_model_that_no_worker_can_load_is_refused_before_anything_is_written(
     saved: list[str], tmp_path: Path
 ) -> None:
-    of = study(saved, tmp_path / "of", 2)
+    of = study(saved, tmp_path / "of", 2, 2)
     of.partners = [interpcore.load(transformers_model("gpt2", 2), check=False)]
     with pytest.raises(Refused, match="made of an object in memory"):
         _ = of.correlations

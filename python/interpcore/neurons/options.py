@@ -35,6 +35,13 @@ class Options(Base):
     by_label: bool = option(True, "Sums by label in context (word, quote, ...).")
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
     seed: int = option(0, "Of every random draw.")
+    parts: int | None = option(
+        None,
+        "Parts of a token pass, shared out among workers; the bits depend on it, not on them. Default: by "
+        "the number of tokens, 262,144 at least in each.",
+        least=1,
+        circumstance=True,
+    )
     memory: float = option(
         4.0, "GB for what a process gathers in a token pass; else more passes.", above=0, circumstance=True
     )

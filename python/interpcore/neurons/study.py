@@ -25,21 +25,20 @@ from interpcore.neurons.correlation.steps import CorrelationSteps
 from interpcore.neurons.correlation.universal import universality
 from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.options import Explain, Options
-from interpcore.neurons.parts import correlation_part, in_parts, summary_part
+from interpcore.neurons.parts import begun_parts, correlation_part, in_parts, merge_tree, summary_part
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import Statistics
 from interpcore.neurons.statistics.labels import LABELS
 from interpcore.neurons.statistics.moment_errors import GROUPS
 from interpcore.neurons.statistics.quadrants import check_gated, quadrant_table
-from interpcore.neurons.statistics.summarize import default_batch, part_range, summarize
-from interpcore.neurons.statistics.summary import Summary, merge_summaries
+from interpcore.neurons.statistics.summarize import default_batch, part_range, state_bytes, summarize
+from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_alignment
 from interpcore.neurons.weights.study import weight_study
 from interpcore.runs import RunCard, RunFolder, experiment, is_run, write_tensors
 from interpcore.runs.frames import write_frame
-from interpcore.runs.ray_actors import runs_here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +133,7 @@ class Study(experiment.Study):
             return RunFolder.open_or_create(self.step(step), self.card(step, models, **more))
 
         of = correlation_study.Study(models, self.tokens, self.settings)
-        share = partial(in_parts, self, correlation_part, "correlation") if self.workers > 1 else None
+        share = partial(in_parts, self, correlation_part, "correlation")
         return CorrelationSteps(self.path, of, open_run, self.progress, share)
 
     @cached_property
@@ -177,13 +176,15 @@ class Study(experiment.Study):
 
     @cached_property
     def summary(self) -> Summary:
-        """One pass over the tokens for every accumulator, in parts where the study has several workers."""
+        """One pass over the tokens for every accumulator, in parts where there are many tokens."""
         whole = self.step("summary")
-        if runs_here(self.workers) or is_run(whole):
+        if is_run(whole) and Summary.complete(whole):
             return self._summarize("summary", None)
         most = -(-self.tokens.n_sequences // default_batch(self.tokens))
         alone = replace(self, partners=())  # which the token pass does not read
-        return merge_summaries(in_parts(alone, summary_part, "summary", most), whole)
+        size = state_bytes(self.model, self.tokens, self.statistics)
+        parts = in_parts(alone, summary_part, "summary", most, size)
+        return merge_tree(alone, parts, "summary") if parts else self._summarize("summary", None)
 
     def summary_part(self, number: int, of: int) -> Summary:
         """Part `number` (from 1) of `of` of the tokens, so that several processes share them."""
@@ -196,7 +197,7 @@ class Study(experiment.Study):
             ValueError: there are none, or they are not all the tokens.
             RunError, MergeError: they do not fit together.
         """
-        folders = sorted(self.path.glob("summary-*-of-*"))
+        folders = begun_parts(self.path, "summary")
         if not folders:
             raise Refused(f"{self.path} has no parts of a summary; make them with --part 1/2 and --part 2/2.")
         read = sum(len(Summary.open(folder).ranges) for folder in folders)
@@ -205,7 +206,7 @@ class Study(experiment.Study):
                 f"{', '.join(folder.name for folder in folders)} hold {read} of {self.tokens.n_sequences} "
                 "sequences; make or finish the other parts first."
             )
-        return merge_summaries(folders, self.step("summary"))
+        return merge_tree(replace(self, partners=()), folders, "summary")
 
     def _summarize(self, step: str, span: tuple[int, int] | None) -> Summary:
         return summarize(

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpcore.errors import Refused
-from interpcore.neurons.correlation.correlate import correlate, merge_sums
+from interpcore.neurons.correlation.correlate import correlate, merge_sums, sums_path
+from interpcore.neurons.correlation.cross_sums import tile_bytes
 from interpcore.neurons.correlation.jackknife import Jackknife, jackknife
 from interpcore.neurons.correlation.nulls import null_baseline
+from interpcore.neurons.correlation.reduction import FILE
 from interpcore.neurons.correlation.setup import Correlations, Study
 from interpcore.neurons.correlation.sketch import Sketched, correlate_by_sketch
 from interpcore.neurons.correlation.universal import similar_shares
+from interpcore.neurons.parts import begun_parts
 from interpcore.neurons.statistics.summarize import part_range
-from interpcore.runs import RunFolder, is_run, write_tensors
+from interpcore.runs import RunFolder, write_tensors
 from interpcore.runs.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
@@ -32,15 +35,15 @@ class CorrelationSteps:
         of: models (the study's first), tokens and settings.
         open_run: opens the run folder of a step, by its name and further arguments of its card.
         progress: show it.
-        share: makes the sums of parts in several processes, given how many there may be, and returns their
-            run folders; None sums in this process.
+        share: makes the sums of parts, given how many there may be and the bytes of one's sums, and returns
+            their run folders; none where the sums are one piece.
     """
 
     folder: Path
     of: Study
     open_run: Callable[..., RunFolder]
     progress: bool = True
-    share: Callable[[int], Sequence[Path]] | None = None
+    share: Callable[[int, float], Sequence[Path]] = lambda most, size: ()
 
     @property
     def meaning(self) -> dict[str, Any]:
@@ -50,8 +53,9 @@ class CorrelationSteps:
     @cached_property
     def correlations(self) -> Correlations:
         """Correlations of all neurons."""
-        if self.share is not None and not is_run(self.folder / "correlation"):
-            self._merge(self.share(self.of.n_blocks))
+        parts = () if self._summed else self.share(self.of.n_blocks, self._size)
+        if parts:
+            self._merge(parts)
         with self._run("correlation") as run:
             found = self._correlate(run, None)
             assert found is not None
@@ -78,7 +82,7 @@ class CorrelationSteps:
             Refused: there are none.
             RunError: they are not all of the tokens, or do not fit together.
         """
-        parts = sorted(self.folder.glob("correlation-*-of-*"))
+        parts = begun_parts(self.folder, "correlation")
         if not parts:
             raise Refused(
                 f"{self.folder} has no parts of correlations; make them with --part 1/2 and --part 2/2."
@@ -119,6 +123,18 @@ class CorrelationSteps:
         folder = self.folder / "correlation" / "artifacts" / "sums"
         models, shards = self.of.models, self.of.shards
         return jackknife(models, shards, self.correlations, folder=folder, progress=self.progress)
+
+    @property
+    def _summed(self) -> bool:
+        """Whether the sums are there, or what was made of them."""
+        sums = self.folder / "correlation" / "artifacts" / "sums"
+        kept = (sums_path(sums, number) for number in range(len(self.of.passes)))
+        return (sums / FILE).is_file() or all(path.is_file() for path in kept)
+
+    @property
+    def _size(self) -> int:
+        """Bytes of the sums."""
+        return sum(tile_bytes(self.of.sets, tile) for tiles in self.of.passes for tile in tiles)
 
     def _merge(self, parts: Sequence[Path]) -> None:
         sums = [part / "artifacts" / "sums" for part in parts]

@@ -164,6 +164,14 @@ def estimate(
     return Estimate(tokens, len(passes), rate, hours, max(sums), sum(sums) + max(sums))
 
 
+def state_bytes(model: Model, shards: TokenShards, statistics: Statistics) -> int:
+    """Bytes of the sums of a run."""
+    labellers = _labellers(model, shards, statistics)
+    ids = shards.ids() if statistics.by_token else None
+    sizes = _sizes(model, shards, statistics, labellers, ids)
+    return sum(part_bytes(parts, statistics, sizes) for parts in plan_passes(statistics, sizes, 1e18))
+
+
 def default_batch(shards: TokenShards) -> int:
     """Sequences of a forward: about 2048 tokens."""
     return max(BATCH_TOKENS // shards.context, 1)

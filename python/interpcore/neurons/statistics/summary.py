@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +77,23 @@ class Summary:
                 f"{late} has not seen all the tokens that {paths[0].name} has; run summarize again"
             )
         return cls(folder, card, Ranges(tuple(pair) for pair in seen[0]), files)
+
+    @classmethod
+    def complete(cls, folder: str | os.PathLike[str]) -> bool:
+        """Whether a run folder holds everything asked for, of all sequences."""
+        try:
+            found = cls.open(folder)
+        except RunError:
+            return False
+        asked = [(kind, depth) for depth in range(found.n_layers) for kind in found.statistics.kinds]
+        depths = found.statistics.depths
+        by_token = range(found.n_layers) if depths is None else depths
+        asked += [(kind, depth) for depth in by_token for kind in found.statistics.by_token]
+        there: Counter[tuple[str, int]] = Counter()
+        for part in found.files:
+            there[part.kind, part.depth] += part.stop - part.start
+        every = all(there[kind, depth] == found.sizes.widths[depth] for kind, depth in asked)
+        return every and len(found.ranges) == found.sizes.sequences
 
     @property
     def statistics(self) -> Statistics:
@@ -192,7 +210,7 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
 
     Args:
         folders: two or more run folders.
-        out: a new one.
+        out: a new one, or what a killed call left of it.
 
     Raises:
         RunError: they differ in what they mean, or were cut into other passes.
@@ -213,7 +231,7 @@ def merge_summaries(folders: Sequence[str | os.PathLike[str]], out: str | os.Pat
                 "not finished; finish both with the same one"
             )
         seen.merge(other.ranges)
-    with RunFolder.create(out, first.card) as run:
+    with RunFolder.open_or_create(out, first.card) as run:
         shutil.copy(first.folder / "artifacts" / PILOT, run.artifact(PILOT))
         for path in sorted(set(first.files.values()), key=_number):
             parts = [part for part, file in first.files.items() if file == path]
