@@ -35,7 +35,7 @@ def save_scores(scores: Scores, path: str | Path, circuit: Circuit | None = None
     Args:
         scores: what to write.
         path: `.safetensors` keeps everything; `.json` and `.pt` are the published formats, which have no
-            grouped key/value destinations, segments or standard errors.
+            grouped key/value destinations, layers side by side, segments or standard errors.
         circuit: marks what is in the graph; None marks every edge.
     Raises: GraphError for another suffix, or a graph that the published formats cannot hold.
     """
@@ -43,6 +43,8 @@ def save_scores(scores: Scores, path: str | Path, circuit: Circuit | None = None
     writers = {".json": _save_json, ".pt": _save_pt}
     if path.suffix not in (".safetensors", *writers):
         raise GraphError(f"Scores are written as .safetensors, {', '.join(writers)}; got {path.name}.")
+    if path.suffix in writers and scores.graph.beside:
+        raise GraphError("The published formats hold no layers side by side; write .safetensors.")
     if path.suffix in writers and scores.graph.grouped:
         raise GraphError(
             "The published formats have no key/value groups; attribute with group_kv=False, or write "
@@ -149,7 +151,18 @@ def _load_own(path: Path, where: str) -> Loaded:
 def _own_graph(own: Fields) -> Graph:
     found = own.object("graph")
     blocks, heads, kv_heads = (found.whole(name, 1, _MOST) for name in ("blocks", "heads", "kv_heads"))
-    return Graph(blocks, heads, kv_heads, found.flag("parallel"))
+    return Graph(blocks, heads, kv_heads, found.flag("parallel"), _beside(found))
+
+
+def _beside(graph: Fields) -> tuple[tuple[int, int, str], ...]:
+    """Layers side by side, of which older files and other plans have none."""
+    if "beside" not in graph.content:
+        return ()
+    ranges = (each.split(" ") for each in graph.texts("beside"))
+    try:
+        return tuple((int(first), int(last), combine) for first, last, combine in ranges)
+    except ValueError:
+        raise GraphError(f"{graph.where}: its beside is no list such as ['1 2 mean'].") from None
 
 
 def _own(header: Any, where: str) -> Fields | None:

@@ -3,22 +3,26 @@
 Sources write to the stream: `input` (the token embedding alone; position embeddings and attention output
 biases belong to no node), the heads `a0.h0`, ... of each layer and its MLP `m0`. Destinations read from it,
 before their norm: the q, k and v inputs of each head, each MLP, and `logits` (what the final norm reads).
-Names, order and indices are those of Hanna et al. 2024 (arXiv 2403.17806): per layer q of all heads, then k,
-then v, then the MLP.
+Layers side by side (`Plan.parallel`) read one stream, so that none reads another's nodes, and are joined
+behind it. Names, order and indices are those of Hanna et al. 2024 (arXiv 2403.17806): per layer q of all
+heads, then k, then v, then the MLP.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.model.call import RESID, begins_side_by_side
+from interpcore.model.combine import COMBINERS
 from interpcore.runs.fields import is_whole
 
 LETTERS = "qkv"
@@ -36,7 +40,8 @@ class GraphError(Refused):
 class Graph:
     """Geometry of a model's edges; a value, with its arrays made when first asked for.
 
-    The legal sources of a destination are always those before an index, its `prefix`.
+    The legal sources of a destination are those before an index, its `prefix`, without those of the layers
+    that stand beside its own.
 
     Args:
         blocks: number of layers (block calls of the plan).
@@ -44,12 +49,14 @@ class Graph:
         kv_heads: key/value destinations per layer: `heads`, or the number of key/value groups, whose
             destinations are named `a0.g0<k>` and feed every head of the group.
         parallel: attention and MLP of a layer read the same stream (GPT-J, Pythia).
+        beside: ranges of layers side by side, in order: (first layer, last layer, "mean" or "sum").
     """
 
     blocks: int
     heads: int
     kv_heads: int
     parallel: bool = False
+    beside: tuple[tuple[int, int, str], ...] = field(default=(), repr=False)  # older keys hold the repr
 
     def __post_init__(self) -> None:
         counts = (self.blocks, self.heads, self.kv_heads)
@@ -58,6 +65,13 @@ class Graph:
             raise GraphError(
                 "A graph needs at least one layer and heads that divide into key/value groups; got "
                 f"{self.blocks} layers, {self.heads} heads, {self.kv_heads} groups."
+            )
+        ends = [-1, *(layer for first, last, _ in self.beside for layer in (first, last)), self.blocks]
+        ordered = all(a <= b if i % 2 else a < b for i, (a, b) in enumerate(pairwise(ends)))
+        if not ordered or any(combine not in COMBINERS for *_, combine in self.beside):
+            raise GraphError(
+                f"Layers side by side are ranges of the {self.blocks} layers in order, each with "
+                f"{' or '.join(COMBINERS)}; got {self.beside}."
             )
 
     @classmethod
@@ -76,9 +90,11 @@ class Graph:
                 f"{model.spec.name} runs through transformers' own modules, which do not show the inputs of "
                 "single heads; edges need a model with hand-written blocks."
             )
-        if any(call.kind != "block" for call in plan.calls) or plan.streams != {"resid"}:
+        beside = _side_by_side(plan)
+        if beside is None:
             raise GraphError(
-                f"Edges are defined for plans of blocks on one stream; that of {model.spec.name} is {plan}."
+                "Edges are defined for plans of blocks one after the other or side by side; that of "
+                f"{model.spec.name} is {plan}."
             )
         if any(model.block(d).norms_stream for d in range(plan.n_calls)):
             raise GraphError(
@@ -86,10 +102,11 @@ class Graph:
                 "writes does not stay in it, and edges are not defined."
             )
         layouts = {model.block(d).parallel for d in range(plan.n_calls)}
-        if len(layouts) != 1:
+        if len(layouts) > 1:
             raise GraphError("This plan mixes serial and parallel blocks, which have different graphs.")
         spec = model.spec
-        return cls(plan.n_calls, spec.n_heads, spec.n_kv_heads if group_kv else spec.n_heads, layouts.pop())
+        kv_heads = spec.n_kv_heads if group_kv else spec.n_heads
+        return cls(plan.n_calls, spec.n_heads, kv_heads, layouts.pop() if layouts else False, beside)
 
     @property
     def grouped(self) -> bool:
@@ -116,7 +133,9 @@ class Graph:
         """Number of legal edges: the sum of `prefix`, which a graph of any size has at once."""
         before = self.blocks + (self.heads + 1) * self.blocks * (self.blocks - 1) // 2
         serial = 0 if self.parallel else self.blocks * self.heads
-        return self.per_layer * before + serial + self.n_sources
+        counts = [last - first for first, last, _ in self.beside]
+        unread = (self.heads + 1) * sum(n * (n + 1) // 2 for n in counts)
+        return self.per_layer * (before - unread) + serial + self.n_sources
 
     @property
     def logits(self) -> int:
@@ -142,17 +161,38 @@ class Graph:
         """Destination index of a layer's MLP."""
         return (layer + 1) * self.per_layer - 1
 
+    def entry(self, layer: int) -> int:
+        """The layer whose stream a layer reads: the first of its range, or itself."""
+        return next((first for first, last, _ in self.beside if first <= layer <= last), layer)
+
+    def exit(self, layer: int) -> int:
+        """The last layer of its range, or itself: what it writes is read behind that one."""
+        return next((last for first, last, _ in self.beside if first <= layer <= last), layer)
+
+    def share(self, layer: int) -> float:
+        """Factor of what a layer's nodes write in the stream behind it: 1/k in a mean of k layers."""
+        of = next((r for r in self.beside if r[0] <= layer <= r[1]), None)
+        return 1 / (of[1] - of[0] + 1) if of is not None and COMBINERS[of[2]].mean else 1.0
+
+    def behind(self, layer: int, stream: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
+        """The stream with a layer: `stream` behind those beside it, `entering` as they all read it, `leaving`
+        what the layer gives."""
+        if self.entry(layer) == self.exit(layer):
+            return leaving
+        return stream + (leaving - entering) * self.share(layer)
+
     def attention_prefix(self, layer: int) -> int:
         """Number of sources that precede a layer's heads."""
-        return 1 + layer * (self.heads + 1)
+        return 1 + self.entry(layer) * (self.heads + 1)
 
     def mlp_prefix(self, layer: int) -> int:
-        """Number of sources that precede a layer's MLP."""
-        return self.attention_prefix(layer) + (0 if self.parallel else self.heads)
+        """Index behind the last source that precedes a layer's MLP."""
+        return self.attention_prefix(layer) if self.parallel else self.head_sources(layer).stop
 
     @cached_property
     def prefix(self) -> Tensor:
-        """Number of legal sources of each destination [n_destinations] int64."""
+        """Index behind the last legal source of each destination [n_destinations] int64; without layers side
+        by side all before it are legal."""
         prefix = torch.empty(self.n_destinations, dtype=torch.int64)
         for layer in range(self.blocks):
             prefix[layer * self.per_layer : (layer + 1) * self.per_layer] = self.attention_prefix(layer)
@@ -163,7 +203,23 @@ class Graph:
     @cached_property
     def legal(self) -> Tensor:
         """Which edges exist [n_sources, n_destinations] bool."""
-        return torch.arange(self.n_sources)[:, None] < self.prefix[None, :]
+        legal = torch.arange(self.n_sources)[:, None] < self.prefix[None, :]
+        for layer in range(self.blocks):
+            beside = slice(self.attention_prefix(layer), self.head_sources(layer).start)
+            legal[beside, self.mlp_destination(layer)] = False
+        return legal
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """Factor of what each source writes in the stream behind its layer [n_sources] float64."""
+        return torch.tensor([1.0, *(self.share(layer) for layer in self.source_layers[1:].tolist())]).double()
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Factor of what a source writes in what a destination reads [n_sources, n_destinations] float64: its
+        share, 1 within a layer, 0 where there is no edge."""
+        own = self.source_layers[:, None] == self.destination_layers[None, :]
+        return torch.where(own, 1.0, self.shares[:, None]) * self.legal
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -266,7 +322,7 @@ class Graph:
         if len(parts) != 2:
             raise GraphError(f"An edge is written source->destination, like a0.h1->m2; got {name!r}.")
         source, destination = self.source(parts[0]), self.destination(parts[1])
-        if source >= int(self.prefix[destination]):
+        if not bool(self.legal[source, destination]):
             raise GraphError(f"{name!r} is no edge: {parts[0]} does not precede {parts[1]}.")
         return source, destination
 
@@ -279,7 +335,8 @@ class Graph:
         mask = torch.zeros(self.n_sources, self.n_destinations, dtype=torch.bool)
         for edge in edges:
             source, destination = self.edge(edge) if isinstance(edge, str) else edge
-            if not (0 <= destination < self.n_destinations and 0 <= source < int(self.prefix[destination])):
+            inside = 0 <= destination < self.n_destinations and 0 <= source < self.n_sources
+            if not (inside and bool(self.legal[source, destination])):
                 raise GraphError(f"({source}, {destination}) is no edge of this graph.")
             mask[source, destination] = True
         return mask
@@ -300,7 +357,8 @@ class Graph:
                 pairs.append(torch.cartesian_prod(torch.arange(self.mlp_prefix(layer)), mlp))
         pairs.append(torch.cartesian_prod(torch.arange(self.n_sources), torch.tensor([self.logits])))
         sources, destinations = torch.cat(pairs).unbind(1)
-        return sources, destinations
+        there = self.legal[sources, destinations]
+        return sources[there], destinations[there]
 
     def _layer_heads(self, layer: int) -> Tensor:
         if not self.grouped:
@@ -320,4 +378,23 @@ class Graph:
     def __str__(self) -> str:
         kind = "parallel" if self.parallel else "serial"
         groups = f" in {self.kv_heads} groups" if self.grouped else ""
-        return f"{self.blocks} {kind} layers of {self.heads} heads{groups}, {self.n_edges:,} edges"
+        ranges = ", ".join(f"{combine} of {first}-{last}" for first, last, combine in self.beside)
+        beside = f" ({ranges})" if ranges else ""
+        return f"{self.blocks} {kind} layers{beside} of {self.heads} heads{groups}, {self.n_edges:,} edges"
+
+
+def _side_by_side(plan: Any) -> tuple[tuple[int, int, str], ...] | None:
+    """Ranges of a plan's block calls that stand side by side; None for a plan of another kind."""
+    found: list[tuple[int, int, str]] = []
+    depth, left = 0, list(plan.calls)
+    while left:
+        beside = begins_side_by_side(left)
+        plain = left[0].kind == "block" and left[0].reads == (RESID,) == left[0].writes
+        if beside is None and not plain:
+            return None
+        combine, modules = beside or ("", left[:1])
+        if beside is not None:
+            found.append((depth, depth + len(modules) - 1, combine))
+        depth += len(modules)
+        del left[: len(modules) + (beside is not None)]
+    return tuple(found)

@@ -182,6 +182,11 @@ class Scores(AsTable):
                 "heads": self.graph.heads,
                 "kv_heads": self.graph.kv_heads,
                 "parallel": self.graph.parallel,
+                **(
+                    {"beside": [f"{a} {b} {how}" for a, b, how in self.graph.beside]}
+                    if self.graph.beside
+                    else {}
+                ),
             },
             "notes": self.notes,
         }

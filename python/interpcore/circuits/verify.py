@@ -80,7 +80,7 @@ class PairAgain(ShortRepr):
             if not bool(gone.any()):
                 return stream
             moved = self.other[:before] - sources(self.model, self.graph, self.pair.clean[0], found, before)
-            own = stream + torch.einsum("sn,spd->npd", gone.double(), moved)
+            own = stream + torch.einsum("sn,spd->npd", gone * self.graph.weights[:before, at], moved)
             return own if destination in "qkv" else own[0]
 
         return float(self.measured(plain_run(self.model, self.pair.clean[0], read=read).logits[-1]))
@@ -115,7 +115,7 @@ class PairAgain(ShortRepr):
                 if grad is not None:
                     moved = self.clean[:before] - self.other[:before]
                     total[:before, at] += weight * torch.einsum("spd,npd->sn", moved, grad)
-        return total
+        return total * self.graph.weights
 
 
 def destinations(graph: Graph, name: str, depth: int) -> slice:

@@ -93,3 +93,14 @@ def side_by_side(calls: Sequence[Call], combine: str) -> tuple[Call, ...]:
     beside = [Call(c.module, writes=(name,)) for c, name in zip(calls, branches, strict=True)]
     reads = branches if COMBINERS[combine].mean else (RESID, *branches)
     return *beside, Call(combine, "adapter", reads=reads)
+
+
+def begins_side_by_side(calls: Sequence[Call]) -> tuple[str, tuple[str, ...]] | None:
+    """How blocks side by side are combined, and their modules, where calls begin with such a range; else
+    None."""
+    k = 0
+    while k < len(calls) and calls[k].writes == (f"{BRANCH}{k}",) and calls[k].reads == (RESID,):
+        k += 1
+    if not k or k == len(calls) or calls[k].module not in COMBINERS:
+        return None
+    return calls[k].module, tuple(call.module for call in calls[:k])

@@ -15,8 +15,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from interpcore.errors import Refused
-from interpcore.model.call import RESID, Call, side_by_side
-from interpcore.model.combine import BRANCH, COMBINERS
+from interpcore.model.call import Call, begins_side_by_side, side_by_side
 
 LEAST_LOOP = 3
 """Repetitions from which several calls in a row are written as a loop."""
@@ -222,20 +221,10 @@ def write_calls(calls: Sequence[Call], *, groups: bool = False) -> str:
     units: list[_Unit] = []
     rest = list(calls)
     while rest:
-        beside = _beside(rest)
+        beside = begins_side_by_side(rest)
         units.append(rest[0].module if beside is None else beside)
         del rest[: 1 if beside is None else len(beside[1]) + 1]
     return ", ".join(_written([(unit, len(list(same))) for unit, same in groupby(units)], groups)) or "none"
-
-
-def _beside(calls: Sequence[Call]) -> tuple[str, tuple[str, ...]] | None:
-    """The combiner and modules of a parallel range that the calls begin with."""
-    k = 0
-    while k < len(calls) and calls[k].writes == (f"{BRANCH}{k}",) and calls[k].reads == (RESID,):
-        k += 1
-    if not k or k == len(calls) or calls[k].module not in COMBINERS:
-        return None
-    return calls[k].module, tuple(call.module for call in calls[:k])
 
 
 def _written(units: list[_Times], groups: bool) -> list[str]:

@@ -52,10 +52,10 @@ class Points(ShortRepr):
 
     def without(self, layer: int) -> Points:
         """The same where a layer passes no gradient on."""
-        modules = list(self.linear.modules)
-        block = modules[layer]
+        modules, at = list(self.linear.modules), self.linear.model.plan.first_call(layer)
+        block = modules[at]
         assert isinstance(block, LinearBlock)
-        modules[layer] = replace(block, dropped=frozenset({"attention", "mlp"}))
+        modules[at] = replace(block, dropped=frozenset({"attention", "mlp"}))
         return replace(self, linear=replace(self.linear, modules=modules))
 
 

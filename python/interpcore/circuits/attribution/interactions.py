@@ -130,4 +130,4 @@ def _at(
         difference = torch.stack(sources, 1).flatten(2)
         product = difference @ gradient.transpose(0, 1).flatten(2).mT
         scores[:, :prefix, destinations] = product.double().cpu()
-    return scores * request.graph.legal
+    return scores * request.graph.weights

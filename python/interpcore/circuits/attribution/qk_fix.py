@@ -53,7 +53,9 @@ def qk_scores(graph: Graph, points: Points, difference: Tensor) -> Iterator[tupl
             continue
         assert step.depth is not None
         head = _Heads(graph, points, block, step.sites["z"][:, 0])
-        rows = difference[: graph.attention_prefix(step.depth)].repeat(1, points.copies, 1, 1)
+        reach = graph.attention_prefix(step.depth)
+        moved = difference[:reach] * graph.shares[:reach, None, None, None].to(difference)
+        rows = moved.repeat(1, points.copies, 1, 1)
         size = max(1, CHUNK // (rows[0].numel() * rows.element_size()))
         for letter in "qk":
             found = torch.cat([head.scores(letter, some) for some in rows.split(size)])

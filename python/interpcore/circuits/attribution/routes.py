@@ -26,11 +26,14 @@ def route_scores(batch: LiveBatch, graph: Graph) -> Tensor:
             first = layer * graph.per_layer
             heads = slice(first, first + graph.per_layer - 1)
             reach = graph.attention_prefix(layer)
-            scores[:, :reach, heads] = _shares(outputs[:reach], clean.resid[layer])[..., None]
+            shared = outputs[:reach] * graph.shares[:reach, None, None, None].to(outputs)
+            scores[:, :reach, heads] = _shares(shared, clean.resid[layer])[..., None]
             reach = graph.mlp_prefix(layer)
             mlp = graph.mlp_destination(layer)
-            scores[:, :reach, mlp] = _shares(outputs[:reach], clean.mlp_in[layer])
-        scores[:, :, graph.logits] = _shares(outputs, clean.resid[-1])
+            read = outputs[:reach] * graph.weights[:reach, mlp, None, None, None].to(outputs)
+            scores[:, :reach, mlp] = _shares(read, clean.mlp_in[layer])
+        shared = outputs * graph.shares[:, None, None, None].to(outputs)
+        scores[:, :, graph.logits] = _shares(shared, clean.resid[-1])
     return scores
 
 

@@ -151,6 +151,8 @@ def _add_edges(
     for gradient in destination_gradients(graph, points):
         reach = (graph.prefix[gradient.at] - first).clamp(0, last - first).tolist()
         sums, _ = edge_scores(difference, gradient.values, reach, numbers, len(flat))
+        if graph.beside:
+            sums = sums * graph.weights[first:last, gradient.at].to(sums)
         flat[:, first:last, gradient.at] -= sums
     if qk_fix:
         for at, fixed in qk_scores(graph, points, part.difference):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
+from interpcore.circuits.graph import Graph
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.patching.sources import (
@@ -65,6 +66,7 @@ def ablate(model: Model, pairs: Pairs, intervention: Intervention, clean: Record
     Raises: GraphError for blocks whose edges are not defined.
     """
     check_blocks(model)
+    graph = Graph.of(model)
     clean = record(model, pairs.clean, pairs.lengths) if clean is None else clean
     sources = intervention.sources(model, pairs, clean)
     attn_in: list[Tensor] = []
@@ -73,16 +75,17 @@ def ablate(model: Model, pairs: Pairs, intervention: Intervention, clean: Record
     k: list[Tensor] = []
     v: list[Tensor] = []
     with torch.no_grad():
-        stream = clean.resid[0] - clean.sources.input + sources.input
-        for d in range(model.plan.n_calls):
+        entering = stream = clean.resid[0] - clean.sources.input + sources.input
+        for d in range(graph.blocks):
             block = model.block(d)
-            attn_in.append(stream)
-            parts = block.attention.qkv(apply(block.attn_norm, stream))
+            entering = stream if graph.entry(d) == d else entering
+            attn_in.append(entering)
+            parts = block.attention.qkv(apply(block.attn_norm, entering))
             for into, part in zip((q, k, v), parts, strict=True):
                 into.append(part)
-            middle = stream + heads_output(block, sources.z[d]) + constant_output(block)
-            mlp_in.append(stream if block.parallel else middle)
-            stream = middle + sources.mlp[d]
+            middle = entering + heads_output(block, sources.z[d]) + constant_output(block)
+            mlp_in.append(entering if block.parallel else middle)
+            stream = graph.behind(d, stream, entering, middle + sources.mlp[d])
     return Ablated(
         clean.sources.input,
         sources,

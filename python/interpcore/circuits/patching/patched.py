@@ -215,6 +215,8 @@ class _Run:
                 continue
             chosen, written = destinations[wanted[c]], self.written[c]
             kept = self.edges[c][:, chosen][written.sources].T.to(flat)
+            if self.graph.beside:
+                kept = kept * self.graph.weights[:, chosen][written.sources].T.to(flat)
             part = torch.addmm(flat, kept, written.stacked(), out=None if x is None else x[at : at + n])
             parts.append(part)
             at += n

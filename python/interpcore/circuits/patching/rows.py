@@ -83,15 +83,15 @@ class Rows:
     def _after(self, source: int, changed: Tensor, column: Tensor) -> Change:
         """The streams of a source whose output changes by [copies, batch, position, d_model]."""
         layer = int(self.graph.source_layers[source])
+        enters = 0 if layer < 0 else self.graph.exit(layer) + 1
         if layer < 0:
-            stream, enters = self._live(self.clean.resid[0]) + changed, 0
+            stream = self._live(self.clean.resid[0]) + changed
         elif source == self.graph.mlp_source(layer) or self.graph.parallel:
-            stream, enters = self._live(self.clean.resid[layer + 1]) + changed, layer + 1
+            behind = self._live(self.clean.resid[enters]) + changed * self.graph.share(layer)
+            stream = self._cut(layer, behind, self.first)
         else:
-            middle = self._live(self.clean.mlp_in[layer]) + changed
-            stream, enters = middle + self.model.block(layer).mlp_branch(middle), layer + 1
-        if enters > self.suffix.top:
-            stream = self.suffix.at_last(stream, self.first)
+            middle = self._cut(layer, self._live(self.clean.mlp_in[layer]) + changed, self.first)
+            stream = self._behind(layer, middle + self.model.block(layer).mlp_branch(middle), self.first)
         return Change(enters, self.first, stream, torch.zeros(len(column), dtype=torch.int64), column)
 
     def edges(self, stage: int, sources: Sequence[int], wanted: Tensor) -> Iterator[Change]:
@@ -103,19 +103,26 @@ class Rows:
             wanted: which of their edges [source, n_destinations] bool.
         """
         graph = self.graph
-        delta = torch.stack([self.changed(source) for source in sources])
+        written = torch.stack([self.changed(source) for source in sources])
+
+        def read(destination: int) -> Tensor:
+            """What of it a destination reads."""
+            if not graph.beside:
+                return written
+            return written * graph.weights[list(sources), destination, None, None, None].to(written)
+
         if stage == graph.blocks:
             chosen = wanted[:, graph.logits].nonzero().flatten()
             if len(chosen):
                 x = self.suffix.at_last(self._live(self.clean.resid[-1])[None], self.first)
-                stream = x + self.suffix.at_last(delta[chosen], self.first)
+                stream = x + self.suffix.at_last(read(graph.logits)[chosen], self.first)
                 yield Change(stage, self.first, stream, chosen, torch.full_like(chosen, graph.logits))
             return
         attn_raw = self.model.block(stage).attention.out(self.clean.z[stage].flatten(-2))
-        yield from self._into_mlp(stage, delta, wanted, attn_raw)
+        yield from self._into_mlp(stage, read(graph.mlp_destination(stage)), wanted, attn_raw)
         heads = slice(graph.head_destinations(stage, "q").start, graph.mlp_destination(stage))
         if bool(wanted[:, heads].any()):
-            yield from self._into_heads(stage, delta, wanted, attn_raw)
+            yield from self._into_heads(stage, read(heads.start), wanted, attn_raw)
 
     def _into_mlp(self, layer: int, delta: Tensor, wanted: Tensor, attn_raw: Tensor) -> Iterator[Change]:
         block, destination = self.model.block(layer), self.graph.mlp_destination(layer)
@@ -125,8 +132,9 @@ class Rows:
         read = self._cut(layer, self._live(self.clean.mlp_in[layer])[None], self.first)
         middle = self.clean.resid[layer] + apply(block.attn_post_norm, attn_raw)
         middle = self._cut(layer, self._live(middle)[None], self.first)
-        stream = middle + block.mlp_branch(read + self._cut(layer, delta[chosen], self.first))
-        yield Change(layer + 1, self.first, stream, chosen, torch.full_like(chosen, destination))
+        own = middle + block.mlp_branch(read + self._cut(layer, delta[chosen], self.first))
+        stream, enters = self._behind(layer, own, self.first), self.graph.exit(layer) + 1
+        yield Change(enters, self.first, stream, chosen, torch.full_like(chosen, destination))
 
     def _into_heads(self, layer: int, delta: Tensor, wanted: Tensor, attn_raw: Tensor) -> Iterator[Change]:
         block = self.model.block(layer)
@@ -145,8 +153,20 @@ class Rows:
                 own = part[:, :, :, j // shared]
                 own = own if len(chosen) == len(own) else own[chosen]
                 written = raw + self._written(layer, letter, j, own, first)
-                stream = block.after_attention(entering, written)
-                yield Change(layer + 1, first, stream, chosen, torch.full_like(chosen, where.start + j))
+                stream = self._behind(layer, block.after_attention(entering, written), first)
+                enters = self.graph.exit(layer) + 1
+                yield Change(enters, first, stream, chosen, torch.full_like(chosen, where.start + j))
+
+    def _behind(self, layer: int, own: Tensor, first: int) -> Tensor:
+        """The stream behind a layer and those beside it, where it gives `own` [copies, batch, position,
+        d_model], of positions from `first` on."""
+        if self.graph.entry(layer) == self.graph.exit(layer):
+            return own
+        attention, norm = self.model.block(layer).attention, self.model.block(layer).attn_post_norm
+        written = apply(norm, attention.out(self.clean.z[layer].flatten(-2))) + self.clean.sources.mlp[layer]
+        clean = self.clean.resid[layer] + written, self.clean.resid[self.graph.exit(layer) + 1]
+        before, stream = (self._cut(layer, x[None, :, first:], first) for x in clean)
+        return self.graph.behind(layer, stream, before, own)
 
     def _written(self, layer: int, letter: str, j: int, own: Tensor, first: int) -> Tensor:
         """What attention's projection writes more [copies, batch, query, d_model] when destination j of a
@@ -207,4 +227,4 @@ class Rows:
         return x[:, self.first :]
 
     def _cut(self, layer: int, x: Tensor, first: int) -> Tensor:
-        return self.suffix.at_last(x, first) if layer == self.suffix.top else x
+        return self.suffix.at_last(x, first) if self.suffix.ends(layer) else x

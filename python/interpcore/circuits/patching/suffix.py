@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from interpcore.circuits.graph import Graph
 from interpcore.circuits.patching.sources import Record
 from interpcore.model import Model
 from interpcore.model.norm import apply
@@ -15,8 +16,8 @@ class Suffix:
     """Runs changed streams up to the logits at each row's last token.
 
     Streams are [copies, batch, position, d_model] with positions from `first` on; what comes before is taken
-    from the clean run, so a change must not reach back. The last layer runs at the last tokens alone: streams
-    that leave it have one position.
+    from the clean run, so a change must not reach back. The last layer (with those beside it) runs at the
+    last tokens alone: streams that leave it have one position.
 
     Args:
         model: the decoder.
@@ -24,7 +25,7 @@ class Suffix:
     """
 
     def __init__(self, model: Model, clean: Record):
-        self.model, self.clean = model, clean
+        self.model, self.clean, self.graph = model, clean, Graph.of(model)
         self.last = (clean.lengths - 1).to(model.device)
         self.width = clean.resid[0].shape[1]
         positions = torch.arange(self.width, device=model.device)[None]
@@ -35,7 +36,11 @@ class Suffix:
     @property
     def top(self) -> int:
         """The last layer."""
-        return self.model.plan.n_calls - 1
+        return self.graph.blocks - 1
+
+    def ends(self, layer: int) -> bool:
+        """Whether a layer is the last one, or stands beside it."""
+        return self.graph.exit(layer) == self.top
 
     def positions(self, first: int) -> Tensor:
         """[1, position] from `first` on."""
@@ -43,7 +48,7 @@ class Suffix:
 
     def queries(self, layer: int, first: int) -> Tensor:
         """Positions at which a layer is run: [1, position], the last tokens [batch, 1] in the last layer."""
-        return self.last[:, None] if layer == self.top else self.positions(first)
+        return self.last[:, None] if self.ends(layer) else self.positions(first)
 
     def at_last(self, x: Tensor, first: int) -> Tensor:
         """x [copies, batch, position, ...] of positions from `first` on at the last tokens [copies, batch, 1,
@@ -54,15 +59,20 @@ class Suffix:
     def logits(self, layer: int, stream: Tensor, first: int) -> Tensor:
         """Logits [copies, batch, vocabulary] of the stream entering a layer; the number of layers: the final
         norm."""
+        entering = stream
         for at in range(layer, self.top + 1):
-            stream = self._block(at, stream, first)
+            if self.graph.entry(at) == at:
+                entering = stream
+                stream = self.at_last(stream, first) if self.ends(at) else stream
+            own = self.at_last(entering, first) if self.ends(at) else entering
+            stream = self.graph.behind(at, stream, own, self._block(at, entering, first))
         return self.model.unembed(self.model.final_norm(stream.squeeze(2)))
 
     def _block(self, layer: int, x: Tensor, first: int) -> Tensor:
         block = self.model.block(layer)
         attention = block.attention
         normed = apply(block.attn_norm, x)
-        if layer < self.top:
+        if not self.ends(layer):
             q, k, v = attention.qkv(normed)
         else:
             heads, groups = slice(0, self.model.spec.n_heads), slice(0, self.model.spec.n_kv_heads)
