@@ -110,7 +110,7 @@ def test_models_without_blocks_of_their_own_are_refused() -> None:
     generic = GenericModel.wrap(transformers_model("gpt2"), "some-model")
     with pytest.raises(GraphError, match="some-model runs through transformers' own modules"):
         Graph.of(generic)
-    with pytest.raises(GraphError, match="plans of blocks on one stream"):
+    with pytest.raises(GraphError, match="one after the other or side by side"):
         Graph.of(recurrent_model())
 
 
