@@ -18,7 +18,7 @@ from interpcore.data.tinyworld.corpus import documents
 from interpcore.data.tinyworld.models import model_folder
 from interpcore.data.tinyworld.tokenizer import train_tokenizer
 from interpcore.data.tokens import TokenShardError, TokenShards, prepare_tokens, write_shards
-from interpcore.data.tokens.documents import document_files, read_documents
+from interpcore.errors import Refused
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +91,6 @@ def test_every_format_gives_the_same_shards(tokenizer: Any, texts: list[str], tm
     ]
     assert len({shards.identity for shards in made}) == 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_text_documents(tmp_path: Path) -> None:
-    (tmp_path / "corpus" / "poems").mkdir(parents=True)
-    (tmp_path / "corpus" / "poems" / "one.txt").write_text("a\nb\n\n\nc\n")
-    (tmp_path / "corpus" / "two.txt").write_text("d\n")
-    source = tmp_path / "corpus"
-
-    def read(sample_by: str) -> list[tuple[str, str]]:
-        files = document_files(source)
-        found = [document for f in files for document in read_documents(f, source, sample_by=sample_by)]
-        return [(document.subset, document.text) for document in found]
-
-    assert read("document") == [("poems", "a\nb\n\n\nc\n"), ("all", "d\n")]
-    assert read("paragraph") == [("poems", "a\nb"), ("poems", "c"), ("all", "d")]
-    assert [text for _, text in read("line")] == ["a", "b", "", "", "c", "d"]
 
 
 def test_shuffle_is_seeded_and_keeps_subsets(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
@@ -298,17 +282,6 @@ def test_masks_and_tokens_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists()
 
 
-def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n", encoding="utf-8-sig")
-    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n', encoding="utf-8-sig")
-    for name, sample_by, text in (
-        ("a.txt", "document", "one\n"),
-        ("a.txt", "line", "one"),
-        ("b.jsonl", "line", "two"),
-    ):
-        assert [d.text for d in read_documents(tmp_path / name, sample_by=sample_by)] == [text]
-
-
 def test_refusals(tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TokenShardError, match=r"The id 61 in the tokens is not in the vocabulary of 61"):
         write_shards(tmp_path / "ids", np.full((2, 3), 61), 61)
@@ -317,12 +290,12 @@ def test_refusals(tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch:
     source = json_lines(tmp_path / "corpus.jsonl", texts)
     with pytest.raises(TokenShardError, match="less than one sequence of 100000"):
         prepare_tokens(source, tmp_path / "long", tokenizer, context=100_000)
-    with pytest.raises(TokenShardError, match=r"field 'body' of line 1 of .* its fields are meta, text"):
+    with pytest.raises(Refused, match=r"field 'body' of line 1 of .* its fields are meta, text"):
         prepare_tokens(source, tmp_path / "field", tokenizer, text="body")
     source.write_text(source.read_text() + '{"text": "cut')
-    with pytest.raises(TokenShardError, match=r"Line 61 of .* is not JSON"):
+    with pytest.raises(Refused, match=r"Line 61 of .* is not JSON"):
         prepare_tokens(source, tmp_path / "cut", tokenizer, context=16)
-    with pytest.raises(TokenShardError, match="There is no file or folder"):
+    with pytest.raises(Refused, match="There is no file or folder"):
         prepare_tokens(tmp_path / "nothing", tmp_path / "none", tokenizer)
     with pytest.raises(TokenShardError, match="is not empty"):
         write_shards(tmp_path, np.zeros((2, 3), int), 61)

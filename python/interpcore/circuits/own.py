@@ -19,8 +19,8 @@ from typing import Any
 
 from interpcore.circuits.options import METRICS, SEQUENCE
 from interpcore.circuits.task_list import TASKS
+from interpcore.data.documents import read_rows
 from interpcore.data.table_rows import SUFFIXES, read_table
-from interpcore.data.tokens.documents import read_rows
 from interpcore.errors import Refused, did_you_mean
 from interpcore.runs.artifacts import read_json
 from interpcore.runs.fields import Fields, is_text, is_whole

@@ -185,7 +185,7 @@ def _json(path: Path, model: str | None) -> Found:
 
 def _rows(path: Path, model: str | None) -> Found:
     """JSON lines, Parquet and Arrow: pairs, questions or documents."""
-    from interpcore.data.tokens.documents import read_rows
+    from interpcore.data.documents import read_rows
 
     first = next((row for _, row in read_rows(path)), {})
     if {"clean", "corrupted"} & set(first):
@@ -226,9 +226,9 @@ def _questions(path: Path, model: str | None) -> Found:
 
 
 def _documents(path: Path, model: str | None = None) -> Found:
-    from interpcore.data.tokens.documents import document_files, read_documents
+    from interpcore.data.corpus import open_corpus
 
-    texts = [d.text for file in document_files(path) for d in read_documents(file, path)]
+    texts = list(open_corpus(path).texts())
     return "documents", f"{len(texts)} of {sum(map(len, texts))} characters"
 
 

@@ -21,7 +21,13 @@ app = typer.Typer()
 @app.command()
 @in_forms
 def tokens(
-    source: Annotated[str, typer.Argument(help="Text, JSON lines, Parquet, a folder, or 'tiny'.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file (.txt, .jsonl, .parquet; .gz, .zst), a folder of them, - (standard input), hf:NAME "
+            "(a data set of the hub; behind commas config=, split=, revision=, documents=10000), or 'tiny'."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The shards' folder; the same command again reads it.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer: a model, or a folder.")] = "tiny",
     context: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 512,
@@ -41,7 +47,8 @@ def tokens(
 ) -> None:
     """Turn text into token shards.
 
-    Example: interpcore neurons tokens tiny --context 128 --out runs/tokens-tiny
+    Example: interpcore neurons tokens tiny --context 128 --out runs/tokens-tiny;
+    or of your own text: cat *.txt | interpcore neurons tokens - --out runs/tokens-mine
     """
     from interpcore.cli.neurons_corpus import make_shards
 

@@ -14,7 +14,8 @@ def make_shards(source: str, out: Path, model: str, *, documents: int, **options
     """Token shards of a source.
 
     Args:
-        source: a file or folder, or "tiny" for documents of the tiny world, whose kinds are the subsets.
+        source: a corpus, see `open_corpus`, or "tiny" for documents of the tiny world, whose kinds are its
+            subsets.
         out: the shards' folder.
         model: whose tokenizer: a shipped model, a transformers folder or a hub id.
         documents: how many of the tiny world.

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from interpcore.data.documents import read_rows
 from interpcore.data.questions import Question, generate
-from interpcore.data.tokens.documents import read_rows
 from interpcore.errors import Refused
 from interpcore.runs.artifacts import read_json
 from interpcore.runs.fields import Fields, is_text

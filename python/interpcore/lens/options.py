@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interpcore.errors import Refused
 from interpcore.runs.options import PROTOCOLS, Options, option
+
+if TYPE_CHECKING:
+    from interpcore.data.corpus import Corpus
 
 KIND = "jacobian lens"  # what a lens's file says it is
 SITES = ("resid", "attn_out", "mlp_out", "z")
@@ -23,8 +27,8 @@ class FitOptions(Options):
 
     text: str = option(
         "tiny",
-        "Text to take prompts from, a file (.txt, .jsonl, .parquet) or a folder of them; or 'tiny' for the "
-        "tiny world's documents.",
+        "Text to take prompts from: a file (.txt, .jsonl, .parquet; .gz, .zst), a folder, - (standard input) "
+        "or hf:NAME; or 'tiny' for the tiny world's documents.",
         circumstance=True,
     )
     prompts: int = option(1000, "Prompts to average over, at most.", least=2, extends=True)
@@ -61,25 +65,23 @@ class FitOptions(Options):
         self.text_hash()
 
     def text_hash(self) -> str:
-        """What the card says of the text: a hash of its files, or "tiny"."""
-        from interpcore.data.tokens.documents import document_files, source_hash
+        """What the card says of the text: a hash of what is read, or "tiny"."""
+        corpus = self.corpus()
+        return "tiny" if corpus is None else corpus.hash
 
-        if self.text == "tiny":
-            return "tiny"
-        source = Path(self.text)
-        return source_hash(document_files(source), source)
+    def corpus(self) -> Corpus | None:
+        """The text; None for the tiny world's."""
+        from interpcore.data.corpus import open_corpus
+
+        return None if self.text == "tiny" else open_corpus(self.text)
 
     def read_texts(self) -> Iterator[str]:
         """The texts in order; the tiny world's never end."""
         from interpcore.data.tinyworld.corpus import END_OF_TEXT, documents
-        from interpcore.data.tokens.documents import document_files, read_documents
 
-        if self.text == "tiny":
-            for block in count():
-                yield END_OF_TEXT.join(documents(f"lens {block}", TINY_DOCUMENTS))
-        source = Path(self.text)
-        for file in document_files(source):
-            yield from (document.text for document in read_documents(file, source))
+        if (corpus := self.corpus()) is not None:
+            return corpus.texts()
+        return (END_OF_TEXT.join(documents(f"lens {block}", TINY_DOCUMENTS)) for block in count())
 
 
 @dataclass(frozen=True, kw_only=True)

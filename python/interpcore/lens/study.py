@@ -200,16 +200,21 @@ def open_fit(
     if model.plan.depth(options.target_depth) == 0:
         raise Refused("target_depth is 0, where the stream begins; give a later one, or -1 for the last.")
     study = FitStudy(model, options, prompts=read_prompts(model, options), **how)
-    arguments = options.arguments() | {"hash of text": options.text_hash()}
+    arguments, sources = options.arguments() | {"hash of text": options.text_hash()}, options.circumstances()
+    corpus = options.corpus()
+    if corpus is not None:
+        sources["text"] = corpus.source_in(out)
     card = run_card(
         model,
         arguments=arguments,
         extends=options.extending(),
-        sources=options.circumstances(),
+        sources=sources,
         command=command,
     )
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
+    if corpus is not None:
+        corpus.kept(study.artifacts)
     return study
 
 

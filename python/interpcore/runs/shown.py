@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -14,24 +15,24 @@ if TYPE_CHECKING:
 MOST_ROWS = 20
 
 
-class AsTable(ShortRepr):
+class AsTable(ShortRepr, ABC):
     """Something that is a table: a subclass gives `to_pandas()`. A notebook shows its line and first rows."""
 
+    @abstractmethod
     def to_pandas(self) -> pd.DataFrame:
         """The whole table as a data frame."""
-        raise NotImplementedError(f"{type(self).__name__} is no table.")
 
     def _repr_html_(self) -> str | None:
         return table_html(repr(self), self.to_pandas()) if can_show() else None
 
 
-class AsFacts(ShortRepr):
+class AsFacts(ShortRepr, ABC):
     """Something that is a list of facts: a subclass gives `facts()`. A notebook shows them below one
     another."""
 
+    @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """What there is to say, by name."""
-        raise NotImplementedError(f"{type(self).__name__} has no facts.")
 
     def _repr_html_(self) -> str | None:
         return facts_html(type(self).__name__, self.facts()) if can_show() else None

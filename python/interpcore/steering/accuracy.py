@@ -165,14 +165,13 @@ def neutral_texts(model: Any, options: AccuracyOptions) -> list[list[int]]:
     Raises: Refused where there are too few of two tokens.
     """
     from interpcore.data.tinyworld.corpus import documents
-    from interpcore.data.tokens.documents import document_files, read_documents
     from interpcore.errors import Refused
 
-    if options.neutral == "tiny":
+    corpus = options.neutral_corpus()
+    if corpus is None:
         texts = iter(documents(f"neutral {options.seed}", options.neutral_texts * 4))
     else:
-        source = Path(options.neutral)
-        texts = (d.text for file in document_files(source) for d in read_documents(file, source))
+        texts = corpus.texts()
     rows = (token_ids(model.tokenizer, text)[:NEUTRAL_TOKENS] for text in texts if text.strip())
     found = list(islice((row for row in rows if len(row) >= 4), options.neutral_texts))
     if len(found) < 2:
@@ -199,7 +198,7 @@ def open_accuracy(
     Raises: Refused for questions, directions or an intervention that do not serve.
     """
     directions, given = asking.read_written(model, options)
-    items = asking.prepare(model, options, options.part)
+    items, corpus = asking.prepare(model, options, options.part), options.neutral_corpus()
     study = AccuracyStudy(model, options, items=items, directions=directions, given=given, **how)
     study.neutral = neutral_texts(model, options)
     for cell in study.conditions():
@@ -209,9 +208,12 @@ def open_accuracy(
         study,
         out,
         command,
+        sources={} if corpus is None else {"neutral": corpus.source_in(out)},
         hash_of_directions=None if directions is None else directions.hash(),
         hash_of_intervention=None if given is None else intervention_hash(given),
         hash_of_neutral_text=options.neutral_hash(),
     )
-    assert isinstance(found, AccuracyStudy)
+    assert isinstance(found, AccuracyStudy) and found.artifacts is not None
+    if corpus is not None:
+        corpus.kept(found.artifacts)
     return found

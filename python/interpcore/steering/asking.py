@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,16 +207,29 @@ def _examples(pool: Sequence[Question], shots: int) -> list[Question]:
 
 
 def open_folder(
-    study: AskingStudy, out: str | os.PathLike[str], command: str | None, **more: str | None
+    study: AskingStudy,
+    out: str | os.PathLike[str],
+    command: str | None,
+    sources: Mapping[str, str] | None = None,
+    **more: str | None,
 ) -> Any:
-    """Give a study its run folder, whose card holds everything that its results depend on."""
+    """Give a study its run folder, whose card holds everything that its results depend on.
+
+    Args:
+        study: the study.
+        out: the folder.
+        command: what was typed.
+        sources: where data are, by option, if they are not where the option says.
+        more: hashes.
+    """
     asked = json.dumps(
         [[list(i.prompt), [list(o) for o in i.options], i.question.to_record()] for i in study.items]
     )
     hashes = {"hash of questions": hashlib.sha256(asked.encode()).hexdigest()}
     hashes |= {name.replace("_", " "): value for name, value in more.items() if value is not None}
-    arguments, sources = study.options.arguments() | hashes, study.options.circumstances()
-    card = run_card(study.model, arguments=arguments, command=command, sources=sources)
+    found = study.options.circumstances() | dict(sources or {})
+    arguments = study.options.arguments() | hashes
+    card = run_card(study.model, arguments=arguments, command=command, sources=found)
     study.folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts = study.folder.artifacts
     return study

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interpcore.errors import Refused
 from interpcore.runs.options import PROTOCOLS, Options, option
+
+if TYPE_CHECKING:
+    from interpcore.data.corpus import Corpus
 
 KIND = "steering directions"  # what a file of directions says it is
 METHODS = ("mean", "pca", "lat", "ridge", "logistic")
@@ -204,7 +208,10 @@ class AccuracyOptions(AnswerOptions, DirectionOptions):
     controls: int = option(3, "Random directions, and shuffled-label ones, of equal length.", least=0)
     prompt: str | None = option(None, "An instruction put in front, as a baseline; \\n is a new line.")
     neutral: str = option(
-        "tiny", "Text whose loss says what else is changed: a file or folder; or 'tiny'.", circumstance=True
+        "tiny",
+        "Text whose loss says what else is changed: a file (.txt, .jsonl, .parquet; .gz, .zst), a folder, - "
+        "(standard input) or hf:NAME; or 'tiny' for the tiny world's.",
+        circumstance=True,
     )
     neutral_texts: int = option(32, "Texts of it.", least=2)
 
@@ -221,13 +228,14 @@ class AccuracyOptions(AnswerOptions, DirectionOptions):
 
     def neutral_hash(self) -> str:
         """What the card says of the neutral text."""
-        from interpcore.data.tokens.documents import document_files, source_hash
+        corpus = self.neutral_corpus()
+        return "tiny" if corpus is None else corpus.hash
 
-        return (
-            self.neutral
-            if self.neutral == "tiny"
-            else source_hash(document_files(Path(self.neutral)), Path(self.neutral))
-        )
+    def neutral_corpus(self) -> Corpus | None:
+        """The neutral text; None for the tiny world's."""
+        from interpcore.data.corpus import open_corpus
+
+        return None if self.neutral == "tiny" else open_corpus(self.neutral)
 
 
 @dataclass(frozen=True, kw_only=True)

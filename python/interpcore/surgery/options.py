@@ -11,6 +11,7 @@ from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
 if TYPE_CHECKING:
+    from interpcore.data.corpus import Corpus
     from interpcore.data.tasks import Task
 
 TEXT = "text"
@@ -206,14 +207,18 @@ class StandIn(Base):
     length: int = option(128, "Tokens of a document at most.", least=2)
     text: str = option(
         "tiny",
-        "Documents: a file (.txt, .jsonl, .parquet) or folder of them; 'tiny' for the tiny world's.",
+        "Documents: a file (.txt, .jsonl, .parquet; .gz, .zst), a folder, - (standard input) or hf:NAME; "
+        "'tiny' for the tiny world's.",
         file=True,
     )
     seed: int = option(0, "Of the random tokens and the shuffled control.", least=0)
 
     def check_data(self) -> None:
         """See `Options.check_data`: looks for the text."""
-        if self.text != "tiny":
-            from interpcore.data.tokens.documents import document_files
+        self.corpus()
 
-            document_files(Path(self.text))
+    def corpus(self) -> Corpus | None:
+        """The documents; None for the tiny world's."""
+        from interpcore.data.corpus import open_corpus
+
+        return None if self.text == "tiny" else open_corpus(self.text)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore.data.corpus import open_corpus
 from interpcore.data.tinyworld.corpus import documents
-from interpcore.data.tokens.documents import document_files, read_documents
 from interpcore.errors import Refused
 from interpcore.model import Affine, Edit, Model, Plan, Tap
 from interpcore.model.prompts import pad, token_ids
@@ -75,17 +75,11 @@ def read_sets(model: Model, asked: Mapping[str, Any]) -> dict[str, list[list[int
         seeds = ("surgery fit", "surgery choose", "surgery test")
         texts = [documents(seed, n) for seed, n in zip(seeds, wanted, strict=True)]
     else:
-        source = Path(asked["text"])
-        every = list(
-            dict.fromkeys(
-                d.text
-                for file in document_files(source)
-                for d in read_documents(file, source)
-                if d.text.strip()
-            )
-        )
+        every = list(dict.fromkeys(text for text in open_corpus(asked["text"]).texts() if text.strip()))
         if len(every) < sum(wanted):
-            raise Refused(f"{source} holds {len(every)} different documents, fewer than {sum(wanted)}.")
+            raise Refused(
+                f"{asked['text']} holds {len(every)} different documents, fewer than {sum(wanted)}."
+            )
         ends = [0, wanted[0], wanted[0] + wanted[1], sum(wanted)]
         texts = [every[a:b] for a, b in pairwise(ends)]
     ids = [[token_ids(model.tokenizer, t)[: asked["length"]] for t in each] for each in texts]
@@ -173,8 +167,10 @@ def stand_in_cell(study: Study, a: int, b: int, rank: list[int], draws: int, see
     return {"rows": rows, "choose": {str(k): v for k, v in costs.items()}, "documents": len(sets["test"])}
 
 
-def _cached_sets(study: Study, **sets: Any) -> dict[str, list[list[int]]]:
-    """The documents, read once for all spans of a sweep."""
+def _cached_sets(study: Study, text: str, **sets: Any) -> dict[str, list[list[int]]]:
+    """The documents, read once for all spans of a sweep; those of a stream lie in the run."""
+    kept = None if study.artifacts is None else study.artifacts.path / text
+    sets["text"] = str(kept) if kept is not None and kept.is_file() else text
     return _read_once(study.model, tuple(sorted(sets.items())))
 
 
@@ -195,10 +191,10 @@ def stand_in_report(study: Study, asked: StandIn) -> Report:
     import pandas as pd
 
     sets = {name: getattr(asked, name) for name in (*SETS, "text", "length")}
-    if asked.text != "tiny":
-        from interpcore.data.tokens.documents import source_hash
-
-        sets["text_hash"] = source_hash(document_files(Path(asked.text)), Path(asked.text))
+    if (corpus := asked.corpus()) is not None:
+        sets["text_hash"] = corpus.hash
+        if corpus.streamed and study.artifacts is not None:
+            sets["text"] = corpus.kept(study.artifacts).relative_to(study.artifacts.path.resolve()).as_posix()
     how = {"rank": list(asked.rank), "draws": asked.draws, "seed": asked.seed}
     spans = read_spans(asked.span, study.intact.n_calls)
     done = study.sweep(stand_in_cell, [{"a": a, "b": b, **how, **sets} for a, b in spans])

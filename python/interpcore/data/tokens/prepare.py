@@ -7,11 +7,13 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from interpcore.data.tokens.documents import Document, document_files, read_documents, source_hash
+from interpcore.data.corpus import Corpus, open_corpus
+from interpcore.data.documents import Document, read_documents
 from interpcore.data.tokens.manifest import MASKS, TokenShardError, check_masks
 from interpcore.data.tokens.shards import TokenShards, id_dtype
 from interpcore.data.tokens.writing import check_empty, made_before, scratch_folder, write_shards
@@ -50,7 +52,7 @@ def prepare_tokens(
     tokenizer and options, it gives the shards that the folder holds.
 
     Args:
-        source: a file or folder; see `document_files`.
+        source: a corpus; see `open_corpus`.
         text, subset, sample_by: where a document's text and subset are; see `read_documents`.
         folder: where to; absent, empty, or of the same call before. It appears whole or not at all.
         tokenizer: a transformers tokenizer, or a model folder or hub id to load it from.
@@ -67,53 +69,48 @@ def prepare_tokens(
         progress: show it.
 
     Raises:
-        TokenShardError: nothing to read, a damaged file, too little text, a folder that holds something else,
-            or a full disk.
+        Refused: nothing to read, a damaged file, too little text, a folder that holds something else, or a
+            full disk.
     """
-    source, folder = Path(source), Path(folder)
+    corpus, folder = open_corpus(source), Path(folder)
     check_masks(masked)
     name, tokenizer = _tokenizer(tokenizer, revision)
-    ids = special_ids(tokenizer, newline_ids)
-    first = first_ids(tokenizer, bos)
+    ids, first = special_ids(tokenizer, newline_ids), first_ids(tokenizer, bos)
     if context <= len(first):
-        raise TokenShardError(f"context={context} leaves no room for text; give 2 or more.")
+        raise TokenShardError(f"A context of {context} leaves no room for text; give 2 or more.")
     if pad_last and not ids["padding"]:
         raise TokenShardError(f"The tokenizer {name} has no padding token; set pad_last=False.")
-    files, hashed = document_files(source), tokenizer_hash(tokenizer)
     fields = {"text": text, "subset": subset, "sample_by": sample_by}
+    described = {**fields, "min_characters": min_characters}
     made_of = {
-        "source": source_hash(files, source),
-        "tokenizer": hashed,
+        "source": corpus.hash,
+        "tokenizer": tokenizer_hash(tokenizer),
         "context": context,
         "max_tokens": max_tokens,
         "seed": seed,
-        **fields,
+        **described,
         "bos": bos_rule(bos),
         "pad_last": pad_last,
         "newline_ids": [int(i) for i in ids["newline"]],
         "masked": sorted(masked),
-        "min_characters": min_characters,
     }
     if (before := made_before(folder, made_of)) is not None:
         return before
     check_empty(folder)
-    found = _documents(files, source, fields, progress)
-    long_enough = (document for document in found if len(document.text) >= min_characters)
+    found = (d for d in _documents(corpus, fields, progress) if len(d.text) >= min_characters)
     with scratch_folder(folder, "staging") as staging:
-        with (staging / "sequences.bin").open("wb") as raw:
-            packing = Packing(raw, len(tokenizer), context, first)
-            for label, tokens in _tokenised(long_enough, tokenizer):
+        packing = Packing(staging / "sequences.bin", len(tokenizer), context, first)
+        with packing:
+            for label, tokens in _tokenised(found, tokenizer):
                 packing.add(label, tokens)
             packing.finish(ids["padding"][0] if pad_last else None)
         if not packing.labels:
             raise TokenShardError(
                 f"{source} holds less than one sequence of {context} tokens; lower the context."
             )
-        shape = (len(packing.labels), context)
-        sequences = np.memmap(staging / "sequences.bin", packing.dtype, "r", shape=shape)
         return write_shards(
             folder,
-            sequences,
+            packing.sequences(),
             len(tokenizer),
             subset=np.array(packing.labels),
             subsets=packing.subsets,
@@ -122,30 +119,45 @@ def prepare_tokens(
             seed=seed,
             count=None if max_tokens is None else math.ceil(max_tokens / context),
             described={
-                "tokenizer": {"hash": hashed, "name": name, "revision": revision, "bos": bos_rule(bos)},
-                "source": {"name": source.name, **fields, "min_characters": min_characters},
+                "tokenizer": {
+                    "hash": made_of["tokenizer"],
+                    "name": name,
+                    "revision": revision,
+                    "bos": bos_rule(bos),
+                },
+                "source": {"name": corpus.name, **described},
                 "made_of": made_of,
             },
         )
 
 
 class Packing:
-    """Concatenates the tokens of each subset and appends full sequences to a file.
+    """Concatenates the tokens of each subset and appends full sequences to a file; a context manager.
 
     Args:
-        file: takes raw ids.
+        path: the file, which takes raw ids.
         vocab_size: number of token ids.
         context: tokens of a sequence.
         first: ids that begin each.
     """
 
-    def __init__(self, file: BinaryIO, vocab_size: int, context: int, first: Sequence[int]) -> None:
+    def __init__(self, path: Path, vocab_size: int, context: int, first: Sequence[int]) -> None:
         self.dtype = np.dtype(id_dtype(vocab_size))
         self.subsets: list[str] = []
         self.labels: list[int] = []
         self._context, self._first = context, list(first)
         self._waiting: dict[str, list[int]] = {}
-        self._file = file
+        self._path, self._file = path, path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def sequences(self) -> NDArray[Any]:
+        """What was written [sequences, context], mapped from the file."""
+        return np.memmap(self._path, self.dtype, "r", shape=(len(self.labels), self._context))
 
     def add(self, subset: str, tokens: Sequence[int]) -> None:
         """Appends tokens to a subset."""
@@ -201,13 +213,11 @@ def _tokenizer(tokenizer: Any, revision: str | None) -> tuple[str, Any]:
         raise TokenShardError(f"No tokenizer could be loaded from {tokenizer}: {error}") from error
 
 
-def _documents(
-    files: Sequence[Path], source: Path, fields: dict[str, Any], progress: bool
-) -> Iterator[Document]:
-    """The documents of all files of a source, where `fields` says."""
-    with Progress("files tokenised", len(files), shown=progress) as shown:
-        for path in files:
-            yield from read_documents(path, source, **fields)
+def _documents(corpus: Corpus, fields: dict[str, Any], progress: bool) -> Iterator[Document]:
+    """The documents of a corpus, where `fields` says."""
+    with Progress("files tokenised", len(corpus.files), shown=progress) as shown:
+        for path in corpus.files:
+            yield from read_documents(path, corpus.path, **fields)
             shown.advance()
 
 

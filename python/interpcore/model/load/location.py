@@ -4,6 +4,7 @@ wrong name is told at once."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,19 +80,7 @@ def _on_the_hub(name: str, revision: str | None) -> Location:
     near = did_you_mean(name, [*shipped(), *_beside(Path(name))])
     if near and "/" not in name and not _in_cache(name, revision):  # the hub's ids name their owner
         raise Refused(f"There is no folder {name}, and no model {name}.{near}")
-    answers: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answers.append(HfApi().model_info(name, revision=revision, timeout=PATIENCE))
-        except Exception as error:  # every way in which a network can fail
-            answers.append(error)
-
-    # Looking up the hub's address can take longer than any timeout that a request takes.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    answer = answers[0] if answers else TimeoutError(f"no answer in {PATIENCE} s")
+    answer = ask(lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
     if not isinstance(answer, Exception):
         return Location(name, name, answer.sha)
     if isinstance(answer, RevisionNotFoundError):
@@ -106,6 +95,26 @@ def _on_the_hub(name: str, revision: str | None) -> Location:
             f"has no such model.{near}"
         ) from answer
     return Location(name, name, revision, cached=True)
+
+
+def ask(call: Callable[[], Any]) -> Any:
+    """What the hub answers, or the exception that came instead, in `PATIENCE` seconds.
+
+    Args:
+        call: the request. Looking up the hub's address can take longer than any timeout that it takes.
+    """
+    answers: list[Any] = []
+
+    def asked() -> None:
+        try:
+            answers.append(call())
+        except Exception as error:  # every way in which a network can fail
+            answers.append(error)
+
+    asking = threading.Thread(target=asked, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return answers[0] if answers else TimeoutError(f"no answer in {PATIENCE} s")
 
 
 def _beside(folder: Path) -> list[str]:
