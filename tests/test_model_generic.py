@@ -26,6 +26,21 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+SEPARATED = {"cls_token_id": 1, "sep_token_id": 2}
+# Down projection, and the sites before it: two projections, one that writes both halves, one alone.
+MLPS: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
+    "cohere": ("model.layers.1.mlp", "down_proj", ["mlp_gate_pre", "mlp_up"], LLAMA),
+    "modernbert-decoder": (
+        "model.layers.1.mlp",
+        "Wo",
+        ["mlp_gate_pre", "mlp_up"],
+        LLAMA | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0) | SEPARATED,
+    ),
+    "nemotron": ("model.layers.1.mlp", "down_proj", ["mlp_pre"], LLAMA),
+    "apertus": ("model.layers.1.mlp", "down_proj", ["mlp_pre"], LLAMA),
+}
+
+
 @pytest.fixture(params=list(CONFIGS))
 def pair(request):
     with torch.random.fork_rng():
@@ -157,10 +172,44 @@ def test_what_it_cannot_do_is_refused(pair):
         model.forward(tokens, cache=Cache())
     with pytest.raises(ValueError, match="cannot run another plan"):
         model.with_plan(Plan.identity(3).skip(0))
-    with pytest.raises(ValueError, match="No study can see the activations"):
-        model.forward(tokens, activation=lambda function, pre, depth: function(pre))
     with pytest.raises(ValueError, match="keeps no cache to share"):
         share_prompts(model, tokens, own=8, depths=[1])
     with pytest.raises(ValueError, match="module boundaries"):
         model.forward(tokens, taps=[Tap("scores", 0)])
     assert {row["site"] for row in model.sites()} >= {"embed", "resid", "final_norm", "logits"}
+
+
+@pytest.mark.parametrize("family", list(MLPS))
+def test_a_study_sees_and_replaces_what_the_down_projection_reads(family):
+    path, down, sites, config = MLPS[family]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(family, **config)).eval()
+    model, seen, called = GenericModel.wrap(hf, family), [], {}
+    tokens, mask = prompts()
+    mlp = hf.get_submodule(path)
+    handle = getattr(mlp, down).register_forward_hook(lambda _, read, out: seen.append(read[0].clone()))
+
+    def twice(function: Any, pre: torch.Tensor, depth: int, *up: torch.Tensor) -> torch.Tensor:
+        called[depth] = (pre, *up)
+        act = function(pre) * (up[0] if up else 1)
+        return 2 * act if depth == 1 else act
+
+    taps = [Tap(site, 1) for site in sites]
+    plain = model.forward(tokens, mask, taps=taps)
+    model.forward(tokens, mask, activation=twice)
+    torch.testing.assert_close(layout_of(seen[1], mask), 2 * layout_of(seen[0], mask), rtol=1e-5, atol=1e-6)
+    assert sorted(called) == list(range(model.spec.n_blocks)) and model.spec.gated == (len(sites) == 2)
+    before = [plain.taps[tap].nan_to_num() for tap in taps]
+    for value, given in zip(before, called[1], strict=True):
+        torch.testing.assert_close(value, layout_of(given, mask), rtol=1e-5, atol=1e-6)
+    model.forward(tokens, mask, edits=[Edit(sites[0], 1, None, Add(torch.ones(48)))])
+    expected = model.functions[1](before[0] + 1) * (before[1] if len(before) == 2 else 1)
+    torch.testing.assert_close(layout_of(seen[2], mask), layout_of(expected, mask), rtol=1e-5, atol=1e-5)
+    handle.remove()
+
+
+def layout_of(packed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Packed rows with zeros past each row's tokens."""
+    there = torch.arange(packed.shape[1]) < mask.sum(1)[:, None]
+    return packed.where(there[..., None], 0)

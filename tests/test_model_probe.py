@@ -14,6 +14,7 @@ from torch import nn
 import interpcore
 from interpcore.model import Add, Edit, Scale, Tap
 from interpcore.model.generic import GenericModel
+from interpcore.model.probe_branches import BEFORE
 
 GPT = SMALL | {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
 FALCON = SMALL | {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_kv_heads": 2}
@@ -79,7 +80,7 @@ def case(request):
 def test_the_sites_are_those_that_hold_and_the_others_say_why(case):
     _, model, sites = case
     table = model.sites()
-    inside = {"attn_normed", "mlp_normed", "mlp_act"}
+    inside = {"attn_normed", "mlp_normed", "mlp_act", *("attn_in", "mlp_in"), *BEFORE}
     assert {row["site"] for row in table} - inside == sites
     assert inside <= {row["site"] for row in table} | set(table.absent)
     for site in ADDED - sites:

@@ -2,10 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import transformers
 from families import transformers_model
 from recurrent import recurrent_model
 from summary_case import expect_same_bits, states
@@ -35,10 +36,12 @@ def shards(n: int = SEQUENCES, vocabulary: int = 61) -> TokenShards:
     return TokenShards.of_arrays(tokens, vocabulary, masks={"padding": [0], "bos": [1], "newline": [2]})
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "recurrent"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "recurrent", "adapter"])
 def model(request: pytest.FixtureRequest) -> Model:
     if request.param == "recurrent":
         return recurrent_model(1)
+    if request.param == "adapter":
+        return cast(Model, GenericModel.wrap(transformers_model("llama"), "some-model"))
     return interpcore.load(transformers_model(request.param))
 
 
@@ -312,9 +315,11 @@ def test_bad_input_is_refused(options: dict, sentence: str, gpt2: Model, tmp_pat
 
 
 def test_a_model_without_readable_neurons_is_refused(tmp_path: Path) -> None:
-    generic: Any = GenericModel.wrap(transformers_model("gpt2"), "some-model")
-    with pytest.raises(ValueError, match="generic adapter"):
+    config = transformers.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=8)
+    generic: Any = GenericModel.wrap(transformers.MambaForCausalLM(config).eval(), "some-model")
+    with pytest.raises(ValueError, match="No study can see the activations of some-model"):
         run(generic, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_disk_too_small_or_full(gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

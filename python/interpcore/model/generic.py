@@ -6,9 +6,7 @@ Jacobians of such a model come from autograd over this forward.
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from interpcore.errors import Refused
+from interpcore.model.attach import attached
 from interpcore.model.cache import Cache
 from interpcore.model.context import ActivationHook, Context
 from interpcore.model.facts import model_facts
 from interpcore.model.generate import Generation, checkpoint_stops, generate
-from interpcore.model.hooks import watch
 from interpcore.model.layout import Layout, read_layout
 from interpcore.model.maps import Replace
 from interpcore.model.names import site_table
 from interpcore.model.origin import Origin, reloader
 from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
-from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
+from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, size_of
+from interpcore.model.probe_run import Function
 from interpcore.model.prompts import encode, read_prompts
 from interpcore.model.sites import SITES, Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
@@ -45,6 +44,9 @@ class GenericModel(AsFacts):
         spec: sizes and names; unknown sizes are 0.
         tokenizer: a transformers tokenizer, or None.
         layers: its blocks.
+        functions: each block's activation between its MLP's projections; none where it was not found.
+        widths: neurons of each block; none where they were not found.
+        parallel: whether both branches of a block read the stream that enters it; None where it was not seen.
         origin, weights: as in `Model`.
     """
 
@@ -52,6 +54,9 @@ class GenericModel(AsFacts):
     spec: ModelSpec
     tokenizer: Any
     layers: nn.ModuleList
+    functions: tuple[Function, ...] = ()
+    widths: tuple[int, ...] = ()
+    parallel: bool | None = None
     origin: Origin | None = None
     weights: Weights = field(default_factory=Weights, repr=False)
 
@@ -83,11 +88,11 @@ class GenericModel(AsFacts):
             n_heads=heads,
             n_kv_heads=size_of(config, "num_key_value_heads") or heads,
             d_head=size_of(config, "head_dim") or (config.hidden_size // heads if heads else 0),
-            d_mlp=_width(hf, found.boundaries.get("mlp_act")) or size_of(config, "intermediate_size"),
+            d_mlp=max(found.widths, default=0) or size_of(config, "intermediate_size"),
             n_blocks=len(found.layers),
             vocab_size=hf.get_output_embeddings().weight.shape[0],
             max_positions=size_of(config, "max_position_embeddings") or None,
-            gated=False,
+            gated="mlp_up" in found.boundaries,
             stop_tokens=checkpoint_stops(hf),
             module_names=found.boundaries,
             absent={
@@ -96,26 +101,38 @@ class GenericModel(AsFacts):
                 if site not in found.boundaries and site != "logits"
             },
         )
-        return cls(hf, spec, tokenizer, found.layers)
+        return cls(hf, spec, tokenizer, found.layers, found.functions, found.widths, found.parallel)
 
     def facts(self) -> dict[str, Any]:
         """What a notebook says of it, by name."""
         return model_facts(self)
 
     @property
+    def embedding(self) -> Tensor:
+        """Token embeddings [vocabulary, d_model]."""
+        found: Tensor = self.hf.get_input_embeddings().weight.detach()
+        return found
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.hf.get_input_embeddings().weight.device
+        return self.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.hf.get_input_embeddings().weight.dtype
+        return self.embedding.dtype
 
     @property
     def config(self) -> ModelSpec:
         """Sizes, names and limits; the same as `spec`."""
         return self.spec
+
+    def check_neurons(self) -> None:
+        """Raises: Refused where the activation of its neurons was not found."""
+        if not self.functions:
+            why = self.spec.absent["mlp_act" if "mlp_act" in self.spec.absent else "mlp_gate_pre"]
+            raise Refused(f"No study can see the activations of {self.spec.name}: {why}")
 
     @property
     def plan(self) -> Plan:
@@ -165,15 +182,14 @@ class GenericModel(AsFacts):
         activation: ActivationHook | None = None,
     ) -> Output:
         """Run the model on tokens [batch, position]; arguments and result as in `Model.forward`, without a
-        cache.
+        cache. An activation hook stands in where transformers' own activation was found; that is computed as
+        well.
 
-        Raises: ValueError as `Model.forward`, and when a cache or an activation hook is passed.
+        Raises: ValueError as `Model.forward`, when a cache is passed, and for an activation hook where none
+            was found.
         """
         if activation is not None:
-            raise Refused(
-                f"No study can see the activations of {self.spec.name}: it runs through the generic adapter, "
-                "which sees module boundaries only."
-            )
+            self.check_neurons()
         if cache is not None:
             raise Refused(
                 f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
@@ -181,8 +197,8 @@ class GenericModel(AsFacts):
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
         _check_scale(self, layout)
         resolved = resolve(merged(edits, self.plan, self.spec.absent), layout)
-        ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent)
-        with _hooked(self, ctx), frozen(self.hf):
+        ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent, activation=activation)
+        with attached(self, ctx), frozen(self.hf):
             # Real tokens come first in every row, so causal attention needs no mask.
             logits = self.hf(input_ids=packed, use_cache=False).logits
         logits = ctx.site("logits", None, logits)
@@ -272,7 +288,7 @@ class GenericModel(AsFacts):
         )
         resolved = resolve(merged(edits, self.plan, self.spec.absent), layout, more=True)
         ctx = Context(layout, (), resolved, plan=self.plan, absent=self.spec.absent)
-        with _hooked(self, ctx), frozen(self.hf):
+        with attached(self, ctx), frozen(self.hf):
             output = self.hf(input_ids=tokens, past_key_values=past, use_cache=True)
         logits = ctx.site("logits", None, output.logits)
         return logits[:, -1], getattr(output, "past_key_values", None)
@@ -294,14 +310,6 @@ class GenericModel(AsFacts):
         except (TypeError, ValueError, RuntimeError):  # transformers' answers where a model takes no cache
             return False
         return bool((last - whole).abs().max() <= ROUNDING[self.dtype] * whole.abs().max())
-
-
-def _width(hf: Any, boundary: tuple[str, str] | None) -> int:
-    """Neurons of the largest MLP, which a site's modules read; 0 where it has no such site."""
-    if boundary is None:
-        return 0
-    pattern = re.escape(boundary[1]).replace(r"\{d\}", r"\d+")
-    return max(m.in_features for path, m in hf.named_modules() if re.fullmatch(pattern, path))
 
 
 def _text_config(hf: Any, name: str) -> Any:
@@ -354,37 +362,3 @@ def _original_positions(rotary: nn.Module) -> int:
     kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
     own = [kind.get("original_max_position_embeddings") for kind in kinds]
     return int(min([*(limit for limit in own if limit), rotary.original_max_seq_len]))
-
-
-@contextmanager
-def _hooked(model: GenericModel, ctx: Context) -> Iterator[None]:
-    """The model's modules with this forward's taps and edits attached.
-
-    Raises: ValueError where one of them did not run, or ran several times.
-    """
-    ran: dict[tuple[str, int | None], int] = {}
-
-    def seeing(site: str, depth: int | None) -> Callable[[Tensor], Tensor]:
-        def see(value: Tensor) -> Tensor:
-            ran[site, depth] += 1
-            # What is read is a copy: blocks may go on to write into the tensors that they pass.
-            copy = value.clone()
-            written = ctx.site(site, depth, copy)
-            return value if written is copy else written.clone()
-
-        return see
-
-    with ExitStack() as stack:
-        inner = {site: at for site, at in model.spec.module_names.items() if site != "logits"}
-        for (site, depth), module, side in site_places(model.hf, inner, len(model.layers)):
-            if ctx.wants(site, depth):
-                ran[site, depth] = 0
-                stack.callback(watch(module, side, seeing(site, depth)))
-        yield
-    for (site, depth), times in ran.items():
-        if times != 1:
-            at = site if depth is None else f"{site}.{depth}"
-            raise Refused(
-                f"{at} cannot be read or edited in this forward of {model.spec.name}: its module ran "
-                f"{times} times."
-            )

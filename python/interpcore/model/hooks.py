@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+HALVES = (
+    "first half of the output",
+    "second half of the output",
+)  # of a module that makes two things at once
 STREAM = "hidden_states"  # how transformers names a block's input where it is passed by name
 
 
@@ -15,7 +20,7 @@ def watch(module: nn.Module, side: str, see: Callable[[Tensor], Tensor]) -> Call
 
     Args:
         module: any module; one that takes or gives several values is watched at the first of them.
-        side: "input" or "output".
+        side: "input", "output" or one of `HALVES`.
         see: takes and returns a tensor; not called where the first value is no tensor.
     Returns: what ends the watch.
     """
@@ -36,6 +41,14 @@ def watch(module: nn.Module, side: str, see: Callable[[Tensor], Tensor]) -> Call
             return type(output)([see(output[0]), *output[1:]])
         return None
 
+    def half(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        parts = list(output.chunk(2, -1))
+        at = HALVES.index(side)
+        parts[at] = see(parts[at])
+        return torch.cat(parts, -1)
+
     if side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True).remove
+    if side in HALVES:
+        return module.register_forward_hook(half).remove
     return module.register_forward_hook(after).remove

@@ -2,101 +2,44 @@
 
 A site is kept where its module runs once in every block, in the blocks' order, its value is
 [batch, position, d_model], what attention and MLP add is the change of the stream (also where both are
-edited), what they read is a norm's output, the neurons are what the projection reads that writes the MLP's
-output, and an edit reaches the logits. A model that is not causal row by row is refused.
+edited), what they read is a norm's output and the stream before it, the neurons are what the projection reads
+that writes the MLP's output and come of other projections by one function, and an edit reaches the logits. A
+model that is not causal row by row is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.hooks import watch
+from interpcore.model.probe_branches import check_neurons, read_inputs, read_neurons
+from interpcore.model.probe_run import (
+    AFTER,
+    APART,
+    EXACT,
+    INSIDE,
+    PARTS,
+    Found,
+    Place,
+    Run,
+    Watched,
+    children,
+    is_norm,
+)
 from interpcore.model.sites import SITES
 
 N_TOKENS = 8
 N_FREE = 2  # tokens at the end that differ between the two forwards, and where the second is edited
-# Children of a block whose output may be what it adds to the stream: the part, or a norm named after it.
-PARTS = {
-    "attn_out": ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn"),
-    "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
-}
-AFTER = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "feedforward", "feed_forward", "ffn", "moe")}
 # Largest |logit difference| over largest |logit| that rounding makes between two batches, by dtype.
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 3e-1}
-EXACT = 1e-4  # of the identities, beside the rounding of the stream itself
-NORMED = {"attn_normed": "attn_out", "mlp_normed": "mlp_out"}
-INSIDE = (*PARTS, *NORMED, "mlp_act")
-APART = "its blocks have no two modules whose outputs add up to what a block adds to the stream."
-
 OUTSIDE = ("embed", "unembedding", "logits")
-
-Place = tuple[str, int | None]
-Watched = tuple[Place, nn.Module, str]  # and its side, "input" or "output"
-
-
-@dataclass(frozen=True)
-class Found:
-    """Sites of a transformers model.
-
-    Args:
-        layers: its blocks.
-        boundaries: side ("input", "output") and path of the module behind each site, with {d} for the block.
-        absent: why the others are not there.
-    """
-
-    layers: nn.ModuleList
-    boundaries: dict[str, tuple[str, str]]
-    absent: dict[str, str]
-
-    def drop(self, sites: Iterable[str], why: str) -> None:
-        """Take sites away."""
-        for site in sites:
-            self.boundaries.pop(site, None)
-            self.absent[site] = why
-
-
-@dataclass
-class Run(ShortRepr):
-    """What a forward gave at the boundaries that were watched.
-
-    Args:
-        logits: [batch, position, vocabulary].
-        came: copies of the values as they came, on the CPU.
-        seen: copies of the values as they went on, which differ in a forward that edits.
-        order: places in the order in which they were seen.
-        leaves: what was added to each value, where it was edited.
-    """
-
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    came: dict[Place, Tensor] = field(default_factory=dict)
-    seen: dict[Place, Tensor] = field(default_factory=dict)
-    order: list[Place] = field(default_factory=list)
-    leaves: dict[Place, Tensor] = field(default_factory=dict)
-
-    def in_order(self, site: str, depths: Sequence[int | None]) -> bool:
-        """Whether a site was seen once at each depth, in their order."""
-        return [depth for key, depth in self.order if key == site] == list(depths)
-
-    def add_up(self, attention: str, mlp: str, n_blocks: int) -> bool:
-        """Whether two sites together are the change of the stream at every depth, up to rounding."""
-        for d in range(n_blocks):
-            before, after = self.seen["resid", d].double(), self.came["resid", d + 1].double()
-            parts = [self.seen[key, d].double() for key in (attention, mlp)]
-            change = after - before
-            rounding = 4 * torch.finfo(self.logits.dtype).eps
-            allowed = EXACT * change.abs().max() + rounding * sum(x.abs() for x in (before, after, *parts))
-            if not bool(((sum(parts) - change).abs() <= allowed).all()):
-                return False
-        return True
 
 
 def size_of(config: Any, name: str) -> int:
@@ -161,16 +104,16 @@ def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, st
     watched += [
         ((path, None), module, "output")
         for path, module in hf.named_modules()
-        if _is_norm(module) and not path.startswith(inside)
+        if is_norm(module) and not path.startswith(inside)
     ]
     for prefix, blocks in prefixes.items():
         watched += [((prefix, d), block, "input") for d, block in enumerate(blocks)]
         watched.append(((prefix, len(blocks)), blocks[-1], "output"))
-        for child in _children(blocks):
+        for child in children(blocks):
             watched += [
                 ((f"{prefix}.{child}", d), getattr(block, child), "output") for d, block in enumerate(blocks)
             ]
-            if any(child in names for names in PARTS.values()):
+            if is_norm(getattr(blocks[0], child)) or any(child in names for names in PARTS.values()):
                 watched += [
                     ((f"{prefix}.{child}<", d), getattr(block, child), "input")
                     for d, block in enumerate(blocks)
@@ -178,24 +121,11 @@ def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, st
             if child in PARTS["mlp_out"]:
                 watched += [
                     ((f"{prefix}.{child}.{inner}{mark}", d), getattr(getattr(block, child), inner), side)
-                    for inner in _children([getattr(block, child) for block in blocks])
+                    for inner in children([getattr(block, child) for block in blocks])
                     for d, block in enumerate(blocks)
                     for mark, side in (("<", "input"), ("", "output"))
                 ]
     return watched
-
-
-def _children(blocks: Sequence[nn.Module] | nn.ModuleList) -> list[str]:
-    """Names of the modules that all of several modules have."""
-    return [
-        child
-        for child, _ in blocks[0].named_children()
-        if all(isinstance(getattr(block, child, None), nn.Module) for block in blocks)
-    ]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
 
 
 def _run(hf: Any, watched: Sequence[Watched], ids: Tensor, name: str, edit: bool = False) -> Run:
@@ -233,8 +163,8 @@ def _run(hf: Any, watched: Sequence[Watched], ids: Tensor, name: str, edit: bool
 
 def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) -> Found:
     """The stream, and the children of the blocks that add to it; reasons for what is not there."""
-    found = Found(blocks, {}, {})
-    n, children = len(blocks), _children(blocks)
+    found = Found(blocks)
+    n, inside = len(blocks), children(blocks)
 
     def fits(key: str, depths: Sequence[int | None]) -> bool:
         return run.in_order(key, depths) and all(run.seen[key, d].shape == shape for d in depths)
@@ -253,62 +183,20 @@ def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) 
     for d in range(n + 1):
         run.seen["resid", d] = run.came["resid", d] = run.seen[prefix, d]
     named = {
-        site: [c for c in names if c in children]
-        + [c for c in children if _is_norm(getattr(blocks[0], c)) and any(w in c for w in AFTER[site])]
+        site: [c for c in names if c in inside]
+        + [c for c in inside if is_norm(getattr(blocks[0], c)) and any(w in c for w in AFTER[site])]
         for site, names in PARTS.items()
     }
     for attention, mlp in product(*named.values()):
         one, other = f"{prefix}.{attention}", f"{prefix}.{mlp}"
         if fits(one, range(n)) and fits(other, range(n)) and run.add_up(one, other, n):
             for site, child in zip(PARTS, (attention, mlp), strict=True):
-                found.boundaries[site] = ("output", f"{prefix}.{{d}}.{child}")
-            _read_norms(run, prefix, found, fits)
-            _read_neurons(run, prefix, found)
+                found.keep(site, "output", f"{prefix}.{{d}}.{child}")
+            read_inputs(run, prefix, found, fits)
+            read_neurons(run, prefix, found)
             return found
     found.drop(INSIDE, APART)
     return found
-
-
-def _read_norms(
-    run: Run, prefix: str, found: Found, fits: Callable[[str, Sequence[int | None]], bool]
-) -> None:
-    """What attention and MLP read, where that is the output of one of the block's norms."""
-    blocks, depths = found.layers, range(len(found.layers))
-    norms = [
-        f"{prefix}.{c}"
-        for c in _children(blocks)
-        if _is_norm(getattr(blocks[0], c)) and fits(f"{prefix}.{c}", depths)
-    ]
-    for site, part in NORMED.items():
-        for child in PARTS[part]:
-            read = f"{prefix}.{child}<"
-            if fits(read, depths) and any(
-                all(torch.equal(run.seen[read, d], run.seen[norm, d]) for d in depths) for norm in norms
-            ):
-                found.boundaries[site] = ("input", f"{prefix}.{{d}}.{child}")
-                break
-        else:
-            found.absent[site] = "no module of its blocks reads a norm's output alone."
-
-
-def _read_neurons(run: Run, prefix: str, found: Found) -> None:
-    """What the MLP's last projection reads, where its output is the MLP's own."""
-    blocks, depths = found.layers, range(len(found.layers))
-
-    def writes(path: str, module: str) -> bool:
-        return all(run.in_order(key, depths) for key in (f"{path}<", path, module)) and all(
-            run.seen[f"{path}<", d].dim() == 3 and torch.equal(run.seen[path, d], run.seen[module, d])
-            for d in depths
-        )
-
-    for child in (c for c in PARTS["mlp_out"] if c in _children(blocks)):
-        mlps = [getattr(block, child) for block in blocks]
-        for inner in _children(mlps):
-            linear = all(isinstance(getattr(mlp, inner), nn.Linear) for mlp in mlps)
-            if linear and writes(f"{prefix}.{child}.{inner}", f"{prefix}.{child}"):
-                found.boundaries["mlp_act"] = ("input", f"{prefix}.{{d}}.{child}.{inner}")
-                return
-    found.absent["mlp_act"] = "no projection of its MLPs was found that writes what they write."
 
 
 def _name_rest(run: Run, found: Found, hf: Any, paths: dict[int, str]) -> None:
@@ -378,6 +266,8 @@ def _check_edits(edited: Run, found: Found, gradients: dict[Place, Tensor]) -> N
     n = len(found.layers)
     if "attn_out" in found.boundaries and not edited.add_up("attn_out", "mlp_out", n):
         found.drop(INSIDE, APART)
+        found.functions = ()
+    check_neurons(edited, found)
     for (site, _), gradient in gradients.items():
         if not bool(gradient[:, :-N_FREE].any()):
             found.drop([site], "an edit there does not reach the logits.")

@@ -107,6 +107,7 @@ def correlate(study: Study, asked: asked_for.Correlate) -> Report:
 
 def weights(study: Study, asked: asked_for.Weights) -> Report:
     """Weight statistics: medians of each layer."""
+    study.check_weights()
     table = study.weight_table("weights-full", full=True) if asked.full else study.weights
     columns = ["w_in_norm", "w_out_norm", "in_out_sim", "vocab_var", "vocab_skew", "vocab_kurt", "null_space"]
     return Report(table.groupby("layer")[columns].median().reset_index(), notes=(WEIGHTS,))
@@ -115,6 +116,7 @@ def weights(study: Study, asked: asked_for.Weights) -> Report:
 def dataframe(study: Study) -> Report:
     """The neuron table: its headline numbers beside those of published tables."""
     if study.shards is not None:
+        study.check_weights()
         counts = table_counts(study.table)
         file = study.step("dataframe") / "artifacts" / "neuron_df.csv"
         return Report(study.comparison, (file,), tuple(f"{value} {name}" for name, value in counts.items()))
@@ -137,6 +139,7 @@ def explain(study: Study, asked: asked_for.Explain) -> Report:
 
 def intervene(study: Study, asked: asked_for.Intervene) -> Report:
     """Interventions: what each changes."""
+    study.check_weights()
     chosen = None if asked.neurons is None else parse_neurons(asked.neurons, study.model)
     table, _ = interventions(study, chosen, asked.values, asked.kind, asked.site, asked.limit)
     shown = ("layer", "neuron", "kind", "value", "norm", "loss_change", "entropy_change", "rank_change")
@@ -147,6 +150,7 @@ def intervene(study: Study, asked: asked_for.Intervene) -> Report:
 
 def deactivation(study: Study, asked: asked_for.Deactivation) -> Report:
     """Deactivation: the heads that change most with a neuron's activation."""
+    study.check_weights()
     chosen = None if asked.neurons is None else parse_neurons(asked.neurons, study.model)
     heads, scores, _ = deactivate(study, chosen, asked.first, limit=asked.limit)
     strongest = heads.reindex(heads.pearson.abs().sort_values(ascending=False).index)
@@ -158,6 +162,7 @@ def deactivation(study: Study, asked: asked_for.Deactivation) -> Report:
 
 def cache(study: Study, asked: asked_for.Cache) -> Report:
     """Saved activations: where they are."""
+    study.check_weights()
     found = save(
         study.model,
         study.tokens,
@@ -177,6 +182,7 @@ def cache(study: Study, asked: asked_for.Cache) -> Report:
 
 def view(study: Study, asked: asked_for.View) -> Report:
     """One neuron's page: where it is."""
+    study.check_weights()
     html = neuron_page(
         study.path, study.model, asked.layer, asked.neuron, study.shards, examples=asked.examples
     )
@@ -189,6 +195,7 @@ def view(study: Study, asked: asked_for.View) -> Report:
 
 def report(study: Study, asked: asked_for.Report) -> Report:
     """The whole study: headline numbers, and the page."""
+    study.check_weights()
     found = write_report(study, asked)
     notes = (*(f"{value} {name}" for name, value in found.counts.items()), f"{len(found.figures)} figures.")
     return Report(found.comparison, (found.page,), notes)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.generic import GenericModel
 from interpcore.model.load import load
 from interpcore.neurons.cards import corpus_card, file_hashes
 from interpcore.neurons.correlation import setup as correlation_study
@@ -33,6 +34,7 @@ from interpcore.neurons.statistics.moment_errors import GROUPS
 from interpcore.neurons.statistics.quadrants import check_gated, quadrant_table
 from interpcore.neurons.statistics.summarize import default_batch, part_range, state_bytes, summarize
 from interpcore.neurons.statistics.summary import Summary
+from interpcore.neurons.statistics.token_pass import mlp_widths
 from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_alignment
@@ -71,7 +73,8 @@ class Study(experiment.Study):
     command: str | None = None
 
     def __post_init__(self) -> None:
-        self.partners = [each if isinstance(each, Model) else each() for each in self.partners]
+        loaded = (Model, GenericModel)
+        self.partners = [each if isinstance(each, loaded) else each() for each in self.partners]
 
     def recipe(self) -> tuple[Callable[[], Any], type[Self], dict[str, Any]]:
         """See `runs.experiment.Study`; partners are loaded again, too."""
@@ -121,6 +124,14 @@ class Study(experiment.Study):
         """Raises: Refused where the study leaves out the sums that explanations need."""
         if not self.options.by_token:
             raise Refused("Explanations and reports need sums by token; leave --no-by-token out.")
+
+    def check_weights(self) -> None:
+        """Raises: Refused for a model whose weights no step can read."""
+        if not isinstance(self.model, Model):
+            raise Refused(
+                f"This step reads weights, and the generic adapter shows none of {self.model.spec.name}; "
+                "summarize, correlate and explain read its neurons alone."
+            )
 
     @cached_property
     def comparing(self) -> CorrelationSteps | None:
@@ -345,7 +356,7 @@ class Study(experiment.Study):
 
 
 def open_study(
-    model: Model,
+    model: Model | GenericModel,
     out: str | os.PathLike[str],
     options: Options | None = None,
     *,
@@ -358,28 +369,26 @@ def open_study(
     """A study in a folder, new or gone on with.
 
     Args:
-        model: the decoder.
+        model: the decoder; through the adapter where the activation of its neurons was found, for the steps
+            that read neurons alone (those that read weights refuse it).
         out: the folder, which holds a run folder per step.
         options: what the steps share; None takes the defaults.
         shards: the corpus, instead of the one that the options name.
         partners: models to correlate with, instead of those that the options name.
         workers, progress: see `runs.experiment.Study`.
         command: what was typed, for the cards.
-    Raises: Refused for a folder that holds something else, or the study of another model.
+    Raises: Refused for a model without neurons, a folder that holds something else, or the study of another
+        model.
     """
     options = options or Options()
-    if not isinstance(model, Model):
-        raise Refused(
-            "Neuron studies read neurons before their activation and their weights, which the generic "
-            "adapter does not show; tap or edit its site mlp_act, or use a model family that interpcore has "
-            "its own blocks for."
-        )
+    mlp_widths(model)
+    model = cast(Model, model)  # what it lacks is refused by the step that asks for it
     options.check_data()
     if shards is None and options.tokens is not None:
         shards = TokenShards.open(options.tokens)
     if partners is None:
-        named = [load(name, dtype=model.dtype, device=str(model.device)) for name in options.partners]
-        partners = [partner for partner in named if isinstance(partner, Model)]
+        loaded = [load(name, dtype=model.dtype, device=str(model.device)) for name in options.partners]
+        partners = cast(Sequence[Model], loaded)
     check_study_folder(out, model)
     return Study(
         model,

@@ -243,9 +243,7 @@ def from_checkpoint(checkpoint: Checkpoint, name: str) -> Model:
     inside = getattr(getattr(checkpoint.config, "text_config", None), "model_type", None)
     read = FAMILIES.get(family) or (text_parts if inside in FAMILIES else None)
     if read is None:
-        raise Unsupported(
-            f"there are no hand-written blocks for {family!r} (there are for {', '.join(FAMILIES)})"
-        )
+        raise Unsupported(f"there are no hand-written blocks for {family!r}")
     if getattr(checkpoint.config, "num_hidden_layers", 1) < 1:
         raise Refused(f"{name} has no blocks; its config gives their number as 0 or less.")
     if hasattr(checkpoint.hf, "get_input_embeddings") and hasattr(

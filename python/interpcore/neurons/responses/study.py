@@ -49,6 +49,9 @@ def meaning(asked: Explain) -> dict[str, Any]:
     return asked.arguments() | {"features": files}
 
 
+LOGIT_MEASURES = ("variance_reduction", "welch_t", "skew_reduction", "kurtosis_reduction")
+
+
 @dataclass(frozen=True, eq=False)
 class Explanations(ShortRepr):
     """What labels say about all neurons.
@@ -154,10 +157,14 @@ def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
     """The class of tokens that each neuron's logit effects set apart most.
 
     Returns: layer, neuron, feature, group, variance_reduction, welch_t (positive where the class is raised),
-        skew_reduction, kurtosis_reduction.
+        skew_reduction, kurtosis_reduction; no rows of a model through the adapter, which shows no weights.
     """
     import pandas as pd
 
+    from interpcore.model import Model
+
+    if not isinstance(model, Model):
+        return pd.DataFrame(columns=["layer", "neuron", "feature", "group", *LOGIT_MEASURES])
     folded = fold(model)
     frames = []
     for layer in range(folded.n_layers):
@@ -165,7 +172,7 @@ def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
         found = explain_logits(folded, write, features.has)
         reduction, at = found.explained.variance_reduction.nan_to_num(nan=-torch.inf).max(0)
         columns = {"variance_reduction": reduction, "welch_t": found.explained.welch_t.gather(0, at[None])[0]}
-        for name in ("skew_reduction", "kurtosis_reduction"):
+        for name in LOGIT_MEASURES[2:]:
             columns[name] = getattr(found, name).gather(0, at[None])[0]
         frame = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
         frame.insert(0, "layer", layer)

@@ -14,6 +14,7 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused, RunError
 from interpcore.model import Model, Plan
+from interpcore.model.generic import GenericModel
 from interpcore.model.mlp import MLP
 from interpcore.ops import RunningMoments, activation_moments
 from interpcore.runs import Checkpoint, Progress, RunCard
@@ -107,7 +108,7 @@ class Pass:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | GenericModel,
         shards: TokenShards,
         accumulators: Mapping[Part, Any],
         labellers: Sequence[Labeller] = (),
@@ -181,7 +182,7 @@ class Pass:
         rows = pre.flatten(0, 1)
         factor = None if up is None else up.flatten(0, 1)
         both = next((a for a in parts.values() if isinstance(a, BothSides)), None)
-        name = _FUSED.get(self.model.block(depth).neurons.activation)
+        name = _fused(self.model, depth)
         if name is not None:
             # A pass without moments activates by the same kernel: all passes see the same bits.
             if both is None:
@@ -251,7 +252,7 @@ class Pass:
 
 
 def accumulate(
-    model: Model,
+    model: Model | GenericModel,
     shards: TokenShards,
     accumulators: Mapping[Part, Any],
     *,
@@ -281,18 +282,15 @@ def accumulate(
     one.run(checkpoint, (0, limit), batch, card.arguments["step"], progress)
 
 
-def mlp_widths(model: Model) -> tuple[int, ...]:
+def mlp_widths(model: Model | GenericModel) -> tuple[int, ...]:
     """Neurons of each block call.
 
     Raises:
         ValueError: the model has no MLP that a study of neurons can read.
     """
-    if not isinstance(model, Model):
-        raise Refused(
-            f"{model.spec.name} runs through the generic adapter, which shows neurons behind their "
-            "activation alone, as the site mlp_act; statistics of neurons need a family with hand-written "
-            "blocks."
-        )
+    if isinstance(model, GenericModel):
+        model.check_neurons()
+        return model.widths
     widths = []
     for depth in range(model.plan.n_calls):
         mlp = getattr(model.block(depth), "mlp", None)
@@ -304,7 +302,7 @@ def mlp_widths(model: Model) -> tuple[int, ...]:
 
 @torch.no_grad()
 def mlp_sides(
-    model: Model, tokens: Tensor, depths: Container[int], sides: Sequence[str] = ("post",)
+    model: Model | GenericModel, tokens: Tensor, depths: Container[int], sides: Sequence[str] = ("post",)
 ) -> dict[int, dict[str, Tensor]]:
     """What MLPs work on in one forward.
 
@@ -328,7 +326,7 @@ def mlp_sides(
 
 
 def pilot_activations(
-    model: Model, shards: TokenShards, batch: int, sides: Sequence[str] = ("post",)
+    model: Model | GenericModel, shards: TokenShards, batch: int, sides: Sequence[str] = ("post",)
 ) -> dict[int, dict[str, Tensor]]:
     """As `mlp_sides` of every block call, at the first `PILOT_TOKENS` tokens that count.
 
@@ -357,7 +355,7 @@ def pilot_activations(
     return {depth: {side: torch.cat(x) for side, x in kept.items()} for depth, kept in found.items()}
 
 
-def measure_pilot(model: Model, shards: TokenShards, batch: int) -> Shifts:
+def measure_pilot(model: Model | GenericModel, shards: TokenShards, batch: int) -> Shifts:
     """Mean of the first tokens that count, of every block call: shifts for the sums.
 
     Args:
@@ -377,7 +375,15 @@ def _finite_mean(rows: Tensor) -> Tensor:
     return x.nanmean(0).nan_to_num().float()
 
 
-def _up_to(model: Model, depth: int) -> Model:
-    """The model without what follows a block call."""
+def _fused(model: Model | GenericModel, depth: int) -> str | None:
+    """What `interpcore.ops.activation_moments` calls a block call's activation; None where it has none such,
+    and through the adapter."""
+    return _FUSED.get(model.block(depth).neurons.activation) if isinstance(model, Model) else None
+
+
+def _up_to(model: Model | GenericModel, depth: int) -> Model | GenericModel:
+    """The model without what follows a block call; whole through the adapter, which runs one plan."""
+    if isinstance(model, GenericModel):
+        return model
     calls = model.plan.calls[: model.plan.first_call(depth + 1)]
     return model if len(calls) == len(model.plan.calls) else model.with_plan(Plan(calls))
