@@ -12,6 +12,8 @@ import transformers as tf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import interpcore
+from interpcore.circuits import Circuit, Graph, Pairs
+from interpcore.circuits.patching.faithfulness import evaluate
 from interpcore.model import Add, Edit, Scale, Tap
 
 # One size under every name that transformers' configs give it.
@@ -141,17 +143,21 @@ def _wrong(model: Any, sites: tuple[str, ...], alone: list[torch.Tensor]) -> lis
             if not close(still[taps[2]], still[taps[3]]):
                 found.append(f"edits of both at depth {d}")
     for branch in ("attn", "mlp"):
-        if f"{branch}_normed" in sites:
-            found += _normed_wrong(model, branch, close)
+        for site in {f"{branch}_normed", f"{branch}_in"} & set(sites):
+            found += _read_wrong(model, branch, site, close)
+    if not isinstance(model, interpcore.model.Model) and {"attn_in", "mlp_in"} <= set(sites):
+        found += _circuits_wrong(model, close)
+    if not isinstance(model, interpcore.model.Model) and model.functions:
+        found += _activation_wrong(model, close)
     if "mlp_act" in sites and not isinstance(model, interpcore.model.Model):
         written, none = Tap("mlp_out", 2), [Edit("mlp_act", 2, None, Scale(0))]
         value = model.forward(TOKENS, taps=[written], edits=none).taps[written]
         if not close(value + 1, value[:1, :1].expand_as(value) + 1):
             found.append("without neurons an MLP writes its bias alone")
-    for site in {"resid", "attn_out", "mlp_out", "embed", "attn_normed", "mlp_normed", "mlp_act"} & set(
-        sites
-    ):
-        width = model.spec.d_mlp if site == "mlp_act" else 32
+    neurons = {"mlp_act", "mlp_pre", "mlp_gate_pre", "mlp_up"}
+    streams = {"resid", "attn_out", "mlp_out", "embed", "attn_normed", "mlp_normed", "attn_in", "mlp_in"}
+    for site in (streams | neurons) & set(sites):
+        width = model.spec.d_mlp if site in neurons else 32
         edit = Edit(site, None if site == "embed" else 1, 6, Add(torch.linspace(-1, 3, width)), rows=[0])
         edited = model.forward(TOKENS, mask, edits=[edit]).logits
         if not close(edited[1, 5:], plain[1, 5:]) or not close(edited[0, :6], plain[0, :6]):
@@ -161,17 +167,42 @@ def _wrong(model: Any, sites: tuple[str, ...], alone: list[torch.Tensor]) -> lis
     return found
 
 
-def _normed_wrong(model: Any, branch: str, close: Any) -> list[str]:
+def _circuits_wrong(model: Any, close: Any) -> list[str]:
+    """With every edge kept a run is the clean one, with every edge corrupted the corrupted one."""
+    tokens, graph = torch.cat([TOKENS, TOKENS.flip(0).roll(3, 1)]), Graph.of(model)
+    answers = torch.tensor([[5], [7]])
+    pairs = Pairs("random", *tokens.split(2), torch.tensor([14, 14]), answers, answers + 1)
+    ours = evaluate(model, pairs, [Circuit.full(graph), Circuit.empty(graph)])["logit_diff"]
+    logits = model.forward(tokens, logits_at="last").logits
+    theirs = (logits.gather(1, answers.repeat(2, 1)) - logits.gather(1, answers.repeat(2, 1) + 1)).view(2, 2)
+    right = float((ours - theirs).abs().max()) <= 1e-4 * float(logits.abs().max())
+    return [] if right else ["circuits of all and of no edges"]
+
+
+def _activation_wrong(model: Any, close: Any) -> list[str]:
+    """A study that activates as the model does changes nothing, and sees what the down projection reads."""
+    seen, act = {}, Tap("mlp_act", 2)
+
+    def hook(function: Any, pre: torch.Tensor, depth: int, *up: torch.Tensor) -> torch.Tensor:
+        seen[depth] = function(pre) * (up[0] if up else 1)
+        return seen[depth]
+
+    plain, studied = (model.forward(TOKENS, taps=[act], activation=a) for a in (None, hook))
+    right = close(studied.logits, plain.logits) and close(seen[2], plain.taps[act])
+    return [] if right and len(seen) == len(model.layers) else ["a study's activation"]
+
+
+def _read_wrong(model: Any, branch: str, site: str, close: Any) -> list[str]:
     """What a branch reads decides what it writes, and nothing before it."""
     other = {"attn": "mlp", "mlp": "attn"}[branch]
     own, before, beside = Tap(f"{branch}_out", 2), Tap("resid", 2), Tap(f"{other}_out", 2)
-    edit = Edit(f"{branch}_normed", 2, None, Add(torch.linspace(-1, 3, 32)))
+    edit = Edit(site, 2, None, Add(torch.linspace(-1, 3, 32)))
     plain, edited = (model.forward(TOKENS, taps=[own, before, beside], edits=e).taps for e in ([], [edit]))
-    found = [] if not close(edited[own], plain[own]) else [f"an edit of {branch}_normed changes {branch}_out"]
+    found = [] if not close(edited[own], plain[own]) else [f"an edit of {site} changes {branch}_out"]
     if not close(edited[before], plain[before]):
-        found.append(f"an edit of {branch}_normed leaves the stream before it")
+        found.append(f"an edit of {site} leaves the stream before it")
     if branch == "mlp" and not close(edited[beside], plain[beside]):
-        found.append("an edit of mlp_normed leaves attention")
+        found.append(f"an edit of {site} leaves attention")
     return found
 
 
@@ -191,9 +222,10 @@ def table(rows: list[Tried]) -> str:
         "",
         "Hand-written blocks offer every site of `model.sites()`, with derivatives; BLOOM's embeddings are "
         "taken behind their norm, as a copy. Latent attention (DeepSeek 2 and 3, MiniCPM 3, GLM-4 MoE lite), "
-        "state spaces and hybrids go through the adapter alone. Circuits and studies of neurons need hand-"
-        "written blocks and say so; through the adapter neurons can be read and edited where `mlp_act` is a "
-        "site.",
+        "state spaces and hybrids go through the adapter alone. Circuits through it are of whole attentions "
+        "and MLPs, with edges where `attn_in` and `mlp_in` are sites; neurons can be read and edited where "
+        "`mlp_act` is one, and studied (`summarize`, `correlate`, `explain`) where `mlp_pre` or "
+        "`mlp_gate_pre` is.",
         "",
         "| family | path | sites, or the reason of a refusal |",
         "|---|---|---|",

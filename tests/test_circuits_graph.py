@@ -13,7 +13,6 @@ from families import transformers_model
 from recurrent import recurrent_model
 
 from interpcore.circuits import Graph, GraphError
-from interpcore.model.generic import GenericModel
 from interpcore.model.load import from_transformers
 
 PARITY = Path(__file__).parent / "data" / "parity_circuits.npz"
@@ -106,10 +105,7 @@ def test_graph_of_a_model() -> None:
         Graph(4, 4, 4).check_model(neox)
 
 
-def test_models_without_blocks_of_their_own_are_refused() -> None:
-    generic = GenericModel.wrap(transformers_model("gpt2"), "some-model")
-    with pytest.raises(GraphError, match="some-model runs through transformers' own modules"):
-        Graph.of(generic)
+def test_plans_of_another_kind_are_refused() -> None:
     with pytest.raises(GraphError, match="one after the other or side by side"):
         Graph.of(recurrent_model())
 

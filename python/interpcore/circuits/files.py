@@ -45,6 +45,8 @@ def save_scores(scores: Scores, path: str | Path, circuit: Circuit | None = None
         raise GraphError(f"Scores are written as .safetensors, {', '.join(writers)}; got {path.name}.")
     if path.suffix in writers and scores.graph.beside:
         raise GraphError("The published formats hold no layers side by side; write .safetensors.")
+    if path.suffix in writers and scores.graph.whole:
+        raise GraphError("The published formats hold no whole attentions; write .safetensors.")
     if path.suffix in writers and scores.graph.grouped:
         raise GraphError(
             "The published formats have no key/value groups; attribute with group_kv=False, or write "
@@ -151,7 +153,8 @@ def _load_own(path: Path, where: str) -> Loaded:
 def _own_graph(own: Fields) -> Graph:
     found = own.object("graph")
     blocks, heads, kv_heads = (found.whole(name, 1, _MOST) for name in ("blocks", "heads", "kv_heads"))
-    return Graph(blocks, heads, kv_heads, found.flag("parallel"), _beside(found))
+    whole = "whole" in found.content and found.flag("whole")
+    return Graph(blocks, heads, kv_heads, found.flag("parallel"), _beside(found), whole)
 
 
 def _beside(graph: Fields) -> tuple[tuple[int, int, str], ...]:

@@ -3,6 +3,7 @@
 Sources write to the stream: `input` (the token embedding alone; position embeddings and attention output
 biases belong to no node), the heads `a0.h0`, ... of each layer and its MLP `m0`. Destinations read from it,
 before their norm: the q, k and v inputs of each head, each MLP, and `logits` (what the final norm reads).
+Through the adapter, which shows no heads, a layer's attention is one source `a0` with one input of that name.
 Layers side by side (`Plan.parallel`) read one stream, so that none reads another's nodes, and are joined
 behind it. Names, order and indices are those of Hanna et al. 2024 (arXiv 2403.17806): per layer q of all
 heads, then k, then v, then the MLP.
@@ -23,6 +24,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.model.call import RESID, begins_side_by_side
 from interpcore.model.combine import COMBINERS
+from interpcore.model.generic import GenericModel
 from interpcore.runs.fields import is_whole
 
 LETTERS = "qkv"
@@ -50,6 +52,7 @@ class Graph:
             destinations are named `a0.g0<k>` and feed every head of the group.
         parallel: attention and MLP of a layer read the same stream (GPT-J, Pythia).
         beside: ranges of layers side by side, in order: (first layer, last layer, "mean" or "sum").
+        whole: each layer's attention is one source with one input; `heads` and `kv_heads` are then 1.
     """
 
     blocks: int
@@ -57,11 +60,12 @@ class Graph:
     kv_heads: int
     parallel: bool = False
     beside: tuple[tuple[int, int, str], ...] = field(default=(), repr=False)  # older keys hold the repr
+    whole: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         counts = (self.blocks, self.heads, self.kv_heads)
         whole = all(map(is_whole, counts)) and isinstance(self.parallel, bool)
-        if not whole or min(counts) < 1 or self.heads % self.kv_heads:
+        if not whole or min(counts) < 1 or self.heads % self.kv_heads or (self.whole and self.heads > 1):
             raise GraphError(
                 "A graph needs at least one layer and heads that divide into key/value groups; got "
                 f"{self.blocks} layers, {self.heads} heads, {self.kv_heads} groups."
@@ -79,17 +83,14 @@ class Graph:
         """The graph of a model under its plan; layer d is block call d.
 
         Args:
-            model: an `interpcore.model.Model`.
+            model: an `interpcore.model.Model`, or a `GenericModel`, whose graph is one of whole attentions.
             group_kv: one k and one v destination per key/value group (where heads share them); False gives
                 every query head its own, as published.
-        Raises: GraphError for models without hand-written blocks and plans with other calls than blocks.
+        Raises: GraphError for models whose branches were not found, and plans with other calls than blocks.
         """
-        plan = getattr(model, "plan", None)
-        if plan is None or not hasattr(model, "block"):
-            raise GraphError(
-                f"{model.spec.name} runs through transformers' own modules, which do not show the inputs of "
-                "single heads; edges need a model with hand-written blocks."
-            )
+        if isinstance(model, GenericModel):
+            return cls._whole(model)
+        plan = model.plan
         beside = _side_by_side(plan)
         if beside is None:
             raise GraphError(
@@ -108,6 +109,16 @@ class Graph:
         kv_heads = spec.n_kv_heads if group_kv else spec.n_heads
         return cls(plan.n_calls, spec.n_heads, kv_heads, layouts.pop() if layouts else False, beside)
 
+    @classmethod
+    def _whole(cls, model: GenericModel) -> Graph:
+        """The graph of whole attentions and MLPs, of a model through the adapter."""
+        why = model.spec.absent.get("attn_out")
+        if why is not None:
+            raise GraphError(
+                f"{model.spec.name} runs through the generic adapter and has no nodes that were found: {why}"
+            )
+        return cls(len(model.layers), 1, 1, bool(model.parallel), whole=True)
+
     @property
     def grouped(self) -> bool:
         """Whether several query heads share a k and a v destination."""
@@ -120,8 +131,8 @@ class Graph:
 
     @property
     def per_layer(self) -> int:
-        """Destinations of one layer: heads + 2 * kv_heads + 1."""
-        return self.heads + 2 * self.kv_heads + 1
+        """Destinations of one layer: heads + 2 * kv_heads + 1, or the whole attention and the MLP."""
+        return 2 if self.whole else self.heads + 2 * self.kv_heads + 1
 
     @property
     def n_destinations(self) -> int:
@@ -152,8 +163,9 @@ class Graph:
         return (layer + 1) * (self.heads + 1)
 
     def head_destinations(self, layer: int, letter: str) -> slice:
-        """Destination indices of a layer's q, k or v inputs."""
-        before = {"q": 0, "k": self.heads, "v": self.heads + self.kv_heads}[letter]
+        """Destination indices of a layer's q, k or v inputs, which are one of a whole attention."""
+        q, k, v = (0, 0, 0) if self.whole else (0, self.heads, self.heads + self.kv_heads)
+        before = {"q": q, "k": k, "v": v}[letter]
         start = layer * self.per_layer + before
         return slice(start, start + (self.heads if letter == "q" else self.kv_heads))
 
@@ -248,12 +260,16 @@ class Graph:
     @cached_property
     def source_names(self) -> tuple[str, ...]:
         """Names of the sources, in order."""
+        if self.whole:
+            return ("input", *(name for i in range(self.blocks) for name in (f"a{i}", f"m{i}")))
         layers = [[*(f"a{i}.h{h}" for h in range(self.heads)), f"m{i}"] for i in range(self.blocks)]
         return ("input", *(name for layer in layers for name in layer))
 
     @cached_property
     def destination_names(self) -> tuple[str, ...]:
         """Names of the destinations, in order."""
+        if self.whole:
+            return (*self.source_names[1:], "logits")
         shared = "g" if self.grouped else "h"
         names: list[str] = []
         for i in range(self.blocks):
@@ -272,6 +288,8 @@ class Graph:
 
         Raises: GraphError when this graph has none of that name.
         """
+        if self.whole:
+            return _listed(name, self.source_names, "source")
         found = _SOURCE.fullmatch(name)
         if not found:
             raise GraphError(f"{name!r} is no source; sources are input, a<layer>.h<head> and m<layer>.")
@@ -287,6 +305,8 @@ class Graph:
 
         Raises: GraphError when this graph has none of that name.
         """
+        if self.whole:
+            return _listed(name, self.destination_names, "destination")
         found = _DESTINATION.fullmatch(name)
         if not found:
             raise GraphError(
@@ -343,9 +363,8 @@ class Graph:
 
     def published_order(self) -> tuple[Tensor, Tensor]:
         """Source and destination indices of all edges in the order of the published files [n_edges] int64
-        each: layer by layer those of its heads (by source, then head, then q, k, v), those of its MLP
-            (together with
-        the heads' in parallel blocks), and at the end those of `logits`."""
+        each: layer by layer those of its heads (by source, then head, then q, k, v), those of its MLP (in
+        parallel blocks together with the heads'), and at the end those of `logits`."""
         pairs: list[Tensor] = []
         for layer in range(self.blocks):
             heads, mlp = self._layer_heads(layer), torch.tensor([self.mlp_destination(layer)])
@@ -361,7 +380,7 @@ class Graph:
         return sources[there], destinations[there]
 
     def _layer_heads(self, layer: int) -> Tensor:
-        if not self.grouped:
+        if not self.grouped and not self.whole:
             return self.inputs[self.head_sources(layer)].reshape(-1)
         return torch.arange(layer * self.per_layer, self.mlp_destination(layer))
 
@@ -380,7 +399,15 @@ class Graph:
         groups = f" in {self.kv_heads} groups" if self.grouped else ""
         ranges = ", ".join(f"{combine} of {first}-{last}" for first, last, combine in self.beside)
         beside = f" ({ranges})" if ranges else ""
-        return f"{self.blocks} {kind} layers{beside} of {self.heads} heads{groups}, {self.n_edges:,} edges"
+        heads = "whole attentions" if self.whole else f"{self.heads} heads{groups}"
+        return f"{self.blocks} {kind} layers{beside} of {heads}, {self.n_edges:,} edges"
+
+
+def _listed(name: str, names: tuple[str, ...], what: str) -> int:
+    """Index of a name. Raises: GraphError for one that is not there."""
+    if name not in names:
+        raise GraphError(f"{name!r} is no {what} of this graph; those are {', '.join(names)}.")
+    return names.index(name)
 
 
 def _side_by_side(plan: Any) -> tuple[tuple[int, int, str], ...] | None:

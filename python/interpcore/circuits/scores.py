@@ -182,6 +182,7 @@ class Scores(AsTable):
                 "heads": self.graph.heads,
                 "kv_heads": self.graph.kv_heads,
                 "parallel": self.graph.parallel,
+                **({"whole": True} if self.graph.whole else {}),
                 **(
                     {"beside": [f"{a} {b} {how}" for a, b, how in self.graph.beside]}
                     if self.graph.beside

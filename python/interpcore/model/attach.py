@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from interpcore.errors import Refused
 from interpcore.model.context import Context
-from interpcore.model.hooks import watch
 from interpcore.model.probe import site_places
 from interpcore.model.probe_branches import BEFORE
 from interpcore.model.probe_run import Function, Place
@@ -56,10 +55,10 @@ def attached(model: Hooked, ctx: Context) -> Iterator[None]:
 
     with ExitStack() as stack:
         inner = {site: at for site, at in model.spec.module_names.items() if site != "logits"}
-        for (site, depth), module, side in site_places(model.hf, inner, len(model.layers)):
+        for (site, depth), watching in site_places(model.hf, inner, len(model.layers)):
             if ctx.wants(site, depth) or (studied and site in (*BEFORE, "mlp_act")):
                 ran[site, depth] = 0
-                stack.callback(watch(module, side, seeing(site, depth)))
+                stack.callback(watching(seeing(site, depth)))
         yield
     for (site, depth), times in ran.items():
         if times != 1:

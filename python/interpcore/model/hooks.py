@@ -15,7 +15,12 @@ HALVES = (
 STREAM = "hidden_states"  # how transformers names a block's input where it is passed by name
 
 
-def watch(module: nn.Module, side: str, see: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+FOR = "input for "  # the reader of a norm that has several
+See = Callable[[Tensor], Tensor]
+Watch = Callable[[See], Callable[[], None]]
+
+
+def watch(module: nn.Module, side: str, see: See) -> Callable[[], None]:
     """Call `see` with the tensor at a module's boundary whenever it runs; what it returns goes on instead.
 
     Args:
@@ -52,3 +57,32 @@ def watch(module: nn.Module, side: str, see: Callable[[Tensor], Tensor]) -> Call
     if side in HALVES:
         return module.register_forward_hook(half).remove
     return module.register_forward_hook(after).remove
+
+
+def watch_for(reader: nn.Module, norm: nn.Module, see: See) -> Callable[[], None]:
+    """Call `see` with the tensor that enters a norm; what it returns goes on for one reader alone.
+
+    Args:
+        reader: a module that reads the norm's output.
+        norm: which has other readers, too.
+        see: as in `watch`.
+    Returns: what ends the watch.
+    """
+    entered: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        entered[:] = [value]
+        return value
+
+    def exchange(normed: Tensor) -> Tensor:
+        value = entered.pop()
+        written = see(value)
+        return normed if written is value else norm.forward(written)  # without the norm's hooks
+
+    ends = watch(norm, "input", keep), watch(reader, "input", exchange)
+
+    def end() -> None:
+        for each in ends:
+            each()
+
+    return end

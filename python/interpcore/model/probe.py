@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from interpcore.errors import Refused
-from interpcore.model.hooks import watch
+from interpcore.model.hooks import FOR, Watch, watch, watch_for
 from interpcore.model.probe_branches import check_neurons, read_inputs, read_neurons
 from interpcore.model.probe_run import (
     AFTER,
@@ -97,34 +98,30 @@ def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, st
     """Boundaries that may be sites: of each list of blocks by its path, of their children by theirs."""
     inside = tuple(f"{prefix}." for prefix in prefixes)
     watched: list[Watched] = [
-        (("embed", None), hf.get_input_embeddings(), "output"),
-        (("unembedding", None), hf.get_output_embeddings(), "input"),
-        (("logits", None), hf.get_output_embeddings(), "output"),
+        (("embed", None), partial(watch, hf.get_input_embeddings(), "output")),
+        (("unembedding", None), partial(watch, hf.get_output_embeddings(), "input")),
+        (("logits", None), partial(watch, hf.get_output_embeddings(), "output")),
     ]
     watched += [
-        ((path, None), module, "output")
+        ((path, None), partial(watch, module, "output"))
         for path, module in hf.named_modules()
         if is_norm(module) and not path.startswith(inside)
     ]
+
+    def add(key: str, modules: Sequence[nn.Module] | nn.ModuleList, *sides: str) -> None:
+        for side in sides:
+            mark = "<" if side == "input" else ""
+            watched.extend(((f"{key}{mark}", d), partial(watch, m, side)) for d, m in enumerate(modules))
+
     for prefix, blocks in prefixes.items():
-        watched += [((prefix, d), block, "input") for d, block in enumerate(blocks)]
-        watched.append(((prefix, len(blocks)), blocks[-1], "output"))
+        watched += [((prefix, d), partial(watch, block, "input")) for d, block in enumerate(blocks)]
+        watched.append(((prefix, len(blocks)), partial(watch, blocks[-1], "output")))
         for child in children(blocks):
-            watched += [
-                ((f"{prefix}.{child}", d), getattr(block, child), "output") for d, block in enumerate(blocks)
-            ]
-            if is_norm(getattr(blocks[0], child)) or any(child in names for names in PARTS.values()):
-                watched += [
-                    ((f"{prefix}.{child}<", d), getattr(block, child), "input")
-                    for d, block in enumerate(blocks)
-                ]
-            if child in PARTS["mlp_out"]:
-                watched += [
-                    ((f"{prefix}.{child}.{inner}{mark}", d), getattr(getattr(block, child), inner), side)
-                    for inner in children([getattr(block, child) for block in blocks])
-                    for d, block in enumerate(blocks)
-                    for mark, side in (("<", "input"), ("", "output"))
-                ]
+            parts = [getattr(block, child) for block in blocks]
+            reads = is_norm(parts[0]) or any(child in names for names in PARTS.values())
+            add(f"{prefix}.{child}", parts, "output", *(["input"] if reads else []))
+            for inner in children(parts) if child in PARTS["mlp_out"] else ():
+                add(f"{prefix}.{child}.{inner}", [getattr(part, inner) for part in parts], "input", "output")
     return watched
 
 
@@ -152,8 +149,8 @@ def _run(hf: Any, watched: Sequence[Watched], ids: Tensor, name: str, edit: bool
         return see
 
     with ExitStack() as stack, frozen(hf), torch.set_grad_enabled(edit):
-        for place, module, side in watched:
-            stack.callback(watch(module, side, seeing(place)))
+        for place, watching in watched:
+            stack.callback(watching(seeing(place)))
         try:
             run.logits = hf(input_ids=ids.to(hf.get_input_embeddings().weight.device), use_cache=False).logits
         except Exception as error:  # whatever a config that does not fit the weights brings about
@@ -222,15 +219,24 @@ def _name_rest(run: Run, found: Found, hf: Any, paths: dict[int, str]) -> None:
 
 
 def site_places(hf: Any, boundaries: Mapping[str, tuple[str, str]], n_blocks: int) -> Iterator[Watched]:
-    """Where sites are watched: the place, module and side of each at each depth."""
-    for site, (side, path) in boundaries.items():
+    """Where sites are watched at each depth: what comes before a norm before what comes behind it."""
+
+    def watching(side: str, path: str) -> Watch:
+        module = hf.get_submodule(path)
+        if not side.startswith(FOR):
+            return partial(watch, module, side)
+        reader = f"{path.rsplit('.', 1)[0]}.{side.removeprefix(FOR)}"
+        return partial(watch_for, hf.get_submodule(reader), module)
+
+    for site in (site for site in SITES if site in boundaries):
+        side, path = boundaries[site]
         if SITES[site].depths == "none":
-            yield (site, None), hf.get_submodule(path), side
+            yield (site, None), watching(side, path)
             continue
         for d in range(n_blocks):
-            yield (site, d), hf.get_submodule(path.format(d=d)), side
+            yield (site, d), watching(side, path.format(d=d))
         if SITES[site].depths == "calls+1":
-            yield (site, n_blocks), hf.get_submodule(path.format(d=n_blocks - 1)), "output"
+            yield (site, n_blocks), watching("output", path.format(d=n_blocks - 1))
 
 
 def _causal_gradients(edited: Run, before: Tensor, n: int, name: str) -> dict[Place, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpcore.model.hooks import HALVES
+from interpcore.model.hooks import FOR, HALVES
 from interpcore.model.mlp import absent_sites
 from interpcore.model.probe_run import NORMED, PARTS, Found, Function, Run, children, is_norm, is_projection
 
@@ -52,8 +52,10 @@ def read_inputs(run: Run, prefix: str, found: Found, fits: Fits) -> None:
         found.keep(entering, "input", path(key))
         found.parallel = orders[0] == "parallel"  # the MLP's, which comes last
         stands[entering] = key
-    if len(stands) == 2 and len(set(stands.values())) == 1:
-        found.drop(stands, "one norm stands before both branches, so that neither has a copy of its own.")
+    if len(stands) == 2 and len(set(stands.values())) == 1:  # one norm for both
+        for normed, entering in ENTERING.items():
+            reader = found.boundaries[normed][1].rsplit(".", 1)[-1]
+            found.keep(entering, f"{FOR}{reader}", found.boundaries[entering][1])
 
 
 def read_neurons(run: Run, prefix: str, found: Found) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from interpcore._shown import ShortRepr
+from interpcore.model.hooks import Watch
 
 # Children of a block whose output may be what it adds to the stream: the part, or a norm named after it.
 PARTS = {
@@ -23,7 +24,7 @@ INSIDE = (*PARTS, *NORMED, "attn_in", "mlp_in", "mlp_pre", "mlp_gate_pre", "mlp_
 APART = "its blocks have no two modules whose outputs add up to what a block adds to the stream."
 
 Place = tuple[str, int | None]
-Watched = tuple[Place, nn.Module, str]  # and its side, as in `hooks.watch`
+Watched = tuple[Place, Watch]
 Function = Callable[[Tensor], Tensor]
 
 
@@ -33,7 +34,8 @@ class Found(ShortRepr):
 
     Args:
         layers: its blocks.
-        boundaries: side (as in `hooks.watch`) and path of the module behind each site, {d} for the block.
+        boundaries: side (as in `hooks.watch`, or `hooks.FOR` and a reader beside it) and path of the module
+            behind each site, {d} for the block.
         absent: why the others are not there.
         parallel: whether both branches read the stream that enters the block; None where it was not seen.
         functions: each block's activation, where it was found.

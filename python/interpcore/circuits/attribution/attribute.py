@@ -26,12 +26,14 @@ from interpcore.circuits.attribution.interactions import attribute_given
 from interpcore.circuits.attribution.paths import ROUTES, fitted
 from interpcore.circuits.attribution.request import Request, check_auto, checked, points_of
 from interpcore.circuits.attribution.scoring import BatchScores, Segments, Totals, columns_of, score_batch
+from interpcore.circuits.attribution.whole import attribute_whole
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.metrics import Metric, restrict_to_answers
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
 from interpcore.model import Model
+from interpcore.model.generic import GenericModel
 from interpcore.model.linearize import Rules
 from interpcore.model.made_on import MadeOn
 from interpcore.model.memory import batch_memory, split_on_out_of_memory
@@ -46,7 +48,7 @@ GIVEN_SIZE_MEMORY = 1 << 30
 
 
 def attribute(
-    model: Model,
+    model: Model | GenericModel,
     pairs: Pairs,
     metric: Metric | str = "logit_diff",
     method: str = "eap",
@@ -69,7 +71,7 @@ def attribute(
     """Score every edge (or node, or neuron) of a model's graph.
 
     Args:
-        model: with hand-written blocks.
+        model: the decoder; through the adapter whole attentions and MLPs are scored, by autograd.
         pairs: clean and corrupted prompts with answers.
         metric: what is attributed, larger = better.
         method: "eap", "eap-ig-inputs", "clean-corrupted" (the mean of both ends' gradients),
@@ -102,6 +104,25 @@ def attribute(
         change) - 1 in sum and per example.
     Raises: GraphError for what does not go together, each with the reason.
     """
+    if isinstance(model, GenericModel):
+        return attribute_whole(
+            model,
+            pairs,
+            Metric(metric) if isinstance(metric, str) else metric,
+            method,
+            graph=graph,
+            steps=steps,
+            nodes=nodes,
+            intervention=intervention,
+            level=level,
+            split=split,
+            batch_size=batch_size,
+            progress=progress,
+            rules=rules,
+            qk_fix=qk_fix,
+            given=given,
+            segment=segment,
+        )
     request = checked(
         model,
         pairs,

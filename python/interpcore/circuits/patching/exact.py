@@ -22,9 +22,17 @@ from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.patching.patched import check_over_heads
 from interpcore.circuits.patching.rows import Change, Rows
 from interpcore.circuits.patching.sources import check_blocks, notes, record
+from interpcore.circuits.patching.whole import (
+    NOTES,
+    Patched,
+    check_edges,
+    destination_sites,
+    source_sites,
+)
 from interpcore.circuits.scores import Scores
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.memory import split_on_out_of_memory
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
@@ -34,7 +42,7 @@ Metrics = str | Metric | Sequence[str | Metric]
 
 
 def exact(
-    model: Model,
+    model: Model | GenericModel,
     pairs: Pairs,
     metrics: Metrics = "logit_diff",
     *,
@@ -51,7 +59,7 @@ def exact(
     """Exact scores under all metrics at once: mean over pairs of metric(clean) - metric(corrupted).
 
     Args:
-        model: with hand-written blocks.
+        model: the decoder; through the adapter edges and nodes of whole attentions.
         pairs: the examples; results do not depend on how they are batched.
         metrics: one or more.
         graph: of the model; None for the grouped one.
@@ -70,10 +78,13 @@ def exact(
     """
     graph = Graph.of(model) if graph is None else graph
     graph.check_model(model)
-    check_blocks(model)
-    check_over_heads(model, graph)
     if level not in LEVELS:
         raise GraphError(f"Exact scores are of {', '.join(LEVELS)}; got {level!r}.")
+    if isinstance(model, GenericModel):
+        check_level(model, level)
+    else:
+        check_blocks(model)
+        check_over_heads(model, graph)
     study = _Study(
         model,
         graph,
@@ -91,7 +102,7 @@ def exact(
 
 
 def verify(
-    model: Model,
+    model: Model | GenericModel,
     pairs: Pairs,
     scores: Scores,
     top: int,
@@ -116,7 +127,7 @@ class _Study:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | GenericModel,
         graph: Graph,
         pairs: Pairs,
         metrics: Sequence[Metric],
@@ -179,9 +190,12 @@ class _Study:
                 nodes=mean[:, 0] if self.level == "node" else None,
                 neurons=mean if self.level == "neuron" else None,
                 made_on=made_on,
-                notes={**notes(self.model), **self.intervention.notes()},
+                notes={**self._notes(), **self.intervention.notes()},
             )
         return found
+
+    def _notes(self) -> dict[str, str]:
+        return NOTES if isinstance(self.model, GenericModel) else notes(self.model)
 
     def _meaning(self) -> str:
         """Hash of everything that a ledger's row depends on."""
@@ -210,7 +224,7 @@ class _Study:
             for stage in range(self.graph.blocks + 1)
         }
 
-    def _columns(self, stage: int, source: int) -> Tensor:
+    def columns(self, stage: int, source: int) -> Tensor:
         """What of a source is scored in a stage: destinations, or dimensions."""
         if self.level != "edge":
             return torch.arange(self.sums.shape[-1])
@@ -221,7 +235,7 @@ class _Study:
             "first pair": start,
             "pairs": min(self.batch_size, len(self.pairs) - start),
             "source": self.graph.source_names[source],
-            "columns": self._columns(stage, source).tolist() if self.level == "edge" else self.level,
+            "columns": self.columns(stage, source).tolist() if self.level == "edge" else self.level,
         }
         return canonical_json(key)
 
@@ -235,7 +249,7 @@ class _Study:
 
     def _take(self, stage: int, source: int, sums: Tensor) -> None:
         """Take in a source's sums over one batch [metric, 2, column]."""
-        self.sums[:, :, source, self._columns(stage, source)] += sums
+        self.sums[:, :, source, self.columns(stage, source)] += sums
 
     def _batch(self, start: int, stages: dict[int, list[int]], shown: Progress) -> None:
         pairs = self.pairs.rows(slice(start, start + self.batch_size))
@@ -248,7 +262,7 @@ class _Study:
                     if len(sources) < len(now):
                         self.tokens = min(self.tokens, len(sources) * batch.tokens)
                     for i, source in enumerate(sources):
-                        result = sums[:, :, i, self._columns(stage, source)]
+                        result = sums[:, :, i, self.columns(stage, source)]
                         self._take(stage, source, result)
                         self._record(self._key(start, stage, source), result)
                         shown.advance()
@@ -262,15 +276,17 @@ class _Batch:
     """A batch in as many parts as memory asks for; its sums are those of its parts."""
 
     def __init__(self, study: _Study, pairs: Pairs):
-        def part(rows: Sequence[int]) -> _Part:
-            return _Part(study, pairs.rows(rows))
+        def part(rows: Sequence[int]) -> _Part | _WholePart:
+            if isinstance(study.model, GenericModel):
+                return _WholePart(study, study.model, pairs.rows(rows))
+            return _Part(study, study.model, pairs.rows(rows))
 
         self.parts = [found for _, found in split_on_out_of_memory(range(len(pairs)), part, "pairs")]
 
     @property
     def tokens(self) -> int:
         """Tokens of one copy of the largest part."""
-        return max(part.rows.tokens for part in self.parts)
+        return max(part.tokens for part in self.parts)
 
     def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
         """Sums of the effects of sources and of their squares [metric, 2, source, column]."""
@@ -280,16 +296,17 @@ class _Batch:
 class _Part:
     """The clean run of some pairs and what stands in for its sources."""
 
-    def __init__(self, study: _Study, pairs: Pairs):
+    def __init__(self, study: _Study, model: Model, pairs: Pairs):
         self.study = study
-        clean = record(study.model, pairs.clean, pairs.lengths)
-        standing_in = study.intervention.sources(study.model, pairs, clean)
-        last = (pairs.lengths - 1).to(study.model.device)
+        clean = record(model, pairs.clean, pairs.lengths)
+        standing_in = study.intervention.sources(model, pairs, clean)
+        last = (pairs.lengths - 1).to(model.device)
         stream = clean.resid[-1][torch.arange(len(pairs), device=last.device), last]
-        self.logits = study.model.unembed(study.model.final_norm(stream))
+        self.logits = model.unembed(model.final_norm(stream))
         self.before = [metric(self.logits, pairs, self.logits) for metric in study.metrics]
-        model, self.pairs = restrict_to_answers(study.model, pairs, study.metrics)
+        model, self.pairs = restrict_to_answers(model, pairs, study.metrics)
         self.rows = Rows(model, study.graph, clean, standing_in, study.intervention.first(pairs))
+        self.tokens = self.rows.tokens
 
     def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
         """Sums over the pairs of the effects of sources and of their squares [metric, 2, source, column]."""
@@ -320,13 +337,7 @@ class _Part:
                 finish()
         if waiting:
             finish()
-        if not bool(sums.isfinite().all()):
-            wrong = int((~sums.isfinite()).any(-1).any(1).nonzero()[0, 0])
-            raise GraphError(
-                f"The metric {study.metrics[wrong]} is not finite on some pair of {self.pairs.task}; look at "
-                "its answers and at the model's logits. What was finished is kept."
-            )
-        return sums
+        return _finite(sums, study)
 
     def _changes(self, stage: int, sources: Sequence[int], room: int) -> Iterator[Change]:
         if self.study.level == "edge":
@@ -337,6 +348,67 @@ class _Part:
             nodes = self.study.level == "node"
             for change in self.rows.nodes(source) if nodes else self.rows.neurons(source, room):
                 yield change._replace(source=torch.full_like(change.source, i))
+
+
+class _WholePart:
+    """The same of a model through the adapter: a change of one source, at one place, in each copy of the
+    prompts."""
+
+    def __init__(self, study: _Study, model: GenericModel, pairs: Pairs):
+        self.study, self.pairs = study, pairs
+        self.batch = Patched.of(model, study.graph, pairs, study.intervention)
+        self.tokens = pairs.clean.numel()
+        logits = self.batch.clean_logits
+        self.before = [metric(logits, pairs, logits) for metric in study.metrics]
+
+    def sums(self, stage: int, sources: Sequence[int]) -> Tensor:
+        """As `_Part.sums`."""
+        study, batch = self.study, self.batch
+        sums = torch.zeros(len(study.metrics), 2, len(sources), study.sums.shape[-1], dtype=torch.float64)
+        edges = study.level == "edge"
+        places = (destination_sites if edges else source_sites)(study.graph)
+        todo = [
+            (i, int(column), places[int(column) if edges else source], batch.differences[source])
+            for i, source in enumerate(sources)
+            for column in study.columns(stage, source)
+        ]
+        for start in range(0, len(todo), len(sources)):
+            now = todo[start : start + len(sources)]
+            logits = batch.changed([(site, change) for *_, site, change in now])
+            row, column = torch.tensor([each[:2] for each in now]).unbind(1)
+            for m, metric in enumerate(study.metrics):
+                effect = (self.before[m] - metric(logits, self.pairs, batch.clean_logits)).double().cpu()
+                sums[m, 0, row, column] = effect.sum(1)
+                sums[m, 1, row, column] = effect.square().sum(1)
+        return _finite(sums, study)
+
+
+def check_level(model: GenericModel, level: str) -> None:
+    """Refuse what cannot be patched through the adapter.
+
+    Raises: GraphError with the reason.
+    """
+    if level == "neuron":
+        raise GraphError(
+            f"{model.spec.name} runs through the generic adapter: exact scores are of its edges and nodes; "
+            "those of neurons need a model with hand-written blocks."
+        )
+    if level == "edge":
+        check_edges(model)
+
+
+def _finite(sums: Tensor, study: _Study) -> Tensor:
+    """Sums [metric, ...] as they are.
+
+    Raises: GraphError where one is not finite.
+    """
+    if not bool(sums.isfinite().all()):
+        wrong = int((~sums.isfinite()).flatten(1).any(1).nonzero()[0, 0])
+        raise GraphError(
+            f"The metric {study.metrics[wrong]} is not finite on some pair of {study.pairs.task}; look at "
+            "its answers and at the model's logits. What was finished is kept."
+        )
+    return sums
 
 
 def _in_cache(logits: Tensor) -> int:

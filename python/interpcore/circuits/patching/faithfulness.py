@@ -18,8 +18,10 @@ from interpcore.circuits.patching.ablated import Ablated, ablate
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.patching.patched import run_patched
 from interpcore.circuits.patching.sources import record
+from interpcore.circuits.patching.whole import values_of_circuits
 from interpcore.errors import Refused
 from interpcore.model import Model
+from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import check_made_on
 from interpcore.model.memory import batch_memory, split_on_out_of_memory
 from interpcore.runs import Progress
@@ -29,7 +31,7 @@ CPU_MEMORY = 512 << 20
 
 
 def evaluate(
-    model: Model,
+    model: Model | GenericModel,
     pairs: Pairs,
     circuits: Sequence[Circuit],
     metrics: str | Metric | Sequence[str | Metric] = "logit_diff",
@@ -46,7 +48,7 @@ def evaluate(
     model itself, `Circuit.empty` has every edge corrupted.
 
     Args:
-        model: with hand-written blocks.
+        model: the decoder.
         pairs: the examples.
         circuits: of one graph of the model, run as they are: `pruned()` drops nodes without a way in or out,
             which changes what zero and mean leave of a node without a way in.
@@ -78,7 +80,11 @@ def evaluate(
     batches = order.split(batch_size)
     with Progress("evaluation", len(batches), shown=progress) as shown, torch.no_grad():
         for rows in batches:
-            run = partial(_batch, model, circuits, chosen, intervention, memory, pairs)
+            given = circuits, chosen, intervention, memory, pairs
+            if isinstance(model, GenericModel):
+                run = partial(values_of_circuits, model, *given)
+            else:
+                run = partial(_batch, model, *given)
             for part, found in split_on_out_of_memory(rows.tolist(), run, "pairs"):
                 values[:, :, list(part)] = found
             shown.advance()

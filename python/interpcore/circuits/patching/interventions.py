@@ -14,6 +14,7 @@ from interpcore.circuits.options import INTERVENTIONS
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.sources import Record, Sources, record
 from interpcore.model import Model
+from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import MadeOn, check_made_on
 
 
@@ -37,7 +38,7 @@ class Intervention:
     def of(
         cls,
         intervention: str | Intervention,
-        model: Model,
+        model: Model | GenericModel,
         pairs: Pairs,
         *,
         batch_size: int = 32,
@@ -75,7 +76,7 @@ class Intervention:
         """What a file of results must say about it."""
         return {} if self.data is None else {"mean over": self.data}
 
-    def sources(self, model: Model, pairs: Pairs, clean: Record) -> Sources:
+    def sources(self, model: Model | GenericModel, pairs: Pairs, clean: Record) -> Sources:
         """What stands in for every source of a batch, [batch or 1, position, ...].
 
         Args:
@@ -109,7 +110,9 @@ class Intervention:
         return min(int(pairs.first_difference.min()), last) if self.skips else 0
 
 
-def mean_sources(model: Model, pairs: Pairs, positional: bool, batch_size: int = 32) -> Sources:
+def mean_sources(
+    model: Model | GenericModel, pairs: Pairs, positional: bool, batch_size: int = 32
+) -> Sources:
     """Mean of every source over the clean prompts of a data set, real tokens alone.
 
     Args:
@@ -134,7 +137,7 @@ def mean_sources(model: Model, pairs: Pairs, positional: bool, batch_size: int =
     return total.map(mean)
 
 
-def _sums(model: Model, pairs: Pairs, batch_size: int) -> Iterator[tuple[Pairs, Sources]]:
+def _sums(model: Model | GenericModel, pairs: Pairs, batch_size: int) -> Iterator[tuple[Pairs, Sources]]:
     """Per batch, sums over its prompts [position, ...] float64 (zeros stand at padding)."""
     for batch in pairs.batches(batch_size):
         recorded = record(model, batch.clean, batch.lengths).sources

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.circuits.graph import GraphError
-from interpcore.model import Model, Tap
+from interpcore.model import Edit, Model, Scale, Tap
 from interpcore.model.block import Block
+from interpcore.model.generic import GenericModel
 from interpcore.ops import product
 
 
@@ -66,6 +67,8 @@ class Record(ShortRepr):
         z: per layer, the heads' mixed values [batch, position, head, d_head], without the scale of a norm
             after attention.
         lengths: real tokens per row [batch] int64.
+        offset: of whole attentions, the stream entering without any token [position, d_model]; they have no
+            q, k, v, z and mlp_in here.
     """
 
     sources: Sources
@@ -76,16 +79,19 @@ class Record(ShortRepr):
     v: tuple[Tensor, ...]
     z: tuple[Tensor, ...]
     lengths: Tensor
+    offset: Tensor | None = None
 
 
-def record(model: Model, tokens: Tensor, lengths: Tensor) -> Record:
+def record(model: Model | GenericModel, tokens: Tensor, lengths: Tensor) -> Record:
     """Run prompts and keep what patching needs.
 
     Args:
-        model: with hand-written blocks.
+        model: with hand-written blocks, or through the adapter, then of whole attentions.
         tokens: right-padded token ids [batch, position] int64.
         lengths: real tokens per row [batch] int64.
     """
+    if isinstance(model, GenericModel):
+        return _record_whole(model, tokens, lengths)
     depths = range(model.plan.n_calls)
     taps = {(site, d): Tap(site, d) for site in ("q", "k", "v", "z", "mlp_in", "mlp_out") for d in depths}
     taps |= {("resid", d): Tap("resid", d) for d in range(model.plan.n_calls + 1)}
@@ -109,6 +115,30 @@ def record(model: Model, tokens: Tensor, lengths: Tensor) -> Record:
     return Record(
         sources, values("resid"), values("mlp_in"), values("q"), values("k"), values("v"), z, lengths
     )
+
+
+@torch.no_grad()
+def _record_whole(model: GenericModel, tokens: Tensor, lengths: Tensor) -> Record:
+    """The same of whole attentions: `z` holds what each adds to the stream [batch, position, d_model],
+    `input` what the token embeddings make of the stream that enters."""
+    depths = range(model.plan.n_calls)
+    taps = {(site, d): Tap(site, d) for site in ("attn_out", "mlp_out") for d in depths}
+    taps |= {("resid", d): Tap("resid", d) for d in range(model.plan.n_calls + 1)}
+    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+    output = model.forward(tokens, mask, taps=list(taps.values()), logits_at=None)
+    without = [] if "embed" in model.spec.absent else [Edit("embed", None, None, Scale(0.0))]
+    enters = taps["resid", 0]
+    offset = model.forward(tokens[:1], taps=[enters], edits=without, logits_at=None).taps[enters][0]
+    offset = offset if without else torch.zeros_like(offset)
+    found = {place: output.taps[tap].nan_to_num(0.0) for place, tap in taps.items()}
+    real = mask[..., None].to(model.device)
+    sources = Sources(
+        (found["resid", 0] - offset) * real,
+        tuple(found["attn_out", d] for d in depths),
+        tuple(found["mlp_out", d] for d in depths),
+    )
+    resid = tuple(found["resid", d] for d in range(model.plan.n_calls + 1))
+    return Record(sources, resid, (), (), (), (), (), lengths, offset)
 
 
 def check_blocks(model: Model) -> None:

@@ -198,10 +198,11 @@ def _faithfulness(
         panel.fill_between(x, *ends, color=color, alpha=0.13, lw=0)
     panel.axhline(0.85, color="#999999", lw=0.7, ls="--", label="0.85 of the model's")
     panel.axhline(1.0, color="#999999", lw=0.5)
-    low = float(np.nanmin(rows.faithfulness))
-    high = float(np.nanmax(rows.faithfulness))
-    panel.set_ylim(max(-0.6, min(-0.05, low)), min(1.6, max(1.12, high + 0.05)))
-    _log(panel)
+    defined = rows.faithfulness[rows.faithfulness.notna()]
+    low, high = min([-0.05, *defined]), max([1.12, *(defined + 0.05)])
+    panel.set_ylim(max(-0.6, low), min(1.6, high))
+    if len(defined):
+        _log(panel)
     _finish(panel, "share of edges" if share else "edges", "faithfulness", title)
     if legend:
         panel.legend(frameon=False, fontsize=SMALL, loc="center left", bbox_to_anchor=(1.0, 0.5))

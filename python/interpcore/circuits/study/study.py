@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -289,7 +289,7 @@ def open_study(
     options = options or Options()
     options.check_data()
     grouped = Graph.of(model).grouped
-    assert isinstance(model, Model)
+    model = cast(Model, model)  # what only hand-written blocks give is refused where it is asked for
     if options.group_kv and not grouped:
         options = replace(options, group_kv=False)
     card = study_card(model, options, command)
