@@ -114,7 +114,8 @@ def test_generation_by_cache_is_generation_from_the_beginning(pair, monkeypatch)
 def test_a_rotary_scale_that_depends_on_the_length_is_not_continued():
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     hf = tf.AutoModelForCausalLM.from_config(tf.CohereConfig(**LLAMA | {"rope_parameters": rope})).eval()
-    assert not GenericModel.wrap(hf, "dynamic").continues
+    model = GenericModel.wrap(hf, "dynamic")
+    assert not model.continues and not model.shares
 
 
 def test_the_stream_runs_on_from_any_depth(pair):
@@ -131,18 +132,30 @@ def test_the_stream_runs_on_from_any_depth(pair):
         model.run_from(2, resid, taps=[Tap("resid", 1)])
 
 
-def test_versions_are_rows(pair):
+def test_versions_are_rows(pair, monkeypatch):
+    """Behind what they share on transformers' cache, and whole."""
     _, model = pair
+    assert model.shares
+    counted = []
+    model.hf.get_input_embeddings().register_forward_hook(
+        lambda _, read, out: counted.append(read[0].numel())
+    )
     tokens, _ = prompts()
     versions = [
         [],
         [Edit("resid", 1, 3, Add(torch.ones(32)))],
         [Edit("resid", 2, -1, Replace(torch.ones(32)))],
     ]
-    found = run_versions(model, tokens[0], versions, max_rows=2)
-    for logits, edits in zip(found, versions, strict=True):
-        alone = model.forward(tokens[:1], edits=edits, logits_at="last").logits[0]
-        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+    for logits_at in ("last", [4, -1]):
+        alone = [model.forward(tokens[:1], edits=e, logits_at=logits_at).logits[0] for e in versions]
+        for shares, fed in ((True, [3, 12, 6]), (False, [18, 9])):
+            monkeypatch.setitem(model.__dict__, "shares", shares)
+            counted.clear()
+            found = run_versions(model, tokens[0], versions, logits_at=logits_at, max_rows=2)
+            torch.testing.assert_close(found, torch.stack(alone), rtol=1e-4, atol=1e-5)
+            assert counted == fed
+    with pytest.raises(ValueError, match="takes no cache"):
+        run_versions(model, tokens[0], versions, cache=Cache())
 
 
 def test_the_jacobian_operator_goes_through_autograd(pair):

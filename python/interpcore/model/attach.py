@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.context import Context
-from interpcore.model.probe import site_places
 from interpcore.model.probe_branches import BEFORE
-from interpcore.model.probe_run import Function, Place
+from interpcore.model.probe_run import Function, Place, Watched
 from interpcore.model.spec import ModelSpec
 
 
@@ -20,11 +19,9 @@ class Hooked(Protocol):
     """What is hooked: a `GenericModel`."""
 
     @property
-    def hf(self) -> Any: ...
-    @property
     def spec(self) -> ModelSpec: ...
     @property
-    def layers(self) -> nn.ModuleList: ...
+    def places(self) -> Sequence[Watched]: ...
     @property
     def functions(self) -> Sequence[Function]: ...
 
@@ -54,8 +51,7 @@ def attached(model: Hooked, ctx: Context) -> Iterator[None]:
         return see
 
     with ExitStack() as stack:
-        inner = {site: at for site, at in model.spec.module_names.items() if site != "logits"}
-        for (site, depth), watching in site_places(model.hf, inner, len(model.layers)):
+        for (site, depth), watching in model.places:
             if ctx.wants(site, depth) or (studied and site in (*BEFORE, "mlp_act")):
                 ran[site, depth] = 0
                 stack.callback(watching(seeing(site, depth)))

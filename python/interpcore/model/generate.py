@@ -148,7 +148,7 @@ class _Continued:
         for i, new in enumerate(self.new):
             logits, self.past[i] = self.model.step(new, self.past[i], self.start[i], edits)
             self.start[i] += new.shape[1]
-            found.append(logits)
+            found.append(logits[:, -1])
         return torch.cat(found)[torch.cat(self.groups).argsort()]
 
     def append(self, chosen: Tensor) -> None:

@@ -26,8 +26,8 @@ from interpcore.model.names import site_table
 from interpcore.model.origin import Origin, reloader
 from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
-from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, size_of
-from interpcore.model.probe_run import Function
+from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
+from interpcore.model.probe_run import Function, Watched
 from interpcore.model.prompts import encode, read_prompts
 from interpcore.model.sites import SITES, Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
@@ -134,7 +134,13 @@ class GenericModel(AsFacts):
             why = self.spec.absent["mlp_act" if "mlp_act" in self.spec.absent else "mlp_gate_pre"]
             raise Refused(f"No study can see the activations of {self.spec.name}: {why}")
 
-    @property
+    @cached_property
+    def places(self) -> tuple[Watched, ...]:
+        """Where its sites are watched."""
+        inner = {site: at for site, at in self.spec.module_names.items() if site != "logits"}
+        return tuple(site_places(self.hf, inner, len(self.layers)))
+
+    @cached_property
     def plan(self) -> Plan:
         """The identity plan; other plans need hand-written blocks."""
         return Plan.identity(len(self.layers))
@@ -263,8 +269,7 @@ class GenericModel(AsFacts):
             written = Edit("resid", depth, None, Replace(stream.expand(2, -1, -1)))
             logits = self.forward(tokens, edits=[written]).logits
             assert logits is not None
-            gap = (logits[0] - logits[1]).abs().max() / logits.abs().max()
-            if float(gap) > ROUNDING[self.dtype]:
+            if not self._agree(logits[0], logits[1]):
                 return False
         return True
 
@@ -277,8 +282,8 @@ class GenericModel(AsFacts):
         return generate(self, tokens, attention_mask, **options)
 
     def step(self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = ()) -> tuple[Tensor, Any]:
-        """Logits [batch, vocabulary] after the last of new tokens [batch, position] that follow `start`
-        cached ones, and transformers' cache grown by them.
+        """Logits [batch, position, vocabulary] of new tokens [batch, position] that follow `start` cached
+        ones, and transformers' cache grown by them.
 
         Args:
             past: transformers' cache, None for an empty one.
@@ -291,7 +296,7 @@ class GenericModel(AsFacts):
         with attached(self, ctx), frozen(self.hf):
             output = self.hf(input_ids=tokens, past_key_values=past, use_cache=True)
         logits = ctx.site("logits", None, output.logits)
-        return logits[:, -1], getattr(output, "past_key_values", None)
+        return logits, getattr(output, "past_key_values", None)
 
     @cached_property
     def continues(self) -> bool:
@@ -309,7 +314,35 @@ class GenericModel(AsFacts):
             last, _ = self.step(tokens[:, -1:], past, N_TOKENS - 1)
         except (TypeError, ValueError, RuntimeError):  # transformers' answers where a model takes no cache
             return False
-        return bool((last - whole).abs().max() <= ROUNDING[self.dtype] * whole.abs().max())
+        return self._agree(last[:, -1], whole)
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether a beginning on transformers' cache serves several rows, and stays as it is."""
+        if not self.continues:
+            return False
+        tokens = torch.arange(N_TOKENS, device=self.device)[None] % self.spec.vocab_size
+        whole = self.forward(tokens, logits_at="last").logits
+        assert whole is not None
+        with torch.no_grad():
+            _, past = self.step(tokens[:, :-2], None, 0)
+            try:
+                pasts = [copies(past, 2) for _ in range(2)]
+            except (AttributeError, TypeError, NotImplementedError):  # of caches that are no rows
+                return False
+            ends = [self.step(tokens[:, -2:].expand(2, -1), each, N_TOKENS - 2)[0] for each in pasts]
+        return all(self._agree(end[:, -1], whole) for end in ends)
+
+    def _agree(self, logits: Tensor, others: Tensor) -> bool:
+        """Whether logits differ by rounding alone."""
+        return bool((logits - others).abs().max() <= ROUNDING[self.dtype] * others.abs().max())
+
+
+def copies(past: Any, n: int) -> Any:
+    """Transformers' cache of one row as one of n rows of its own."""
+    repeated = copy.deepcopy(past)
+    repeated.batch_repeat_interleave(n)
+    return repeated
 
 
 def _text_config(hf: Any, name: str) -> Any:

@@ -55,7 +55,7 @@ def size_of(config: Any, name: str) -> int:
 @contextmanager
 def frozen(hf: nn.Module) -> Iterator[None]:
     """Weights that ask for no gradient: a forward then keeps a graph only of what its edits bring."""
-    asking = [p for p in hf.parameters() if p.requires_grad]
+    asking = [p for p in hf.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
     for parameter in asking:
         parameter.requires_grad_(False)
     try:
@@ -148,7 +148,7 @@ def _run(hf: Any, watched: Sequence[Watched], ids: Tensor, name: str, edit: bool
 
         return see
 
-    with ExitStack() as stack, frozen(hf), torch.set_grad_enabled(edit):
+    with ExitStack() as stack, torch.set_grad_enabled(edit), frozen(hf):
         for place, watching in watched:
             stack.callback(watching(seeing(place)))
         try:

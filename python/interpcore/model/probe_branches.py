@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interpcore.model.hooks import FOR, HALVES
-from interpcore.model.mlp import absent_sites
+from interpcore.model.mlp import ACTIVATIONS, absent_sites
 from interpcore.model.probe_run import NORMED, PARTS, Found, Function, Run, children, is_norm, is_projection
 
 ENTERING = {"attn_normed": "attn_in", "mlp_normed": "mlp_in"}
@@ -118,7 +118,8 @@ def _read_activation(
 
 
 def _functions(mlps: Sequence[nn.Module]) -> Iterator[list[Function]]:
-    """What may be the MLPs' activation functions: modules and functions that all of them hold."""
+    """What may be the MLPs' activation functions: modules and functions that all of them hold, and torch's
+    own, which their code may call by name."""
     for name, value in [*mlps[0].named_children(), *vars(mlps[0]).items()]:
         held: list[Any] = [getattr(mlp, name, None) for mlp in mlps]
         if (
@@ -128,6 +129,7 @@ def _functions(mlps: Sequence[nn.Module]) -> Iterator[list[Function]]:
             and all(map(callable, held))
         ):
             yield held
+    yield from ([function] * len(mlps) for function in dict.fromkeys(ACTIVATIONS.values()))
 
 
 def _applied(function: Function, pre: Tensor) -> Tensor | None:

@@ -18,9 +18,9 @@ from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
-from interpcore.model.generic import GenericModel
+from interpcore.model.generic import GenericModel, copies
 from interpcore.model.layout import read_layout
-from interpcore.model.output import LogitsAt
+from interpcore.model.output import LogitsAt, at_positions
 from interpcore.model.plan import Plan
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, at_depths, select
@@ -173,7 +173,8 @@ def run_versions(
     """Logits of one prompt under many sets of edits.
 
     Args:
-        model: the decoder. Through the adapter every version runs whole.
+        model: the decoder. Through the adapter all versions run from their beginning, behind what they share
+            where transformers' cache was seen to serve several rows.
         tokens: the prompt [position] int64, all real, cached prefix included.
         versions: the edits of each version, without `rows`; an empty one is the plain prompt.
         logits_at: "last" or absolute positions from the first edited one on.
@@ -189,7 +190,11 @@ def run_versions(
     totals = read_layout((1, len(tokens)), None, None, model.device).totals
     groups: dict[int, list[int]] = defaultdict(list)
     if isinstance(model, GenericModel):
-        return _as_rows(model, tokens, versions, logits_at, cache, max_rows)
+        if cache is not None:
+            raise Refused(
+                f"{model.spec.name} runs through the generic adapter, which takes no cache; leave cache=None."
+            )
+        return _as_rows(model, tokens, versions, logits_at, totals, max_rows)
     own = len(tokens) - 1
     for i, edits in enumerate(versions):
         position, depth = _entry(model, edits, totals)
@@ -212,19 +217,35 @@ def _as_rows(
     tokens: Tensor,
     versions: Sequence[Sequence[Edit]],
     logits_at: LogitsAt,
-    cache: Cache | None,
+    totals: Tensor,
     max_rows: int,
 ) -> Tensor:
-    """The versions as whole rows of a model that keeps no cache."""
+    """The versions as rows of a model through the adapter, behind what they share on transformers' cache."""
+    touched = [_first(edit, totals) for version in versions for edit in version]
+    shared = min([len(tokens) - 1, *touched]) if model.shares else 0
+    past = model.step(tokens[None, :shared].to(model.device), None, 0)[1] if shared else None
     found = []
     for at in range(0, len(versions), max_rows):
         rows = versions[at : at + max_rows]
         edits = _merged([replace(e, rows=[r]) for r, version in enumerate(rows) for e in version])
         batch = tokens.expand(len(rows), -1)
-        logits = model.forward(batch, cache=cache, edits=edits, logits_at=logits_at).logits
-        assert logits is not None
-        found.append(logits)
+        if shared:
+            mine = batch[:, shared:].to(model.device)
+            logits = model.step(mine, copies(past, len(rows)), shared, edits)[0]
+            start = torch.full((len(rows),), shared)
+            layout = read_layout((len(mine), mine.shape[1]), None, start, model.device)
+            found.append(at_positions(logits, layout, logits_at))
+            continue
+        whole = model.forward(batch, edits=edits, logits_at=logits_at).logits
+        assert whole is not None
+        found.append(whole)
     return torch.cat(found)
+
+
+def _first(edit: Edit, totals: Tensor) -> int:
+    """First position of a prompt that an edit touches; its end where it touches none."""
+    selected = select(edit, totals)
+    return int(selected.position.min()) if len(selected.row) else int(totals[0])
 
 
 def _entry(model: Model, edits: Sequence[Edit], totals: Tensor) -> tuple[int, int]:
