@@ -49,6 +49,8 @@ def _folder(path: Path) -> Found:
         for start in range(0, shards.n_sequences, 1024):
             shards.sequences(start, min(start + 1024, shards.n_sequences))
         return "token shards", f"{shards.n_sequences} sequences of {shards.context} tokens"
+    if (path / "cfg.json").is_file() or (path / "config.yaml").is_file():
+        return _dictionaries(path, None)
     if (path / "config.json").is_file():
         return _model(path)
     if any(
@@ -86,6 +88,15 @@ def _run(path: Path) -> Found:
                 read_json(file)
             files += file.is_file()
     return "run folder" if len(said) == 1 else "study", f"{'; '.join(said)}; {files} files"
+
+
+def _dictionaries(path: Path, model: str | None) -> Found:
+    from interpcore.model.load.dictionaries import read_dictionary_files
+
+    found = read_dictionary_files(path)
+    shapes = sorted({str(list(tensors["W_enc"].shape)) for tensors, _ in found if "W_enc" in tensors})
+    place = found[0][1].reads or "a site that it does not say"
+    return "dictionaries", f"{len(found)}, W_enc {', '.join(shapes)}, the first of {place}"
 
 
 def _model(path: Path) -> Found:
@@ -367,6 +378,7 @@ _BY_SUFFIX: dict[str, Reader] = {
     ".txt .text .md .plan .txt.gz .txt.zst": _text,
     ".sqlite": _database,
     ".py": _trials,
+    ".npz": _dictionaries,
     ".yml .yaml": _recipe,
     ".npy": _shard,
     ".gguf": _gguf,

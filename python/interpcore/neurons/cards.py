@@ -12,6 +12,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
+from interpcore.model.latents import LatentModel
 from interpcore.runs import RunCard, canonical_json
 
 
@@ -25,7 +26,8 @@ def corpus_card(
         split=shards.identity,
         masks=tuple(shards.masked),
         arguments={"corpus": corpus_hash(shards), **arguments},
-        sources={} if shards.folder is None else {"tokens": str(shards.folder.resolve())},
+        sources=({} if shards.folder is None else {"tokens": str(shards.folder.resolve())})
+        | (dict(model.found) if isinstance(model, LatentModel) else {}),
         command=command,
     )
 

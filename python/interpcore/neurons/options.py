@@ -23,6 +23,16 @@ class Options(Base):
     partners: tuple[str, ...] = option(
         (), "A model trained apart from it, on the same tokens; again for more.", flag="partner", file=True
     )
+    dictionaries: tuple[str, ...] = option(
+        (),
+        "A sparse autoencoder or transcoder of the model, whose latents take its neurons' place (summarize, "
+        "correlate, explain): SAELens, Gemma Scope or circuit-tracer files; again for more.",
+        flag="dictionary",
+        file=True,
+    )
+    reads: str | None = option(
+        None, "The site that the dictionaries read, such as resid.6, where they do not say it.", flag="site"
+    )
     rotation: str = option("haar", "Of partners, for the baseline.", choices=("haar", "published"))
     draws: int = option(1, "Rotations of every layer.", least=1)
     universal: float = option(UNIVERSAL, "Excess correlation above which a neuron is universal.")
@@ -50,7 +60,10 @@ class Options(Base):
     )
 
     def check_data(self) -> None:
-        """See `Options.check_data`: the published tables, and whether there are shards."""
+        """See `Options.check_data`: published tables and dictionaries, and whether there are shards."""
+        for file in self.dictionaries:
+            if not Path(file).exists():
+                raise Refused(f"There is no dictionary {file}.")
         for file in self.published:
             if not Path(file).is_file():
                 raise Refused(f"There is no file {file}.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interpcore.errors import Refused
+from interpcore.model.latents import LatentModel
 from interpcore.neurons import options as asked_for
 from interpcore.neurons.correlation.correlate import estimate as estimate_correlations
 from interpcore.neurons.correlation.universal import SIMILAR, universality
@@ -16,6 +17,7 @@ from interpcore.neurons.effects.interventions import parse_neurons
 from interpcore.neurons.effects.saved import cache as save
 from interpcore.neurons.effects.steps import deactivation as deactivate
 from interpcore.neurons.effects.steps import intervention_step, interventions
+from interpcore.neurons.latents import latents_report
 from interpcore.neurons.published import read_published, summarize_table
 from interpcore.neurons.report.neuron_page import neuron_page
 from interpcore.neurons.report.report import write_report
@@ -59,6 +61,8 @@ def summarize(study: Study, asked: asked_for.Summarize) -> Report:
         summary = study.merge_summary_parts() if asked.merge else study.summary
     notes = [f"{summary.n_tokens} tokens, {summary.n_layers} layers: {summary.folder}"]
     table = _frame()
+    if isinstance(study.model, LatentModel):
+        return latents_report(study, summary)
     if asked.quadrants:
         table = study.quadrants.groupby(["layer", "quadrant"])[["frequency", "mean"]].mean().reset_index()
         notes.append(f"Every neuron: {study.step('quadrants') / 'artifacts'}")

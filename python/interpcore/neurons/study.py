@@ -17,6 +17,7 @@ from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
+from interpcore.model.latents import LatentModel, with_latents
 from interpcore.model.load import load
 from interpcore.neurons.cards import corpus_card, file_hashes
 from interpcore.neurons.correlation import setup as correlation_study
@@ -126,7 +127,12 @@ class Study(experiment.Study):
             raise Refused("Explanations and reports need sums by token; leave --no-by-token out.")
 
     def check_weights(self) -> None:
-        """Raises: Refused for a model whose weights no step can read."""
+        """Raises: Refused for neurons whose weights no step can read."""
+        if isinstance(self.model, LatentModel):
+            raise Refused(
+                "This step is of a model's own neurons; of latents there are summarize, correlate and "
+                "explain."
+            )
         if not isinstance(self.model, Model):
             raise Refused(
                 f"This step reads weights, and the generic adapter shows none of {self.model.spec.name}; "
@@ -389,6 +395,8 @@ def open_study(
     if partners is None:
         loaded = [load(name, dtype=model.dtype, device=str(model.device)) for name in options.partners]
         partners = cast(Sequence[Model], loaded)
+    if options.dictionaries:
+        model = with_latents(model, options.dictionaries, reads=options.reads)
     check_study_folder(out, model)
     return Study(
         model,

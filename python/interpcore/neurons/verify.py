@@ -13,7 +13,9 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
+from interpcore.errors import Refused
 from interpcore.model import Model
+from interpcore.model.latents import LatentModel
 from interpcore.model.plain import check_plain, plain_model, plain_run
 from interpcore.neurons.cards import corpus_hash
 from interpcore.neurons.statistics.summary import Summary
@@ -126,6 +128,8 @@ def _add(total: dict[str, Tensor], pre: Tensor, mean: Tensor) -> None:
 
 def checks(study: Study) -> Checks:
     """What can be recomputed of a study's steps; see `runs.checks`."""
+    if isinstance(study.model, LatentModel):
+        raise Refused("Latents have no second way to compute their sums, so they cannot be verified.")
     folder = study.step("summary")
     if not is_run(folder):
         return Checks(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from interpcore.neurons.responses.positions import (
 from interpcore.neurons.statistics.label_sums import LabelSums, joined_sums, label_sums
 from interpcore.neurons.statistics.labels import Labeller, TokenLabels, corpus_labellers
 from interpcore.neurons.statistics.spacy_labels import SpacyLabels
+from interpcore.neurons.statistics.token_pass import mlp_widths
 from interpcore.neurons.weights.fold import fold
 from interpcore.stats.group_sums import GroupTotals
 
@@ -157,13 +159,15 @@ def logit_table(model: Model, features: FeatureTable) -> pd.DataFrame:
     """The class of tokens that each neuron's logit effects set apart most.
 
     Returns: layer, neuron, feature, group, variance_reduction, welch_t (positive where the class is raised),
-        skew_reduction, kurtosis_reduction; no rows of a model through the adapter, which shows no weights.
+        skew_reduction, kurtosis_reduction; no rows of latents, and of a model through the adapter, which
+        shows no weights.
     """
     import pandas as pd
 
     from interpcore.model import Model
+    from interpcore.model.latents import LatentModel
 
-    if not isinstance(model, Model):
+    if not isinstance(model, Model) or isinstance(model, LatentModel):
         return pd.DataFrame(columns=["layer", "neuron", "feature", "group", *LOGIT_MEASURES])
     folded = fold(model)
     frames = []
@@ -239,7 +243,8 @@ def _in_context(
 
 def _addressed(table: pd.DataFrame, model: Model) -> pd.DataFrame:
     """The table with layer and neuron in place of the column's number."""
-    width = model.spec.d_mlp
-    table = table.assign(layer=table.column // width, neuron=table.column % width)
+    starts = np.cumsum([0, *mlp_widths(model)])
+    layer = np.searchsorted(starts, table.column, side="right") - 1
+    table = table.assign(layer=layer, neuron=table.column - starts[layer])
     rest = [name for name in table.columns if name not in ("layer", "neuron", "column")]
     return table[["layer", "neuron", *rest]]

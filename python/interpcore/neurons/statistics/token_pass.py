@@ -15,6 +15,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused, RunError
 from interpcore.model import Model, Plan
 from interpcore.model.generic import GenericModel
+from interpcore.model.latents import LatentModel
 from interpcore.model.mlp import MLP
 from interpcore.ops import RunningMoments, activation_moments
 from interpcore.runs import Checkpoint, Progress, RunCard
@@ -291,6 +292,8 @@ def mlp_widths(model: Model | GenericModel) -> tuple[int, ...]:
     if isinstance(model, GenericModel):
         model.check_neurons()
         return model.widths
+    if isinstance(model, LatentModel):
+        return model.widths
     widths = []
     for depth in range(model.plan.n_calls):
         mlp = getattr(model.block(depth), "mlp", None)
@@ -377,13 +380,16 @@ def _finite_mean(rows: Tensor) -> Tensor:
 
 def _fused(model: Model | GenericModel, depth: int) -> str | None:
     """What `interpcore.ops.activation_moments` calls a block call's activation; None where it has none such,
-    and through the adapter."""
-    return _FUSED.get(model.block(depth).neurons.activation) if isinstance(model, Model) else None
+    of latents, and through the adapter."""
+    if isinstance(model, GenericModel | LatentModel):
+        return None
+    return _FUSED.get(model.block(depth).neurons.activation)
 
 
 def _up_to(model: Model | GenericModel, depth: int) -> Model | GenericModel:
-    """The model without what follows a block call; whole through the adapter, which runs one plan."""
-    if isinstance(model, GenericModel):
+    """The model without what follows a block call; whole through the adapter, which runs one plan, and where
+    its neurons are latents."""
+    if isinstance(model, GenericModel | LatentModel):
         return model
     calls = model.plan.calls[: model.plan.first_call(depth + 1)]
     return model if len(calls) == len(model.plan.calls) else model.with_plan(Plan(calls))
