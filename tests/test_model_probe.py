@@ -177,13 +177,35 @@ def test_a_tap_or_edit_whose_module_does_not_run_raises():
     model.forward(TOKENS, taps=[Tap("mlp_out", 1)])
 
 
-def test_rows_whose_longest_picks_the_rotary_scale_are_refused():
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    model = adapt(tiny("smollm3", **LLAMA | {"max_position_embeddings": 16, "rope_parameters": rope}))
-    mask = torch.ones_like(TOKENS)
-    mask[1, :7] = 0
-    with pytest.raises(ValueError, match="run rows of one length"):
-        GenericModel.forward(model, TOKENS[:, :16], mask[:, :16])
+LONG = {"factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 10}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("family", "longest", "rope"),
+    [
+        ("smollm3", 10, LONG | {"rope_type": "dynamic"}),
+        ("phi3", 64, LONG | {"rope_type": "longrope"} | FACTORS),
+        ("cohere", 10, LONG | {"rope_type": "dynamic"}),
+    ],
+)
+def test_each_row_is_turned_by_the_rotary_scale_of_its_own_length(family, longest, rope):
+    """Rows below, at and above the length from which the scale changes, in any order of runs."""
+    config = LLAMA | {"max_position_embeddings": longest, "rope_parameters": rope, "pad_token_id": 0}
+    tokens = torch.cat([TOKENS, TOKENS.flip(0)])
+    lengths = [20, 8, 14, 10]
+    alone = []
+    for row, n in zip(tokens, lengths, strict=True):  # each by a model that has seen nothing else
+        with torch.no_grad():
+            alone.append(tiny(family, **config)(row[None, :n], use_cache=False).logits[0])
+    model = adapt(tiny(family, **config))
+    mask = torch.arange(20) < torch.tensor(lengths)[:, None]
+    for _ in range(2):
+        together = model.forward(tokens, mask).logits
+        for i, (n, expected) in enumerate(zip(lengths, alone, strict=True)):
+            torch.testing.assert_close(together[i, :n], expected, rtol=1e-4, atol=1e-5)
+            single = model.forward(tokens[i : i + 1, :n]).logits[0]
+            torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere"])

@@ -20,7 +20,7 @@ from interpcore.model.cache import Cache
 from interpcore.model.context import ActivationHook, Context
 from interpcore.model.facts import model_facts
 from interpcore.model.generate import Generation, checkpoint_stops, generate
-from interpcore.model.layout import Layout, read_layout
+from interpcore.model.layout import read_layout
 from interpcore.model.maps import Replace
 from interpcore.model.names import site_table
 from interpcore.model.origin import Origin, reloader
@@ -29,6 +29,7 @@ from interpcore.model.plan import Plan
 from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
 from interpcore.model.probe_run import Function, Watched
 from interpcore.model.prompts import encode, read_prompts
+from interpcore.model.rescaled import by_row, grows, rescaling
 from interpcore.model.sites import SITES, Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
@@ -91,7 +92,7 @@ class GenericModel(AsFacts):
             d_mlp=max(found.widths, default=0) or size_of(config, "intermediate_size"),
             n_blocks=len(found.layers),
             vocab_size=hf.get_output_embeddings().weight.shape[0],
-            max_positions=size_of(config, "max_position_embeddings") or None,
+            max_positions=None if grows(hf) else size_of(config, "max_position_embeddings") or None,
             gated="mlp_up" in found.boundaries,
             stop_tokens=checkpoint_stops(hf),
             module_names=found.boundaries,
@@ -133,6 +134,11 @@ class GenericModel(AsFacts):
         if not self.functions:
             why = self.spec.absent["mlp_act" if "mlp_act" in self.spec.absent else "mlp_gate_pre"]
             raise Refused(f"No study can see the activations of {self.spec.name}: {why}")
+
+    @cached_property
+    def rotaries(self) -> list[nn.Module]:
+        """Its rotary embeddings whose scale depends on the length of the text."""
+        return rescaling(self.hf)
 
     @cached_property
     def places(self) -> tuple[Watched, ...]:
@@ -201,10 +207,9 @@ class GenericModel(AsFacts):
                 f"{self.spec.name} runs through the generic adapter, which keeps no cache; leave cache=None."
             )
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
-        _check_scale(self, layout)
         resolved = resolve(merged(edits, self.plan, self.spec.absent), layout)
         ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent, activation=activation)
-        with attached(self, ctx), frozen(self.hf):
+        with attached(self, ctx), by_row(self.rotaries, layout), frozen(self.hf):
             # Real tokens come first in every row, so causal attention needs no mask.
             logits = self.hf(input_ids=packed, use_cache=False).logits
         logits = ctx.site("logits", None, logits)
@@ -301,7 +306,7 @@ class GenericModel(AsFacts):
     @cached_property
     def continues(self) -> bool:
         """Whether transformers' cache is a text's beginning: what follows it is as in the whole text."""
-        if any(_rescales(module) for module in self.hf.modules()):
+        if self.rotaries:
             return False
         tokens = torch.arange(2 * N_TOKENS, device=self.device).view(2, -1) % self.spec.vocab_size
         whole = self.forward(tokens, logits_at="last").logits
@@ -367,31 +372,3 @@ def _before(one: Tap | Edit, depth: int) -> bool:
     if one.depth is None:
         return one.site == "embed"
     return not isinstance(one.depth, int) or 0 <= one.depth < depth
-
-
-def _check_scale(model: GenericModel, layout: Layout) -> None:
-    """Refuse rows of several lengths where the longest one would choose the rotary scale of all."""
-    if not layout.ragged:
-        return
-    for module in model.hf.modules():
-        if _rescales(module):
-            limit = _original_positions(module)
-            if int(layout.totals.max()) >= limit:
-                raise Refused(
-                    f"The rows of this batch differ in length, and one reaches the {limit} positions from "
-                    f"which {model.spec.name} rescales its rotary embedding for all rows; run rows of one "
-                    "length at a time."
-                )
-
-
-def _rescales(module: nn.Module) -> bool:
-    """Whether a rotary embedding depends on the length of the text."""
-    return any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope"))
-
-
-def _original_positions(rotary: nn.Module) -> int:
-    """Positions up to which a rotary embedding has its original scale."""
-    given = getattr(rotary.config, "rope_parameters", None) or {}
-    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
-    own = [kind.get("original_max_position_embeddings") for kind in kinds]
-    return int(min([*(limit for limit in own if limit), rotary.original_max_seq_len]))
