@@ -200,6 +200,7 @@ def test_a_family_that_transformers_does_not_have(tmp_path, monkeypatch):
         ("opt", {"do_layer_norm_before": False}, "norms follow"),
         ("opt", {"word_embed_proj_dim": 16}, "narrower than its stream"),
         ("olmoe", {"clip_qkv": 3.0}, "clips queries"),
+        ("gemma3", {"attn_logit_softcapping": 5.0}, "caps its attention scores"),
     ],
 )
 def test_configs_that_the_blocks_do_not_cover_go_through_the_adapter(family, options, reason, monkeypatch):

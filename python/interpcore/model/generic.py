@@ -104,6 +104,14 @@ class GenericModel(AsFacts):
         )
         return cls(hf, spec, tokenizer, found.layers, found.functions, found.widths, found.parallel)
 
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"GenericModel({spec.name}, {spec.family}: {spec.n_blocks} blocks, d_model {spec.d_model}, "
+            f"vocabulary {spec.vocab_size}; transformers' modules, sites {', '.join(spec.module_names)}; "
+            f"{self.dtype} on {self.device})"
+        )
+
     def facts(self) -> dict[str, Any]:
         """What a notebook says of it, by name."""
         return model_facts(self)

@@ -27,6 +27,7 @@ from interpcore.model.probe_run import (
     EXACT,
     INSIDE,
     PARTS,
+    READERS,
     Found,
     Place,
     Run,
@@ -118,7 +119,7 @@ def _candidates(hf: Any, prefixes: dict[str, nn.ModuleList], paths: dict[int, st
         watched.append(((prefix, len(blocks)), partial(watch, blocks[-1], "output")))
         for child in children(blocks):
             parts = [getattr(block, child) for block in blocks]
-            reads = is_norm(parts[0]) or any(child in names for names in PARTS.values())
+            reads = is_norm(parts[0]) or any(child in names for names in READERS.values())
             add(f"{prefix}.{child}", parts, "output", *(["input"] if reads else []))
             for inner in children(parts) if child in PARTS["mlp_out"] else ():
                 add(f"{prefix}.{child}.{inner}", [getattr(part, inner) for part in parts], "input", "output")

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from interpcore.model.hooks import FOR, HALVES
 from interpcore.model.mlp import ACTIVATIONS, absent_sites
-from interpcore.model.probe_run import NORMED, PARTS, Found, Function, Run, children, is_norm, is_projection
+from interpcore.model.probe_run import (
+    NORMED,
+    PARTS,
+    READERS,
+    Found,
+    Function,
+    Run,
+    children,
+    is_norm,
+    is_projection,
+)
 
 ENTERING = {"attn_normed": "attn_in", "mlp_normed": "mlp_in"}
 BEFORE = ("mlp_pre", "mlp_gate_pre", "mlp_up")
@@ -29,27 +39,24 @@ def read_inputs(run: Run, prefix: str, found: Found, fits: Fits) -> None:
         "serial": [run.seen["resid", d] + run.seen[adding, d] for d in depths],
     }
 
-    def path(key: str) -> str:
-        return f"{prefix}.{{d}}{key.removeprefix(prefix)[:-1]}"
-
     stands: dict[str, str] = {}
     for normed, part in NORMED.items():
         entering = ENTERING[normed]
         found.absent[normed] = found.absent[entering] = "no module of its blocks reads a norm's output alone."
-        read = next((key for c in PARTS[part] if fits(key := f"{prefix}.{c}<", depths)), None)
+        read = next((key for c in READERS[part] if fits(key := f"{prefix}.{c}<", depths)), None)
         if read is None:
             continue
         same = (n for n in norms if all(torch.equal(run.seen[read, d], run.seen[n, d]) for d in depths))
         key = f"{norm}<" if (norm := next(same, None)) else read
         if norm:
-            found.keep(normed, "input", path(read))
+            found.keep(normed, "input", _path(prefix, read[:-1]))
         orders = [o for o, x in streams.items() if all(run.near(key, d, x[d]) for d in depths)]
         if not orders or (normed == "attn_normed" and orders == ["serial"]):
             found.absent[entering] = "what that branch reads was not found to be the stream, or its norm."
             continue
         if not norm:
             found.absent[normed] = f"that branch reads the stream without a norm; use {entering}."
-        found.keep(entering, "input", path(key))
+        found.keep(entering, "input", _path(prefix, key[:-1]))
         found.parallel = orders[0] == "parallel"  # the MLP's, which comes last
         stands[entering] = key
     if len(stands) == 2 and len(set(stands.values())) == 1:  # one norm for both
@@ -70,30 +77,38 @@ def read_neurons(run: Run, prefix: str, found: Found) -> None:
 
     found.drop(BEFORE, "no activation of its MLPs was found by which a projection's output becomes mlp_act.")
     for child in (c for c in PARTS["mlp_out"] if c in children(blocks)):
-        mlps = [getattr(block, child) for block in blocks]
-        for inner in children(mlps):
-            whole = all(is_projection(getattr(mlp, inner)) for mlp in mlps)
-            if whole and writes(f"{prefix}.{child}.{inner}", f"{prefix}.{child}"):
-                found.widths = tuple(run.seen[f"{prefix}.{child}.{inner}<", d].shape[-1] for d in depths)
-                found.keep("mlp_act", "input", f"{prefix}.{{d}}.{child}.{inner}")
-                _read_activation(run, prefix, child, inner, mlps, found)
+        parts = [getattr(block, child) for block in blocks]
+        key = f"{prefix}.{child}"
+        # The MLP is a child of its block, or lies in it open: the child is then its down projection.
+        for inner in (*children(parts), ""):
+            down = f"{key}.{inner}" if inner else key
+            projections = [part.get_submodule(inner) for part in parts]
+            if all(map(is_projection, projections)) and writes(down, key):
+                found.widths = tuple(run.seen[f"{down}<", d].shape[-1] for d in depths)
+                found.keep("mlp_act", "input", _path(prefix, down))
+                mlps, where = (parts, key) if inner else (list(blocks), prefix)
+                _read_activation(run, prefix, where, down, mlps, found)
                 return
     found.absent["mlp_act"] = "no projection of its MLPs was found that writes what they write."
 
 
+def _path(prefix: str, key: str) -> str:
+    """Path of the modules that a key names, with {d} for the block."""
+    return f"{prefix}.{{d}}{key.removeprefix(prefix)}"
+
+
 def _read_activation(
-    run: Run, prefix: str, child: str, down: str, mlps: Sequence[nn.Module], found: Found
+    run: Run, prefix: str, key: str, down: str, mlps: Sequence[nn.Module], found: Found
 ) -> None:
     """By which function of which projections' outputs the neurons arise: f(pre), or f(gate) times up."""
-    depths, key = range(len(mlps)), f"{prefix}.{child}"
-    acts = [run.seen[f"{key}.{down}<", d] for d in depths]
-    given: dict[tuple[str, str], list[Tensor]] = {}  # side and child -> values by depth
-    for inner in children(mlps):
-        if inner == down or not all(is_projection(getattr(mlp, inner)) for mlp in mlps):
+    depths = range(len(mlps))
+    acts = [run.seen[f"{down}<", d] for d in depths]
+    given: dict[tuple[str, str], list[Tensor]] = {}  # side and key -> values by depth
+    for inner in (f"{key}.{child}" for child in children(mlps)):
+        modules = [mlp.get_submodule(inner.removeprefix(f"{key}.")) for mlp in mlps]
+        if inner == down or not all(map(is_projection, modules)) or not run.in_order(inner, depths):
             continue
-        if not run.in_order(f"{key}.{inner}", depths):
-            continue
-        outs = [run.seen[f"{key}.{inner}", d] for d in depths]
+        outs = [run.seen[inner, d] for d in depths]
         if all(out.shape == act.shape for out, act in zip(outs, acts, strict=True)):
             given["output", inner] = outs
         elif all(out.shape[-1] == 2 * act.shape[-1] for out, act in zip(outs, acts, strict=True)):
@@ -111,7 +126,7 @@ def _read_activation(
                     sites = {"mlp_gate_pre": gate, "mlp_up": up}
             if sites is not None:
                 for site, (side, inner) in sites.items():
-                    found.keep(site, side, f"{prefix}.{{d}}.{child}.{inner}")
+                    found.keep(site, side, _path(prefix, inner))
                 found.functions = tuple(functions)
                 found.absent |= absent_sites("mlp_up" in sites)
                 return

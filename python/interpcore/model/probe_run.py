@@ -15,8 +15,9 @@ from interpcore.model.hooks import Watch
 # Children of a block whose output may be what it adds to the stream: the part, or a norm named after it.
 PARTS = {
     "attn_out": ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn"),
-    "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
+    "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2"),
 }
+READERS = {**PARTS, "mlp_out": (*PARTS["mlp_out"], "fc1")}  # children that read what their branch reads
 AFTER = {"attn_out": ("attn", "attention"), "mlp_out": ("mlp", "feedforward", "feed_forward", "ffn", "moe")}
 EXACT = 1e-4  # of the identities, beside the rounding of the stream itself
 NORMED = {"attn_normed": "attn_out", "mlp_normed": "mlp_out"}

@@ -29,6 +29,8 @@ def gemma2(checkpoint: Checkpoint) -> Parts:
     """Parts of Gemma 2 (soft-caps) and Gemma 3 text models (q/k norms, two rotary bases)."""
     config, body = checkpoint.config, checkpoint.hf.model
     _check_causal(config)
+    if config.model_type == "gemma3_text" and config.attn_logit_softcapping is not None:
+        raise Unsupported("transformers caps its attention scores under some kernels and not under others")
     turns = rotaries(body.rotary_emb, config)
     blocks = [
         Block(
