@@ -126,7 +126,7 @@ def _kept(circuits: Sequence[Circuit], n: int) -> Tensor | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _Run(ShortRepr):
     """One forward of circuits: rows are pairs, circuit by circuit.
 
     Args:
