@@ -32,6 +32,14 @@ NANO = {
     "laurel_rank": 4,
 }
 # Family, its config, and the sites that its modules can show.
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 STREAM = {"embed", "resid", "final_norm", "logits"}
 ADDED = STREAM | {"attn_out", "mlp_out"}
 CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -39,7 +47,9 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "glm4": (LLAMA | {"head_dim": 8}, ADDED),
     "cohere": (LLAMA, ADDED),
     "falcon": (FALCON | {"new_decoder_architecture": True, "alibi": False, "bias": False}, ADDED),
-    "granite": (LLAMA | {"residual_multiplier": 0.22}, STREAM),
+    "granite": (LLAMA | {"residual_multiplier": 0.22}, ADDED),
+    "minicpm3": (LLAMA | LATENT | {"scale_depth": 1.4}, ADDED - {"final_norm"}),
+    "hyperclovax": (LLAMA | {"residual_multiplier": 0.3, "use_post_norm": True}, ADDED),
     "bloom": (SMALL | {"hidden_size": 32, "n_layer": 4, "n_head": 4}, STREAM),
     "granitemoehybrid": (HYBRID | {"layer_types": ["mamba", "attention"] * 2}, STREAM),
     "openai-gpt": (GPT, STREAM - {"final_norm"}),

@@ -16,6 +16,7 @@ STREAM = "hidden_states"  # how transformers names a block's input where it is p
 
 
 FOR = "input for "  # the reader of a norm that has several
+TIMES = "output times "  # of a module whose output is added to the stream with a factor
 See = Callable[[Tensor], Tensor]
 Watch = Callable[[See], Callable[[], None]]
 
@@ -57,6 +58,17 @@ def watch(module: nn.Module, side: str, see: See) -> Callable[[], None]:
     if side in HALVES:
         return module.register_forward_hook(half).remove
     return module.register_forward_hook(after).remove
+
+
+def watch_times(module: nn.Module, factor: float, see: See) -> Callable[[], None]:
+    """Call `see` with a module's output times a factor; what it returns, without the factor, goes on."""
+
+    def scaled(value: Tensor) -> Tensor:
+        given = value * factor
+        written = see(given)
+        return value if written is given else written / factor
+
+    return watch(module, "output", scaled)
 
 
 def watch_for(reader: nn.Module, norm: nn.Module, see: See) -> Callable[[], None]:

@@ -87,7 +87,8 @@ EVERY = (OTHERS, AFTER_NORM)
 def names_of(convention: str, spec: ModelSpec) -> dict[str, str]:
     """A library's names for the sites of a model, with {d} for the block; sites for which it has none are
     left out."""
-    modules = spec.module_names
+    # Through the adapter some sites are a module's output with a factor, or a part of it.
+    modules = {site: at for site, at in spec.module_names.items() if at[0] in ("input", "output")}
     normed = [s for s in ("q", "k", "attn_out", "mlp_out") if "norm" in modules.get(s, ("", ""))[1]]
     names = OTHERS[convention] | {s: n for s, n in AFTER_NORM[convention].items() if s in normed}
     without = set(spec.absent)

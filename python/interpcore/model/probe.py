@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interpcore.errors import Refused
-from interpcore.model.hooks import FOR, Watch, watch, watch_for
+from interpcore.model.hooks import FOR, TIMES, Watch, watch, watch_for, watch_times
 from interpcore.model.probe_branches import check_neurons, read_inputs, read_neurons
 from interpcore.model.probe_run import (
     AFTER,
@@ -51,6 +51,13 @@ def size_of(config: Any, name: str) -> int:
     except RuntimeError:  # transformers' answer where the blocks differ
         return 0
     return size if isinstance(size, int) and size > 0 else 0
+
+
+def numbers(config: Any) -> list[float]:
+    """The config's factors, some of which stand over the square root of the number of blocks (MiniCPM): what
+    is positive and no count."""
+    named = [x for x in config.to_dict().values() if isinstance(x, float) and x > 0]
+    return sorted({*named, *(x / config.num_hidden_layers**0.5 for x in named)} - {1.0})
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def find_sites(hf: Any, lists: Sequence[nn.ModuleList], d_model: int, name: str)
     run = _run(hf, _candidates(hf, prefixes, paths), padded, name)
     fitting = (p for p, blocks in prefixes.items() if run.in_order(p, range(len(blocks) + 1)))
     prefix = next(fitting, next(iter(prefixes)))
-    found = _read(run, prefix, prefixes[prefix], (2, n, d_model))
+    found = _read(run, prefix, prefixes[prefix], (2, n, d_model), hf.config.get_text_config())
     _name_rest(run, found, hf, paths)
     inner = {site: at for site, at in found.boundaries.items() if site != "logits"}
     edited = _run(hf, list(site_places(hf, inner, len(found.layers))), whole[:1], name, edit=True)
@@ -159,7 +166,7 @@ def _run(hf: Any, watched: Sequence[Watched], ids: Tensor, name: str, edit: bool
     return run
 
 
-def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) -> Found:
+def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...], config: Any) -> Found:
     """The stream, and the children of the blocks that add to it; reasons for what is not there."""
     found = Found(blocks)
     n, inside = len(blocks), children(blocks)
@@ -180,17 +187,24 @@ def _read(run: Run, prefix: str, blocks: nn.ModuleList, shape: tuple[int, ...]) 
     found.boundaries["resid"] = ("input", f"{prefix}.{{d}}")
     for d in range(n + 1):
         run.seen["resid", d] = run.came["resid", d] = run.seen[prefix, d]
+    norms = [c for c in inside if is_norm(getattr(blocks[0], c)) and fits(f"{prefix}.{c}", range(n))]
+    norms.sort(key=lambda c: run.order.index((f"{prefix}.{c}", 0)))
     named = {
-        site: [c for c in names if c in inside]
-        + [c for c in inside if is_norm(getattr(blocks[0], c)) and any(w in c for w in AFTER[site])]
+        site: [*(c for c in names if c in inside), *(c for c in norms if any(w in c for w in AFTER[site]))]
         for site, names in PARTS.items()
     }
-    for attention, mlp in product(*named.values()):
+    pairs = [*product(*named.values()), *combinations(norms, 2)]  # which comes first is attention's
+    factors = [1.0, *numbers(config)]
+    for attention, mlp in pairs:
         one, other = f"{prefix}.{attention}", f"{prefix}.{mlp}"
-        if fits(one, range(n)) and fits(other, range(n)) and run.add_up(one, other, n):
+        if not fits(one, range(n)) or not fits(other, range(n)):
+            continue
+        factor = next((f for f in factors if run.add_up(one, other, n, f)), None)
+        if factor is not None:
             for site, child in zip(PARTS, (attention, mlp), strict=True):
-                found.keep(site, "output", f"{prefix}.{{d}}.{child}")
-            read_inputs(run, prefix, found, fits)
+                side = "output" if factor == 1 else f"{TIMES}{factor}"
+                found.keep(site, side, f"{prefix}.{{d}}.{child}")
+            read_inputs(run, prefix, found, fits, factor)
             read_neurons(run, prefix, found)
             return found
     found.drop(INSIDE, APART)
@@ -224,6 +238,8 @@ def site_places(hf: Any, boundaries: Mapping[str, tuple[str, str]], n_blocks: in
 
     def watching(side: str, path: str) -> Watch:
         module = hf.get_submodule(path)
+        if side.startswith(TIMES):
+            return partial(watch_times, module, float(side.removeprefix(TIMES)))
         if not side.startswith(FOR):
             return partial(watch, module, side)
         reader = f"{path.rsplit('.', 1)[0]}.{side.removeprefix(FOR)}"

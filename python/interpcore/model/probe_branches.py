@@ -27,16 +27,16 @@ BEFORE = ("mlp_pre", "mlp_gate_pre", "mlp_up")
 Fits = Callable[[str, Sequence[int | None]], bool]
 
 
-def read_inputs(run: Run, prefix: str, found: Found, fits: Fits) -> None:
+def read_inputs(run: Run, prefix: str, found: Found, fits: Fits, factor: float) -> None:
     """What attention and MLP read: a norm's output and the stream before it, or the stream itself; and
-    whether both read the stream that enters the block."""
+    whether both read the stream that enters the block. `factor` is that of what a branch adds."""
     blocks, depths = found.layers, range(len(found.layers))
     keys = [f"{prefix}.{c}" for c in children(blocks) if is_norm(getattr(blocks[0], c))]
     norms = [key for key in keys if fits(key, depths) and fits(f"{key}<", depths)]
     adding = prefix + found.boundaries["attn_out"][1].removeprefix(f"{prefix}.{{d}}")
     streams = {
         "parallel": [run.seen["resid", d] for d in depths],
-        "serial": [run.seen["resid", d] + run.seen[adding, d] for d in depths],
+        "serial": [run.seen["resid", d] + factor * run.seen[adding, d] for d in depths],
     }
 
     stands: dict[str, str] = {}

@@ -35,8 +35,8 @@ class Found(ShortRepr):
 
     Args:
         layers: its blocks.
-        boundaries: side (as in `hooks.watch`, or `hooks.FOR` and a reader beside it) and path of the module
-            behind each site, {d} for the block.
+        boundaries: side (as in `hooks.watch`, or `hooks.FOR` and a reader beside it, or `hooks.TIMES` and a
+            factor) and path of the module behind each site, {d} for the block.
         absent: why the others are not there.
         parallel: whether both branches read the stream that enters the block; None where it was not seen.
         functions: each block's activation, where it was found.
@@ -94,11 +94,12 @@ class Run(ShortRepr):
         allowed = 8 * torch.finfo(self.logits.dtype).eps * value.abs().amax()
         return bool(((seen - value).abs() <= allowed).all())
 
-    def add_up(self, attention: str, mlp: str, n_blocks: int) -> bool:
-        """Whether two sites together are the change of the stream at every depth, up to rounding."""
+    def add_up(self, attention: str, mlp: str, n_blocks: int, factor: float = 1.0) -> bool:
+        """Whether two sites together, times a factor, are the change of the stream at every depth, up to
+        rounding."""
         for d in range(n_blocks):
             before, after = self.seen["resid", d].double(), self.came["resid", d + 1].double()
-            parts = [self.seen[key, d].double() for key in (attention, mlp)]
+            parts = [factor * self.seen[key, d].double() for key in (attention, mlp)]
             change = after - before
             rounding = 4 * torch.finfo(self.logits.dtype).eps
             allowed = EXACT * change.abs().max() + rounding * sum(x.abs() for x in (before, after, *parts))

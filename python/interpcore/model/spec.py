@@ -24,7 +24,8 @@ class ModelSpec:
         embed_scale: factor on token embeddings (Gemma).
         logit_softcap: logits become cap * tanh(logits / cap), or None.
         module_names: transformers' name of the module behind a site, with {d} for the block, and whether the
-            site is its "input" or "output"; sites that no module boundary shows are left out.
+            site is its "input" or "output" (or what else, `hooks` says); sites that no module boundary shows
+            are left out.
         stop_tokens: ids that end a text, as the checkpoint's generation config says, if any.
         recurrence: what a depth-recurrent model's plans have in common; None for others.
         absent: sites this model does not have, with the reason; None works it out from `gated`.
