@@ -14,6 +14,8 @@ _FACE = {
     "experiments": "EXPERIMENTS",
     "files": "load_mib load_scores save_mib save_scores",
     "graph": "Graph GraphError",
+    "graph_json": "GraphFile circuit_graph_file latent_graph_file load_graph save_graph",
+    "latents": "LatentGraph attribute_latents",
     "metrics": "Metric MetricError",
     "options": "Options",
     "pairs": "Pairs PairsError",

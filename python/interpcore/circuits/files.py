@@ -168,6 +168,19 @@ def _beside(graph: Fields) -> tuple[tuple[int, int, str], ...]:
         raise GraphError(f"{graph.where}: its beside is no list such as ['1 2 mean'].") from None
 
 
+def scores_from_header(header: str, where: str) -> Scores:
+    """Scores without values, from what `Scores.describe` gave as JSON.
+
+    Raises: GraphError for another text.
+    """
+    own = _own(header, where)
+    assert own is not None
+    graph = _own_graph(own)
+    if graph.n_sources * graph.n_destinations > 1 << 27:
+        raise GraphError(f"{where}: a graph of {graph.n_edges:,} edges is more than a picture's file holds.")
+    return Scores(graph, torch.full((graph.n_sources, graph.n_destinations), torch.nan), **_facts(own, graph))
+
+
 def _own(header: Any, where: str) -> Fields | None:
     """What a file of this package says of itself; None for a published one."""
     if header is None:

@@ -47,7 +47,10 @@ def compare_files(
 @in_forms
 def draw(
     scores: Annotated[Path, typer.Argument(help="A file of scores: .safetensors, .json, .pt.")],
-    picture: Annotated[Path, typer.Argument(help="Where to: .svg, .png, .pdf or .html (interactive).")],
+    picture: Annotated[
+        Path,
+        typer.Argument(help="Where to: .svg, .png, .pdf, .html (interactive), or .json (circuit-tracer's)."),
+    ],
     size: Annotated[
         str | None,
         typer.Option(help="Edges to choose: 200, 0.05 or 5%; default: the run's smallest faithful circuit."),
@@ -68,6 +71,7 @@ def draw(
     """
     from interpcore.circuits.circuit import select, sizes_of
     from interpcore.circuits.files import load_scores
+    from interpcore.circuits.graph_json import circuit_graph_file, save_graph
     from interpcore.circuits.study.about import About
     from interpcore.circuits.study.draw import draw as draw_circuit
     from interpcore.circuits.study.page import READABLE
@@ -85,5 +89,48 @@ def draw(
         told = "no size was given, and no run beside the file says which circuit is faithful"
         notes = [f"{READABLE} edges are chosen: {told}."]
     name = title or " ".join(part for part in (loaded.model, loaded.task, loaded.method) if part)
+    if picture.suffix == ".json":
+        written = save_graph(circuit_graph_file(circuit, loaded, name), picture)
+        show(frame([]), *notes, f"{circuit.n_edges} edges.", files=[written])
+        return
     drawn = draw_circuit(circuit, picture, loaded, title=name, most=most, about=about)
     show(frame([]), *notes, f"{len(drawn)} of {circuit.n_edges} edges are drawn.", files=[picture])
+
+
+@app.command()
+@in_forms
+def latents(
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    out: Annotated[Path, typer.Argument(help="Where to: .json, as circuit-tracer and Neuronpedia read it.")],
+    dictionary: Annotated[
+        list[Path], typer.Option(help="Transcoders of the model's MLPs; again for more folders.")
+    ],
+    model: Annotated[str, typer.Option(help="An embedded model, a folder, or a hub id.")] = "tiny",
+    most: Annotated[int, typer.Option(min=1, help="Latents taken, by influence.")] = 4096,
+    nodes: Annotated[float, typer.Option(min=0, max=1, help="Share of the influence kept by nodes.")] = 0.8,
+    edges: Annotated[float, typer.Option(min=0, max=1, help="Share of what is left kept by edges.")] = 0.98,
+) -> None:
+    """Which transcoder latents, errors and tokens make which latents and next tokens, on one prompt.
+
+    Example: interpcore circuits latents "The capital of Vorland is" graph.json --dictionary transcoders
+    """
+    import interpcore
+    from interpcore.circuits.graph_json import latent_graph_file, save_graph
+    from interpcore.circuits.latents import attribute_latents
+    from interpcore.errors import Refused
+    from interpcore.model import Model
+    from interpcore.model.load.dictionaries import load_dictionaries
+
+    if out.suffix != ".json":
+        raise Refused(f"A graph is written as .json; got {out.name}.")
+    loaded = interpcore.load(model)
+    if not isinstance(loaded, Model):
+        raise Refused(f"{model} runs through the generic adapter, which cannot be linearised.")
+    transcoders = [each for path in dictionary for each in load_dictionaries(path, loaded)]
+    tokens = loaded.encode(prompt)[0][0].tolist()
+    whole = attribute_latents(loaded, tokens, transcoders, most=most)
+    kept = whole.pruned(nodes, edges)
+    save_graph(latent_graph_file(kept, out.stem), out)
+    said = [f"{kept}, of {len(whole.nodes)} nodes."]
+    said += [f"{whole.left_out} active latents have no row; --most takes more."] if whole.left_out else []
+    show(kept.to_pandas().head(20), *said, files=[out])

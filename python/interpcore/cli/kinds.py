@@ -194,6 +194,14 @@ def _json(path: Path, model: str | None) -> Found:
     )
 
 
+def _graph(path: Path, model: str | None) -> Found:
+    from interpcore.circuits.graph_json import load_graph
+
+    found = load_graph(path)
+    counts = f"{len(found.nodes)} nodes, {len(found.links)} links"
+    return "attribution graph", f"{found.slug} of {found.scan}: {counts}"
+
+
 def _rows(path: Path, model: str | None) -> Found:
     """JSON lines, Parquet and Arrow: pairs, questions or documents."""
     from interpcore.data.documents import read_rows
@@ -341,6 +349,7 @@ def _gguf(path: Path, model: str | None) -> Found:
 Reader = Callable[[Path, str | None], Found]
 
 _BY_KEYS: tuple[tuple[set[str], Reader], ...] = (
+    ({"metadata", "qParams", "nodes", "links"}, _graph),
     ({"prompt_templates", "samples"}, _relations),
     ({"cfg", "edges"}, mib_scores),
     ({"features"}, _features),

@@ -84,6 +84,20 @@ class LinearBlock:
             g = entering = _through(self.attn_stream_norm, entering)
         return self._attention_vjp(g, entering, seen, first_only)
 
+    def vjp_from_mlp(self, g: Tensor, site: str) -> Tensor:
+        """Cotangent of the stream entering the block from one of what its MLP reads.
+
+        Args:
+            g: cotangent of the site [batch, vector, position, d_model], at all positions.
+            site: "mlp_normed", "mlp_in" or "resid_mid".
+        """
+        if site == "mlp_normed" and self.mlp_norm is not None:
+            g = self.mlp_norm.vjp(g)
+        if self.block.parallel:
+            return g
+        g = _through(self.attn_stream_norm, pull(self.ctx, "resid_mid", self.depth, g))
+        return self._attention_vjp(g, g, None, False)
+
     def _mlp_vjp(self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
         """stream + what the MLP branch passes back of g."""
         if seen is not None:
