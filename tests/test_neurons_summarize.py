@@ -281,6 +281,25 @@ def test_defects_are_counted_and_named(tmp_path: Path) -> None:
     assert got.groups("token", 1).total.isfinite().all()
 
 
+def test_one_position_alone(gpt2: Model, tmp_path: Path) -> None:
+    """Counting one position: the sums of all activations there, under another key, in parts as whole."""
+    last = shards().with_positions([-1])
+    assert last.positions == (CONTEXT - 1,) and last.left_out[-1] == "all positions but 15"
+    got = run(gpt2, tmp_path / "last", shards=last)
+    everywhere = run(gpt2, tmp_path / "all")
+    assert got.card.key != everywhere.card.key
+    tokens = shards().sequences(0, SEQUENCES)
+    here = shards().mask(tokens)[:, -1]
+    pre, post = (x.unflatten(0, tokens.shape)[:, -1][here].double() for x in activations(gpt2, tokens, 2))
+    for moments, x in zip(got.moments(2), (pre, post), strict=True):
+        assert moments.count.unique().tolist() == [len(x)]
+        torch.testing.assert_close(moments.mean, x.mean(0), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(moments.variance, x.var(0, correction=0), rtol=1e-4, atol=1e-9)
+    assert got.groups("position", 2).count.nonzero()[:, 0].tolist() == [CONTEXT - 1]
+    with pytest.raises(ValueError, match="Position 16 is outside sequences of 16 tokens"):
+        shards().with_positions([16])
+
+
 def test_masked_batches(gpt2: Model, tmp_path: Path) -> None:
     few = Statistics(top=2)
     tokens = shards().sequences(0, SEQUENCES)

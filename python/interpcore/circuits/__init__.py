@@ -15,6 +15,7 @@ _FACE = {
     "files": "load_mib load_scores save_mib save_scores",
     "graph": "Graph GraphError",
     "graph_json": "GraphFile circuit_graph_file latent_graph_file load_graph save_graph",
+    "induction": "Induction induction_pairs",
     "latents": "LatentGraph attribute_latents",
     "metrics": "Metric MetricError",
     "options": "Options",

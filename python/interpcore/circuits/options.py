@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interpcore.circuits.methods import method_of
+from interpcore.circuits.task_list import INDUCTION
 from interpcore.data.prompt_pairs import MAIN_TASKS, TASKS
 from interpcore.errors import Refused, did_you_mean
 from interpcore.runs.options import PROTOCOLS, option
@@ -100,7 +101,7 @@ class Options(Base):
         from interpcore.circuits.own import read_own
 
         given = [task.name for file in self.pairs for task in read_own(file)]
-        known = (*TASKS, *self.own_tasks())
+        known = (*TASKS, INDUCTION, *self.own_tasks())
         for name in asked:
             if name not in known:
                 near = did_you_mean(name, known)
@@ -125,7 +126,8 @@ class OfTasks(Base):
 
     tasks: tuple[str, ...] = option(
         (),
-        f"Tasks: {', '.join(TASKS)}, or of --include; again for more. Default: --pairs, else six of them.",
+        f"Tasks: {', '.join((*TASKS, INDUCTION))}, or of --include; again for more. Default: --pairs, else "
+        "six of them.",
         flag="task",
     )
 

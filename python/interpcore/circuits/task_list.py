@@ -22,6 +22,8 @@ class Task:
     logits_by: str
 
 
+INDUCTION = "induction"
+"""Random tokens twice, of any vocabulary; no published table."""
 TASKS = {
     task.name: task
     for task in (
@@ -33,6 +35,7 @@ TASKS = {
         Task("gender-bias", "Gender-Bias", "logit_diff", "sum"),
         Task("fact-retrieval-comma", "Country-Capital", "logit_diff", "sum"),
         Task("hypernymy-comma", "Hypernymy", "prob_diff", "sum"),
+        Task(INDUCTION, "Induction", "logit_diff", "sum"),
     )
 }
 

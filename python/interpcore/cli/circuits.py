@@ -99,6 +99,45 @@ def draw(
 
 @app.command()
 @in_forms
+def induction(
+    model: Annotated[str, typer.Option(help="An embedded model, a folder, or a hub id.")] = "tiny",
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of random tokens.")] = 64,
+    period: Annotated[int, typer.Option(min=3, help="Tokens before they come again.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="A map of the heads: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Induction heads: random tokens of the model's own vocabulary twice, and where heads look.
+
+    Example: interpcore circuits induction --model tiny
+    """
+    import interpcore
+    from interpcore.circuits.induction import induction as measure
+    from interpcore.errors import Refused
+    from interpcore.model import Model
+    from interpcore.runs.artifacts import atomic_path
+
+    loaded = interpcore.load(model)
+    if not isinstance(loaded, Model):
+        raise Refused(f"{model} runs through the generic adapter, which shows no attention of single heads.")
+    found = measure(loaded, prompts, seed, period)
+    files = [] if picture is None else [picture]
+    if picture is not None:
+        with atomic_path(picture) as partial:
+            found.plot().savefig(partial, dpi=160)
+    first, second = found.loss
+    show(
+        found.to_pandas().head(20),
+        f"Mean attention in the second of two periods of {found.period} random tokens, over {prompts} "
+        "prompts: to the token before, to the same token a period back, and to the one after that, where an "
+        "induction head looks; _se: standard error, prompts as units.",
+        f"Loss: {first:.2f} nats in the first period, {second:.2f} in the second.",
+        then=[f"interpcore circuits pareto --task induction --model {model} --out RUN"],
+        files=files,
+    )
+
+
+@app.command()
+@in_forms
 def latents(
     prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
     out: Annotated[Path, typer.Argument(help="Where to: .json, as circuit-tracer and Neuronpedia read it.")],

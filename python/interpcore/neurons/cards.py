@@ -24,9 +24,10 @@ def corpus_card(
         model,
         protocol=protocol,
         split=shards.identity,
-        masks=tuple(shards.masked),
+        masks=shards.left_out,
         arguments={"corpus": corpus_hash(shards), **arguments},
         sources=({} if shards.folder is None else {"tokens": str(shards.folder.resolve())})
+        | ({"positions": list(shards.positions)} if shards.positions else {})
         | (dict(model.found) if isinstance(model, LatentModel) else {}),
         command=command,
     )
@@ -47,11 +48,12 @@ def file_hashes(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
 
 def corpus_hash(shards: TokenShards) -> str:
     """Hash of all that a statistic over a corpus depends on: sequences and their order, the ids that each
-    mask in force leaves out, subsets (SHA-256 in hexadecimal)."""
+    mask in force leaves out, positions that alone count, subsets (SHA-256 in hexadecimal)."""
     said = [
         shards.identity,
         {kind: shards.manifest["masks"][kind] for kind in shards.masked},
         list(shards.subset_names),
         hashlib.sha256(shards.subset.tobytes()).hexdigest(),
+        *([list(shards.positions)] if shards.positions else []),
     ]
     return hashlib.sha256(canonical_json(said).encode()).hexdigest()

@@ -23,6 +23,9 @@ class Options(Base):
     partners: tuple[str, ...] = option(
         (), "A model trained apart from it, on the same tokens; again for more.", flag="partner", file=True
     )
+    positions: tuple[int, ...] = option(
+        (), "Count this position of every sequence alone, -1 the last; again for more.", flag="position"
+    )
     dictionaries: tuple[str, ...] = option(
         (),
         "A sparse autoencoder or transcoder of the model, whose latents take its neurons' place (summarize, "

@@ -392,6 +392,8 @@ def open_study(
     options.check_data()
     if shards is None and options.tokens is not None:
         shards = TokenShards.open(options.tokens)
+    if shards is not None and options.positions:
+        shards = shards.with_positions(options.positions)
     if partners is None:
         loaded = [load(name, dtype=model.dtype, device=str(model.device)) for name in options.partners]
         partners = cast(Sequence[Model], loaded)

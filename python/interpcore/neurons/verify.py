@@ -78,11 +78,12 @@ class _Corpus(ShortRepr):
         """Per depth, sums over the tokens that count of powers of pre - (the run's mean), with the number of
         tokens, extremes, and how many are above 0, each [d_mlp]."""
         left_out = {i for kind in self.shards.masked for i in self.shards.manifest["masks"][kind]}
+        places = set(self.shards.positions or range(self.shards.context))
         around = [self.stored(depth).mean for depth in range(self.summary.n_layers)]
         total: list[dict[str, Tensor]] = [{} for _ in around]
         for sequence in self._sequences():
             ids = self.tokens(sequence)
-            counts = torch.tensor([int(i) not in left_out for i in ids])
+            counts = torch.tensor([int(i) not in left_out and at in places for at, i in enumerate(ids)])
             with torch.no_grad():
                 pre = plain_run(self.model, ids).pre
             for depth, mean in enumerate(around):

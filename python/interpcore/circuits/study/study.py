@@ -22,6 +22,7 @@ from interpcore.circuits.answers import several_tokens
 from interpcore.circuits.circuit import Circuit, nested, sizes_of
 from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
+from interpcore.circuits.induction import induction_pairs
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.options import SEQUENCE, Options
 from interpcore.circuits.own import OwnTask
@@ -30,6 +31,7 @@ from interpcore.circuits.patching.faithfulness import evaluate, faithfulness
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.tables import renamed
+from interpcore.circuits.task_list import INDUCTION
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
 from interpcore.data.verbs import VERBS, read_verbs
 from interpcore.errors import Refused
@@ -132,6 +134,8 @@ class Study(experiment.Study):
 
     def _all_pairs(self, task: str) -> Pairs:
         options, tokenizer = self.options, self.model.tokenizer
+        if task == INDUCTION and task not in self.own:
+            return induction_pairs(self.model, options.head, options.seed)
         if tokenizer is None:
             raise Refused(f"{self.model.spec.name} has no tokenizer; give a folder that holds one.")
         if task in self.own:

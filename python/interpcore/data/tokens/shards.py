@@ -40,6 +40,7 @@ class TokenShards(AsFacts):
         subset: number of each sequence's subset in `manifest["subsets"]` [n_sequences] uint16.
         masked: which of `MASKS` the method `mask` leaves out.
         folder: where they lie; None for arrays.
+        positions: the only ones that count, from 0; () for all.
     """
 
     manifest: Mapping[str, Any]
@@ -47,13 +48,14 @@ class TokenShards(AsFacts):
     subset: NDArray[np.uint16]
     masked: tuple[str, ...] = MASKS
     folder: Path | None = None
+    positions: tuple[int, ...] = ()
     _verified: set[int] = field(default_factory=set, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Shards in a folder go to another process by their name: their files are mapped there, not sent."""
         if self.folder is None:
-            return TokenShards, (self.manifest, self.parts, self.subset, self.masked)
-        return _reopened, (self.folder, self.masked)
+            return TokenShards, (self.manifest, self.parts, self.subset, self.masked, None, self.positions)
+        return _reopened, (self.folder, self.masked, self.positions)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TokenShards:
@@ -131,7 +133,7 @@ class TokenShards(AsFacts):
             "tokens": f"{self.n_sequences:,} sequences of {self.context}",
             "vocabulary": self.vocab_size,
             "subsets": ", ".join(self.subset_names),
-            "left out of statistics": ", ".join(self.masked) or "nothing",
+            "left out of statistics": ", ".join(self.left_out) or "nothing",
             "folder": "in memory" if self.folder is None else str(self.folder),
             "hash": self.identity[:12],
         }
@@ -228,16 +230,38 @@ class TokenShards(AsFacts):
         return there.nonzero()[:, 0]
 
     def mask(self, tokens: Tensor) -> Tensor:
-        """Which tokens count: all but the ids of the kinds in `masked`.
+        """Which tokens count: all but the ids of the kinds in `masked`, at `positions`.
 
         Args:
-            tokens: any shape, int64.
+            tokens: whole sequences [..., context] int64.
 
         Returns:
             The same shape, bool.
         """
         left_out = [i for kind in self.masked for i in self.manifest["masks"][kind]]
-        return ~torch.isin(tokens, torch.tensor(left_out, dtype=tokens.dtype, device=tokens.device))
+        counts = ~torch.isin(tokens, torch.tensor(left_out, dtype=tokens.dtype, device=tokens.device))
+        if self.positions:
+            here = torch.zeros(self.context, dtype=torch.bool, device=tokens.device)
+            here[list(self.positions)] = True
+            counts &= here
+        return counts
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the mask leaves out, in words."""
+        places = ", ".join(map(str, self.positions))
+        return (*self.masked, *([f"all positions but {places}"] if self.positions else []))
+
+    def with_positions(self, positions: Sequence[int]) -> TokenShards:
+        """The same sequences where only some positions count, negative ones from the sequence's end.
+
+        Raises:
+            TokenShardError: a position is outside a sequence.
+        """
+        wrong = [i for i in positions if not -self.context <= i < self.context]
+        if wrong:
+            raise TokenShardError(f"Position {wrong[0]} is outside sequences of {self.context} tokens.")
+        return replace(self, positions=tuple(sorted({i % self.context for i in positions})))
 
     def with_mask(self, masked: Sequence[str]) -> TokenShards:
         """The same sequences with other kinds of tokens left out by `mask`.
@@ -339,5 +363,5 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
-def _reopened(folder: Path, masked: tuple[str, ...]) -> TokenShards:
-    return replace(TokenShards.open(folder), masked=masked)
+def _reopened(folder: Path, masked: tuple[str, ...], positions: tuple[int, ...]) -> TokenShards:
+    return replace(TokenShards.open(folder), masked=masked, positions=positions)

@@ -161,7 +161,7 @@ class Study:
             {
                 "models": [[n.name, card.weights, card.plan_hash, card.dtype] for n, card in models],
                 "tokens": self.shards.identity,
-                "masked": list(self.shards.masked),
+                "masked": list(self.shards.left_out),
                 "block": self.block,
                 "groups": self.settings.groups,
                 "similarity": [self.settings.similarity, self.settings.jaccard_threshold],

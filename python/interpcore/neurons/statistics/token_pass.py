@@ -353,7 +353,8 @@ def pilot_activations(
             break
     if not count:
         raise Refused(
-            f"The masks ({', '.join(shards.masked)}) leave none of the {shards.n_tokens} tokens; apply fewer."
+            f"The masks ({', '.join(shards.left_out)}) leave none of the {shards.n_tokens} tokens; apply "
+            "fewer."
         )
     return {depth: {side: torch.cat(x) for side, x in kept.items()} for depth, kept in found.items()}
 
