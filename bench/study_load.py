@@ -1,7 +1,7 @@
 """Loading a folder beside transformers' own, each in a process of its own, imports included, in turn.
 
-`python bench/study_load.py FOLDER...`: transformers' weights, the same with its tokenizer, and `interpcore.load`
-with its tokenizer and its check; CPU and wall seconds, one thread, medians of five.
+`python bench/study_load.py FOLDER...`: transformers' weights, the same with its tokenizer, and
+`interpcore.load` with its tokenizer and its check; CPU and wall seconds, one thread, medians of five.
 """
 
 from __future__ import annotations

@@ -63,6 +63,27 @@ def test_a_config_field_of_the_wrong_kind(saved: Path, tmp_path: Path, field: st
         assert field == "architectures" and model.load_gap is not None and model.load_gap < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"model_type": "t5"}, "is an encoder with a decoder"),
+        ({"model_type": "clip"}, "has no causal language model"),
+        ({"model_type": "nonesuch"}, "has model type `nonesuch`"),
+        (
+            {"model_type": "mystery", "auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}},
+            "brings Python code of its own",
+        ),
+    ],
+)
+def test_a_family_that_is_no_decoder(saved: Path, tmp_path: Path, content: Any, sentence: str) -> None:
+    """Told by its config alone, before a weight is read."""
+    folder = with_file(saved, tmp_path, "config.json", json.dumps(content))
+    for weights in folder.glob("*.safetensors"):
+        weights.write_bytes(b"unread")
+    with pytest.raises(Refused, match=sentence):
+        interpcore.load(folder)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '{"n_layer": 2}'])
 def test_a_config_that_is_none(saved: Path, tmp_path: Path, content: str) -> None:
     with pytest.raises(Refused, match="no readable config"):

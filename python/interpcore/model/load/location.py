@@ -147,6 +147,7 @@ def check_folder(path: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """What an error says, in one line; two where the first announces the second."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    more = lines[1:2] if lines[0].rstrip().endswith(":") else []
+    return " ".join(line.strip() for line in (lines[0], *more))

@@ -41,9 +41,15 @@ def read_checkpoint(
     try:
         config = AutoConfig.from_pretrained(place, **options)
     except Exception as error:
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise Refused(
+                f"{source} brings Python code of its own, which only load(..., trust_remote_code=True) runs."
+            ) from error
         raise Refused(
             f"{source} has no readable config that transformers knows: {first_line(error)}"
         ) from error
+    if not trust_remote_code:
+        check_decoder(config, source)
     place_of_weights = check_device(device)
     wanted = dtype or (torch.float32 if place_of_weights.type == "cpu" else "auto")
     try:
@@ -68,6 +74,21 @@ def read_checkpoint(
             "incomplete."
         )
     return hf.to(place_of_weights), read_tokenizer(location, options)
+
+
+def check_decoder(config: Any, source: str) -> None:
+    """Refuse a config of which transformers has no decoder alone, before its weights are read.
+
+    Raises: Refused with the reason.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise Refused(f"{source} is an encoder with a decoder ({config.model_type}); only decoders are read.")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise Refused(
+            f"transformers has no causal language model of {source}'s family, {config.model_type!r}."
+        )
 
 
 @contextmanager
