@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from interpcore._version import __version__
@@ -19,6 +22,7 @@ from interpcore.cli.tables import _Column, fitted
 from interpcore.errors import Refused
 from interpcore.review.shown import show, state
 from interpcore.runs import Ledger, RunError, sweep
+from interpcore.runs.options import declared
 
 NEVER = "x" * 7
 
@@ -226,3 +230,26 @@ def test_validate_reads_plans_models_and_runs(tmp_path):
         "run folder",
         f"{state(tmp_path / 'run').kind}: 1 of 1 cells finished; 0 files",
     )
+
+
+def test_every_command_says_what_to_try_next():
+    from interpcore.cli.next_steps import NEXT, next_commands
+    from interpcore.review.experiments import experiments
+
+    every = {each.name: each for each in experiments()}
+    assert set(NEXT) == set(every)
+    for name, each in every.items():
+        given = {option.name: option.default for option in declared(each.options)}
+        lines = next_commands(each, out=Path("runs/x y"), model="tiny", **given)
+        assert not lines[0].startswith(("interpcore verify", "interpcore show")), name
+        for line in lines:
+            words = shlex.split(line)
+            group = typer.main.get_command(app)
+            command = group.commands[words[1]]
+            command = command.commands[words[2]] if hasattr(command, "commands") else command
+            known = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+            assert {word for word in words if word.startswith("--")} <= known, line
+    lre = every["lre run"]
+    asked = {"relations": "my file.json", "trials": 2, "quiet": True}
+    lines = next_commands(lre, out=Path("o"), model="m", **asked)
+    assert any("--relations 'my file.json'" in line and "--trials 2" in line for line in lines), lines

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from interpcore.runs import RunError
+from interpcore.errors import Refused
+from interpcore.runs import RunCard, RunError, RunFolder
+from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, named_ticks, new_figure, save_figure
 
@@ -54,3 +57,33 @@ def test_ticks_of_many_depths_do_not_run_into_one_another(count):
     boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert axes.get_xticklabels()[0].get_text() == "embed" and len(boxes) <= 10
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_report_plots_a_measure_with_its_interval(tmp_path):
+    table = pd.DataFrame(
+        {
+            "relation": ["a b", "c d", "e f"],
+            "n": [3, 4, 5],
+            "size": [0.1, 0.2, 0.3],
+            "hit": [0.5, 0.25, np.nan],
+            "hit_low": [0.4, 0.1, np.nan],
+            "hit_high": [0.6, 0.5, np.nan],
+        }
+    )
+    with RunFolder.create(tmp_path / "run", RunCard(model="some-model")) as run:
+        files = write_frame(run.artifact("table"), table)
+    figure = Report(table, files).plot()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a b", "c d", "e f"]
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), table.hit)
+    bars = [path.vertices[:, 0].tolist() for path in axes.collections[0].get_paths()]
+    assert bars[:2] == [[0.4, 0.6], [0.1, 0.5]] and axes.get_xlabel() == "hit"
+    told = figure.get_supxlabel()
+    assert "Model some-model" in told and "3 rows" in told and "hit_low to hit_high" in told
+    assert Report(table).plot("size").axes[0].get_xlabel() == "size"
+    assert "Model not said" in Report(table).plot("size").get_supxlabel()
+    with pytest.raises(Refused, match="'relation' is no column of numbers here; n, size, hit are"):
+        Report(table).plot("relation")
+    for frame, sentence in ((pd.DataFrame(), "no number to draw"), (table.assign(hit=np.nan), "No row has")):
+        figure = Report(frame).plot(None if frame.empty else "hit")
+        assert sentence in figure.axes[0].texts[0].get_text().replace("\n", " ")

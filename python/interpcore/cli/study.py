@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from interpcore.cli.extras import require
+from interpcore.cli.next_steps import next_commands
 from interpcore.cli.tables import in_forms, show_report
 from interpcore.errors import Refused
 from interpcore.model.load.location import locate
@@ -140,14 +140,6 @@ def load(name: str, *, revision: str | None = None, dtype: str | None = None, de
     return interpcore.load(
         name, revision=revision, device=device, dtype=None if dtype is None else getattr(torch, dtype)
     )
-
-
-def next_commands(experiment: Experiment, *, out: Path, model: str, **given: Any) -> list[str]:
-    """What may be typed after an experiment has run."""
-    words = {"OUT": shlex.quote(str(out)), "MODEL": shlex.quote(model)}
-    own = [re.sub(r"\b(OUT|MODEL)\b", lambda found: words[found[0]], line) for line in experiment.then]
-    checks = [f"interpcore verify {words['OUT']}"] if experiment.verifies else []
-    return [*own, *checks, f"interpcore show {words['OUT']}"]
 
 
 def show_and_end(report: Report, show: Show = show_report, then: Sequence[str] = ()) -> None:

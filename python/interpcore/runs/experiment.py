@@ -19,7 +19,7 @@ from interpcore.errors import Refused
 from interpcore.runs.cells import Cells
 from interpcore.runs.checks import Checks
 from interpcore.runs.compared import Compared
-from interpcore.runs.folder import Artifacts, RunFolder
+from interpcore.runs.folder import Artifacts, RunFolder, is_run
 from interpcore.runs.options import Options, declared, schema
 from interpcore.runs.ray_actors import runs_here
 from interpcore.runs.shown import AsFacts, AsTable, can_show, table_html
@@ -27,6 +27,7 @@ from interpcore.runs.sweeps import sweep
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from interpcore.runs.card import RunCard
     from interpcore.runs.pages import Page
@@ -61,6 +62,20 @@ class Report(AsTable):
     def to_pandas(self) -> pd.DataFrame:
         """The main table."""
         return self.table
+
+    def plot(self, measure: str | None = None) -> Figure:
+        """A figure of one measure of the main table: a dot for each row, with its interval.
+
+        Args:
+            measure: a column of numbers; None for the first with an interval, else the first that is not
+                whole.
+        """
+        from interpcore.runs.folder import read_card
+        from interpcore.runs.plots import table_figure
+
+        runs = (folder for file in self.files for folder in file.parents if is_run(folder))
+        run = next(runs, None)
+        return table_figure(self.table, measure, model="" if run is None else str(read_card(run).model))
 
     @property
     def pages(self) -> tuple[Page, ...]:

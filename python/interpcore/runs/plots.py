@@ -8,11 +8,13 @@ import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from interpcore.errors import Refused
 from interpcore.runs.artifacts import atomic_path
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -129,3 +131,76 @@ def named_ticks(axis: Axis, places: Sequence[float], names: Sequence[str], most:
     another."""
     step = max(1, math.ceil(len(names) / most))
     axis.set_ticks(list(places)[::step], list(names)[::step])
+
+
+def table_figure(
+    table: pd.DataFrame, measure: str | None = None, *, model: str = "", most: int = 40
+) -> Figure:
+    """A measure of a table, a dot for each row, with its interval where the table has one.
+
+    Args:
+        table: its columns `<measure>_low` and `<measure>_high`, or `<measure>_se`, are the interval.
+        measure: a column of numbers; None for the first with an interval, else the first that is not whole.
+        model: whose numbers they are; "" where that is not known.
+        most: rows shown, from the first.
+    Raises: Refused for a column that is none, or a table without numbers.
+    """
+    if measure is None:
+        measure = _measure(table)
+    elif measure not in table.columns or table[measure].dtype.kind not in "iuf":
+        raise Refused(
+            f"{measure!r} is no column of numbers here; {', '.join(_numbers(table)) or 'none'} are."
+        )
+    rows = table.head(most)
+    height = 1.2 + 0.24 * max(len(rows), 3)
+    figure, [axes] = new_figure(7, height)
+    left = f", the first {most}" if len(table) > most else ""
+    told = caption(model=model or "not said", data=measure or "a table", n=f"{len(table)} rows{left}")
+    if measure is None or not bool(rows[measure].notna().any()):
+        empty(axes, "The table has no number to draw." if measure is None else f"No row has a {measure}.")
+        return say(figure, told)
+    low, high, kind = _interval(rows, measure)
+    places = range(len(rows))
+    if low is not None and high is not None:
+        axes.hlines(places, low, high, color="#7a9cc6", lw=2.5)
+        told += f" Bars: {kind}."
+    axes.plot(rows[measure].astype(float), places, "o", color="#1f4e8c", ms=4)
+    axes.set_yticks(
+        list(places), [_label(row, table.columns, measure) for _, row in rows.iterrows()], fontsize=7
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel(measure)
+    axes.grid(axis="x", color="#dddddd", lw=0.6)
+    return say(figure, told)
+
+
+def _numbers(table: pd.DataFrame) -> list[str]:
+    ends = ("_low", "_high", "_se")
+    return [str(c) for c in table.columns if table[c].dtype.kind in "iuf" and not str(c).endswith(ends)]
+
+
+def _measure(table: pd.DataFrame) -> str | None:
+    """The column to draw; None where there is none."""
+    found = _numbers(table)
+    known = [c for c in found if f"{c}_low" in table or f"{c}_se" in table]
+    real = [c for c in found if table[c].dtype.kind == "f" and bool(table[c].notna().any())]
+    return next(iter([*known, *real, *found]), None)
+
+
+def _interval(rows: pd.DataFrame, measure: str) -> tuple[Any, Any, str]:
+    if f"{measure}_low" in rows and f"{measure}_high" in rows:
+        return rows[f"{measure}_low"], rows[f"{measure}_high"], f"{measure}_low to {measure}_high"
+    if f"{measure}_se" in rows:
+        error = rows[f"{measure}_se"]
+        return rows[measure] - error, rows[measure] + error, "one standard error each way"
+    return None, None, ""
+
+
+def _label(row: Any, columns: Any, measure: str) -> str:
+    """What a row is of: its texts, else its whole numbers before the measure."""
+    said = [str(row[c]) for c in columns if isinstance(row[c], str)]
+    if not said:
+        before = list(columns)[: list(columns).index(measure)]
+        said = [f"{c} {row[c]:g}" for c in before if not isinstance(row[c], str)]
+    text = ", ".join(said[:3]) or str(row.name)
+    return text if len(text) <= 60 else f"{text[:57]}..."
