@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from correlated_models import NAMES, correlated_models, correlated_shards
+from families import transformers_model
 
+import interpcore
+from interpcore.model.generic import GenericModel
 from interpcore.neurons.correlation.nulls import _NullReader
 from interpcore.neurons.correlation.setup import Settings, Study
 from interpcore.neurons.correlation.similarity import rotation_matrix
@@ -51,6 +54,18 @@ def test_a_permuted_partner_has_the_same_rows_in_another_order_all_models_alike(
         assert torch.equal(one.total, other.total) and torch.equal(one.square, other.square)
     again, another = read(study, "permutation")[1], read(study, "permutation", seed=1)[1]
     assert torch.equal(again[0], null[0]) and not torch.equal(another[0], null[0])
+
+
+def test_noise_goes_through_the_activation_that_the_adapter_found():
+    models = [
+        interpcore.load(transformers_model("llama")),
+        GenericModel.wrap(transformers_model("llama"), "x"),
+    ]
+    made = Study(models, correlated_shards(), Settings(groups=1), ("blocks", "adapter"))
+    noise = [
+        _NullReader(made.reader, "gaussian", 0)._noise(i, 9, torch.Generator().manual_seed(0)) for i in (0, 1)
+    ]
+    torch.testing.assert_close(noise[0], noise[1])
 
 
 def test_a_gaussian_partner_knows_nothing_of_the_text(study):

@@ -10,12 +10,12 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.model.mlp import ACTIVATIONS
 from interpcore.neurons.correlation.cross_sums import CrossSums, Tile, columns_of, pack_tiles
 from interpcore.neurons.correlation.partners import Partners
 from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader
 from interpcore.neurons.correlation.setup import Pair, Settings, Study
 from interpcore.neurons.correlation.similarity import Block, similarities
+from interpcore.neurons.statistics.token_pass import activation_of
 from interpcore.ops import Pilot, column_moments
 from interpcore.runs import cell_seed
 
@@ -131,9 +131,9 @@ class _NullReader(Reader):
         """Activations of normal pre-activations [token, neuron]."""
         model, parts = self.models[index], []
         for depth, width in enumerate(self._real.sets[index].widths):
-            mlp = model.block(depth).neurons
-            value = ACTIVATIONS[mlp.activation](torch.randn((tokens, width), generator=make))
-            if mlp.gate is not None:
+            function, gated = activation_of(model, depth)
+            value = function(torch.randn((tokens, width), generator=make))
+            if gated:
                 value = value * torch.randn((tokens, width), generator=make)
             if self.similarity == "jaccard":
                 value = (value > self.jaccard_threshold).float()

@@ -16,7 +16,7 @@ from interpcore.errors import Refused, RunError
 from interpcore.model import Model, Plan
 from interpcore.model.generic import GenericModel
 from interpcore.model.latents import LatentModel
-from interpcore.model.mlp import MLP
+from interpcore.model.mlp import ACTIVATIONS, MLP
 from interpcore.ops import RunningMoments, activation_moments
 from interpcore.runs import Checkpoint, Progress, RunCard
 from interpcore.stats import Moments, Ranges, TokenBlock
@@ -301,6 +301,14 @@ def mlp_widths(model: Model | GenericModel) -> tuple[int, ...]:
             raise Refused(f"Block call {depth} of {model.spec.name} has no MLP with one activation; skip it.")
         widths.append(mlp.down.weight.shape[0])
     return tuple(widths)
+
+
+def activation_of(model: Model | GenericModel, depth: int) -> tuple[Function, bool]:
+    """The activation function of a block call's neurons, and whether they have a gate."""
+    if isinstance(model, GenericModel):
+        return model.functions[depth], model.spec.gated
+    mlp = model.block(depth).neurons
+    return ACTIVATIONS[mlp.activation], mlp.gated
 
 
 @torch.no_grad()
