@@ -186,6 +186,20 @@ def test_tasks_run_under_an_intervention_and_are_kept(tasks, tmp_path):
         EvaluateOptions(tasks=("tiny_choice",), steps=0)
 
 
+def test_the_harness_finds_it_by_its_entry_point():
+    """As versions after 0.4.13 do; in 0.4.13's registry an entry point is a placeholder like any other."""
+    from importlib.metadata import entry_points
+
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import Registry
+
+    (found,) = entry_points(group="lm_eval.models", name="interpcore")
+    models = Registry("model", base_cls=LM)
+    models.register("interpcore", target=found)
+    made = models.get("interpcore").create_from_arg_string(f"pretrained={model_folder('tiny')}")
+    assert isinstance(made, harness.InterpcoreLM) and made.max_length == made.model.spec.max_positions
+
+
 @pytest.mark.slow  # a minute: the harness lists its 13,000 tasks
 def test_the_harness_own_command_line_takes_the_model_type(tasks, tmp_path):
     folder, _ = tasks

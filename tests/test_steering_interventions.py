@@ -229,6 +229,9 @@ def test_an_intervention_of_another_shape_is_refused(model):
     "text, address",
     [
         ("core.1:8-15", ("core", 1, range(8, 16))),
+        ("core 1, steps 8 to 15", ("core", 1, range(8, 16))),
+        ("core 1 step 8", ("core", 1, 8)),
+        ("core.1, steps 0-2", ("core", 1, range(3))),
         ("core.0", ("core", 0, slice(None))),
         ("coda.2:-1", ("coda", 2, -1)),
         (" -3", -3),
@@ -245,6 +248,9 @@ def test_steps_in_words_are_those_edited():
     assert found == [0, plan.depth(("core", 1, 1)), plan.depth(("core", 1, 2)), plan.depth(("core", 0, -1))]
     with pytest.raises(ValueError, match="step 4 is not there"):
         depths_of(model, "resid", (), ("core.1:2-4",))
+    words = GenerateOptions(calls=("core 1, steps 1 to 2,core.0:-1", "coda.0"))
+    assert words.calls == ("core 1, steps 1 to 2", "core.0:-1", "coda.0")
+    assert depths_of(model, "resid", (0,), words.calls[:2]) == found
     for text, said in (("core:1", "no block call"), ("core.1:5-2", "run down"), ("", "no block call")):
         with pytest.raises(Refused, match=said):
             GenerateOptions(calls=(text,))

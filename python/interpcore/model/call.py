@@ -13,12 +13,13 @@ RESID = "resid"
 KINDS = ("block", "norm", "adapter")
 
 Address = int | tuple[str, int, int | slice | range]
-_ADDRESS = re.compile(r"([A-Za-z_]\w*)\.(\d{1,6})(?::(-?\d{1,6})(?:-(\d{1,6}))?)?")
+_STEPS = r"(?::|,?\s+steps?\s+)(-?\d{1,6})(?:\s*(?:-|to)\s*(\d{1,6}))?"
+_ADDRESS = re.compile(rf"([A-Za-z_]\w*)[. ](\d{{1,6}})(?:{_STEPS})?")
 
 
 def read_address(text: str) -> Address:
-    """An address in words: `core.1:8-15` is block 1 of the core at steps 8 to 15 (from 0, both included),
-    `core.1:-1` its last call, `core.1` every call, and `3` depth 3.
+    """An address in words: `core.1:8-15`, or "core 1, steps 8 to 15", is block 1 of the core at those steps
+    (from 0, both included), `core.1:-1` its last call, `core.1` every call, and `3` depth 3.
 
     Raises: Refused for a text that is none.
     """

@@ -156,14 +156,15 @@ class Context(Unwatched):
         assert isinstance(spec, Edit)
         if not len(edit.row):
             return value
-        row, column = self.index(edit)
-        chosen = value[row, column]
+        where = None if edit.covers(*value.shape[:2]) else self.index(edit)
+        chosen = value.flatten(0, 1) if where is None else value[where]
         heads = head_index(spec, value.shape[2], value.device) if spec.heads is not None else None
         x = chosen if heads is None else chosen[:, heads]
         if self.record:
             self.inputs[id(edit)] = x
         new = spec.map(x, edit.at).to(value.dtype)
-        return value.index_put((row, column), new if heads is None else chosen.index_copy(1, heads, new))
+        new = new if heads is None else chosen.index_copy(1, heads, new)
+        return new.expand(chosen.shape).reshape(value.shape) if where is None else value.index_put(where, new)
 
     def _read(self, value: Tensor, tap: Selected) -> Tensor:
         if tap.spec.heads is not None:

@@ -175,6 +175,11 @@ class Selected(NamedTuple):
         assert not isinstance(self.spec.depth, tuple)
         return self.spec.site, self.spec.depth
 
+    def covers(self, rows: int, positions: int) -> bool:
+        """Whether it selects all of [rows, positions], in their order."""
+        ranges = self.spec.rows is None and isinstance(self.spec.positions, slice | None)
+        return ranges and len(self.row) == rows * positions
+
     def within(self, start: Tensor, stop: Tensor) -> Selected:
         """Only the entries at positions in [start, stop) of their row; both [batch]."""
         keep = (self.position >= start[self.row]) & (self.position < stop[self.row])
@@ -354,10 +359,12 @@ def _select_range(
 ) -> Selected:
     if span.step not in (None, 1):
         raise Refused(f"Position ranges run in steps of 1; got a step of {span.step}.")
-    first, stop = _bound(span.start, 0 * lengths, lengths), _bound(span.stop, lengths, lengths)
+    first, stop = _bound(span.start, torch.zeros_like(lengths), lengths), _bound(span.stop, lengths, lengths)
     low = first if low is None else first.maximum(low)
-    counts = (stop - low).clamp(min=0)
-    row, column = (torch.arange(int(counts.max())) < counts[:, None]).nonzero(as_tuple=True)
+    counts = stop - low
+    if all(count == 1 for count in counts.tolist()):  # a token a row, as in decoding
+        return Selected(spec, rows, low, Selection(torch.arange(len(rows)), low - first))
+    row, column = (torch.arange(max(0, int(counts.max()))) < counts[:, None]).nonzero(as_tuple=True)
     position = low[row] + column
     return Selected(spec, rows[row], position, Selection(row, position - first[row]))
 

@@ -3,8 +3,9 @@ number of recurrence steps.
 
     python -m interpcore.steering.harness --model interpcore --model_args pretrained=F,intervention=FILE ...
 
-is the harness's own command line with the model type registered: version 0.4.13 looks for no entry points of
-other packages, so something must register it.
+is the harness's own command line with the model type registered. Versions after 0.4.13 find it through the
+entry point `lm_eval.models`, so that their own `lm_eval --model interpcore` works as it is; 0.4.13 looks for
+none.
 """
 
 from __future__ import annotations
@@ -138,116 +139,133 @@ class Requests:
         return any(token in stops for token in ids) or any(stop and stop in text for stop in until)
 
 
+class _Answers:
+    """What the harness asks of a model type; `model_class` joins it to the harness's own base class.
+
+    Args:
+        pretrained: a folder or name, or a loaded model.
+        intervention: a file, or the edits themselves.
+        steps, plan: as in `rearranged`.
+        dtype, device, batch_size, revision, max_batch_size: what the harness gives every model type.
+    """
+
+    cache_hook: Any
+
+    def __init__(
+        self,
+        pretrained: Any,
+        intervention: str | Intervention | None = None,
+        steps: int | None = None,
+        plan: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 16,
+        revision: str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if (device or "").startswith("cuda") and not torch.cuda.is_available():
+            # The harness asks for it unasked, and its own models do the same.
+            logging.getLogger(__name__).warning("There is no device %s here; running on the CPU.", device)
+            device = None
+        model = loaded(pretrained, dtype=dtype, device=device or "cpu", revision=revision)
+        model = rearranged(model, plan, None if steps is None else int(steps))
+        if model.tokenizer is None:
+            raise Refused(f"{model.spec.name} has no tokenizer; give a folder that holds one.")
+        given = files.load(intervention, model) if isinstance(intervention, str) else intervention
+        rows = int(batch_size) if str(batch_size).isdecimal() else 16
+        self.requests = Requests(model, given or Intervention(), rows)
+        self.model, self.tokenizer = model, model.tokenizer
+        self.batch_size, self.max_length = rows, self.requests.longest
+        self._device = model.device
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands before a text without context."""
+        first = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if first is None else first)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness names its caches by."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """As the harness's own models do: what the tokenizer adds, but no second beginning."""
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        how = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **how))
+
+    def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        """A conversation as the tokenizer writes it."""
+        how = {"add_generation_prompt": add_generation_prompt}
+        how["continue_final_message"] = not add_generation_prompt
+        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how))
+
+    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+        found = self.requests.loglikelihoods([(context, after) for _, context, after in requests])
+        for (key, _, _), one in zip(requests, found, strict=True):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, one)
+        return found
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in windows of the model's length."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        totals = []
+        for request in requests:
+            (text,) = request.args
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            pairs = [make_disjoint_window(window) for window in windows]
+            totals.append(sum(score for score, _ in self.requests.loglikelihoods(pairs)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
+        return totals
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Continuations, requests of one kind of decoding together."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        found = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(repr(sorted(request.args[1].items(), key=str)), []).append(i)
+        for chosen in groups.values():
+            how = normalize_gen_kwargs(requests[chosen[0]].args[1], 256)
+            temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
+            contexts = [self.tok_encode(requests[i].args[0]) for i in chosen]
+            most = how["max_gen_toks"]
+            if most >= self.max_length:
+                raise Refused(
+                    f"max_gen_toks is {most}; {self.model.spec.name} has {self.max_length} "
+                    "positions: set fewer (steering evaluate --max-gen-toks N)."
+                )
+            texts = self.requests.generate(contexts, how["until"], most, temperature, 1234)
+            for i, text in zip(chosen, texts, strict=True):
+                found[i] = text
+                self.cache_hook.add_partial("generate_until", requests[i].args, text)
+        return found
+
+
 @cache
 def model_class() -> type:
     """The harness's model type; it needs lm-eval."""
     try:
         from lm_eval.api.model import TemplateLM
-        from lm_eval.models.utils import normalize_gen_kwargs
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ImportError as error:
         raise ModuleNotFoundError("This needs lm-eval; pip install 'lm-eval>=0.4.13'.") from error
-
-    class InterpcoreLM(TemplateLM):  # type: ignore[misc, unused-ignore]
-        """See the module."""
-
-        def __init__(
-            self,
-            pretrained: Any,
-            intervention: str | Intervention | None = None,
-            steps: int | None = None,
-            plan: str | None = None,
-            dtype: str | None = None,
-            device: str | None = None,
-            batch_size: int | str = 16,
-            revision: str | None = None,
-            max_batch_size: int | None = None,
-        ) -> None:
-            super().__init__()
-            if (device or "").startswith("cuda") and not torch.cuda.is_available():
-                # The harness asks for it unasked, and its own models do the same.
-                logging.getLogger(__name__).warning("There is no device %s here; running on the CPU.", device)
-                device = None
-            model = loaded(pretrained, dtype=dtype, device=device or "cpu", revision=revision)
-            model = rearranged(model, plan, None if steps is None else int(steps))
-            if model.tokenizer is None:
-                raise Refused(f"{model.spec.name} has no tokenizer; give a folder that holds one.")
-            given = files.load(intervention, model) if isinstance(intervention, str) else intervention
-            rows = int(batch_size) if str(batch_size).isdecimal() else 16
-            self.requests = Requests(model, given or Intervention(), rows)
-            self.model, self.tokenizer = model, model.tokenizer
-            self.batch_size, self.max_length = rows, self.requests.longest
-            self._device = model.device
-
-        @property
-        def eot_token_id(self) -> int:
-            return int(self.tokenizer.eos_token_id)
-
-        @property
-        def prefix_token_id(self) -> int:
-            first = self.tokenizer.bos_token_id
-            return int(self.tokenizer.eos_token_id if first is None else first)
-
-        @property
-        def tokenizer_name(self) -> str:
-            return str(self.tokenizer.name_or_path).replace("/", "__")
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            """As the harness's own models do: what the tokenizer adds, but no second beginning."""
-            if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
-                add_special_tokens = False
-            how = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-            return list(self.tokenizer.encode(string, **how))
-
-        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-            how = {"add_generation_prompt": add_generation_prompt}
-            how["continue_final_message"] = not add_generation_prompt
-            return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how))
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            found = self.requests.loglikelihoods([(context, after) for _, context, after in requests])
-            for (key, _, _), one in zip(requests, found, strict=True):
-                if key is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, one)
-            return found
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-            totals = []
-            for request in requests:
-                (text,) = request.args
-                windows = get_rolling_token_windows(
-                    token_list=self.tok_encode(text),
-                    prefix_token=self.prefix_token_id,
-                    max_seq_len=self.max_length,
-                    context_len=1,
-                )
-                pairs = [make_disjoint_window(window) for window in windows]
-                totals.append(sum(score for score, _ in self.requests.loglikelihoods(pairs)))
-                self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
-            return totals
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            found = [""] * len(requests)
-            groups: dict[str, list[int]] = {}
-            for i, request in enumerate(requests):
-                groups.setdefault(repr(sorted(request.args[1].items(), key=str)), []).append(i)
-            for chosen in groups.values():
-                how = normalize_gen_kwargs(requests[chosen[0]].args[1], 256)
-                temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
-                contexts = [self.tok_encode(requests[i].args[0]) for i in chosen]
-                most = how["max_gen_toks"]
-                if most >= self.max_length:
-                    raise Refused(
-                        f"max_gen_toks is {most}; {self.model.spec.name} has {self.max_length} "
-                        "positions: set fewer (steering evaluate --max-gen-toks N)."
-                    )
-                texts = self.requests.generate(contexts, how["until"], most, temperature, 1234)
-                for i, text in zip(chosen, texts, strict=True):
-                    found[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
-            return found
-
-    return InterpcoreLM
+    return type("InterpcoreLM", (_Answers, TemplateLM), {"__doc__": __doc__, "__module__": __name__})
 
 
 def loaded(given: Any, dtype: str | None = None, device: str = "cpu", revision: str | None = None) -> Any:

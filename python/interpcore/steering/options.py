@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,9 +146,10 @@ class DirectionOptions(Options):
     )
     calls: tuple[str, ...] = option(
         (),
-        "Block calls beside the depths: core.1:8-15 (block 1 of the core at steps 8 to 15, from 0), core.1 "
-        "(every step), core.1:-1.",
+        "Block calls beside the depths: core.1:8-15, or 'core 1, steps 8 to 15' (from 0, both included); "
+        "core.1 (every step); core.1:-1.",
         flag="call",
+        commas=False,
     )
     other_model: bool = option(False, "Take directions of another model of the same shape.")
 
@@ -155,7 +157,9 @@ class DirectionOptions(Options):
         from interpcore.model.call import read_address
 
         super().__post_init__()
-        for text in self.calls:
+        calls = tuple(one.strip() for text in self.calls for one in re.split(r",(?!\s*steps?\b)", text))
+        object.__setattr__(self, "calls", calls)
+        for text in calls:
             read_address(text)
 
     def check_data(self) -> None:
