@@ -217,8 +217,10 @@ def table(rows: list[Tried]) -> str:
         f"{counts['refused']} refused. Of each the logits of a padded batch are held to transformers' on the "
         "row alone, and every site to what its name says: what attention and MLP add is the change of the "
         "stream, also where both are edited; what a branch reads decides what it writes and nothing before "
-        "it; without its neurons an MLP writes its bias alone; an edit stays in its row and at later "
-        "positions, and reaches the logits. Made by `python tests/every_family.py`.",
+        "it; without its neurons an MLP writes its bias alone; a study that activates as the model does "
+        "changes nothing; a circuit of all edges is the clean prompt, one of none the corrupted one; an edit "
+        "stays in its row and at later positions, and reaches the logits. Made by "
+        "`python tests/every_family.py`.",
         "",
         "Hand-written blocks offer every site of `model.sites()`, with derivatives; BLOOM's embeddings are "
         "taken behind their norm, as a copy. Latent attention (DeepSeek 2 and 3, MiniCPM 3, GLM-4 MoE lite), "
