@@ -150,6 +150,8 @@ def test_class_figures():
     effects, has = np.linspace(-1, 1, 50), np.arange(50) < 10
     assert len(fg.class_figure(effects, has, "first", "0.1").axes[0].patches) == 120 - 2
     found = fg.next_class_figure({"0.1": (effects[:5], effects)}, "next")
-    assert found.axes[0].get_title() == "0.1"
+    assert found.axes[0].get_title() == "0.1\n5 tokens before it, 50 before others"
+    marks = found.axes[0].lines[0]  # of so few no density
+    assert marks.get_xdata().tolist() == effects[:5].tolist()
     shown = fg.composition_figure({"q": np.eye(3), "k": np.ones((3, 3))}, "0.1")
     np.testing.assert_array_equal(shown.axes[0].images[0].get_array(), np.eye(3))

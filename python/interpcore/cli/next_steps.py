@@ -40,6 +40,7 @@ NEXT: dict[str, tuple[str, ...]] = {
     "neurons weights": ("interpcore neurons dataframe SAME",),
     "neurons dataframe": ("interpcore neurons report SAME", "interpcore neurons site OUT"),
     "neurons explain": ("interpcore neurons report SAME",),
+    "neurons fourier": ("interpcore neurons explain SAME",),
     "neurons intervene": ("interpcore neurons deactivation SAME",),
     "neurons deactivation": ("interpcore neurons intervene SAME",),
     "neurons cache": ("interpcore neurons view 0 0 SAME",),

@@ -12,7 +12,7 @@ correlation/
 weights/
     `fold` (norms folded in, writing weights centred), `cosines`, `composition`, `study`.
 responses/
-    What a neuron responds to: `explain`, `positions`, `study`; `features` are rules on tokens.
+    What a neuron responds to: `explain`, `positions`, `fourier`, `study`; `features` are rules on tokens.
 effects/
     What it does: `interventions` and `intervention_study`, `deactivation` and `deactivation_study`, `saved`
     activations.

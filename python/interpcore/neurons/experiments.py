@@ -90,6 +90,13 @@ EXPERIMENTS = (
         asked.Explain,
     ),
     _experiment(
+        "fourier",
+        "Which neurons are waves of a number's value (modular arithmetic): the frequency, and its share of "
+        "the activation's variance.",
+        f"--model tiny --modulus 10 {_STUDY}",
+        asked.Fourier,
+    ),
+    _experiment(
         "intervene",
         "Change neurons and measure loss, entropy, rank and the final norm's scale, which can also be "
         "frozen; without --neurons those that look most like entropy neurons, and random controls.",

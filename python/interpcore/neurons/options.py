@@ -139,6 +139,19 @@ class Explain(Base):
             raise Refused(f"There is no feature file {self.features}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fourier(Base):
+    """What Fourier features ask."""
+
+    back: tuple[int, ...] = option(
+        (0, 1, 2), "Places before the token whose number counts; again for more.", least=0
+    )
+    modulus: int | None = option(
+        None, "Numbers count by their remainder; default: as many as have a token each.", least=5
+    )
+    limit: int | None = option(None, "Sequences read, the first so many.", least=1, flag="sequences")
+
+
 FEW = "Sequences read by this step, the first so many."
 NEURONS = "layer.neuron,layer.neuron,... or a CSV file with layer and neuron."
 

@@ -21,10 +21,12 @@ from interpcore.neurons.latents import latents_report
 from interpcore.neurons.published import read_published, summarize_table
 from interpcore.neurons.report.neuron_page import neuron_page
 from interpcore.neurons.report.report import write_report
+from interpcore.neurons.responses.fourier import fourier_table
 from interpcore.neurons.statistics.summarize import estimate as estimate_summary
 from interpcore.neurons.study import Study
-from interpcore.runs import write_bytes
+from interpcore.runs import RunFolder, write_bytes
 from interpcore.runs.experiment import Report
+from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +39,10 @@ WEIGHTS = (
 EXPLAINED = (
     "variance_reduction: share of the activation's variance that the feature explains; mean_difference, "
     "welch_t: of the activation with and without it, - where undefined (a mean of 0, neither side varies)."
+)
+WAVES = (
+    "frequency: waves over all values of the token `back` places before; share: of the activation's variance "
+    "at that frequency, all: at all of them; phase in radians; tokens: with a number there."
 )
 CHANGES = (
     "Means over tokens, intervened minus clean: loss and entropy in nats, rank of the true token; norm: the "
@@ -139,6 +145,17 @@ def explain(study: Study, asked: asked_for.Explain) -> Report:
     told = (f"{row.group} explains {row.neurons} neurons best" for row in found.families.itertuples())
     families = "; ".join(told) + "."
     return Report(best, notes=(EXPLAINED, families, f"All tables: {study.step('explain') / 'artifacts'}"))
+
+
+def fourier(study: Study, asked: asked_for.Fourier) -> Report:
+    """Fourier features of numbers: the neurons with the most variance at one frequency."""
+    card = study.card("fourier", back=list(asked.back), modulus=asked.modulus, limit=asked.limit)
+    with RunFolder.open_or_create(study.step("fourier"), card) as run:
+        table = fourier_table(
+            study.model, study.tokens, back=asked.back, modulus=asked.modulus, limit=asked.limit
+        )
+        files = write_frame(run.artifact("fourier"), table)
+    return Report(table.nlargest(20, "share"), files, (WAVES,))
 
 
 def intervene(study: Study, asked: asked_for.Intervene) -> Report:

@@ -170,6 +170,10 @@ def class_figure(effects: ArrayLike, has: ArrayLike, name: str, title: str) -> F
     return figure
 
 
+FEW = 50
+"""Values below which each is drawn as a mark."""
+
+
 def next_class_figure(activations: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str) -> Figure:
     """Neurons' activations where the next token has a feature and where it has not, as densities.
 
@@ -182,11 +186,16 @@ def next_class_figure(activations: Mapping[str, tuple[ArrayLike, ArrayLike]], ti
         a, b = np.asarray(inside, dtype=float), np.asarray(outside, dtype=float)
         bins = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9, 50).tolist()
         axes.hist(b, bins, density=True, color="lightgrey", label="before others")
-        axes.hist(a, bins, density=True, color=COLORS[1], alpha=0.7, label="before the feature")
+        if len(a) < FEW:  # of few values a density shows spikes that are none
+            at = axes.get_xaxis_transform()
+            axes.plot(a, np.full(len(a), 0.06), "|", color=COLORS[1], ms=12, mew=1.5, transform=at)
+        else:
+            axes.hist(a, bins, density=True, color=COLORS[1], alpha=0.7)
         axes.set(xlabel="activation", yscale="log")
-        axes.set_title(label, fontsize=9)
+        axes.set_title(f"{label}\n{len(a):,} tokens before it, {len(b):,} before others", fontsize=8)
     panels[0].set_ylabel("density")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].plot([], [], "s", color=COLORS[1], label=f"before the feature (marks: below {FEW})")
+    panels[0].legend(frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
 
