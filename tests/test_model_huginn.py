@@ -387,7 +387,7 @@ def test_what_needs_an_additive_stream_refuses_it_by_name():
     model = huginn_model(2)
     with pytest.raises(ValueError, match=r"huginn_raven\) norm the stream after each branch"):
         fold(model)
-    with pytest.raises(ValueError, match="plans of blocks on one stream"):
+    with pytest.raises(ValueError, match="plans of blocks one after the other"):
         Graph.of(model)
     with pytest.raises(ValueError, match="norm the stream after each branch"):
         Graph.of(model.with_plan(Plan((Call("core.0"), Call("coda.0")))))
