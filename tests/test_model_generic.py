@@ -26,6 +26,7 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+STEP = GenericModel.step
 SEPARATED = {"cls_token_id": 1, "sep_token_id": 2}
 # Down projection, and the sites before it: two projections, one that writes both halves, one alone.
 MLPS: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
@@ -98,17 +99,26 @@ def test_generation_matches_transformers(pair):
 
 
 def test_generation_by_cache_is_generation_from_the_beginning(pair, monkeypatch):
-    """In rows of one length and of several, with an edit from the last prompt token on."""
+    """In rows of one length and of several, edited from a prompt's last token on, at a position of each row's
+    own with a value of its own, and in one row alone."""
     _, model = pair
-    tokens, mask = prompts()
+    tokens, mask = (torch.cat([x, x.flip(0), x]) for x in prompts())
     assert model.continues
-    edit = Edit("resid", 1, slice(6, None), Add(50 * torch.linspace(-1, 1, 32).square()))
-    arguments = [(tokens, None, [edit]), (tokens, mask, []), (tokens, mask, [edit]), (tokens, None, [])]
-    ours = [model.generate(t, m, max_new_tokens=5, edits=e).tokens for t, m, e in arguments]
-    monkeypatch.setattr(type(model), "continues", False)
-    for found, (t, m, e) in zip(ours, arguments, strict=True):
-        assert torch.equal(found, model.generate(t, m, max_new_tokens=5, edits=e).tokens)
-    assert not torch.equal(ours[0], ours[3])
+    values = 9 * torch.randn(6, 1, 32, generator=torch.Generator().manual_seed(3))
+    edits = [
+        Edit("resid", 1, slice(4, None), Add(5 * torch.linspace(-1, 1, 32).square())),
+        Edit("resid", 2, torch.tensor([[7], [3], [4], [8], [5], [1]]), Replace(values)),
+        Edit("resid", 0, slice(4, None), Add(values[:2]), rows=[4, 1]),
+    ]
+    arguments = [(m, e) for m in (None, mask) for e in ([], edits[:1], edits[1:2], edits[2:], edits)]
+    ran = []
+    monkeypatch.setattr(type(model), "step", lambda self, *a: ran.append(a[0].shape[1]) or STEP(self, *a))
+    ours = [model.generate(tokens, m, max_new_tokens=5, edits=e).tokens for m, e in arguments]
+    assert set(ran) == {1, 5, 9}
+    monkeypatch.setitem(model.__dict__, "continues", False)
+    for found, (m, e) in zip(ours, arguments, strict=True):
+        assert torch.equal(found, model.generate(tokens, m, max_new_tokens=5, edits=e).tokens)
+    assert len({tuple(found.flatten().tolist()) for found in ours}) > 5
 
 
 def test_a_rotary_scale_that_depends_on_the_length_is_not_continued():

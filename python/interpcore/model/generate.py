@@ -14,7 +14,7 @@ from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.output import Adapted, Decoder
 from interpcore.model.prompts import read_prompts
-from interpcore.model.sites import Edit, merged, select
+from interpcore.model.sites import Edit, merged, rows_of, select
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,8 +49,8 @@ def generate(
     """Continue prompts greedily, or by sampling.
 
     Args:
-        model: the decoder; the adapter uses transformers' own cache where rows are of one length or nothing
-            is edited, and else reruns the whole text at every step.
+        model: the decoder; the adapter uses transformers' own cache, rows of one length together, where it
+            was seen to go on as the whole text, and else reruns the text at every step.
         tokens: prompt token ids [batch, position] int64, cached prefix included.
         attention_mask: 1 at real tokens, 0 at padding on either side [batch, position], or None.
         max_new_tokens: steps at most.
@@ -74,7 +74,7 @@ def generate(
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
     fixed = [absolute(edit, layout.lengths) for edit in edits]
     fixed = merged(fixed, model.plan, model.spec.absent)
-    text = _text(model, packed, layout.lengths, cache, edited=bool(fixed))
+    text = _text(model, packed, layout.lengths, cache)
     picked: list[Tensor] = []
     done = torch.zeros(layout.batch, dtype=torch.bool, device=model.device)
     lengths = torch.full((layout.batch,), max_new_tokens)
@@ -93,15 +93,15 @@ def generate(
 
 
 def _text(
-    model: Decoder, packed: Tensor, lengths: Tensor, cache: Cache | None, edited: bool
+    model: Decoder, packed: Tensor, lengths: Tensor, cache: Cache | None
 ) -> _Cached | _Continued | _Recomputed:
     """The growing batch that suits a model."""
     if model.keeps_cache:
         return _Cached(packed, lengths, cache)
     if cache is not None:
         raise Refused("This model runs through the generic adapter, which keeps no cache; leave cache=None.")
-    adapted, alike = cast(Adapted, model), bool((lengths == lengths[0]).all())
-    if (alike or not edited) and adapted.continues:
+    adapted = cast(Adapted, model)
+    if adapted.continues:
         return _Continued(adapted, packed, lengths)
     return _Recomputed(packed, lengths)
 
@@ -141,12 +141,15 @@ class _Continued:
         self.new = [packed[rows, : int(n)] for rows, n in zip(self.groups, lengths.unique(), strict=True)]
         self.past: list[Any] = [None] * len(self.groups)
         self.start = [0] * len(self.groups)
+        self.edits: list[list[Edit]] = []
 
     def last_logits(self, model: Decoder, edits: Sequence[Edit]) -> Tensor:
         """Logits [batch, vocabulary] after the last token; caches the new ones."""
+        if not self.edits:  # the same at every step
+            self.edits = [rows_of(edits, rows.tolist(), sum(map(len, self.groups))) for rows in self.groups]
         found = []
         for i, new in enumerate(self.new):
-            logits, self.past[i] = self.model.step(new, self.past[i], self.start[i], edits)
+            logits, self.past[i] = self.model.step(new, self.past[i], self.start[i], self.edits[i])
             self.start[i] += new.shape[1]
             found.append(logits[:, -1])
         return torch.cat(found)[torch.cat(self.groups).argsort()]

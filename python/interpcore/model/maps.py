@@ -116,6 +116,31 @@ class PerRow(Map):
         return all(a.same(b) for a, b in zip(self.maps, other.maps, strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class OfRows(Map):
+    """What a map does to some of an edit's rows.
+
+    Args:
+        map: of all of them.
+        rows: which these are [row] int64.
+    """
+
+    map: Map
+    rows: Tensor
+
+    def __call__(self, x: Tensor, at: Selection) -> Tensor:
+        return self.map(x, self._of(at))
+
+    def jvp(self, tangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return self.map.jvp(tangent, x, self._of(at))
+
+    def vjp(self, cotangent: Tensor, x: Tensor, at: Selection) -> Tensor:
+        return self.map.vjp(cotangent, x, self._of(at))
+
+    def _of(self, at: Selection) -> Selection:
+        return Selection(self.rows.to(at.row.device)[at.row], at.position)
+
+
 def _stacked(operands: Sequence[Tensor], features: int) -> Tensor | None:
     """Operands of one row each as one of all rows [row, positions, *feature]; None where they differ."""
     rows = [x[None, None] if x.dim() == features else x for x in operands]

@@ -17,7 +17,7 @@ from torch import Tensor
 from interpcore.errors import Refused, did_you_mean
 from interpcore.model.call import Address
 from interpcore.model.layout import Layout
-from interpcore.model.maps import Map, PerRow, Selection
+from interpcore.model.maps import Map, OfRows, PerRow, Selection
 from interpcore.model.plan import Plan
 
 Positions = int | Sequence[int] | slice | Tensor | None
@@ -374,3 +374,20 @@ def _bound(given: int | None, default: Tensor, lengths: Tensor) -> Tensor:
     if given is None:
         return default
     return lengths.clamp(max=given) if given >= 0 else (lengths + given).clamp(min=0)
+
+
+def rows_of(edits: Sequence[Edit], rows: Sequence[int], batch: int) -> list[Edit]:
+    """Edits of a batch as edits of some of its rows, which they touch."""
+    found = []
+    for edit in edits:
+        own = range(batch) if edit.rows is None else [row % batch for row in edit.rows]
+        kept = [i for i, row in enumerate(own) if row in rows]
+        if not kept:
+            continue
+        at = edit.positions
+        at = at[kept] if isinstance(at, Tensor) and at.dim() else at
+        chosen = [rows.index(own[i]) for i in kept]
+        whole = edit.rows is None and len(kept) == batch
+        map = edit.map if whole else OfRows(edit.map, torch.tensor(kept))
+        found.append(replace(edit, rows=chosen, positions=at, map=map))
+    return found
