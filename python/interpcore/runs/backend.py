@@ -77,3 +77,23 @@ def _sentence(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text} (in {frame.name}, line {frame.lineno} of {frame.filename})"
+
+
+def lost_row(cell: Cell, began: float, said: str) -> Row:
+    """The failed row of a cell whose worker died in it.
+
+    Args:
+        cell: the cell.
+        began: when it was begun, seconds.
+        said: what died and how.
+    """
+    now = time.time()
+    return Row(
+        task=cell.task,
+        key=cell.key,
+        status="failed",
+        error=said,
+        started=began,
+        finished=now,
+        seconds=now - began,
+    )

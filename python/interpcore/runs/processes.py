@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from interpcore.errors import RunError
-from interpcore.runs.backend import run_cell
+from interpcore.runs.backend import lost_row, run_cell
 from interpcore.runs.grid import Cell, require_importable
 from interpcore.runs.ledger import Row
 
@@ -177,16 +177,8 @@ class _Worker:
         if self.cell is None or not self.ready:
             return None
         cell, self.cell = self.cell, None
-        now = time.time()
-        return Row(
-            task=cell.task,
-            key=cell.key,
-            status="failed",
-            error=f"the worker process died ({self.death}) in this cell; look for lack of memory or a crash",
-            started=self._assigned,
-            finished=now,
-            seconds=now - self._assigned,
-        )
+        said = f"the worker process died ({self.death}) in this cell; look for lack of memory or a crash"
+        return lost_row(cell, self._assigned, said)
 
 
 def _cores() -> int:

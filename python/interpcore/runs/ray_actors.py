@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from interpcore.errors import Refused, RunError
-from interpcore.runs.backend import run_cell
+from interpcore.runs.backend import lost_row, run_cell
 from interpcore.runs.grid import Cell, require_importable
 from interpcore.runs.ledger import Row
 
@@ -223,16 +223,8 @@ class _Pool:
             return None
         cell = actor.cells.popleft()
         self._at_hand.extend(actor.cells)
-        now = time.time()
-        return Row(
-            task=cell.task,
-            key=cell.key,
-            status="failed",
-            error=f"the Ray actor died in this cell ({_said(error)}); look for lack of memory or a lost node",
-            started=actor.began,
-            finished=now,
-            seconds=now - actor.began,
-        )
+        said = f"the Ray actor died in this cell ({_said(error)}); look for lack of memory or a lost node"
+        return lost_row(cell, actor.began, said)
 
 
 class _Actor:
