@@ -31,6 +31,12 @@ CONFIG: dict[str, Any] = {
     "rope_base": 10_000,
     "norm_eps": 1e-5,
 }
+D: int = CONFIG["n_embd"]
+
+
+def tokens(rows: int = 3, n: int = 9, seed: int = 1) -> Tensor:
+    """Random ids [rows, n] of `CONFIG`'s vocabulary."""
+    return torch.randint(61, (rows, n), generator=torch.Generator().manual_seed(seed))
 
 
 def weights_of(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
