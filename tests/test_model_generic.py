@@ -188,6 +188,15 @@ def test_a_copy_in_another_dtype_is_a_model_of_its_own(pair):
     torch.testing.assert_close(wide.forward(tokens).logits.float(), model.forward(tokens).logits)
 
 
+def test_a_mixture_of_experts_runs_in_float64():
+    config = tf.GraniteMoeConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2)
+    model = GenericModel.wrap(tf.GraniteMoeForCausalLM(config).eval(), "mixture")
+    tokens, mask = prompts()
+    wide = model.to(dtype=torch.float64).forward(tokens, mask).logits
+    narrow = model.forward(tokens, mask).logits
+    torch.testing.assert_close(narrow.double(), wide, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
 def test_what_it_cannot_do_is_refused(pair):
     _, model = pair
     tokens, _ = prompts()

@@ -79,6 +79,8 @@ class GenericModel(AsFacts):
                 f"{name} is not a decoder the generic adapter can read: no list of "
                 f"{config.num_hidden_layers} blocks with input and output embeddings."
             )
+        if hf.dtype == torch.float64 and getattr(hf.config, "_experts_implementation", None) is not None:
+            hf.set_experts_implementation("eager")  # the fast form takes no float64
         found = find_sites(hf, lists, config.hidden_size, name)
         heads = size_of(config, "num_attention_heads")
         boundaries = "the generic adapter sees module boundaries only."
