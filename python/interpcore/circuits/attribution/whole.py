@@ -201,7 +201,7 @@ def _scores(asked: Asked, sums: Sums, split: str, nodes: str) -> Scores:
     mean = sums.scores / n
     notes: dict[str, Any] = {**NOTES, **asked.intervention.notes()}
     if asked.method == "eap-ig-inputs":
-        notes |= {"steps": len(asked.points[0]), "nodes of the integral": nodes}
+        notes |= {"steps": len(asked.points[0]), "nodes": nodes}
     if asked.intervention.skips:
         notes["completeness_gap"] = sums.gap if math.isfinite(sums.gap) else None
     return Scores(

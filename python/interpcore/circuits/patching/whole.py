@@ -21,7 +21,7 @@ from interpcore.model import Add, Edit
 from interpcore.model.generic import GenericModel
 from interpcore.model.maps import Map, Selection
 
-NOTES = {"nodes": "whole attentions, biases included, through the adapter"}
+NOTES = {"heads": "taken together, with attention's bias, through the adapter"}
 Site = tuple[str, int]
 
 
