@@ -22,7 +22,7 @@ from interpcore.circuits.graph_json import (
     save_graph,
     unpaired,
 )
-from interpcore.circuits.latents import LATENT, LOGIT, LatentGraph, attribute_latents
+from interpcore.circuits.latents import LATENT, LOGIT, LatentGraph, Node, attribute_latents
 from interpcore.circuits.scores import Scores
 from interpcore.cli import app
 from interpcore.errors import Refused
@@ -171,6 +171,13 @@ def test_what_is_no_such_graph_is_refused(damage, sentence: str, graph: LatentGr
     file.write_text(json.dumps(content))
     with pytest.raises(GraphError, match=sentence):
         load_graph(file)
+
+
+def test_a_circle_is_refused() -> None:
+    nodes = (Node(LATENT, 0, 0, 1, 1.0), Node(LATENT, 1, 0, 1, 1.0), Node(LOGIT, 2, 0, 1, 1.0))
+    circle = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    with pytest.raises(Refused, match="has a circle"):
+        LatentGraph("m", ("a",), nodes, circle).pruned()
 
 
 def test_a_circuit_of_heads_goes_there_and_back(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import dictionary_case
 import mutations
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ import transformers as tf
 import interpcore
 from interpcore.circuits import Graph, Scores, select
 from interpcore.circuits.files import load_mib, load_scores, save_mib, save_scores
+from interpcore.circuits.graph_json import latent_graph_file, load_graph, save_graph
+from interpcore.circuits.latents import LatentGraph, Node
 from interpcore.circuits.tasks import TASKS, load_pairs
 from interpcore.data import prompt_pairs
 from interpcore.data.question_sets import read_questions
@@ -34,6 +38,7 @@ from interpcore.errors import InterpcoreError
 from interpcore.lens.lens import Lens, Moments
 from interpcore.lens.published import load_lens, write_published
 from interpcore.lre.operator import Operator
+from interpcore.model.load.dictionaries import load_dictionaries
 from interpcore.model.made_on import MadeOn
 from interpcore.neurons.features import rule_features
 from interpcore.neurons.published import read_published
@@ -379,7 +384,49 @@ def read_question_list(path: Path) -> None:
         assert question.question.strip() and question.right
 
 
+def dictionary_kind(file: str, damage: Any, count: int) -> Kind:
+    """Dictionaries of `tiny`: a SAELens folder's file, a Gemma Scope file, circuit-tracer's config."""
+
+    def write(folder: Path) -> Path:
+        made = dictionary_case.weights(128)
+        if file == "params.npz":
+            return dictionary_case.write_npz(folder / file, made)
+        if file == "config.yaml":
+            return dictionary_case.write_tracer(folder / "set", [made] * 2) / file
+        return dictionary_case.write_saelens(folder / "sae", made, "topk", "blocks.2.hook_resid_pre") / file
+
+    def read(path: Path) -> None:
+        place = path if path.suffix == ".npz" else path.parent
+        for found in load_dictionaries(place, tiny(), reads="resid.1" if path.suffix == ".npz" else None):
+            assert found.encoder.isfinite().all() and found.encoder.shape == (128, dictionary_case.LATENTS)
+
+    return Kind(write, read, damage, count)
+
+
+@cache
+def tiny() -> Any:
+    return interpcore.load("tiny", check=False)
+
+
+def write_graph(folder: Path) -> Path:
+    nodes = (Node("latent", 0, 0, 3, 1.5), Node("token", -1, 0, 5), Node("logit", 2, 1, 7, 0.5, " a"))
+    weights = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.25, 0.0]])
+    return save_graph(latent_graph_file(LatentGraph("m", ("x", "y"), nodes, weights), "s"), folder / "g.json")
+
+
+def read_graph(path: Path) -> None:
+    found = load_graph(path)
+    graph = found.latents()
+    assert len(graph.nodes) == len(graph.weights) and graph.weights.isfinite().all()
+    assert len(found.to_pandas()) == len(found.links)
+
+
 KINDS = {
+    "dictionary, cfg": dictionary_kind("cfg.json", mutations.JSON, 60),
+    "dictionary, weights": dictionary_kind("sae_weights.safetensors", mutations.SAFETENSORS, 30),
+    "dictionary, npz": dictionary_kind("params.npz", mutations.BYTES, 30),
+    "dictionary, config.yaml": dictionary_kind("config.yaml", mutations.BYTES, 60),
+    "attribution graph": Kind(write_graph, read_graph, mutations.JSON, 120),
     "directions": Kind(write_directions, read_directions, mutations.SAFETENSORS),
     "intervention": Kind(write_intervention, read_intervention, mutations.SAFETENSORS),
     "questions": Kind(write_questions, read_question_list, mutations.JSON, 80),

@@ -135,13 +135,18 @@ class LatentGraph(AsTable):
 
 
 def influence(weights: Tensor, wanted: Tensor) -> Tensor:
-    """wanted (A + A^2 + ...) [node] float64, of A = |weights| [node, node] with rows that sum to 1."""
+    """wanted (A + A^2 + ...) [node] float64, of A = |weights| [node, node] with rows that sum to 1.
+
+    Raises: Refused for a graph with a circle, as a file may hold.
+    """
     a, total = _rows(weights), torch.zeros_like(wanted)
     step = wanted @ a
-    while bool(step.any()):  # a graph without circles: it ends
+    for _ in range(len(a)):  # no path is longer
+        if not bool(step.any()):
+            return total
         total += step
         step = step @ a
-    return total
+    raise Refused("The graph has a circle, so no node's influence is defined.")
 
 
 def _rows(weights: Tensor) -> Tensor:
