@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model import Model, Tap
 from interpcore.model.dictionary import Dictionary
@@ -259,7 +260,7 @@ def _likely(model: Model, linear: Linearization, count: int, probability: float)
 
 
 @dataclass(eq=False)
-class _Walk:
+class _Walk(ShortRepr):
     """Sources and rows of one prompt.
 
     Args:
