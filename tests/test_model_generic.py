@@ -91,6 +91,26 @@ def test_edits_write_and_differentiate(pair):
         assert not torch.equal(model.forward(tokens, edits=[edit]).logits, model.forward(tokens).logits), site
 
 
+def test_logits_of_the_last_token_alone_are_those_of_all(pair):
+    """Where nobody reads the others they are not made, unless they are tapped or edited."""
+    hf, model = pair
+    tokens, mask = prompts()
+    assert model.unembeds_last
+    rows, head = [], hf.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, read, out: rows.append(out.shape[1]))
+    last = model.forward(tokens, logits_at="last").logits
+    ragged = model.forward(tokens, mask, logits_at="last").logits
+    tap, edit = Tap("logits"), Edit("logits", None, -1, Add(torch.ones(61)))
+    tapped = model.forward(tokens, taps=[tap], logits_at=None).taps[tap]
+    edited = model.forward(tokens, edits=[edit], logits_at="last").logits
+    nothing = model.forward(tokens, logits_at=None).logits
+    handle.remove()
+    assert rows == [1, 9, 9, 9, 1] and nothing is None
+    torch.testing.assert_close(last, hf(tokens).logits[:, -1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ragged[1], hf(tokens[1:, 4:]).logits[0, -1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tapped[:, -1] + 1, edited, rtol=1e-5, atol=1e-6)
+
+
 def test_generation_matches_transformers(pair):
     hf, model = pair
     tokens, _ = prompts()

@@ -149,7 +149,7 @@ class _Continued:
             self.edits = [rows_of(edits, rows.tolist(), sum(map(len, self.groups))) for rows in self.groups]
         found = []
         for i, new in enumerate(self.new):
-            logits, self.past[i] = self.model.step(new, self.past[i], self.start[i], self.edits[i])
+            logits, self.past[i] = self.model.step(new, self.past[i], self.start[i], self.edits[i], True)
             self.start[i] += new.shape[1]
             found.append(logits[:, -1])
         return torch.cat(found)[torch.cat(self.groups).argsort()]

@@ -6,6 +6,7 @@ Jacobians of such a model come from autograd over this forward.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,6 +35,8 @@ from interpcore.model.sites import SITES, Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
 from interpcore.model.weights import Weights
 from interpcore.runs.shown import AsFacts, Rows
+
+LAST = {"logits_to_keep": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,12 +222,16 @@ class GenericModel(AsFacts):
         layout, packed = read_prompts(tokens, attention_mask, None, self.spec, self.device)
         resolved = resolve(merged(edits, self.plan, self.spec.absent), layout)
         ctx = Context(layout, taps, resolved, plan=self.plan, absent=self.spec.absent, activation=activation)
+        last = logits_at is None or (isinstance(logits_at, str) and logits_at == "last" and not layout.ragged)
+        last = last and not ctx.wants("logits", None) and self.unembeds_last
         with attached(self, ctx), by_row(self.rotaries, layout), frozen(self.hf):
             # Real tokens come first in every row, so causal attention needs no mask.
-            logits = self.hf(input_ids=packed, use_cache=False).logits
+            logits = self.hf(input_ids=packed, use_cache=False, **(LAST if last else {})).logits
         logits = ctx.site("logits", None, logits)
         if logits_at is None:
             return Output(None, ctx.values, None, layout.totals)
+        if last:
+            return Output(logits[:, -1], ctx.values, None, layout.totals)
         everywhere = isinstance(logits_at, str) and logits_at == "all"
         return Output(
             layout.unpack(logits) if everywhere else at_positions(logits, layout, logits_at),
@@ -296,22 +303,36 @@ class GenericModel(AsFacts):
         """
         return generate(self, tokens, attention_mask, **options)
 
-    def step(self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = ()) -> tuple[Tensor, Any]:
+    def step(
+        self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = (), last: bool = False
+    ) -> tuple[Tensor, Any]:
         """Logits [batch, position, vocabulary] of new tokens [batch, position] that follow `start` cached
         ones, and transformers' cache grown by them.
 
         Args:
             past: transformers' cache, None for an empty one.
+            last: whether the logits of the last token are enough [batch, 1 or position, vocabulary].
         """
         layout = read_layout(
             (len(tokens), tokens.shape[1]), None, torch.full((len(tokens),), start), self.device
         )
         resolved = resolve(merged(edits, self.plan, self.spec.absent), layout, more=True)
         ctx = Context(layout, (), resolved, plan=self.plan, absent=self.spec.absent)
+        kept = LAST if last and not ctx.wants("logits", None) and self.unembeds_last else {}
         with attached(self, ctx), frozen(self.hf):
-            output = self.hf(input_ids=tokens, past_key_values=past, use_cache=True)
+            output = self.hf(input_ids=tokens, past_key_values=past, use_cache=True, **kept)
         logits = ctx.site("logits", None, output.logits)
         return logits, getattr(output, "past_key_values", None)
+
+    @cached_property
+    def unembeds_last(self) -> bool:
+        """Whether it gives the logits of the last token alone when asked to, as most of transformers' do."""
+        if "logits_to_keep" not in inspect.signature(self.hf.forward).parameters:
+            return False
+        tokens = torch.arange(N_TOKENS, device=self.device)[None] % self.spec.vocab_size
+        with torch.no_grad():
+            whole, last = (self.hf(input_ids=tokens, use_cache=False, **given).logits for given in ({}, LAST))
+        return last.shape[1] == 1 and self._agree(last, whole[:, -1:])
 
     @cached_property
     def continues(self) -> bool:

@@ -71,7 +71,9 @@ class Adapted(Decoder, Protocol):
     @property
     def continues(self) -> bool: ...
 
-    def step(self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = ()) -> tuple[Tensor, Any]:
+    def step(
+        self, tokens: Tensor, past: Any, start: int, edits: Sequence[Edit] = (), last: bool = False
+    ) -> tuple[Tensor, Any]:
         """As `GenericModel.step`."""
         ...
 
