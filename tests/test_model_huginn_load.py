@@ -11,6 +11,7 @@ from huginn_case import CONFIG, D, huginn_model, tokens, weights_of, write_check
 
 import interpcore
 from interpcore.circuits.graph import Graph
+from interpcore.errors import Refused
 from interpcore.model import Call, Plan
 from interpcore.model.made_on import MadeOn
 from interpcore.model.weights import weights_hash
@@ -146,3 +147,19 @@ def test_what_differs_between_families_is_said():
     tiny = interpcore.load("tiny")
     assert tiny.structure["positions"] == "learned" and tiny.structure["additive residual"]
     assert tiny.facts()["middle stream"] is True
+
+
+def test_other_depth_recurrent_families_are_refused_by_name(tmp_path):
+    """Whatever else their folders hold: their code would run, or their blocks be taken to run once."""
+    import transformers as tf
+
+    for family, why in (("ouro", "several times over"), ("hrm_text", "heads gated")):
+        config = {"model_type": family, "auto_map": {"AutoConfig": "a.B"}}
+        folder = write_checkpoint(tmp_path / family, config, {"x": torch.zeros(1)})
+        for trust in (False, True):
+            with pytest.raises(Refused, match=rf"of the family {family} \(.*{why}"):
+                interpcore.load(folder, trust_remote_code=trust)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = tf.HrmTextConfig(**sizes, head_dim=8, num_layers_per_stack=1, pad_token_id=0)
+    with pytest.raises(Refused, match="of the family hrm_text"):
+        interpcore.load(tf.AutoModelForCausalLM.from_config(config))

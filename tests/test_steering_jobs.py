@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -47,10 +48,10 @@ mmlu_evaluate_lm_eval_with_intervention_use_linear_probes_few_shots_1
 """.split()
 
 
-def small_workspace(folder, count=40):
+def small_workspace(folder, count=40, llama="tiny-llama"):
     models = folder / "transformers"
     shutil.copytree(model_folder("tiny-loop"), models / "huginn-0125")
-    shutil.copytree(model_folder("tiny-llama"), models / "models--meta-llama--Meta-Llama-3-8B/snapshots/abc")
+    shutil.copytree(model_folder(llama), models / "models--meta-llama--Meta-Llama-3-8B/snapshots/abc")
     lirefs = folder / "datasets" / "lirefs"
     (lirefs / "mmlu-pro" / "validation").mkdir(parents=True)
     rows = [q.to_record() for q in generate(count, seed=3)]
@@ -131,6 +132,18 @@ def test_a_workspace_that_lacks_something_is_told_before_a_model_is_loaded(tmp_p
 @pytest.mark.parametrize("name", [n for n, job in JOBS.items() if job.does != "lm-eval"])
 def test_every_job_runs(workspace, name):
     assert len(workspace.run(name).table)
+
+
+@pytest.fixture(scope="module")
+def another_workspace(workspace, tmp_path_factory):
+    """With `tiny` where the published folder has Llama."""
+    return replace(workspace, folder=small_workspace(tmp_path_factory.mktemp("another"), llama="tiny"))
+
+
+@pytest.mark.slow  # half a minute of CPU time
+@pytest.mark.parametrize("name", [n for n, job in JOBS.items() if job.model == LLAMA])
+def test_every_job_of_llama_runs_on_tiny(another_workspace, name):
+    assert len(another_workspace.run(name).table)
 
 
 @pytest.fixture(scope="module")

@@ -115,9 +115,11 @@ class AccuracyStudy(AskingStudy):
             if plain is None:
                 plain, neutral = found, losses
             apart = [a - b for a, b in zip(losses, neutral, strict=True)]
-            moved = mean_over_clusters(apart, range(len(apart)))
-            off = {"off_target": sum(losses) / len(losses), "off_target_difference": moved.value}
-            off |= {"off_target_difference_low": moved.low, "off_target_difference_high": moved.high}
+            off = {"off_target": sum(losses) / len(losses)}
+            if found is not plain:  # which differs from itself by nothing
+                moved = mean_over_clusters(apart, range(len(apart)))
+                off |= {"off_target_difference": moved.value}
+                off |= {"off_target_difference_low": moved.low, "off_target_difference_high": moved.high}
             rows += [cell | one | off for one in measured(self.questions, found, plain)]
             answers += [cell | one for one in self._single(found)]
         table = pd.DataFrame(rows)

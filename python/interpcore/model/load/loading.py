@@ -124,6 +124,7 @@ def load(
     else:
         hf = source.get_base_model() if hasattr(source, "get_base_model") else source
         tokenizer, name = None, hf.config._name_or_path or type(hf).__name__
+        refuse_looped(getattr(hf.config, "model_type", None), name)
     hf.eval()
     checkpoint = Checkpoint.of(hf, tokenizer)
     if check:
@@ -134,6 +135,22 @@ def load(
         warnings.warn(f"{name} loads through the generic adapter, the slow path: {reason}.", stacklevel=2)
         return replace(GenericModel.wrap(hf, name, tokenizer), origin=origin)
     return check_against_transformers(model, hf) if check else model
+
+
+LOOPED = {
+    "hrm_text": "two stacks that read each other in cycles, heads gated, the prompt seen both ways",
+    "ouro": "its whole stack of blocks runs several times over",
+}
+"""Depth-recurrent families that have no plan here; the generic adapter takes blocks to run once."""
+
+
+def refuse_looped(family: object, name: str) -> None:
+    """Raises: Refused for a depth-recurrent family that has no plan here."""
+    if isinstance(family, str) and family in LOOPED:
+        raise Refused(
+            f"{name} is a depth-recurrent model of the family {family} ({LOOPED[family]}), which has no plan "
+            "of its calls here; the depth-recurrent family that loads is huginn_raven."
+        )
 
 
 def text_parts(checkpoint: Checkpoint) -> Parts:
@@ -167,6 +184,7 @@ def _own_family(location: Location) -> Path | None:
         family = parse_json(file.read_text()).get("model_type")
     except (ValueError, AttributeError):
         return None  # told where transformers reads it
+    refuse_looped(family, location.source)
     known = isinstance(family, str) and family in FAMILIES
     if not known or family in CONFIG_MAPPING:
         return None
