@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -295,6 +296,11 @@ def test_one_position_alone(gpt2: Model, tmp_path: Path) -> None:
         assert moments.count.unique().tolist() == [len(x)]
         torch.testing.assert_close(moments.mean, x.mean(0), rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(moments.variance, x.var(0, correction=0), rtol=1e-4, atol=1e-9)
+    table = got.to_pandas()
+    of_two = table[table.layer == 2]
+    np.testing.assert_allclose(of_two["mean"], pre.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(of_two.frequency, (pre > 0).double().mean(0))
+    assert repr(got).startswith("Summary(") and len(repr(got)) < 200 + len(str(tmp_path))
     assert got.groups("position", 2).count.nonzero()[:, 0].tolist() == [CONTEXT - 1]
     with pytest.raises(ValueError, match="Position 16 is outside sequences of 16 tokens"):
         shards().with_positions([16])

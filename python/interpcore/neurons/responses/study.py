@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.cards import file_hashes
 from interpcore.neurons.features import FeatureTable, rule_features, unigram_features, word_texts
@@ -36,6 +35,7 @@ from interpcore.neurons.statistics.labels import Labeller, TokenLabels, corpus_l
 from interpcore.neurons.statistics.spacy_labels import SpacyLabels
 from interpcore.neurons.statistics.token_pass import mlp_widths
 from interpcore.neurons.weights.fold import fold
+from interpcore.runs.shown import AsTable
 from interpcore.stats.group_sums import GroupTotals
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ LOGIT_MEASURES = ("variance_reduction", "welch_t", "skew_reduction", "kurtosis_r
 
 
 @dataclass(frozen=True, eq=False)
-class Explanations(ShortRepr):
+class Explanations(AsTable):
     """What labels say about all neurons.
 
     Args:
@@ -76,6 +76,10 @@ class Explanations(ShortRepr):
     positions: pd.DataFrame
     reductions: Tensor
     names: tuple[str, ...]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The best labels of every neuron."""
+        return self.best
 
 
 def explain_neurons(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,14 +31,18 @@ from interpcore.runs import (
     read_tensors,
     write_tensors,
 )
+from interpcore.runs.shown import AsTable
 from interpcore.stats import Examples, GroupTotals, HistogramCounts, Ranges
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PILOT = "pilot.safetensors"
 """Artifact with the shifts of a run."""
 
 
 @dataclass(frozen=True, eq=False)
-class Summary:
+class Summary(AsTable):
     """Statistics of every neuron, read from the run folder when asked for.
 
     Args:
@@ -52,6 +56,30 @@ class Summary:
     card: RunCard
     ranges: Ranges
     files: dict[Part, Path]
+
+    def __repr__(self) -> str:
+        n = f"{sum(self.sizes.widths):,} neurons, {self.n_tokens:,} tokens"
+        return f"Summary({self.card.model}: {n}, in {self.folder})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per neuron: layer, neuron; mean, var, skew, kurt (normal: 3) and maximum before the
+        activation, frequency: share of tokens at which that is above 0, where it was counted; post_mean and
+        post_maximum after it."""
+        import pandas as pd
+
+        frames = []
+        for depth in range(self.n_layers):
+            pre, post = self.moments(depth)
+            columns = {"mean": pre.mean, "var": pre.variance, "skew": pre.skewness, "kurt": pre.kurtosis}
+            columns["maximum"] = pre.maximum
+            if 0.0 in pre.thresholds:
+                columns["frequency"] = pre.frequency[list(pre.thresholds).index(0.0)]
+            columns |= {"post_mean": post.mean, "post_maximum": post.maximum}
+            frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+            frame.insert(0, "layer", depth)
+            frame.insert(1, "neuron", range(len(frame)))
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Summary:
