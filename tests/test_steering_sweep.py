@@ -298,7 +298,11 @@ def test_what_cannot_be_asked_is_refused_first(found, tmp_path):
             tmp_path / "run",
             AccuracyOptions(questions="tiny:60", directions=str(out), depths=(2,)),
         )
-    for given, said in (({"answers": "generate"}, "A sweep scores"), ({"edit": "ablate"}, "no coefficient")):
+    for given, said in (
+        ({"answers": "generate"}, "A sweep scores"),
+        ({"edit": "ablate"}, "no coefficient"),
+        ({"site": "mlp_out"}, "not of mlp_out"),
+    ):
         with pytest.raises(Refused, match=said):
             SWEEP.open(model, tmp_path / "run", SweepOptions(directions=str(out), **given))
     assert not (tmp_path / "run").exists()

@@ -72,6 +72,12 @@ class Directions(AsTable):
         ]
         return pd.DataFrame(rows)
 
+    def at(self, site: str) -> Tensor:
+        """The directions of a site [depth, d_model]. Raises: Refused for a site that the file lacks."""
+        if site not in self.vectors:
+            raise Refused(f"The directions are of {', '.join(self.vectors)}, not of {site}.")
+        return self.vectors[site]
+
     def unit(self, site: str, depth: int, shuffle: int | None = None) -> Tensor:
         """The direction of length one [d_model] float64.
 
@@ -80,9 +86,8 @@ class Directions(AsTable):
             shuffle: number of a shuffling of the labels; None for the direction itself.
         Raises: Refused for a site or depth that the file lacks, and a direction that is zero or not finite.
         """
-        if site not in self.vectors:
-            raise Refused(f"The directions are of {', '.join(self.vectors)}, not of {site}.")
-        found = self.vectors[site] if shuffle is None else self._shuffling(site, shuffle)
+        whole = self.at(site)
+        found = whole if shuffle is None else self._shuffling(site, shuffle)
         if not 0 <= depth < len(found):
             raise Refused(f"The directions at {site} have depths 0 to {len(found) - 1}; got {depth}.")
         return unit(found[depth], f"The direction at {site}.{depth}")

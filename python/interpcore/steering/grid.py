@@ -55,7 +55,7 @@ class SweepStudy(AskingStudy):
         assert directions is not None
         if options.depths or options.calls:
             return asking.depths_of(self.model, options.site, options.depths, options.calls)
-        lengths = directions.vectors[options.site].norm(dim=-1)
+        lengths = directions.at(options.site).norm(dim=-1)
         return [d for d in range(site_depths(self.model, options.site)) if float(lengths[d]) > 0]
 
     def vectors(self):  # type: ignore[no-untyped-def]
