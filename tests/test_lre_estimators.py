@@ -12,11 +12,11 @@ import torch
 import interpcore
 from interpcore.data.relations import Sample
 from interpcore.data.tinyworld.world import study_relations
-from interpcore.lre import attribute, baselines, editors, estimators, norms, points, variants
+from interpcore.lre import attribute, baselines, editors, estimators, norms, points, sequences, variants
 from interpcore.lre.answers import Answers
 from interpcore.lre.edits import Inverse, rank_grid
-from interpcore.lre.operator import estimate, predict
-from interpcore.lre.options import Baselines, Editors, Examples, Options, Specificity
+from interpcore.lre.operator import estimate, mean_operator, predict
+from interpcore.lre.options import Baselines, Editors, Examples, Options, Sequences, Specificity
 from interpcore.lre.prompts import leave_one_out
 from interpcore.lre.report import compare_runs, published_table
 from interpcore.lre.shared import SharedOperators
@@ -98,10 +98,10 @@ def test_one_example_is_the_mean_of_one_and_of_all(study, case):
     close(alone.weight, estimate(model, template, facts[:1], depths=depths).weight, 1e-6)
     first = estimators.few_shot_one(model, template, facts, "default", depths)
     assert first.weight.shape == alone.weight.shape and not torch.allclose(first.weight, alone.weight)
-    image = estimators.imaginary_subject(model, queries, states, depths[1], subjects=1)
-    close(image.weight[0], first.weight[1], 1e-5)  # one subject's state is no imagination
-    close(image.bias[0], first.bias[1], 1e-4)
-    both = estimators.imaginary_subject(model, queries, states, depths[1])
+    image = estimators.imaginary_subject(model, queries, states, subjects=1)
+    close(image.weight, first.weight, 1e-5)  # one subject's state is no imagination
+    close(image.bias, first.bias, 1e-4)
+    both = estimators.imaginary_subject(model, queries, states)
     assert not torch.allclose(both.weight, image.weight)
 
 
@@ -193,6 +193,29 @@ def test_misleading_prompts_hold_the_subject_where_they_say(study, case):
     assert grid.shape[0] == len(study.depths) and grid.shape[2] == 3
 
 
+def test_answers_of_several_tokens_are_scored_token_by_token(study, case):
+    given, _, _, queries, states = case
+    model, operator = study.model, study.operator(given.name, 0)
+    answers = [*study.answers.tokens(given.objects[:2]), (5, 9, 7)]
+    scores = sequences.model_scores(states, torch.arange(2), answers)
+    for row in (0, 1):
+        ids = states.queries[row].ids
+        chances = model.forward(torch.tensor([ids + (5, 9, 7)])).logits[0].double().log_softmax(-1)
+        alone = [float(chances[len(ids) - 1 + k, token]) for k, token in enumerate((5, 9, 7))]
+        assert scores[row, 2].tolist() == pytest.approx(alone, abs=1e-4)
+    assert (scores[:, 0, len(answers[0]) :] == 0).all()
+    queries = study.training_queries(given.name, 0)
+    mine = sequences.operator_scores(model, queries, 2, states.h[:, 2], 1.5, answers)
+    z = 1.5 * states.h[:, 2] @ operator.weight[2].mT + operator.bias[2]
+    first = model.unembed(model.final_norm(z)).double().log_softmax(-1)[:, [a[0] for a in answers]]
+    close(mine[..., 0], first, 1e-4)
+    longer = [replace(q, ids=q.ids + (5, 9)) for q in queries]
+    after = mean_operator(model, longer, (2,))
+    z = 1.5 * states.h[:, 2] @ after.weight[0].mT + after.bias[0]
+    third = model.unembed(model.final_norm(z)).double().log_softmax(-1)[:, 7]
+    close(mine[:, 2, 2], third, 1e-4)
+
+
 def test_points_become_means_with_intervals():
     results = [
         {
@@ -227,6 +250,7 @@ RUNS = (
     (variants.run_reconstruction, None),
     (attribute.run, None),
     (norms.run, None),
+    (sequences.run, Sequences(candidates=4)),
 )
 
 

@@ -43,8 +43,12 @@ class Answers:
 
     def first_tokens(self, words: Sequence[str]) -> Tensor:
         """The token that begins each word where it follows other text [word] int64."""
+        return torch.tensor([ids[0] for ids in self.tokens(words)], dtype=torch.int64)
+
+    def tokens(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """All tokens of each word where it follows other text."""
         before = len(self._ids("x"))
-        return torch.tensor([self._ids(f"x {word}")[before] for word in words], dtype=torch.int64)
+        return [tuple(self._ids(f"x {word}")[before:]) for word in words]
 
     def text(self, token: int) -> str:
         """A token's text, with its leading space."""

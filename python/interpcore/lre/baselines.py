@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from interpcore.data.relations import split
 from interpcore.lre import estimators
 from interpcore.lre.answers import recall
 from interpcore.lre.crossfit import at_choices, cross_fit
 from interpcore.lre.operator import Operator, predict
 from interpcore.lre.options import Baselines
 from interpcore.lre.points import Point, measured, point, ready, run_points
-from interpcore.lre.prompts import leave_one_out, relation_queries
+from interpcore.lre.prompts import relation_queries
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import read_states
 from interpcore.lre.trial import Trial
@@ -26,10 +25,11 @@ NOTES = (
     "chose.",
     "lre: mean over examples, each with the others above it; one example: the first alone, without others; "
     "few-shot "
-    "one: the first with the others; lre(emb): lre at the token embedding; logit lens: the state as it is.",
+    "one: the first with the others; imaginary subject: that one's at the "
+    "mean state of the first two; lre(emb): lre at the token embedding; logit lens: the state as it is.",
     "prompt: where the state is read; operators are always made in few-shot prompts.",
 )
-SCALED = ("lre", "lre(emb)", "one example", "few-shot one")
+SCALED = ("lre", "lre(emb)", "one example", "few-shot one", "imaginary subject")
 """Methods whose W is a Jacobian, which beta scales."""
 
 
@@ -67,9 +67,8 @@ def operators(
     """Each method's operator of a trial's training facts."""
     options, given = study.options, study.relation(relation)
     seed = study.trial_seed(relation, trial)
-    train, _ = split(given, options.examples, seed)
+    train, queries = study.training(relation, trial), study.training_queries(relation, trial)
     template = given.prompt_templates[options.template]
-    queries = leave_one_out(study.model.tokenizer, template, train, options.protocol)
     states = read_states(study.model, queries, study.depths)
     tokens = study.answers.first_tokens(given.objects).unique()
     how = (study.model, template, train, options.protocol, study.depths)
@@ -79,6 +78,7 @@ def operators(
         "lre(emb)": lambda: Operator(lre.depths[:1], lre.weight[:1], lre.bias[:1], lre.made_on),
         "one example": lambda: estimators.one_example(*how),
         "few-shot one": lambda: estimators.few_shot_one(*how),
+        "imaginary subject": lambda: estimators.imaginary_subject(study.model, queries, states),
         "translation": lambda: estimators.translation(states),
         "regression": lambda: estimators.regression(states, options.protocol, seed),
         "corner mean": lambda: estimators.corner_mean(states, tokens),

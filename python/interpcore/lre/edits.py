@@ -88,11 +88,13 @@ def edited_logits(states: PromptStates, depth: Depth, prompt: Tensor, delta: Ten
 def edited_tokens(
     states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor, max_rows: int = 512
 ) -> Tensor:
-    """Top tokens [row] after the edits of `edited_logits`, `max_rows` rows at a time."""
+    """Top tokens [row] after the edits of `edited_logits`, `max_rows` rows at a time; an edit by nothing is
+    not run."""
     # Prompts of equal length stay together, so that short ones do not run at the longest one's width.
     order = torch.argsort(states.shared.lengths[prompt], stable=True)
-    top = torch.empty(len(prompt), dtype=torch.int64)
-    for rows in order.split(max_rows):
+    top = states.top.cpu()[prompt]
+    run = order[delta.any(-1).cpu()[order]]
+    for rows in run.split(max_rows) if len(run) else ():
         top[rows] = edited_logits(states, depth, prompt[rows], delta[rows]).argmax(-1).cpu()
     return top
 

@@ -39,7 +39,7 @@ def few_shot_one(
 
 
 def imaginary_subject(
-    model: Model, queries: Sequence[Query], states: PromptStates, depth: Depth, subjects: int = 2
+    model: Model, queries: Sequence[Query], states: PromptStates, subjects: int = 2
 ) -> Operator:
     """J and b at the mean of some subjects' states, as long as these are on average, in the first query's
     prompt (published as a variant that did not work well).
@@ -47,15 +47,19 @@ def imaginary_subject(
     Args:
         model: the decoder.
         queries: leave-one-out prompts.
-        states: of these prompts.
-        depth: the one depth; the state is overwritten there.
+        states: of these prompts; each of their depths has an operator of its own, with the state written
+            there.
         subjects: how many states are averaged.
     """
-    h = states.h[:subjects, states.depths.index(depth)]
-    mean = h.mean(0) * (h.norm(dim=1).mean() / h.mean(0).norm())
-    site, place = source_site(depth)
-    edit = Edit(site, place, queries[0].subject, Replace(mean))
-    return mean_operator(model, queries[:1], (depth,), edits=[edit])
+    means = states.h[:subjects].mean(0)
+    lengths = states.h[:subjects].norm(dim=-1).mean(0) / means.norm(dim=-1)
+    found = []
+    for depth, h in zip(states.depths, means * lengths[:, None], strict=True):
+        site, place = source_site(depth)
+        edit = Edit(site, place, queries[0].subject, Replace(h))
+        found.append(mean_operator(model, queries[:1], (depth,), edits=[edit]))
+    weight, bias = (torch.cat([getattr(one, name) for one in found]) for name in ("weight", "bias"))
+    return Operator(states.depths, weight, bias, MadeOn.of(model))
 
 
 def translation(states: PromptStates) -> Operator:

@@ -94,6 +94,12 @@ STUDIES = (
         "Read a subject's attribute where the prompt misleads the model (the attribute lens).",
         "attribute:run",
     ),
+    _study(
+        "sequences",
+        "Score whole objects of several tokens by log-probability, beside their first token.",
+        "sequences:run",
+        options.Sequences,
+    ),
     _study("norms", "Sizes of W and b, and how far the examples' Jacobians differ.", "norms:run"),
 )
 EXPERIMENTS = (RUN, *STUDIES)

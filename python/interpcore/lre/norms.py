@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from interpcore.data.relations import split
 from interpcore.errors import Refused
-from interpcore.lre.prompts import leave_one_out
 from interpcore.lre.report import RELATIONS
 from interpcore.lre.shared import SharedOperators
 from interpcore.model.jacobians import jacobians
@@ -37,10 +35,7 @@ def norms_cell(study: SharedOperators, relation: str, trial: int) -> dict[str, A
 
 
 def _norms(study: SharedOperators, relation: str, trial: int) -> list[dict[str, Any]]:
-    options, given = study.options, study.relation(relation)
-    train, _ = split(given, options.examples, study.trial_seed(relation, trial))
-    template = given.prompt_templates[options.template]
-    queries = leave_one_out(study.model.tokenizer, template, train, options.protocol)
+    queries = study.training_queries(relation, trial)
     tokens, mask = pad([q.ids for q in queries], study.model.device)
     source = [q.subject for q in queries]
     swept = jacobians(

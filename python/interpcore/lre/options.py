@@ -64,6 +64,7 @@ METHODS = (
     "lre(emb)",
     "one example",
     "few-shot one",
+    "imaginary subject",
     "translation",
     "regression",
     "corner mean",
@@ -98,6 +99,13 @@ class Specificity(Base):
     """How many other relations an operator is tried on."""
 
     others: int = option(5, "Relations after its own, in order, that each operator is tried on.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences(Base):
+    """Between which objects whole answers choose."""
+
+    candidates: int = option(24, "Objects of known test facts that are scored, at most.", least=2)
 
 
 def check_relations(relations: tuple[Relation, ...], template: int) -> None:

@@ -36,15 +36,18 @@ def ready(study: SharedOperators, relation: str, trial: int) -> Trial:
     return found
 
 
-def point(by: Mapping[str, Any], trial: Trial, outcomes: Mapping[str, Tensor]) -> Point:
+def point(
+    by: Mapping[str, Any], trial: Trial, outcomes: Mapping[str, Tensor], among: Tensor | None = None
+) -> Point:
     """One point of a trial.
 
     Args:
         by: what is varied, and where the point lies.
         trial: its facts.
         outcomes: measure -> value of every test fact [prompt]; those of known facts are kept.
+        among: facts to keep instead [prompt] bool.
     """
-    known = trial.known
+    known = trial.known if among is None else among
     subjects = [s.subject for s, k in zip(trial.test, known.tolist(), strict=True) if k]
     kept = {name: values.double()[known].tolist() for name, values in outcomes.items()}
     return {"by": dict(by), "subjects": subjects, "outcomes": kept}

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from interpcore.data.relations import Relation, split
+from interpcore.data.relations import Relation, Sample, split
 from interpcore.errors import Refused
 from interpcore.lre.answers import Answers
 from interpcore.lre.known import dataset_filter
-from interpcore.lre.operator import Operator, estimate
+from interpcore.lre.operator import Operator, mean_operator
 from interpcore.lre.options import Options, check_relations
+from interpcore.lre.prompts import Query, leave_one_out
 from interpcore.lre.states import Depth, published_depths
 from interpcore.model import Model
 from interpcore.runs import canonical_json, cell_seed, experiment
@@ -67,16 +68,24 @@ class SharedOperators(experiment.Study):
         """The seed of a trial's split and draws."""
         return cell_seed(self.options.seed, f"{name} {trial}")
 
+    def training(self, name: str, trial: int) -> tuple[Sample, ...]:
+        """The facts that make a trial's operator, and that its prompts show."""
+        return split(self.relation(name), self.options.examples, self.trial_seed(name, trial))[0]
+
+    def training_queries(self, name: str, trial: int) -> list[Query]:
+        """A trial's training facts, each with the others above it."""
+        train, template = self.training(name, trial), self.relation(name).prompt_templates
+        tokenizer, protocol = self.model.tokenizer, self.options.protocol
+        return leave_one_out(tokenizer, template[self.options.template], train, protocol)
+
     def operator(self, name: str, trial: int) -> Operator:
-        """The operator of a trial's training facts. The last two are kept: `other_operator` mostly asks for
-        the one that was just estimated. Raises: Refused where it cannot be estimated."""
+        """The operator of a trial's training facts. The two last asked for are kept: `other_operator` mostly
+        asks for the one that was just estimated. Raises: Refused where it cannot be estimated."""
         key = (name, trial)
-        if key not in self._kept:
-            train, _ = split(self.relation(name), self.options.examples, self.trial_seed(name, trial))
-            template = self.relation(name).prompt_templates[self.options.template]
-            estimated = estimate(
-                self.model, template, train, protocol=self.options.protocol, depths=self.depths
-            )
+        if key in self._kept:
+            self._kept[key] = self._kept.pop(key)
+        else:
+            estimated = mean_operator(self.model, self.training_queries(name, trial), self.depths)
             while len(self._kept) > 1:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = estimated

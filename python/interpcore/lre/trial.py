@@ -90,7 +90,8 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
         ready = prepare(study, relation, trial)
         record |= {"n_test": len(ready.test), "n_known": int(ready.known.sum())}
         check_known(ready, study.options.least_known)
-        operator, other = study.operator(relation, trial), study.other_operator(relation, trial)
+        other = study.other_operator(relation, trial)  # first: it is mostly the one kept from the last trial
+        operator = study.operator(relation, trial)
         reading = read_all(study, ready, operator, other)
         editing, timing = edit_all(study, ready, operator, other)
     except Refused as error:
@@ -200,11 +201,15 @@ def edit_all(
     def deltas(of: Operator, depth: int, ranks: list[int]) -> Tensor:
         return Inverse.of(of.weight[depth], damping).apply(wanted, ranks)
 
-    def success(depth: int, edits: Tensor) -> Tensor:
-        """Whether edits [edit, prompt, d_model] at a depth reach their targets [edit, prompt]."""
-        rows = prompt.repeat(len(edits))
-        tokens = edited_tokens(states, states.depths[depth], rows, edits.flatten(0, 1))
-        return goal[rows, tokens].view(len(edits), -1)
+    def success(depth: int, edits: Tensor, among: Tensor | None = None) -> Tensor:
+        """Whether edits [edit, prompt, d_model] at a depth reach their targets [edit, prompt]; among: prompts
+        to run [prompt] bool, others are said to fail."""
+        ran = prompt if among is None else prompt[among]
+        rows = ran.repeat(len(edits))
+        tokens = edited_tokens(states, states.depths[depth], rows, edits[:, ran].flatten(0, 1))
+        hits = goal.new_zeros(edits.shape[:2])
+        hits[:, ran] = goal[rows, tokens].view(len(edits), -1)
+        return hits
 
     began = time.perf_counter()
     hits = torch.stack([success(d, deltas(operator, d, ranks)) for d in range(len(states.depths))])
@@ -212,14 +217,20 @@ def edit_all(
     outcome, choices = cross_fit(hits, folds)
     edits = [deltas(operator, d, [ranks[r]])[0] for d, r in choices]
     drawn = [controls.random_like(edit, RANDOM_DRAWS, trial.seed) for edit in edits]
-    random_hits = [success(d, e).double().mean(0) for (d, _), e in zip(choices, drawn, strict=True)]
+    own = [fold.report for fold in folds]
+    random_hits = [
+        success(d, e, among).double().mean(0) for (d, _), e, among in zip(choices, drawn, own, strict=True)
+    ]
     outcomes = {
         "causality": outcome,
         "no edit": goal[prompt, states.top.cpu()],
         "random edit": per_fold(folds, random_hits),
     }
     if other is not None:
-        theirs = [success(d, deltas(other, d, [ranks[r]]))[0] for d, r in choices]
+        theirs = [
+            success(d, deltas(other, d, [ranks[r]]), among)[0]
+            for (d, r), among in zip(choices, own, strict=True)
+        ]
         outcomes["other edit"] = per_fold(folds, theirs)
     sample = prompt[:TIMED_EDITS]
     _, published = one_by_one(states, states.depths[choices[0][0]], sample, edits[0][sample])

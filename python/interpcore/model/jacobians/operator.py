@@ -102,6 +102,24 @@ class JacobianOperator:
         return self._batched(x, self._up)
 
     @torch.no_grad()
+    def affine(self, x: Tensor) -> Tensor:
+        """What the prompts' first-order expansions say of given source states: the mean over prompts of
+        z_i + J_i (x - h_i), without the matrix.
+
+        Args:
+            x: states in place of each prompt's own [vector, d_model].
+        Returns: [vector, d_model].
+        Raises: Refused through the adapter, which keeps no states.
+        """
+        total = torch.zeros_like(x)
+        for group in self.groups:
+            if isinstance(group, AutogradGroup):
+                raise Refused(f"{self.model.spec.name} runs through the generic adapter; use matvec.")
+            moved = x.to(group.h) - group.h  # [group, vector, d_model]
+            total += (group.z[:, None] + self._up(group, moved)).sum(0).to(total)
+        return total / self.n_prompts
+
+    @torch.no_grad()
     def at_depths(self, x: Tensor, depths: Iterable[int]) -> Tensor:
         """The same vectors through the Jacobian from each of several source depths, in one walk up.
 
@@ -203,14 +221,14 @@ class JacobianOperator:
         return (total / self.n_prompts).view(x.shape)
 
     def _up(self, group: Group | AutogradGroup, x: Tensor) -> Tensor:
-        """J x per prompt, [group, vector, d_model]."""
-        n = len(group.rows)
+        """J x per prompt, [group, vector, d_model], of the same vectors or of each prompt's own."""
+        n, vectors = len(group.rows), x.shape[-2]
         if self.source_depth is not None and self.source_depth > self.target_depth:
-            return x.new_zeros(n, *x.shape)
+            return x.new_zeros(n, *x.shape[-2:])
         if isinstance(group, AutogradGroup):
             return group.up(self.source_depth, x)
         live = group.linear.n_positions
-        tangent = x.new_zeros(n, len(x), live, x.shape[1])
+        tangent = x.new_zeros(n, vectors, live, x.shape[-1])
         tangent[:, :, 0] = x
         for step in group.linear.forward_mode({self.source_depth: tangent}):
             if step.depth == self.target_depth:
