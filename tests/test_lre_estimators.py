@@ -200,7 +200,7 @@ def test_answers_of_several_tokens_are_scored_token_by_token(study, case):
     scores = sequences.model_scores(states, torch.arange(2), answers)
     for row in (0, 1):
         ids = states.queries[row].ids
-        chances = model.forward(torch.tensor([ids + (5, 9, 7)])).logits[0].double().log_softmax(-1)
+        chances = model.forward(torch.tensor([(*ids, 5, 9, 7)])).logits[0].double().log_softmax(-1)
         alone = [float(chances[len(ids) - 1 + k, token]) for k, token in enumerate((5, 9, 7))]
         assert scores[row, 2].tolist() == pytest.approx(alone, abs=1e-4)
     assert (scores[:, 0, len(answers[0]) :] == 0).all()
@@ -209,7 +209,7 @@ def test_answers_of_several_tokens_are_scored_token_by_token(study, case):
     z = 1.5 * states.h[:, 2] @ operator.weight[2].mT + operator.bias[2]
     first = model.unembed(model.final_norm(z)).double().log_softmax(-1)[:, [a[0] for a in answers]]
     close(mine[..., 0], first, 1e-4)
-    longer = [replace(q, ids=q.ids + (5, 9)) for q in queries]
+    longer = [replace(q, ids=(*q.ids, 5, 9)) for q in queries]
     after = mean_operator(model, longer, (2,))
     z = 1.5 * states.h[:, 2] @ after.weight[0].mT + after.bias[0]
     third = model.unembed(model.final_norm(z)).double().log_softmax(-1)[:, 7]
