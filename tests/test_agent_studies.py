@@ -13,6 +13,7 @@ from test_agent_session import Scripted
 
 import interpcore
 from interpcore.agent import ledger as ledgers
+from interpcore.agent.instrument import halves
 from interpcore.agent.ledger import SessionLedger
 from interpcore.agent.options import SessionOptions
 from interpcore.agent.report import markdown
@@ -20,7 +21,7 @@ from interpcore.agent.session import open_session
 from interpcore.agent.studies import StudyTool, block_work
 from interpcore.cli import agent_tools
 from interpcore.cli.agent_instrument import PlansOnTasks
-from interpcore.data.tasks import make_task
+from interpcore.data.tasks import make_task, read_tasks
 from interpcore.errors import Refused
 from interpcore.ops import WorkSpent, metered, product
 from interpcore.review.experiments import experiments
@@ -37,7 +38,7 @@ def tiny():
 
 def opened(out, model, names=("lens fit", "lens read"), replay=None, data=None, **options):
     instrument = PlansOnTasks(model, [make_task("facts", 80)])
-    tools = (*agent_tools.own_tools(instrument), *agent_tools.study_tools(names, data or {}, model))
+    tools = (*agent_tools.own_tools(instrument), *agent_tools.study_tools(names, data or {}, instrument))
     asked = SessionOptions(experiments=names, **options)
     return open_session(instrument, out, asked, CARD, replay=replay, tools=tools)
 
@@ -100,9 +101,22 @@ def test_a_session_reads_tokens_and_runs_other_families_experiments_and_replays(
     assert read["rows"] and "study" in read["ids"]
 
 
+def test_surgerys_own_verbs_see_no_item_that_is_kept_back_for_confirming(tiny, tmp_path):
+    instrument = PlansOnTasks(tiny, [make_task("facts", 80)])
+    seen, kept = halves(instrument.tasks["facts"])
+    [read] = read_tasks(instrument.explored(tmp_path))
+    assert kept and {item.id for item in read.examples} == set(seen)
+    with opened(tmp_path / "s", tiny, ("surgery map",)) as session:
+        said = scripted(session, *(("surgery_map", {"task": [task], "n": 4}) for task in ("facts", "sums-1")))
+    assert said[0]["rows"] and "study" in said[0]["ids"]
+    assert "sums-1" in said[1]["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
+        ("surgery_map", {"tasks": "tasks.json"}, "not yours to choose"),
+        ("surgery_run", {"plan": ["recipe.yml"]}, "a file"),
         ("lens_read", {"lens": "/etc/passwd"}, "id of an earlier study"),
         ("lens_fit", {"text": "/etc"}, "id of an earlier study"),
         ("lens_fit", {"prompts": 1}, "at least 2"),
@@ -117,7 +131,7 @@ def test_a_session_reads_tokens_and_runs_other_families_experiments_and_replays(
     ],
 )
 def test_what_a_policy_may_not_do_is_told_and_writes_nothing(tiny, tmp_path, name, arguments, says):
-    names = ("lens fit", "lens read", "neurons weights", "steering accuracy")
+    names = ("lens fit", "lens read", "neurons weights", "steering accuracy", "surgery map", "surgery run")
     with opened(tmp_path / "s", tiny, names) as session:
         [said, _] = scripted(session, (name, arguments))
     assert says in said["error"]["message"] or name == "steering_accuracy"

@@ -24,6 +24,7 @@ PLANS = {
     "llama": "0, mean(1, 3, 2) x2",
     "gemma2": "mean(0-1) x2, 2, sum(3)",
 }
+FAMILIES = [pytest.param(f, marks=pytest.mark.slow if f == "gemma2" else ()) for f in sorted(PLANS)]
 CLOSE = {"rtol": 1e-5, "atol": 1e-9, "equal_nan": True}
 
 
@@ -33,7 +34,7 @@ def load(family: str):
     return model, Graph.of(model)
 
 
-@pytest.mark.parametrize("family", sorted(PLANS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_all_scores_are_those_of_runs_written_out(family: str) -> None:
     """By gradients at every edge, exact at some, and a random circuit."""
     model, graph = load(family)
@@ -57,7 +58,7 @@ def test_all_scores_are_those_of_runs_written_out(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("family", sorted(PLANS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sources_corrupted_whole_are_the_models_own_runs_with_edits(family: str) -> None:
     model, graph = load(family)
     pairs, metric = random_pairs(2, 5), Metric("logit_diff")

@@ -77,7 +77,7 @@ class SessionOptions(Options):
     )
     experiments: tuple[str, ...] = option(
         (),
-        "Experiments of other families that it may run too, such as 'lre run'; 'all' for all that serve.",
+        "Experiments that it may run too, such as 'surgery map' or 'lre run'; 'all' for all that serve.",
         flag="experiment",
     )
     data: tuple[str, ...] = option(

@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,13 @@ class StudyTool:
         experiment: what is run.
         model: what it runs on.
         data: the owner's values of arguments that name files, by name.
+        made: of arguments that name files of the session's own: what writes each into a folder.
     """
 
     experiment: Experiment
     model: Any
     data: Given
+    made: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -90,6 +92,11 @@ class StudyTool:
         return tuple(each for options in self._classes for each in declared(options))
 
     @property
+    def _settled(self) -> set[str]:
+        """Arguments that no policy gives."""
+        return {*self.data, *self.made}
+
+    @property
     def _classes(self) -> list[type[Options]]:
         asks = self.experiment.asks
         return [self.experiment.options] if asks is None else [self.experiment.options, asks]
@@ -99,7 +106,7 @@ class StudyTool:
         said = self.experiment.tool()
         parameters = said["parameters"]
         for each in self.fields:
-            if each.outside and (each.many or each.name in self.data):
+            if each.outside and (each.many or each.name in self._settled):
                 del parameters["properties"][each.name]
             elif each.outside:
                 sentence = f"{each.sentence} Here: the id of an earlier study, or left out."
@@ -121,7 +128,7 @@ class StudyTool:
     def done(self, lab: Lab, account: Account, given: Given) -> tuple[dict[str, Any], int]:
         """The study's row of the ledger, run if it is not there, and the forwards that it took now."""
         self._check(given)
-        arguments = {k: v for k, v in self._values(self._options(given)).items() if k not in self.data}
+        arguments = {k: v for k, v in self._values(self._options(given)).items() if k not in self._settled}
         meant = {"experiment": self.experiment.name, "arguments": arguments, "of": lab.instrument.identity}
         name = "e" + _hashed(meant)
         if (found := stored_study(lab.ledger, name)) is not None:
@@ -157,8 +164,11 @@ class StudyTool:
             if name not in known:
                 raise Refused(f"{name!r} is no option here; there are {', '.join(known)}.")
             each = known[name]
-            if each.outside and (each.many or name in self.data) and value != _default(each):
+            if each.outside and (each.many or name in self._settled) and value != _default(each):
                 raise Refused(f"{name} is not yours to choose; leave it out.")
+            for text in value if isinstance(value, list) else [value]:
+                if each.endings and str(text).lower().endswith(each.endings):
+                    raise Refused(f"{name} is {text!r}, a file; it is given as a text here.")
 
     def _options(self, given: Given) -> list[Options]:
         """The options of what is given, and of the owner's data."""
@@ -175,7 +185,8 @@ class StudyTool:
     def _run(self, lab: Lab, root: Path, account: Account, given: Given) -> tuple[Report, str, int]:
         """Run it in its folder, within what is left. Gives the report, the folder's name and the forwards."""
         places = self._places(lab, root, given)
-        options, *asked = self._options({**given, **places})
+        own = {name: write(root) for name, write in self.made.items()}
+        options, *asked = self._options({**given, **places, **own})
         for each in (options, *asked):
             each.check_data()
         ids = {e.name: given[e.name] for e in declared(self.experiment.options) if e.name in places}

@@ -52,7 +52,8 @@ def open_run(
 
     items = 2 * max(options.items, options.confirm_items) + 60  # halves by id are never quite equal
     instrument = PlansOnTasks(model, read_tasks(options.tasks_file, options.tasks, items))
-    tools: list[Any] = [*own_tools(instrument), *study_tools(options.experiments, moved(options.data), model)]
+    studies = study_tools(options.experiments, moved(options.data), instrument)
+    tools: list[Any] = [*own_tools(instrument), *studies]
     card = run_card(model, command=command, sources={"data": list(options.data)} if options.data else None)
     return open_session(instrument, out, options, card, model=model, replay=replay, tools=tools, **how)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interpcore.agent.instrument import CONTROL, Task, Values
+from interpcore.agent.instrument import CONTROL, Task, Values, halves
 from interpcore.errors import Refused
 
 if TYPE_CHECKING:
@@ -112,6 +114,24 @@ class PlansOnTasks:
         lists = {name: [[texts[t], *v] for t, *v in found[name]] for name in ("more", "less")}
         return chosen.example.prompt, {**found, **lists, "token": texts[int(ids[position])]}
 
+    def explored(self, folder: Path) -> str:
+        """A file of the tasks with the items that policies may see alone; written into a folder.
+
+        Args:
+            folder: of the session's studies.
+        Returns: the file's name.
+        """
+        from interpcore.data.tasks import write_tasks
+
+        folder.mkdir(parents=True, exist_ok=True)
+        seen = {name: set(halves(task)[0]) for name, task in self.tasks.items()}
+        kept = [
+            replace(task, examples=tuple(e for e in task.examples if e.id in seen[name]))
+            for name, task in self._tasks.items()
+        ]
+        write_tasks(folder / "explored.json", kept)
+        return str(folder / "explored.json")
+
     def _plan(self, text: str) -> Any:
         from interpcore.model import Plan
 
@@ -128,8 +148,6 @@ class PlansOnTasks:
 
     def _control(self, task: str, items: Sequence[str]) -> list[Item]:
         """The items, each with the answer of another one of them."""
-        from dataclasses import replace
-
         from interpcore.surgery.items import read_items, shuffled
 
         whole = self._tasks[task]

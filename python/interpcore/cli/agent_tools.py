@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interpcore.agent.studies import ROWS, StudyTool
 from interpcore.agent.tool import Result, Tool, afford, short
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from interpcore.cli.agent_instrument import PlansOnTasks
     from interpcore.runs.experiment import Experiment
 
-# Surgery's own would show items that are kept back for confirming. The others need a file inside a run's
-# folder, write elsewhere, or run tasks of a library that fetches them.
-NEVER = ("surgery", "agent")
+# They need a file inside a run's folder, write elsewhere, or run tasks of a library that fetches them.
 LEFT_OUT = ("circuits evaluate", "circuits figures", "neurons cache", "neurons view", "steering evaluate")
 DOCUMENTS = {"fit": 400, "choose": 100, "test": 200, "draws": 400}  # of the tiny world, for stand-ins
 METHODS = ("identity", "mean shift", "ridge", "mean Jacobian", "low rank 16", "shuffled", "constant")
@@ -106,17 +104,20 @@ def offered() -> dict[str, Experiment]:
     return {
         each.name: each
         for each in experiments()
-        if each.name.partition(" ")[0] not in NEVER and each.name not in LEFT_OUT
+        if not each.name.startswith("agent ") and each.name not in LEFT_OUT
     }
 
 
-def study_tools(names: Sequence[str], data: Mapping[str, str], model: Any) -> tuple[StudyTool, ...]:
+def study_tools(
+    names: Sequence[str], data: Mapping[str, str], instrument: PlansOnTasks
+) -> tuple[StudyTool, ...]:
     """The experiments that a session names, as tools.
 
     Args:
         names: of experiments, or "all".
         data: the owner's files, by the argument that takes them.
-        model: what they run on.
+        instrument: whose model they run on; layer surgery's read the items that it lets policies see, none
+            of those kept back for confirming.
     Raises: Refused for a name or argument that is not there.
     """
     known = offered()
@@ -126,12 +127,13 @@ def study_tools(names: Sequence[str], data: Mapping[str, str], model: Any) -> tu
             raise Refused(
                 f"There is no experiment {name!r} for an agent; there are {', '.join(known)}, or all."
             )
-    tools = []
+    tools, model = [], instrument.model
     for name in wanted:
         if (extra := known[name].extra) is not None:
             require(extra)
-        takes = {each.name for each in StudyTool(known[name], model, {}).fields if each.outside}
-        tools.append(StudyTool(known[name], model, {k: v for k, v in data.items() if k in takes}))
+        made = {"tasks": instrument.explored} if name.startswith("surgery ") else {}
+        takes = {each.name for each in StudyTool(known[name], model, {}).fields if each.outside} - set(made)
+        tools.append(StudyTool(known[name], model, {k: v for k, v in data.items() if k in takes}, made))
     taken = {name for tool in tools for name in tool.data}
     if unused := [name for name in data if name not in taken]:
         raise Refused(f"data names {unused[0]!r}, which is no file that an experiment of this session reads.")

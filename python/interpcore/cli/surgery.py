@@ -30,11 +30,12 @@ def recipe(
     """
     from interpcore.cli.extras import require
     from interpcore.errors import Refused
+    from interpcore.surgery.options import RECIPES
     from interpcore.surgery.plans import read_plan
     from interpcore.surgery.recipes import write_recipe
 
     require("surgery")
-    if out.suffix not in (".yml", ".yaml"):
+    if out.suffix not in RECIPES:
         raise Refused(f"{out} is no .yml; name the recipe so.")
     read = read_plan(plan, load(model, revision=revision).plan)
     write_recipe(out, read, named or model, dtype)

@@ -38,6 +38,7 @@ class Option:
         extends: a larger value only adds cells to a run, so that a folder may go on with it.
         circumstance: it changes how a run is made, not what it means; the card leaves it out.
         file: it may name a file, or a model or library to load, though it is no circumstance.
+        endings: of a text that names a file; one that ends otherwise does not.
         flag: its name on the command line; "" for the field's own. Repeated options are singular there.
         positional: the command line takes it without a name.
         commas: the command line takes several of a list in one text, with commas between them.
@@ -57,6 +58,7 @@ class Option:
     extends: bool = False
     circumstance: bool = False
     file: bool = False
+    endings: tuple[str, ...] = ()
     flag: str = ""
     positional: bool = False
     commas: bool = True

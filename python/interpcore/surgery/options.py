@@ -18,6 +18,7 @@ TEXT = "text"
 """The task whose items are documents of the tiny world, every token of which is scored."""
 PUBLISHED = "published"
 """The task name that stands for the eleven published kinds."""
+RECIPES = (".yml", ".yaml")
 HALVES = ("all", "first", "second")
 
 
@@ -75,7 +76,7 @@ class Run(Items):
         "A plan such as '0-2, 1 x5, 3' or 'skip 3 then swap 0 1', or a recipe's file (.yml); 'menu' for one "
         "of every kind.",
         commas=False,
-        file=True,
+        endings=RECIPES,
     )
     draws: int = option(20, "Seeds of each plan 'random K' that names none.", least=1)
     new_tokens: int = option(0, "Tokens of a completion to measure beside the answers; 0 for none.", least=0)
@@ -85,8 +86,8 @@ class Run(Items):
 class Compare(Items):
     """Two plans on the same items."""
 
-    plan_a: str = option(..., "A plan.", positional=True, file=True)
-    plan_b: str = option("intact", "The plan to compare it with.", positional=True, file=True)
+    plan_a: str = option(..., "A plan.", positional=True, endings=RECIPES)
+    plan_b: str = option("intact", "The plan to compare it with.", positional=True, endings=RECIPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ class Prompted(Base):
 class Tokens(Prompted):
     """What becomes more and less likely after every token of a text."""
 
-    plan: str = option("skip 1", "The plan beside the intact one.", file=True)
+    plan: str = option("skip 1", "The plan beside the intact one.", endings=RECIPES)
     top: int = option(5, "Tokens that gain, and tokens that lose, at each position.", least=1)
 
 
@@ -154,7 +155,7 @@ class Tokens(Prompted):
 class Talk(Prompted):
     """Continuations of a text under plans."""
 
-    plan: tuple[str, ...] = option(("skip 1",), "Plans beside the intact one.", commas=False, file=True)
+    plan: tuple[str, ...] = option(("skip 1",), "Plans beside the intact one.", commas=False, endings=RECIPES)
     new_tokens: int = option(20, "Tokens of a continuation at most.", least=1)
     temperature: float = option(0.0, "0 is greedy; more draws, and needs a seed.", least=0)
     seed: int | None = option(None, "Of the draw.", least=0)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from interpcore.model import Plan
+from interpcore.surgery.options import RECIPES
 
 
 def read_plans(texts: Sequence[str], intact: Plan, draws: int) -> dict[str, list[Plan]]:
@@ -29,7 +30,7 @@ def read_plans(texts: Sequence[str], intact: Plan, draws: int) -> dict[str, list
 
 def read_plan(text: str, intact: Plan) -> Plan:
     """One plan: a text, or a recipe's file."""
-    if text.endswith((".yml", ".yaml")):
+    if text.endswith(RECIPES):
         from interpcore.surgery.recipes import read_recipe
 
         return read_recipe(text, intact)
