@@ -9,8 +9,9 @@ Two kernels: the covariance's term is that of attn_vjp with M transposed; what t
 
 import triton
 import triton.language as tl
+from interpcore.kernels._attention import rows_of, tile_and_warps, visible_span
 from interpcore.kernels._tl import dot
-from interpcore.kernels.attn_vjp import launch_covariance_map, rows_of, tile_and_warps, width_block
+from interpcore.kernels.attn_vjp import key_width, launch_covariance_map
 from torch import Tensor
 
 
@@ -24,6 +25,7 @@ def attn_jvp_kernel(
     pattern,  # [B, P, H, live]
     factor,  # [B, P, H, live]
     tz,  # [B, C, P, H, e], added to
+    span,  # [B, query tiles, 2]
     C,
     P,
     H,
@@ -59,6 +61,8 @@ def attn_jvp_kernel(
     tz_p,
     tz_h,
     FACTOR: tl.constexpr,
+    SPAN: tl.constexpr,
+    PARTS: tl.constexpr,  # of the head's width, BE columns each; a program gives one of them
     BP: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
@@ -69,20 +73,32 @@ def attn_jvp_kernel(
     b = unit // H // C
     group = h // (H // G)
     queries = tl.program_id(1) * BP + tl.arange(0, BP)
-    column = tl.arange(0, BE)
-    q_tile = rows_of(q + b * q_b + h * q_h, queries, q_p, column, P, e)
+    column = tl.program_id(2) * BE + tl.arange(0, BE)
+    at_q, at_key = q + b * q_b + h * q_h, tk + b * tk_b + c * tk_c + group * tk_g
+    if PARTS == 1:
+        q_tile = rows_of(at_q, queries, q_p, column, P, e)
     total = rows_of(tz + b * tz_b + c * tz_c + h * tz_h, queries, tz_p, column, P, e)
     weight = tl.zeros([BP], tl.float32)
-    for start in range(0, live, BT):
+    first, last = 0, live
+    if SPAN:
+        at_span = span + (b * tl.num_programs(1) + tl.program_id(1)) * 2
+        first, last = tl.load(at_span) // BT * BT, tl.load(at_span + 1)
+    for start in range(first, last, BT):
         keys = start + tl.arange(0, BT)
-        key = rows_of(tk + b * tk_b + c * tk_c + group * tk_g, keys, tk_t, column, live, e)
+        score = tl.zeros([BP, BT], tl.float32)
+        for part in tl.static_range(PARTS):
+            some = part * BE + tl.arange(0, BE)
+            if PARTS > 1:
+                q_tile = rows_of(at_q, queries, q_p, some, P, e)
+            key = rows_of(at_key, keys, tk_t, some, live, e)
+            score += dot(q_tile, tl.trans(key), tk.dtype.element_ty)
         value = rows_of(v + b * v_b + group * v_g, keys, v_t, column, live, e)
         moved = rows_of(tv + b * tv_b + c * tv_c + group * tv_g, keys, tv_t, column, live, e)
         a = rows_of(pattern + b * pattern_b + h * pattern_h, queries, pattern_p, keys, P, live)
         slope = scale
         if FACTOR:
             slope = rows_of(factor + b * factor_b + h * factor_h, queries, factor_p, keys, P, live)
-        score = dot(q_tile, tl.trans(key), tk.dtype.element_ty) * a * slope  # [BP, BT]
+        score *= a * slope
         weight += tl.sum(score, axis=1)
         total += dot(score, value, tk.dtype.element_ty) + dot(a, moved, tk.dtype.element_ty)
     total -= weight[:, None] * rows_of(z + b * z_b + h * z_h, queries, z_p, column, P, e)
@@ -111,8 +127,12 @@ def launch(
     if live == 0:
         return
     tile, warps = tile_and_warps(P, e, tq.itemsize)
+    key_tile = tile_and_warps(live, e, tq.itemsize)[0]
+    width = key_width(e, tq.itemsize)
+    parts = triton.cdiv(e, width)
+    span = visible_span(pattern, tile, key_tile)
     scores = pattern if factor is None else factor
-    attn_jvp_kernel[B * C * H, triton.cdiv(P, tile)](
+    attn_jvp_kernel[B * C * H, triton.cdiv(P, tile), parts](
         tk,
         tv,
         q,
@@ -121,25 +141,16 @@ def launch(
         pattern,
         scores,
         out,
-        C,
-        P,
-        H,
-        G,
-        live,
-        e,
-        scale,
-        *tk.stride()[:4],
-        *tv.stride()[:4],
-        *q.stride()[:3],
-        *v.stride()[:3],
-        *z.stride()[:3],
-        *pattern.stride()[:3],
-        *scores.stride()[:3],
-        *out.stride()[:4],
+        pattern if span is None else span,
+        *(C, P, H, G, live, e, scale),
+        *(*tk.stride()[:4], *tv.stride()[:4], *q.stride()[:3], *v.stride()[:3], *z.stride()[:3]),
+        *(*pattern.stride()[:3], *scores.stride()[:3], *out.stride()[:4]),
         FACTOR=factor is not None,
+        SPAN=span is not None,
+        PARTS=parts,
         BP=tile,
-        BT=tile_and_warps(live, e, tq.itemsize)[0],
-        BE=width_block(e),
+        BT=key_tile,
+        BE=width,
         num_warps=warps,
         num_stages=2,
     )

@@ -4,32 +4,17 @@ With dP[p, t] = g_p . v_t and dS = factor * pattern * (dP - g_p . z_p):
 
     dq_p = sum_t dS[p, t] k_t = M_p g_p     dk_t = sum_p dS[p, t] q_p     dv_t = sum_p pattern[p, t] g_p
 
-Three kernels: dq through the keys, dq through the key-value covariance M, and dk with dv. Each forms the dS
-that it needs tile by tile.
+Three kernels: dq through the keys, dq through the key-value covariance M, and dk with dv; where few keys are
+live the last is `attn_few_keys`. Each forms the dS that it needs tile by tile. Of many tiles those in which
+no query sees a key are passed over: their pattern is zero.
 """
-
-from typing import Any
 
 import triton
 import triton.language as tl
+from interpcore.kernels import attn_few_keys
+from interpcore.kernels._attention import columns_of, rows_of, tile_and_warps, visible_span, width_block
 from interpcore.kernels._tl import dot
 from torch import Tensor
-
-
-@triton.jit
-def rows_of(base, rows, row_stride, columns, n_rows, n_columns):
-    """Tile [rows, columns] in float32, zero outside; the columns are contiguous."""
-    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    at = base + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
-    return tl.load(at, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def columns_of(base, rows, row_stride, columns, n_rows, n_columns):
-    """The same tile transposed, [columns, rows]."""
-    inside = (columns < n_columns)[:, None] & (rows < n_rows)[None, :]
-    at = base + rows.to(tl.int64)[None, :] * row_stride + columns[:, None]
-    return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -41,6 +26,7 @@ def attn_vjp_queries_kernel(
     pattern,  # [B, P, H, T]
     factor,  # [B, P, H, T]
     dq,  # [B, C, P, H, e]
+    span,  # [B, query tiles, 2]
     C,
     P,
     H,
@@ -72,6 +58,7 @@ def attn_vjp_queries_kernel(
     dq_p,
     dq_h,
     FACTOR: tl.constexpr,
+    SPAN: tl.constexpr,
     BP: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
@@ -86,7 +73,11 @@ def attn_vjp_queries_kernel(
     g_tile = rows_of(g + b * g_b + c * g_c + h * g_h, queries, g_p, column, P, e)
     mean = tl.sum(g_tile * rows_of(z + b * z_b + h * z_h, queries, z_p, column, P, e), axis=1)
     total = tl.zeros([BP, BE], tl.float32)
-    for start in range(0, T, BT):
+    first, last = 0, T
+    if SPAN:
+        at_span = span + (b * tl.num_programs(1) + tl.program_id(1)) * 2
+        first, last = tl.load(at_span) // BT * BT, tl.load(at_span + 1)
+    for start in range(first, last, BT):
         keys = start + tl.arange(0, BT)
         value = rows_of(v + b * v_b + group * v_g, keys, v_t, column, T, e)
         key = rows_of(k + b * k_b + group * k_g, keys, k_t, column, T, e)
@@ -157,6 +148,7 @@ def attn_vjp_keys_kernel(
     factor,  # [B, P, H, T]
     dk,  # [B, C, live, KV, e]
     dv,  # [B, C, live, KV, e]
+    span,  # [B, key tiles, 2]
     C,
     P,
     H,
@@ -194,6 +186,8 @@ def attn_vjp_keys_kernel(
     dv_t,
     dv_h,
     FACTOR: tl.constexpr,
+    SPAN: tl.constexpr,
+    PARTS: tl.constexpr,  # of the head's width, BE columns each; a program gives one of them
     BP: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
@@ -205,24 +199,37 @@ def attn_vjp_keys_kernel(
     shared = H // KV  # query heads whose cotangents are added
     own = tl.program_id(1) * BT + tl.arange(0, BT)  # among the live keys
     keys = T - live + own
-    column = tl.arange(0, BE)
-    value = rows_of(v + b * v_b + kv * shared // (H // G) * v_g, keys, v_t, column, T, e)
+    column = tl.program_id(2) * BE + tl.arange(0, BE)
+    at_v = v + b * v_b + kv * shared // (H // G) * v_g
+    if PARTS == 1:
+        value = rows_of(at_v, keys, v_t, column, T, e)
     total_k = tl.zeros([BT, BE], tl.float32)
     total_v = tl.zeros([BT, BE], tl.float32)
+    first, last = 0, P
+    if SPAN:
+        at_span = span + (b * tl.num_programs(1) + tl.program_id(1)) * 2
+        first, last = tl.load(at_span) // BP * BP, tl.load(at_span + 1)
     for step in range(shared):
         h = kv * shared + step
-        for start in range(0, P, BP):
+        at_g, at_z = g + b * g_b + c * g_c + h * g_h, z + b * z_b + h * z_h
+        for start in range(first, last, BP):
             queries = start + tl.arange(0, BP)
-            g_tile = rows_of(g + b * g_b + c * g_c + h * g_h, queries, g_p, column, P, e)
-            z_tile = rows_of(z + b * z_b + h * z_h, queries, z_p, column, P, e)
-            mean = tl.sum(g_tile * z_tile, axis=1)
+            score = tl.zeros([BT, BP], tl.float32)
+            for part in tl.static_range(PARTS):
+                some = part * BE + tl.arange(0, BE)
+                if PARTS > 1:
+                    value = rows_of(at_v, keys, v_t, some, T, e)
+                g_tile = rows_of(at_g, queries, g_p, some, P, e)
+                mean = tl.sum(g_tile * rows_of(at_z, queries, z_p, some, P, e), axis=1)
+                score += dot(value, tl.trans(g_tile), g.dtype.element_ty) - mean[None, :]
+            if PARTS > 1:
+                g_tile = rows_of(at_g, queries, g_p, column, P, e)
             q_tile = rows_of(q + b * q_b + h * q_h, queries, q_p, column, P, e)
             a = columns_of(pattern + b * pattern_b + h * pattern_h, queries, pattern_p, keys, P, T)
             slope = scale
             if FACTOR:
                 slope = columns_of(factor + b * factor_b + h * factor_h, queries, factor_p, keys, P, T)
-            score = (dot(value, tl.trans(g_tile), g.dtype.element_ty) - mean[None, :]) * a * slope  # [BT, BP]
-            total_k += dot(score, q_tile, g.dtype.element_ty)
+            total_k += dot(score * a * slope, q_tile, g.dtype.element_ty)  # score [BT, BP]
             total_v += dot(a, g_tile, g.dtype.element_ty)
     inside = (own < live)[:, None] & (column < e)[None, :]
     rows = own.to(tl.int64)[:, None]
@@ -232,21 +239,13 @@ def attn_vjp_keys_kernel(
     tl.store(at, total_v.to(dv.dtype.element_ty), mask=inside)
 
 
-def width_block(e: int) -> int:
-    """Tile over the head's width: a power of two, and at least the 16 that a tensor core's product needs."""
-    return max(triton.next_power_of_2(e), 16)
+# Queries that the keys' kernel takes at a time.
+QUERY_TILE = 16
 
 
-def tile_and_warps(rows: int, e: int, itemsize: int) -> tuple[int, int]:
-    """Tile over queries or keys, and warps: as many rows as there are, up to what a program's registers hold.
-
-    A program keeps two float32 sums [rows, e] and its operands; float32 operands are split in three for the
-    tensor cores, so their tiles are a quarter as large and get a warp for half as many elements.
-    """
-    width = width_block(e)
-    most = min(64, max(16, (1024 if itemsize == 4 else 4096) // width))
-    tile = min(most, max(16, triton.next_power_of_2(rows)))
-    return tile, min(8, max(4, tile * width * itemsize // 1024))
+def key_width(e: int, itemsize: int) -> int:
+    """Columns of dk and dv that a program gives: all, or half of a width whose float32 sums would spill."""
+    return min(width_block(e), 128 if itemsize == 4 else 256)
 
 
 def launch_covariance_map(x: Tensor, key_value: Tensor, out: Tensor) -> None:
@@ -275,28 +274,97 @@ def launch(
     out: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Fill `out`. Arguments as in `interpcore.ops.attn_vjp`, with contiguous last axes; no checks here."""
-    B, C, P, H, e = g.shape
-    T, G = k.shape[1:3]
-    dq, dk, dv = out
-    scores = pattern if factor is None else factor
-    per_point = (*z.stride()[:3], *pattern.stride()[:3], *scores.stride()[:3])
-    # A third stage of loads in flight would cost more registers than the wide tiles leave.
-    options: dict[str, Any] = {"FACTOR": factor is not None, "BE": width_block(e), "num_stages": 2}
-    query_tile, warps = tile_and_warps(P, e, g.itemsize)
-    if key_value is not None:
-        launch_covariance_map(g, key_value.mT, dq)
+    if key_value is None:
+        _launch_queries(g, k, v, z, pattern, factor, scale, out[0])
     else:
-        options |= {"BP": query_tile, "BT": tile_and_warps(T, e, g.itemsize)[0], "num_warps": warps}
-        sizes = (C, P, H, G, T, e, scale, *g.stride()[:4], *k.stride()[:3], *v.stride()[:3])
-        attn_vjp_queries_kernel[B * C * H, triton.cdiv(P, query_tile)](
-            g, k, v, z, pattern, scores, dq, *sizes, *per_point, *dq.stride()[:4], **options
-        )
+        launch_covariance_map(g, key_value.mT, out[0])
     if live == 0:
         return
-    kv = G if group_kv else H
-    key_tile, warps = tile_and_warps(live, e, g.itemsize)
-    options |= {"BP": 16, "BT": key_tile, "num_warps": warps}
-    sizes = (C, P, H, G, kv, T, live, e, scale, *g.stride()[:4], *q.stride()[:3], *v.stride()[:3])
-    attn_vjp_keys_kernel[B * C * kv, triton.cdiv(live, key_tile)](
-        g, q, v, z, pattern, scores, dk, dv, *sizes, *per_point, *dk.stride()[:4], *dv.stride()[:4], **options
+    heads = (k.shape[2] if group_kv else q.shape[2]), k.shape[2]
+    few = attn_few_keys.fits(g.shape[2], live, g.shape[4], g.itemsize)
+    launch_keys = attn_few_keys.launch if few else _launch_keys
+    launch_keys(g, q, v, z, pattern, live, factor, scale, heads, out[1:])
+
+
+def _launch_queries(
+    g: Tensor,
+    k: Tensor,
+    v: Tensor,
+    z: Tensor,
+    pattern: Tensor,
+    factor: Tensor | None,
+    scale: float,
+    dq: Tensor,
+) -> None:
+    """dq through the keys."""
+    B, C, P, H, e = g.shape
+    T, G = k.shape[1:3]
+    tile, warps = tile_and_warps(P, e, g.itemsize)
+    key_tile = tile_and_warps(T, e, g.itemsize)[0]
+    span = visible_span(pattern, tile, key_tile)
+    scores = pattern if factor is None else factor
+    attn_vjp_queries_kernel[B * C * H, triton.cdiv(P, tile)](
+        g,
+        k,
+        v,
+        z,
+        pattern,
+        scores,
+        dq,
+        pattern if span is None else span,
+        *(C, P, H, G, T, e, scale),
+        *(*g.stride()[:4], *k.stride()[:3], *v.stride()[:3], *z.stride()[:3]),
+        *(*pattern.stride()[:3], *scores.stride()[:3], *dq.stride()[:4]),
+        FACTOR=factor is not None,
+        SPAN=span is not None,
+        BP=tile,
+        BT=key_tile,
+        BE=width_block(e),
+        num_warps=warps,
+        # A third stage of loads in flight would cost more registers than the wide tiles leave.
+        num_stages=2,
+    )
+
+
+def _launch_keys(
+    g: Tensor,
+    q: Tensor,
+    v: Tensor,
+    z: Tensor,
+    pattern: Tensor,
+    live: int,
+    factor: Tensor | None,
+    scale: float,
+    heads: tuple[int, int],
+    out: tuple[Tensor, ...],
+) -> None:
+    """dk and dv, for `heads` key heads of the result and of v."""
+    B, C, P, H, e = g.shape
+    T = v.shape[1]
+    tile, warps = tile_and_warps(live, e, g.itemsize)
+    width = key_width(e, g.itemsize)
+    parts = triton.cdiv(e, width)
+    span = visible_span(pattern[..., T - live :].transpose(1, 3), tile, QUERY_TILE)
+    scores, (dk, dv) = pattern if factor is None else factor, out
+    attn_vjp_keys_kernel[B * C * heads[0], triton.cdiv(live, tile), parts](
+        g,
+        q,
+        v,
+        z,
+        pattern,
+        scores,
+        dk,
+        dv,
+        pattern if span is None else span,
+        *(C, P, H, heads[1], heads[0], T, live, e, scale),
+        *(*g.stride()[:4], *q.stride()[:3], *v.stride()[:3], *z.stride()[:3]),
+        *(*pattern.stride()[:3], *scores.stride()[:3], *dk.stride()[:4], *dv.stride()[:4]),
+        FACTOR=factor is not None,
+        SPAN=span is not None,
+        PARTS=parts,
+        BP=QUERY_TILE,
+        BT=tile,
+        BE=width,
+        num_warps=warps,
+        num_stages=1 if parts > 1 else 2,  # the halves of a width leave no registers for loads in flight
     )

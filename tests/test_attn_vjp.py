@@ -26,6 +26,9 @@ TRITON_SHAPES = [
     (1, 1, 1, 2, 1, 33, 70, 7),
     (1, 1, 18, 2, 1, 80, 19, 18),
     (1, 2, 3, 2, 2, 1, 4, 0),
+    # Not few: a width in halves; tiles that no query sees.
+    (1, 1, 17, 1, 1, 130, 18, 17),
+    (1, 1, 3, 2, 1, 140, 20, 18),
 ]
 NAN = float("nan")
 
@@ -154,6 +157,25 @@ def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) 
         out = nan_like(expected, dtype, triton_device)
         ops.attn_vjp(**args, backend="triton", out=out)
         assert_within_twice(out, plain(args), expected, slack)
+
+
+@pytest.mark.parametrize("window", [200, 20])
+def test_tiles_without_a_visible_key_are_passed_over(window: int, triton_device: str) -> None:
+    """A causal pattern, also of a sliding window: the spans, and the definition's results."""
+    pytest.importorskip("triton")
+    from interpcore.kernels._attention import visible_span
+
+    args = arguments((1, 1, 70, 1, 1, 8, 70, 70))
+    at = torch.arange(70)
+    seen = (at <= at[:, None]) & (at > at[:, None] - window)
+    pattern = torch.randn(70, 70, generator=torch.Generator().manual_seed(0))
+    args["pattern"] = pattern.masked_fill(~seen, float("-inf")).softmax(-1)[None, :, None]
+    args = {n: x.to(triton_device) if isinstance(x, Tensor) else x for n, x in args.items()}
+    span = visible_span(args["pattern"], 32, 16)
+    assert span is not None
+    assert span.tolist() == [[[max(0, t - window + 1), min(t + 32, 70)] for t in (0, 32, 64)]]
+    got = ops.attn_vjp(**args, backend="triton")
+    assert max(relative_errors(got, exact(args))) < 1e-6
 
 
 def test_covariance_gives_the_queries_cotangents() -> None:

@@ -41,6 +41,7 @@ class Case(NamedTuple):
     Args:
         elements: values that a lane takes in one turn of the loop over them, where instructions are bounded.
         instructions: bound for each of these on sm_90; then float64 and barriers are refused in the loop.
+        stages: of loads in flight, where it is not the kernel's number.
     """
 
     kernel: str
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     stack: int = 0
     elements: int = 0
     instructions: float = 0.0
+    stages: int = 0
 
 
 def same(*names: str) -> dict[str, str | None]:
@@ -68,17 +70,26 @@ KERNELS = {
     ),
     "gate_kernel": Kernel("gate", same("x", "x2", "factor", "factor2", "out", "out2")),
     "attn_vjp_queries_kernel": Kernel(
-        "attn_vjp", same("g", "k", "v", "pattern", "factor", "dq") | {"z": "fp32"}, frozenset({"scale"}), 2
-    ),
-    "attn_vjp_keys_kernel": Kernel(
         "attn_vjp",
-        same("g", "q", "v", "pattern", "factor", "dk", "dv") | {"z": "fp32"},
+        same("g", "k", "v", "pattern", "factor", "dq") | {"z": "fp32", "span": "i32"},
         frozenset({"scale"}),
         2,
     ),
+    "attn_vjp_keys_kernel": Kernel(
+        "attn_vjp",
+        same("g", "q", "v", "pattern", "factor", "dk", "dv") | {"z": "fp32", "span": "i32"},
+        frozenset({"scale"}),
+        2,
+    ),
+    "attn_vjp_few_keys_kernel": Kernel(
+        "attn_few_keys",
+        same("g", "q", "v", "pattern", "factor", "dk", "dv") | {"z": "fp32"},
+        frozenset({"scale"}),
+        1,
+    ),
     "attn_jvp_kernel": Kernel(
         "attn_jvp",
-        same("tk", "tv", "q", "v", "pattern", "factor", "tz") | {"z": "fp32"},
+        same("tk", "tv", "q", "v", "pattern", "factor", "tz") | {"z": "fp32", "span": "i32"},
         frozenset({"scale"}),
         2,
     ),
@@ -131,23 +142,34 @@ CASES += [
     Case("gate_kernel", "bf16", {"SUM": False, "BOTH": True, "BLOCK": 1024}, 4, 64, 0),
 ]
 # Tiles and warps as kernels/attn_vjp.py and kernels/attn_jvp.py choose them for many queries and keys.
-ATTENTION = {"FACTOR": True, "BP": 16, "BT": 16}
+ATTENTION = {"FACTOR": True, "SPAN": True, "BP": 16, "BT": 16}
+WHOLE, HALVES = {"PARTS": 1}, {"PARTS": 2}
+FEW = {"FACTOR": False, "ALONE": True, "BP": 16, "BT": 16}
 CASES += [
     Case("attn_vjp_queries_kernel", "fp32", ATTENTION | {"BE": 64}, 4, 128, 24576),
     Case("attn_vjp_queries_kernel", "fp32", ATTENTION | {"BE": 256}, 8, 255, 73728),
     Case("attn_vjp_queries_kernel", "bf16", ATTENTION | {"BP": 64, "BT": 64, "BE": 64}, 8, 255, 65536),
     Case("attn_vjp_queries_kernel", "bf16", ATTENTION | {"BP": 32, "BT": 32, "BE": 128}, 8, 128, 32768),
-    Case("attn_vjp_keys_kernel", "fp32", ATTENTION | {"BE": 64}, 4, 216, 24576),
-    Case("attn_vjp_keys_kernel", "fp32", ATTENTION | {"BE": 128}, 8, 240, 45056),
-    Case("attn_vjp_keys_kernel", "fp32", ATTENTION | {"BE": 256}, 8, 255, 90112, stack=384),
-    Case("attn_vjp_keys_kernel", "bf16", ATTENTION | {"BT": 64, "BE": 64}, 8, 248, 24576),
-    Case("attn_vjp_keys_kernel", "bf16", ATTENTION | {"BT": 32, "BE": 128}, 8, 176, 28672),
-    Case("attn_vjp_keys_kernel", "bf16", ATTENTION | {"BE": 256}, 8, 255, 65536),
-    Case("attn_jvp_kernel", "fp32", ATTENTION | {"BE": 64}, 4, 160, 24576),
-    Case("attn_jvp_kernel", "fp32", ATTENTION | {"BE": 128}, 8, 208, 45056),
-    Case("attn_jvp_kernel", "fp32", ATTENTION | {"BE": 256}, 8, 255, 90112, stack=192),
-    Case("attn_jvp_kernel", "bf16", ATTENTION | {"BP": 64, "BT": 64, "BE": 64}, 8, 208, 77824),
-    Case("attn_jvp_kernel", "bf16", ATTENTION | {"BP": 32, "BT": 32, "BE": 128}, 8, 144, 40960),
+    Case("attn_vjp_keys_kernel", "fp32", ATTENTION | WHOLE | {"BE": 64}, 4, 216, 24576),
+    Case("attn_vjp_keys_kernel", "fp32", ATTENTION | WHOLE | {"BE": 128}, 8, 240, 45056),
+    Case("attn_vjp_keys_kernel", "fp32", ATTENTION | HALVES | {"BE": 128}, 8, 255, 45056, stages=1),
+    Case("attn_vjp_keys_kernel", "bf16", ATTENTION | WHOLE | {"BT": 64, "BE": 64}, 8, 248, 24576),
+    Case("attn_vjp_keys_kernel", "bf16", ATTENTION | WHOLE | {"BT": 32, "BE": 128}, 8, 176, 28672),
+    Case("attn_vjp_keys_kernel", "bf16", ATTENTION | WHOLE | {"BE": 256}, 8, 255, 65536),
+    Case("attn_vjp_few_keys_kernel", "bf16", FEW | {"BE": 64}, 1, 168, 8192),
+    Case(
+        "attn_vjp_few_keys_kernel", "bf16", FEW | {"ALONE": False, "FACTOR": True, "BE": 128}, 2, 255, 16384
+    ),
+    Case("attn_vjp_few_keys_kernel", "bf16", FEW | {"ALONE": False, "BE": 256}, 4, 255, 40960),
+    Case("attn_vjp_few_keys_kernel", "fp32", FEW | {"BE": 64}, 4, 255, 24576),
+    Case(
+        "attn_vjp_few_keys_kernel", "fp32", FEW | {"ALONE": False, "FACTOR": True, "BE": 128}, 8, 255, 49152
+    ),
+    Case("attn_jvp_kernel", "fp32", ATTENTION | WHOLE | {"BE": 64}, 4, 160, 24576),
+    Case("attn_jvp_kernel", "fp32", ATTENTION | WHOLE | {"BE": 128}, 8, 208, 45056),
+    Case("attn_jvp_kernel", "fp32", ATTENTION | HALVES | {"BE": 128}, 8, 176, 73728),
+    Case("attn_jvp_kernel", "bf16", ATTENTION | WHOLE | {"BP": 64, "BT": 64, "BE": 64}, 8, 208, 77824),
+    Case("attn_jvp_kernel", "bf16", ATTENTION | WHOLE | {"BP": 32, "BT": 32, "BE": 128}, 8, 144, 40960),
     Case("covariance_map_kernel", "fp32", {"BC": 64, "BK": 32, "BN": 64}, 4, 176, 49152),
     Case("covariance_map_kernel", "bf16", {"BC": 64, "BK": 32, "BN": 64}, 4, 104, 24576),
 ]
@@ -213,7 +235,7 @@ def compile_case(case: Case, capability: int) -> dict:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": case.warps, "num_stages": about.stages},
+        options={"num_warps": case.warps, "num_stages": case.stages or about.stages},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
