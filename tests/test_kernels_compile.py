@@ -158,7 +158,7 @@ CASES += [
     Case("attn_vjp_keys_kernel", "bf16", ATTENTION | WHOLE | {"BE": 256}, 8, 255, 65536),
     Case("attn_vjp_few_keys_kernel", "bf16", FEW | {"BE": 64}, 1, 168, 8192),
     Case(
-        "attn_vjp_few_keys_kernel", "bf16", FEW | {"ALONE": False, "FACTOR": True, "BE": 128}, 2, 255, 16384
+        "attn_vjp_few_keys_kernel", "bf16", FEW | {"ALONE": False, "FACTOR": True, "BE": 128}, 2, 255, 20480
     ),
     Case("attn_vjp_few_keys_kernel", "bf16", FEW | {"ALONE": False, "BE": 256}, 4, 255, 40960),
     Case("attn_vjp_few_keys_kernel", "fp32", FEW | {"BE": 64}, 4, 255, 24576),
