@@ -128,7 +128,7 @@ def launch(
         return
     tile, warps = tile_and_warps(P, e, tq.itemsize)
     key_tile = tile_and_warps(live, e, tq.itemsize)[0]
-    width = key_width(e, tq.itemsize)
+    width = key_width(e)
     parts = triton.cdiv(e, width)
     span = visible_span(pattern, tile, key_tile)
     scores = pattern if factor is None else factor

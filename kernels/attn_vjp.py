@@ -243,9 +243,9 @@ def attn_vjp_keys_kernel(
 QUERY_TILE = 16
 
 
-def key_width(e: int, itemsize: int) -> int:
-    """Columns of dk and dv that a program gives: all, or half of a width whose float32 sums would spill."""
-    return min(width_block(e), 128 if itemsize == 4 else 256)
+def key_width(e: int) -> int:
+    """Columns of dk and dv that a program gives: all, or a part of a width whose float32 sums would spill."""
+    return min(width_block(e), 128)
 
 
 def launch_covariance_map(x: Tensor, key_value: Tensor, out: Tensor) -> None:
@@ -342,7 +342,7 @@ def _launch_keys(
     B, C, P, H, e = g.shape
     T = v.shape[1]
     tile, warps = tile_and_warps(live, e, g.itemsize)
-    width = key_width(e, g.itemsize)
+    width = key_width(e)
     parts = triton.cdiv(e, width)
     span = visible_span(pattern[..., T - live :].transpose(1, 3), tile, QUERY_TILE)
     scores, (dk, dv) = pattern if factor is None else factor, out

@@ -22,6 +22,7 @@ NEXT: dict[str, tuple[str, ...]] = {
     "lre specificity": ("interpcore lre editors SAME",),
     "lre reconstruction": ("interpcore lre norms SAME",),
     "lre attribute": ("interpcore lre reconstruction SAME",),
+    "lre sequences": ("interpcore lre baselines SAME",),
     "lre norms": ("interpcore lre reconstruction SAME",),
     "lens fit": ("interpcore lens read OUT --model MODEL --prompt TEXT --out OUT-read",),
     "lens read": ("interpcore lens edit LENS --model MODEL --prompt TEXT --into ANSWER --out OUT-edit",),
