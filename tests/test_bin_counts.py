@@ -1,14 +1,15 @@
 """bin_counts: each form against the edges, value by value."""
 
+import functools
+
 import pytest
 import torch
+from op_case import device_of, every_form
 from torch import Tensor
 
 from interpcore import ops
-from interpcore.ops.backend import supported_isas
 from interpcore.ops.bins import Bins, LinearBins, OctaveBins
 
-FORMS = [("reference", None), *(("cpu", isa) for isa in supported_isas())]
 BINS = [OctaveBins(), OctaveBins(-3, 2, 1), LinearBins(), LinearBins(-1.0, 1.0, 4)]
 
 
@@ -25,9 +26,10 @@ def values(columns: int) -> Tensor:
     return x
 
 
-def counted(x: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
+@functools.cache
+def counted(columns: int, bins: Bins) -> tuple[Tensor, Tensor]:
     """By search in the edges: one is in the bin farther from 0 of octaves, in the one below of lines."""
-    edges = bins.edges.float()
+    edges, x = bins.edges.float(), values(columns)
     counts = torch.zeros(x.shape[1], len(edges) + 1, dtype=torch.int64)
     above = isinstance(bins, OctaveBins)
     for column in range(x.shape[1]):
@@ -38,17 +40,18 @@ def counted(x: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("columns", [1, 32, 45])
 @pytest.mark.parametrize("bins", BINS, ids=str)
-def test_counts_are_those_of_the_edges(bins: Bins, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_form
+def test_counts_are_those_of_the_edges(
+    name: str, isa: str | None, bins: Bins, columns: int, request: pytest.FixtureRequest
+) -> None:
+    device = device_of(request, name, isa)
     x = values(columns)
-    expected, odd = counted(x, bins)
-    strided = torch.full((350, columns + 3), torch.nan)
+    expected, odd = counted(columns, bins)
+    strided = torch.full((350, columns + 3), torch.nan, device=device)
     strided[:, 2:-1] = x
-    for name, isa in FORMS:
-        if isa is not None:
-            monkeypatch.setenv("INTERPCORE_ISA", isa)
-        counts, nonfinite = expected.clone(), torch.zeros(columns, dtype=torch.int64)
-        ops.bin_counts(strided[:, 2:-1], bins, counts, nonfinite, backend=name)
-        assert torch.equal(counts, 2 * expected) and torch.equal(nonfinite, odd), (name, isa)
+    counts, nonfinite = expected.to(device, copy=True), torch.zeros_like(odd, device=device)
+    ops.bin_counts(strided[:, 2:-1], bins, counts, nonfinite, backend=name)
+    assert torch.equal(counts.cpu(), 2 * expected) and torch.equal(nonfinite.cpu(), odd)
 
 
 def test_threads_change_nothing() -> None:

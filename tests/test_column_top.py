@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from op_case import device_of, every_form
 
 from interpcore import ops
-from interpcore.ops.backend import supported_isas
-
-FORMS = [("reference", None), *(("cpu", isa) for isa in supported_isas())]
 
 
-@pytest.mark.parametrize(("columns", "k"), [(1, 3), (64, 1), (75, 7), (130, 500)])
-def test_lists_are_those_of_a_sort(columns: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("columns", "k"), [(1, 3), (64, 1), (75, 7), (5, 500)])
+@every_form
+def test_lists_are_those_of_a_sort(
+    name: str, isa: str | None, columns: int, k: int, request: pytest.FixtureRequest
+) -> None:
+    device = device_of(request, name, isa)
     make = torch.Generator().manual_seed(0)
     x = (torch.randn(400, columns, generator=make) * 8).round() / 8  # many equal ones
     x[5, 0], x[6, -1], x[7, 0], x[:, columns // 2] = torch.nan, torch.inf, -torch.inf, torch.nan
@@ -18,15 +20,15 @@ def test_lists_are_those_of_a_sort(columns: int, k: int, monkeypatch: pytest.Mon
     clean = x.where(x.isfinite(), -torch.inf)
     value, order = clean.sort(dim=0, descending=True, stable=True)
     place = index[order].where(value.isfinite(), -1)
-    for name, isa in FORMS:
-        if isa is not None:
-            monkeypatch.setenv("INTERPCORE_ISA", isa)
-        best, at = torch.full((k, columns), -torch.inf), torch.full((k, columns), -1)
-        for rows in (slice(0, 100), slice(100, 100), slice(100, 400)):
-            ops.column_top(x[rows], index[rows], best, at, backend=name)
-        n = min(k, 400)
-        assert torch.equal(best[:n], value[:n]) and torch.equal(at[:n], place[:n]), (name, isa)
-        assert (best[n:] == -torch.inf).all() and (at[n:] == -1).all()
+    best = torch.full((k, columns), -torch.inf, device=device)
+    at = torch.full((k, columns), -1, device=device)
+    strided = torch.full((400, columns + 3), torch.nan, device=device)
+    strided[:, 2:-1], index = x, index.to(device)
+    for rows in (slice(0, 100), slice(100, 100), slice(100, 400)):
+        ops.column_top(strided[rows, 2:-1], index[rows], best, at, backend=name)
+    n, best, at = min(k, 400), best.cpu(), at.cpu()
+    assert torch.equal(best[:n], value[:n]) and torch.equal(at[:n], place[:n])
+    assert (best[n:] == -torch.inf).all() and (at[n:] == -1).all()
 
 
 def test_threads_change_nothing() -> None:

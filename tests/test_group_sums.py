@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from op_case import device_of, every_form
 
 from interpcore import ops
-from interpcore.ops.backend import supported_isas
-
-FORMS = [("reference", None), *(("cpu", isa) for isa in supported_isas())]
 
 
 @pytest.mark.parametrize("columns", [1, 31, 64, 77])
 @pytest.mark.parametrize("odd", [False, True])
-def test_sums_are_those_of_the_groups(columns: int, odd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_form
+def test_sums_are_those_of_the_groups(
+    name: str, isa: str | None, columns: int, odd: bool, request: pytest.FixtureRequest
+) -> None:
+    device = device_of(request, name, isa)
     make = torch.Generator().manual_seed(0)
     x = torch.randn(300, columns + 5, generator=make)[:, 3:-2] * 1e3
     shift = torch.randn(columns, generator=make) * 100
@@ -20,24 +22,21 @@ def test_sums_are_those_of_the_groups(columns: int, odd: bool, monkeypatch: pyte
     group = torch.randint(6, (300,), generator=make) * 2
     before = torch.randn(2, 12, columns, generator=make, dtype=torch.float64)
     finite = x.isfinite()
-    for name, isa in FORMS:
-        if isa is not None:
-            monkeypatch.setenv("INTERPCORE_ISA", isa)
-        total, square = before.clone().unbind()
-        total, square = total.contiguous(), square.contiguous()
-        active = torch.ones(12, columns, dtype=torch.int32)
-        assert ops.group_sums(x, group, shift, total, square, active, backend=name) == odd
-        for g in range(12):
-            rows = group == g
-            off = torch.where(finite, x.double() - shift.double(), 0.0)[rows]
-            for got, start, exact in ((total, before[0], off), (square, before[1], off * off)):
-                torch.testing.assert_close(
-                    got[g], start[g] + exact.sum(0), rtol=1e-12, atol=1e-12 * float(exact.abs().sum() + 1)
-                )
-            assert torch.equal(active[g], 1 + ((x > 0) & finite)[rows].sum(0).int())
-        again = [t.clone() for t in before]
-        ops.group_sums(x, group, shift, *again, backend=name)
-        assert torch.equal(again[0], total) and torch.equal(again[1], square)
+    total, square = (x.to(device, copy=True) for x in before)
+    active = torch.ones(12, columns, dtype=torch.int32, device=device)
+    where = (x.to(device), group.to(device), shift.to(device))
+    assert ops.group_sums(*where, total, square, active, backend=name) == odd
+    for g in range(12):
+        rows = group == g
+        off = torch.where(finite, x.double() - shift.double(), 0.0)[rows]
+        for got, start, exact in ((total, before[0], off), (square, before[1], off * off)):
+            torch.testing.assert_close(
+                got[g].cpu(), start[g] + exact.sum(0), rtol=1e-12, atol=1e-12 * float(exact.abs().sum() + 1)
+            )
+        assert torch.equal(active[g].cpu(), 1 + ((x > 0) & finite)[rows].sum(0).int())
+    again = [x.to(device, copy=True) for x in before]
+    ops.group_sums(*where, *again, backend=name)
+    assert torch.equal(again[0], total) and torch.equal(again[1], square)
 
 
 def test_threads_and_cuts_of_columns_change_no_bit() -> None:

@@ -117,6 +117,24 @@ KERNELS = {
     "centered_kernel": Kernel(
         "comoments", same("x", "out") | {"mask": "u8", "shift": "fp32", "scale": "fp32"}
     ),
+    "bin_counts_kernel": Kernel(
+        "bin_counts",
+        same("x") | {"edge": "fp32", "counts": "i64", "nonfinite": "i64"},
+        frozenset({"first", "scale"}),
+    ),
+    "column_top_kernel": Kernel("column_top", {"x": "fp32", "value": "fp32", "index": "i64", "place": "i64"}),
+    "group_sums_kernel": Kernel(
+        "group_sums",
+        same("x")
+        | dict.fromkeys(("order", "start", "place"), "i64")
+        | {"shift": "fp32", "total": "fp64", "square": "fp64", "active": "i32", "nonfinite": "u8"},
+    ),
+    "row_summary_kernel": Kernel(
+        "row_summary",
+        same("r", "top", "bottom")
+        | dict.fromkeys(("histogram", "top_index", "bottom_index", "count"), "i64")
+        | {"edge": "fp64", "powers": "fp64"},
+    ),
     "edge_products_kernel": Kernel(
         "edge_scores",
         same("difference", "grad")
@@ -194,6 +212,22 @@ CASES += [
 CASES += [
     Case("centered_kernel", dtype, {"MASKED": True, "BR": 8, "BN": 512}, 4, 128, 2048)
     for dtype in ("fp32", "bf16")
+]
+# Tiles as the kernels of tallies have them.
+OCTAVES = {"OCTAVES": True, "SHIFT": 20, "OFFSET": 800, "MOST": 400, "BR": 32, "BN": 64}
+CASES += [
+    Case("bin_counts_kernel", "bf16", OCTAVES, 4, 80, 16384),
+    Case("bin_counts_kernel", "fp32", OCTAVES | {"OCTAVES": False}, 4, 96, 16384),
+    Case("column_top_kernel", "fp32", {"K": 32, "BR": 64, "BN": 32}, 4, 168, 16384),
+    Case("group_sums_kernel", "bf16", {"COUNTED": True, "BN": 256}, 4, 64, 1024),
+    Case(
+        "row_summary_kernel",
+        "fp32",
+        {"POWERS": True, "COUNT": True, "K": 64, "BINS": 256, "BM": 1024},
+        4,
+        255,
+        16384,
+    ),
 ]
 # Tiles as kernels/edge_scores.py has them.
 EDGES = {"BS": 128, "BD": 64}

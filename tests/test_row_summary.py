@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from op_case import device_of, every_form
 from torch import Tensor
 
 from interpcore import ops
-from interpcore.ops.backend import supported_isas
 
-FORMS = [("reference", None), *(("cpu", isa) for isa in supported_isas())]
 EDGES = torch.linspace(-1, 1, 100)
 
 
@@ -26,37 +25,44 @@ def rows(columns: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize(("columns", "k"), [(7, 9), (200, 6), (403, 1)])
+@pytest.mark.parametrize(
+    ("columns", "k", "order"), [(7, 9, [1, 0, 2]), (200, 6, [2, 0, 1]), (403, 1, [0, 1, 2])]
+)
+@every_form
 def test_summaries_are_those_of_whole_rows(
-    columns: int, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    isa: str | None,
+    columns: int,
+    k: int,
+    order: list[int],
+    dtype: torch.dtype,
+    request: pytest.FixtureRequest,
 ) -> None:
+    device = device_of(request, name, isa)
     r, cuts = rows(columns, dtype), [0, columns // 3, columns // 3 + 1, columns]
-    order = [[1, 0, 2], [0, 1, 2]]
-    for (name, isa), tiles in zip(FORMS * 2, order * len(FORMS), strict=False):
-        if isa is not None:
-            monkeypatch.setenv("INTERPCORE_ISA", isa)
-        histogram = torch.zeros(12, 101, dtype=torch.int64)
-        top, bottom = (torch.full((12, k), torch.nan, dtype=dtype) for _ in range(2))
-        above, below = (torch.full((12, k), -1) for _ in range(2))
-        powers, count = torch.zeros(4, 12, dtype=torch.float64), torch.zeros(12, dtype=torch.int64)
-        kept = (histogram, top, above, bottom, below, powers, count)
-        for tile in tiles:
-            start, stop = cuts[tile : tile + 2]
-            ops.row_summary(r[:, start:stop], start, EDGES, *kept, backend=name)
-        for n, row in enumerate(r):
-            known = row[~row.isnan()]
-            assert int(count[n]) == len(known)
-            bins = np.searchsorted(EDGES.double().numpy(), known.double().numpy())
-            assert histogram[n].tolist() == np.bincount(bins, minlength=101).tolist(), (name, isa, n)
-            for power in range(4):
-                exact = known.double().pow(power + 1).sum()
-                torch.testing.assert_close(powers[power, n], exact, rtol=1e-12, atol=1e-12)
-            numbers = (~row.isnan()).nonzero()[:, 0].tolist()
-            for values, index, sign in ((top, above, -1), (bottom, below, 1)):
-                expected = sorted(numbers, key=lambda j: (sign * float(row[j]), j))[:k]
-                assert index[n].tolist() == expected + [-1] * (k - len(expected)), (name, isa, n)
-                assert torch.equal(values[n, : len(expected)], row[expected])
-                assert values[n, len(expected) :].isnan().all()
+    histogram = torch.zeros(12, 101, dtype=torch.int64)
+    top, bottom = (torch.full((12, k), torch.nan, dtype=dtype) for _ in range(2))
+    above, below = (torch.full((12, k), -1) for _ in range(2))
+    powers, count = torch.zeros(4, 12, dtype=torch.float64), torch.zeros(12, dtype=torch.int64)
+    kept = [x.to(device) for x in (histogram, top, above, bottom, below, powers, count)]
+    for tile in order:
+        start, stop = cuts[tile : tile + 2]
+        ops.row_summary(r[:, start:stop].to(device), start, EDGES.to(device), *kept, backend=name)
+    histogram, top, above, bottom, below, powers, count = (x.cpu() for x in kept)
+    for n, row in enumerate(r):
+        known = row[~row.isnan()]
+        assert int(count[n]) == len(known)
+        bins = np.searchsorted(EDGES.double().numpy(), known.double().numpy())
+        assert histogram[n].tolist() == np.bincount(bins, minlength=101).tolist(), n
+        for power in range(4):
+            exact = known.double().pow(power + 1).sum()
+            torch.testing.assert_close(powers[power, n], exact, rtol=1e-12, atol=1e-12)
+        numbers = (~row.isnan()).nonzero()[:, 0].tolist()
+        for values, index, sign in ((top, above, -1), (bottom, below, 1)):
+            expected = sorted(numbers, key=lambda j: (sign * float(row[j]), j))[:k]
+            assert index[n].tolist() == expected + [-1] * (k - len(expected)), n
+            assert torch.equal(values[n, : len(expected)], row[expected])
+            assert values[n, len(expected) :].isnan().all()
 
 
 def test_threads_change_nothing() -> None:

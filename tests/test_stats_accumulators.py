@@ -182,7 +182,6 @@ def test_quantiles() -> None:
     assert got[:, 4].isnan().all()
 
 
-@pytest.mark.usefixtures("top_way")
 def test_top_examples_are_the_sorted_ones() -> None:
     got = whole("top").finalize()
     rows = MASK.nonzero()[:, 0]
@@ -198,15 +197,6 @@ def test_top_examples_are_the_sorted_ones() -> None:
         )
 
 
-@pytest.fixture(params=["native", "of a GPU"])
-def top_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways that top examples are found."""
-    if request.param == "of a GPU":
-        take = lambda top, values, tokens: top._take_larger(values, tokens)  # noqa: E731
-        monkeypatch.setattr(TopExamples, "_take_rows", take)
-
-
-@pytest.mark.usefixtures("top_way")
 def test_top_examples_that_few_columns_find() -> None:
     x = torch.randn(2 * len(MASK), 60, generator=torch.Generator().manual_seed(3))
     x[len(MASK) :] -= 10
@@ -240,7 +230,6 @@ def test_groups_of_the_ids_that_occur_are_those_of_all_ids(kind: str) -> None:
         GroupSums(kind, few.ids[:1], SHIFT).update(VALUES, block)
 
 
-@pytest.mark.usefixtures("top_way")
 def test_top_examples_of_long_blocks_are_the_sorted_ones() -> None:
     """Of one long block, where thresholds come before the sort: ties, NaN, infinity, a constant column."""
     x = torch.randn(4096, 40, generator=torch.Generator().manual_seed(6))

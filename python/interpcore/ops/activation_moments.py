@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 from interpcore.ops.column_moments import (
     RunningMoments,
@@ -114,7 +114,7 @@ def launch_activation_moments(
     if chosen == "triton":
         from interpcore.kernels import activation_moments as kernel
 
-        with torch.cuda.device(pre.device if pre.is_cuda else -1):
+        with on(pre):
             kernel.launch(pre, up, activation, mask, threshold, post, *totals, go_on=go_on)
         return post
     native = native_cpu()

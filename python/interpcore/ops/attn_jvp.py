@@ -5,7 +5,7 @@ from torch import Tensor
 
 from interpcore.ops import reference
 from interpcore.ops.attn_vjp import check_attention, key_value_covariance, mixed_values
-from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 # The C++ form reads transposed queries with their rows padded to a multiple of this (csrc: kQueryRound).
@@ -94,7 +94,7 @@ def launch_attn_jvp(
         from interpcore.kernels import attn_jvp as kernel
 
         q = rows_contiguous(q)
-        with torch.cuda.device(tq.device if tq.is_cuda else -1):
+        with on(tq):
             kernel.launch(tq, tk, tv, q, v, z, pattern, factor, scale, key_value, out)
         return
     _launch_cpu(tq, tk, tv, q, v, z, pattern, factor, scale, key_value, out)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 Cotangents = tuple[Tensor, Tensor, Tensor]
@@ -112,7 +112,7 @@ def launch_attn_vjp(
     if chosen == "triton":
         from interpcore.kernels import attn_vjp as kernel
 
-        with torch.cuda.device(g.device if g.is_cuda else -1):
+        with on(g):
             kernel.launch(g, q, k, v, z, pattern, live, factor, scale, group_kv, key_value, out)
         return
     _launch_cpu(g, q, k, v, z, pattern, live, factor, scale, group_kv, key_value, out)

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,22 +16,21 @@ from interpcore.errors import Refused, Unavailable
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What each dispatched op has beside its definition. The CUDA form is for a GPU without Triton.
-# `product` is not dispatched: it is torch's own on every device. Where an op has only a C++ form, a GPU runs
-# its definition, by torch's own kernels (`choose_or_reference`).
+# `product` is not dispatched: it is torch's own on every device.
 FORMS: dict[str, tuple[str, ...]] = {
     "activation_moments": ("cpu", "triton"),
     "attn_jvp": ("cpu", "triton"),
     "attn_vjp": ("cpu", "triton"),
-    "bin_counts": ("cpu",),
+    "bin_counts": ("cpu", "triton"),
     "column_moments": ("cpu", "triton"),
-    "column_top": ("cpu",),
+    "column_top": ("cpu", "triton"),
     "comoments": ("cpu", "triton"),
     "edge_scores": ("cpu", "triton"),
     "gate": ("cpu", "triton"),
-    "group_sums": ("cpu",),
+    "group_sums": ("cpu", "triton"),
     "norm_jvp": ("cpu", "triton"),
     "norm_vjp": ("cpu", "triton", "cuda"),
-    "row_summary": ("cpu",),
+    "row_summary": ("cpu", "triton"),
 }
 
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."
@@ -139,10 +139,9 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     raise Unavailable(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")
 
 
-def choose_or_reference(op: str, x: Tensor, backend: str | None) -> str:
-    """As `choose`; the definition where none is named and the device has no form of `op`."""
-    has_form = x.is_cpu or len(FORMS[op]) > 1 or named(op, backend) is not None
-    return choose(op, x, backend) if has_form else "reference"
+def on(x: Tensor) -> AbstractContextManager[None]:
+    """The device of x as the current one, for a launch."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 def _problem(backend: str, x: Tensor) -> str | None:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose_or_reference, isa, native_cpu
-from interpcore.ops.bins import Bins
+from interpcore.ops.backend import choose, isa, native_cpu, on
+from interpcore.ops.bins import Bins, LinearBins, closed
 from interpcore.ops.checks import expect, expect_leading, rows_contiguous
 
 
@@ -19,7 +19,7 @@ def bin_counts(
         bins: the bins.
         counts: `[N, bins]` int64, contiguous, changed in place.
         nonfinite: `[N]` int64, contiguous, changed in place: infinities and NaNs, which are in no bin.
-        backend: "reference", "cpu" or None to choose by device and dtype.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -32,10 +32,18 @@ def bin_counts(
         "nonfinite": (nonfinite, (columns,), torch.int64),
     }
     expect("bin_counts", "x", x, expected)
-    if choose_or_reference("bin_counts", x, backend) == "reference" or not len(x):
+    chosen = choose("bin_counts", x, backend)
+    if chosen == "reference" or not x.numel():
         return reference.bin_counts(x, bins, counts, nonfinite)
     x, native = rows_contiguous(x), native_cpu()
-    assert native is not None and counts.is_contiguous() and nonfinite.is_contiguous()
+    assert counts.is_contiguous() and nonfinite.is_contiguous()
+    if chosen == "triton":
+        from interpcore.kernels import bin_counts as kernel
+
+        edge = closed(bins, x.device) if isinstance(bins, LinearBins) else x
+        with on(x):
+            return kernel.launch(x, bins.rule(), edge, counts, nonfinite)
+    assert native is not None
     args = {
         "shape": (*x.shape, size),
         "row_stride": x.stride(0),

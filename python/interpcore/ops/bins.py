@@ -95,12 +95,12 @@ class LinearBins:
     def rule(self) -> dict[str, Any]:
         """See `Bins.rule`."""
         scale = (self.count - 1) / (self.last - self.first)
-        edge = _closed(self).data_ptr()
+        edge = closed(self).data_ptr()
         return {"first": self.first, "scale": scale, "count": self.count, "edge": edge}
 
 
 @functools.cache
-def _closed(bins: LinearBins) -> Tensor:
+def closed(bins: LinearBins, device: torch.device | str = "cpu") -> Tensor:
     """The edges, and infinity on both sides [count + 2] float32."""
     end = torch.tensor([torch.inf])
-    return torch.cat((-end, bins.edges.float(), end))
+    return torch.cat((-end, bins.edges.float(), end)).to(device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 # The CPU form keeps the counts of a tile of columns on its stack.
@@ -247,7 +247,7 @@ def _launch_triton(
 
     threshold = float32_thresholds(tuple(thresholds), x.device)
     mask = None if mask is None else mask.contiguous()
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with on(x):
         kernel.launch(rows_contiguous(x), mask, threshold, counts, moments, go_on=go_on)
 
 

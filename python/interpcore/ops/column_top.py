@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose_or_reference, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, rows_contiguous
 
 
@@ -19,7 +19,7 @@ def column_top(x: Tensor, index: Tensor, value: Tensor, place: Tensor, *, backen
         index: `[T]` int64, what stands for each row.
         value: `[k, N]` float32, contiguous, largest first, changed in place; -inf where there are fewer.
         place: `[k, N]` int64, contiguous, changed in place: their indices; -1 where there are fewer.
-        backend: "reference", "cpu" or None to choose by device.
+        backend: "reference", "cpu", "triton" or None to choose by device.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -35,10 +35,17 @@ def column_top(x: Tensor, index: Tensor, value: Tensor, place: Tensor, *, backen
     expect("column_top", "x", x, expected)
     if not len(x) or not len(value):
         return
-    if choose_or_reference("column_top", x, backend) == "reference":
+    chosen = choose("column_top", x, backend)
+    if chosen == "reference":
         return reference.column_top(x, index, value, place)
     x, index, native = rows_contiguous(x), index.contiguous(), native_cpu()
-    assert native is not None and value.is_contiguous() and place.is_contiguous()
+    assert value.is_contiguous() and place.is_contiguous()
+    if chosen == "triton":
+        from interpcore.kernels import column_top as kernel
+
+        with on(x):
+            return kernel.launch(x, index, value, place)
+    assert native is not None
     args = {
         "shape": (*x.shape, len(value)),
         "row_stride": x.stride(0),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
-from interpcore.ops.backend import choose, named
+from interpcore.ops.backend import choose, named, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 from interpcore.ops.column_moments import ColumnMoments, column_moments
 from interpcore.ops.product import PRECISIONS, product
@@ -233,7 +233,7 @@ def launch_centered(
     if chosen == "triton" and x.numel():
         from interpcore.kernels import comoments as kernel
 
-        with torch.cuda.device(x.device if x.is_cuda else -1):
+        with on(x):
             kernel.launch(rows_contiguous(x), mask, shift, scale, out)
         return out
     for start in range(0, len(x), _CACHED_ROWS):

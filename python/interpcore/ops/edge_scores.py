@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose
+from interpcore.ops.backend import choose, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient
 from interpcore.ops.product import product
 
@@ -94,7 +94,7 @@ def launch_edge_scores(
     elif chosen == "triton":
         from interpcore.kernels import edge_scores as kernel
 
-        with torch.cuda.device(difference.device if difference.is_cuda else -1):
+        with on(difference):
             kernel.launch(difference.contiguous(), grad.contiguous(), prefix, segment, total, squares)
     else:
         _products(difference, grad, prefix, segment, total, squares)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, named, native_cpu
+from interpcore.ops.backend import choose, isa, named, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 
@@ -109,7 +109,7 @@ def _launch_triton(
     factor = rows_contiguous(factor)
     x2 = None if x2 is None else rows_contiguous(x2)
     factor2 = None if factor2 is None else rows_contiguous(factor2)
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with on(x):
         kernel.launch(rows, factor, x2, factor2, results)
     if results[0] is not out[0]:
         out[0].copy_(results[0])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose_or_reference, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, rows_contiguous
 
 
@@ -29,7 +29,7 @@ def group_sums(
         shift: `[N]` float32, a value near each column's mean.
         total, square: `[G, N]` float64, contiguous, changed in place.
         active: `[G, N]` int32, contiguous, changed in place; None to count nothing.
-        backend: "reference", "cpu" or None to choose by device and dtype.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
 
     Returns:
         Whether any x is not finite.
@@ -48,7 +48,8 @@ def group_sums(
         "active": (active, sums, torch.int32),
     }
     expect("group_sums", "x", x, expected)
-    if choose_or_reference("group_sums", x, backend) == "reference" or not len(x):
+    chosen = choose("group_sums", x, backend)
+    if chosen == "reference" or not x.numel():
         return reference.group_sums(x, group, shift, total, square, active)
     order = group.argsort(stable=True)
     place, count = group[order].unique_consecutive(return_counts=True)
@@ -58,8 +59,15 @@ def group_sums(
         )
     start = torch.nn.functional.pad(count.cumsum(0), (1, 0))
     x, shift, native = rows_contiguous(x), shift.contiguous(), native_cpu()
-    assert native is not None and total.is_contiguous() and square.is_contiguous()
-    nonfinite = torch.zeros(1, dtype=torch.bool)
+    assert total.is_contiguous() and square.is_contiguous()
+    nonfinite = torch.zeros(1, dtype=torch.uint8, device=x.device)
+    if chosen == "triton":
+        from interpcore.kernels import group_sums as kernel
+
+        with on(x):
+            kernel.launch(x, order, start, place, shift, total, square, active, nonfinite)
+        return bool(nonfinite)
+    assert native is not None
     args = {
         "columns": x.shape[1],
         "groups": len(place),

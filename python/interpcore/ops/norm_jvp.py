@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect_no_gradient, rows_contiguous
 from interpcore.ops.norm_vjp import check_norm, check_norm_out, native_norm_args
 
@@ -88,7 +88,7 @@ def launch_norm_jvp(
     if chosen == "triton":
         from interpcore.kernels import norm_jvp as kernel
 
-        with torch.cuda.device(t.device if t.is_cuda else -1):
+        with on(t):
             kernel.launch(t, normed, rstd, weight, residual, sum_over, center, weight_offset, out)
         return
     native = native_cpu()

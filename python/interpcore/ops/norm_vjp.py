@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu, native_cuda
+from interpcore.ops.backend import choose, isa, native_cpu, native_cuda, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 
 # The CUDA kernel keeps a row in float32 in the 48 KB of shared memory that every kernel may use.
@@ -97,7 +97,7 @@ def launch_norm_vjp(
     if chosen == "triton":
         from interpcore.kernels import norm_vjp as kernel
 
-        with torch.cuda.device(g.device if g.is_cuda else -1):
+        with on(g):
             kernel.launch(g, normed, rstd, weight, residual, sum_over, center, weight_offset, out)
         return
     args = native_norm_args(g, normed, rstd, weight, residual, out)

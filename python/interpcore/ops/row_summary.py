@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose_or_reference, isa, native_cpu
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading
 
 
@@ -36,7 +36,7 @@ def row_summary(
         top_index, bottom_index: `[n, k]` int64: their numbers; -1 where there are fewer.
         powers: `[4, n]` float64: sums of r, r^2, r^3, r^4; None for none.
         count: `[n]` int64: values that are not NaN; None for none.
-        backend: "reference", "cpu" or None to choose by device.
+        backend: "reference", "cpu", "triton" or None to choose by device.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -58,13 +58,20 @@ def row_summary(
         return
     r = r.contiguous()
     kept = (histogram, top, top_index, bottom, bottom_index)
-    # The C++ form takes float64 too.
+    # All forms take float64 too.
     either = r.new_empty(0, dtype=torch.float32) if r.dtype == torch.float64 else r
-    if choose_or_reference("row_summary", either, backend) == "reference" or not top.shape[1]:
+    chosen = choose("row_summary", either, backend)
+    if chosen == "reference" or not top.shape[1]:
         return reference.row_summary(r, first, edges, *kept, powers, count)
     native, end = native_cpu(), torch.tensor([torch.inf], dtype=torch.float64)
-    assert native is not None and all(x.is_contiguous() for x in kept)
-    edge = torch.cat((-end, edges.double(), end))
+    assert all(x.is_contiguous() for x in kept)
+    edge = torch.cat((-end, edges.double().cpu(), end)).to(r.device)
+    if chosen == "triton":
+        from interpcore.kernels import row_summary as kernel
+
+        with on(r):
+            return kernel.launch(r, first, edge, *kept, powers, count)
+    assert native is not None
     args = {
         "shape": (*r.shape, top.shape[1]),
         "first": first,
