@@ -20,7 +20,7 @@ from interpcore.model.mixture import Mixture
 from interpcore.model.projection import FusedQKV, Projection, SplitQKV
 from interpcore.model.weights import weights_hash
 from interpcore.neurons.correlation.reader import neuron_set
-from interpcore.neurons.statistics.token_pass import mlp_widths
+from interpcore.neurons.statistics.mlp_sides import mlp_widths
 
 TOKENS = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(5))
 MIXTURES = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"]

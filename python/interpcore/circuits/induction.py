@@ -150,7 +150,7 @@ def induction(
     # Nothing foretells the first token of a period.
     halves = loss[:, start - n : start - 1].mean(), loss[:, start:].mean()
     error = each.std(0) / prompts**0.5 if prompts > 1 else torch.full_like(each[0], torch.nan)
-    name = model.spec.name.rstrip("/").rsplit("/", 1)[-1]
+    name = model.spec.short_name
     return Induction(name, n, each.mean(0), error, (float(halves[0]), float(halves[1])), prompts)
 
 

@@ -222,7 +222,7 @@ def attribute_latents(
         for i, p in zip(chosen, shares, strict=True)
     ]
     nodes = [*walk.nodes(list(tokens), texts), *ends]
-    name = model.spec.name.rstrip("/").rsplit("/", 1)[-1]
+    name = model.spec.short_name
     weights = whole[kept][:, kept]
     return LatentGraph(
         name,

@@ -131,7 +131,7 @@ class Circuits(Context):
         return {"runs": (str(folder),), "inputs": dict(self.data(self.setting))}
 
     def _place(self, model: Model) -> Any:
-        return self.folder(model.spec.name.rstrip("/").rsplit("/", 1)[-1])
+        return self.folder(model.spec.short_name)
 
     def _find(self, model: Model, task: str, method: str) -> tuple[Circuit, Pairs]:
         with self._study(model) as study:

@@ -183,5 +183,5 @@ def untrained(model: Model, seed: int = 0) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf = AutoModelForCausalLM.from_config(config, dtype=model.dtype).to(model.device).eval()
-    name = model.spec.name.rstrip("/").rsplit("/", 1)[-1]
+    name = model.spec.short_name
     return from_transformers(hf, f"{name}-untrained", model.tokenizer)

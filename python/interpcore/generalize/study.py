@@ -182,7 +182,7 @@ def open_trials(
     read = list(read_card(out).arguments.get(RESERVE, ())) if is_run(out) else []
     of = {
         "suite": suite.name,
-        "on": [_short(one) for one in others],
+        "on": [one.spec.short_name for one in others],
         "weights of on": [weights_hash(one) for one in others],
         "settings": settings.arguments(),
         **data,
@@ -273,16 +273,16 @@ def _checked(given: Model | str, model: Model) -> Model:
     if not isinstance(one, Model):
         raise Refused(f"{given} has no hand-written blocks, which trials need.")
     if weights_hash(one) == weights_hash(model):
-        raise _SameModelError(f"{_short(one)} is the model that states the finding; GT1 needs another one.")
+        raise _SameModelError(
+            f"{one.spec.short_name} is the model that states the finding; GT1 needs another one."
+        )
     needed = sum(t.numel() * t.element_size() for _, t in named_tensors(one))
     if free_memory(one.device) < needed:
-        raise RunError(f"{_short(one)} needs {needed / 1e9:.1f} GB of working memory, which are not free")
+        raise RunError(
+            f"{one.spec.short_name} needs {needed / 1e9:.1f} GB of working memory, which are not free"
+        )
     tokens = torch.arange(CHECKED_TOKENS, device=one.device)[None] % one.spec.vocab_size
     logits = one.forward(tokens, logits_at="last").logits
     if logits is None or not bool(logits.isfinite().all()):
-        raise RunError(f"{_short(one)} gives logits that are not finite on {CHECKED_TOKENS} tokens")
+        raise RunError(f"{one.spec.short_name} gives logits that are not finite on {CHECKED_TOKENS} tokens")
     return one
-
-
-def _short(model: Model) -> str:
-    return model.spec.name.rstrip("/").rsplit("/", 1)[-1]

@@ -241,7 +241,7 @@ class Relations(Context):
         reserved: bool = False,
     ) -> Path:
         what = f"template {template}" + " with edits" * edits + " holding" * holding
-        return self.folder(model.spec.name.rstrip("/").rsplit("/", 1)[-1], "reserved" if reserved else what)
+        return self.folder(model.spec.short_name, "reserved" if reserved else what)
 
     def _study(self, model: Model, **how: Any) -> Any:
         """An open study of a model's relations; see `results` for what it is told."""

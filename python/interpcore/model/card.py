@@ -32,7 +32,7 @@ def run_card(
         given: the card's other fields (protocol, split, seeds, arguments, ...).
     """
     return RunCard(
-        model=model.spec.name.rstrip("/").rsplit("/", 1)[-1],
+        model=model.spec.short_name,
         revision=None if model.origin is None else model.origin.revision,
         weights=weights_hash(model),
         bos=None if model.tokenizer is None else bos_rule(bos),

@@ -6,7 +6,6 @@ Jacobians of such a model come from autograd over this forward.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interpcore.errors import Refused
+from interpcore.model import transformers_cache
 from interpcore.model.attach import attached
 from interpcore.model.cache import Cache
 from interpcore.model.context import ActivationHook, Context
@@ -27,16 +27,15 @@ from interpcore.model.names import site_table
 from interpcore.model.origin import Origin, reloader
 from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
-from interpcore.model.probe import N_TOKENS, ROUNDING, find_sites, frozen, site_places, size_of
+from interpcore.model.probe import find_sites, frozen, site_places, size_of
 from interpcore.model.probe_run import Function, Watched
 from interpcore.model.prompts import encode, read_prompts
 from interpcore.model.rescaled import by_row, grows, rescaling
 from interpcore.model.sites import SITES, Edit, Tap, merged, resolve
 from interpcore.model.spec import ModelSpec
+from interpcore.model.transformers_cache import LAST
 from interpcore.model.weights import Weights
 from interpcore.runs.shown import AsFacts, Rows
-
-LAST = {"logits_to_keep": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,14 +283,14 @@ class GenericModel(AsFacts):
     @cached_property
     def _stream_alone(self) -> bool:
         """Whether of the tokens later blocks see only the stream: two prompts, one stream, same logits."""
-        tokens = torch.arange(2 * N_TOKENS, device=self.device).view(2, -1) % self.spec.vocab_size
+        tokens = transformers_cache.short_texts(self, 2)
         for depth in (1, len(self.layers) - 1):
             tap = Tap("resid", depth, rows=[0])
             stream = self.forward(tokens, taps=[tap]).taps[tap]
             written = Edit("resid", depth, None, Replace(stream.expand(2, -1, -1)))
             logits = self.forward(tokens, edits=[written]).logits
             assert logits is not None
-            if not self._agree(logits[0], logits[1]):
+            if not transformers_cache.agree(self, logits[0], logits[1]):
                 return False
         return True
 
@@ -327,58 +326,17 @@ class GenericModel(AsFacts):
     @cached_property
     def unembeds_last(self) -> bool:
         """Whether it gives the logits of the last token alone when asked to, as most of transformers' do."""
-        if "logits_to_keep" not in inspect.signature(self.hf.forward).parameters:
-            return False
-        tokens = torch.arange(N_TOKENS, device=self.device)[None] % self.spec.vocab_size
-        with torch.no_grad():
-            whole, last = (self.hf(input_ids=tokens, use_cache=False, **given).logits for given in ({}, LAST))
-        return last.shape[1] == 1 and self._agree(last, whole[:, -1:])
+        return transformers_cache.unembeds_last(self)
 
     @cached_property
     def continues(self) -> bool:
         """Whether transformers' cache is a text's beginning: what follows it is as in the whole text."""
-        if self.rotaries:
-            return False
-        tokens = torch.arange(2 * N_TOKENS, device=self.device).view(2, -1) % self.spec.vocab_size
-        whole = self.forward(tokens, logits_at="last").logits
-        assert whole is not None
-        try:
-            _, past = self.step(tokens[:, :-2], None, 0)
-            if past is None:
-                return False
-            _, past = self.step(tokens[:, -2:-1], past, N_TOKENS - 2)
-            last, _ = self.step(tokens[:, -1:], past, N_TOKENS - 1)
-        except (TypeError, ValueError, RuntimeError):  # transformers' answers where a model takes no cache
-            return False
-        return self._agree(last[:, -1], whole)
+        return transformers_cache.continues(self)
 
     @cached_property
     def shares(self) -> bool:
         """Whether a beginning on transformers' cache serves several rows, and stays as it is."""
-        if not self.continues:
-            return False
-        tokens = torch.arange(N_TOKENS, device=self.device)[None] % self.spec.vocab_size
-        whole = self.forward(tokens, logits_at="last").logits
-        assert whole is not None
-        with torch.no_grad():
-            _, past = self.step(tokens[:, :-2], None, 0)
-            try:
-                pasts = [copies(past, 2) for _ in range(2)]
-            except (AttributeError, TypeError, NotImplementedError):  # of caches that are no rows
-                return False
-            ends = [self.step(tokens[:, -2:].expand(2, -1), each, N_TOKENS - 2)[0] for each in pasts]
-        return all(self._agree(end[:, -1], whole) for end in ends)
-
-    def _agree(self, logits: Tensor, others: Tensor) -> bool:
-        """Whether logits differ by rounding alone."""
-        return bool((logits - others).abs().max() <= ROUNDING[self.dtype] * others.abs().max())
-
-
-def copies(past: Any, n: int) -> Any:
-    """Transformers' cache of one row as one of n rows of its own."""
-    repeated = copy.deepcopy(past)
-    repeated.batch_repeat_interleave(n)
-    return repeated
+        return self.continues and transformers_cache.shares(self)
 
 
 def _text_config(hf: Any, name: str) -> Any:

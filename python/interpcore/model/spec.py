@@ -54,6 +54,11 @@ class ModelSpec:
             object.__setattr__(self, "absent", absent_sites(self.gated))
 
     @property
+    def short_name(self) -> str:
+        """`name` without its folders or owner."""
+        return self.name.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def recurs(self) -> Recurrence:
         """Its recurrence.
 

@@ -18,12 +18,13 @@ from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
-from interpcore.model.generic import GenericModel, copies
+from interpcore.model.generic import GenericModel
 from interpcore.model.layout import read_layout
 from interpcore.model.output import LogitsAt, at_positions
 from interpcore.model.plan import Plan
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, at_depths, select
+from interpcore.model.transformers_cache import copies
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,16 +31,16 @@ from interpcore.neurons.parts import begun_parts, correlation_part, in_parts, me
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import Statistics
 from interpcore.neurons.statistics.labels import LABELS
+from interpcore.neurons.statistics.mlp_sides import mlp_widths
 from interpcore.neurons.statistics.moment_errors import GROUPS
 from interpcore.neurons.statistics.quadrants import check_gated, quadrant_table
 from interpcore.neurons.statistics.summarize import default_batch, part_range, state_bytes, summarize
 from interpcore.neurons.statistics.summary import Summary
-from interpcore.neurons.statistics.token_pass import mlp_widths
 from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_alignment
 from interpcore.neurons.weights.study import weight_study
-from interpcore.runs import RunCard, RunFolder, experiment, is_run, write_tensors
+from interpcore.runs import RunCard, RunFolder, experiment, is_run
 from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Study(experiment.Study):
     @property
     def name(self) -> str:
         """The model's name without its folder."""
-        return short_name(self.model)
+        return self.model.spec.short_name
 
     @property
     def statistics(self) -> Statistics:
@@ -320,13 +320,7 @@ class Study(experiment.Study):
                 path=run.artifact("sums.safetensors"),
                 progress=self.progress,
             )
-            for name in ("best", "letters", "families", "logits", "positions"):
-                write_frame(run.artifact(name), getattr(found, name))
-            write_tensors(
-                run.artifact("variance_reduction.safetensors"),
-                {"variance_reduction": found.reductions.float()},
-                {"labels": "\n".join(found.names)},
-            )
+            found.write(run)
         return found
 
     def card(self, step: str, models: Sequence[Model] = (), **arguments: Any) -> RunCard:
@@ -351,14 +345,8 @@ class Study(experiment.Study):
 
     def report_card(self, asked: Explain, limit: int | None) -> RunCard:
         """The card of a report, which depends on every step."""
-        return self.card(
-            "report",
-            self.partners,
-            **self._framing(),
-            explain=meaning(asked),
-            limit=limit,
-            seed=self.options.seed,
-        )
+        framing = self._framing() | {"explain": meaning(asked), "limit": limit, "seed": self.options.seed}
+        return self.card("report", self.partners, **framing)
 
 
 def open_study(
@@ -410,8 +398,3 @@ def open_study(
         partners=partners,
         command=command,
     )
-
-
-def short_name(model: Model) -> str:
-    """A model's name without its folder."""
-    return model.spec.name.rstrip("/").rsplit("/", 1)[-1]

@@ -23,8 +23,9 @@ from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.correlation.correlate import correlate
 from interpcore.neurons.correlation.setup import Settings as Correlating
 from interpcore.neurons.correlation.universal import universality
+from interpcore.neurons.statistics.mlp_sides import mlp_widths
 from interpcore.neurons.statistics.moment_errors import BLOCK, GroupMoments
-from interpcore.neurons.statistics.token_pass import Part, accumulate, mlp_widths
+from interpcore.neurons.statistics.token_pass import Part, accumulate
 from interpcore.neurons.weights.fold import fold
 from interpcore.ops import ColumnMoments
 from interpcore.ops.column_moments import RunningMoments

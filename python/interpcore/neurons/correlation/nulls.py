@@ -15,7 +15,7 @@ from interpcore.neurons.correlation.partners import Partners
 from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader
 from interpcore.neurons.correlation.setup import Pair, Settings, Study
 from interpcore.neurons.correlation.similarity import Block, similarities
-from interpcore.neurons.statistics.token_pass import activation_of
+from interpcore.neurons.statistics.mlp_sides import activation_of
 from interpcore.ops import Pilot, column_moments
 from interpcore.runs import cell_seed
 

@@ -13,7 +13,7 @@ from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.neurons.statistics.token_pass import mlp_sides, mlp_widths, pilot_activations
+from interpcore.neurons.statistics.mlp_sides import mlp_sides, mlp_widths, pilot_activations
 from interpcore.ops import Pilot, centered, column_moments
 
 SIMILARITIES = ("pearson", "cosine", "jaccard")
@@ -75,7 +75,7 @@ def neuron_set(model: Model, name: str | None = None) -> NeuronSet:
     if "mlp_act" in model.spec.absent:
         raise Refused(f"{model.spec.name} has no site 'mlp_act': {model.spec.absent['mlp_act']}")
     widths = mlp_widths(model)
-    return NeuronSet(model.spec.name.rstrip("/").rsplit("/", 1)[-1] if name is None else name, widths)
+    return NeuronSet(model.spec.short_name if name is None else name, widths)
 
 
 def activations(model: Model, tokens: Tensor, depths: Sequence[int]) -> Iterator[tuple[slice, int, Tensor]]:

@@ -29,7 +29,7 @@ from interpcore.neurons.report import behaviour as figures_behaviour
 from interpcore.neurons.report import figures
 from interpcore.neurons.report.short import sentences, worth_a_look
 from interpcore.neurons.responses.study import Explanations
-from interpcore.neurons.study import Study, short_name
+from interpcore.neurons.study import Study
 from interpcore.neurons.weights.composition import composition
 from interpcore.neurons.weights.study import weight_study
 from interpcore.runs import RunFolder, pages, write_bytes
@@ -305,7 +305,7 @@ def partner_weights(study: Study) -> dict[str, pd.DataFrame]:
     """Weight statistics of the partner models, each in a run folder of its own."""
     found = {}
     for model in study.partners:
-        name = short_name(model)
+        name = model.spec.short_name
         found[name] = weight_study(
             model,
             study.step(f"weights-{name}"),

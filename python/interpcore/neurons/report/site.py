@@ -120,7 +120,7 @@ def neuron_facts(
             mine["intervals"][interval].append(_told(context))
     for mine in data.values():
         mine["top"] = _different([context for _, context in sorted(mine["top"], key=lambda t: t[0])])
-    name = model.spec.name.rstrip("/").rsplit("/", 1)[-1]
+    name = model.spec.short_name
     corpus = "in memory" if shards.folder is None else shards.folder.name
     columns = ["layer", "neuron", *(c for c in COLUMNS if c in table and table[c].notna().any())]
     return Facts(name, corpus, summary.n_tokens, texts, table[columns], data)

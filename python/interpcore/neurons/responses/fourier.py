@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.model.token_text import token_texts
-from interpcore.neurons.statistics.token_pass import mlp_sides, mlp_widths
+from interpcore.neurons.statistics.mlp_sides import mlp_sides, mlp_widths
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,9 +32,11 @@ from interpcore.neurons.responses.positions import (
 )
 from interpcore.neurons.statistics.label_sums import LabelSums, joined_sums, label_sums
 from interpcore.neurons.statistics.labels import Labeller, TokenLabels, corpus_labellers
+from interpcore.neurons.statistics.mlp_sides import mlp_widths
 from interpcore.neurons.statistics.spacy_labels import SpacyLabels
-from interpcore.neurons.statistics.token_pass import mlp_widths
 from interpcore.neurons.weights.fold import fold
+from interpcore.runs import RunFolder, write_tensors
+from interpcore.runs.frames import write_frame
 from interpcore.runs.shown import AsTable
 from interpcore.stats.group_sums import GroupTotals
 
@@ -80,6 +82,13 @@ class Explanations(AsTable):
     def to_pandas(self) -> pd.DataFrame:
         """The best labels of every neuron."""
         return self.best
+
+    def write(self, run: RunFolder) -> None:
+        """Keep them as artifacts of a run."""
+        for name in ("best", "letters", "families", "logits", "positions"):
+            write_frame(run.artifact(name), getattr(self, name))
+        path, named = run.artifact("variance_reduction.safetensors"), {"labels": "\n".join(self.names)}
+        write_tensors(path, {"variance_reduction": self.reductions.float()}, named)
 
 
 def explain_neurons(

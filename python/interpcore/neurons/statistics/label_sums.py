@@ -14,7 +14,8 @@ from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.statistics.labels import Labeller, labeller_meaning
-from interpcore.neurons.statistics.token_pass import Part, accumulate, measure_pilot, mlp_widths
+from interpcore.neurons.statistics.mlp_sides import measure_pilot, mlp_widths
+from interpcore.neurons.statistics.token_pass import Part, accumulate
 from interpcore.ops import product
 from interpcore.stats.accumulators import State, expect_same
 

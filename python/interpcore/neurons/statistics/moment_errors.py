@@ -12,7 +12,8 @@ from torch import Tensor
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.statistics.token_pass import Part, accumulate, mlp_widths
+from interpcore.neurons.statistics.mlp_sides import mlp_widths
+from interpcore.neurons.statistics.token_pass import Part, accumulate
 from interpcore.ops import ColumnMoments
 from interpcore.ops.column_moments import RunningMoments
 from interpcore.stats import TokenBlock

@@ -14,7 +14,8 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
-from interpcore.neurons.statistics.token_pass import Part, accumulate, mlp_widths
+from interpcore.neurons.statistics.mlp_sides import mlp_widths
+from interpcore.neurons.statistics.token_pass import Part, accumulate
 from interpcore.stats import TokenBlock
 from interpcore.stats.accumulators import State
 

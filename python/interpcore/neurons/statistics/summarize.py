@@ -22,9 +22,10 @@ from interpcore.neurons.statistics.accumulate import (
     plan_passes,
 )
 from interpcore.neurons.statistics.labels import Labeller, corpus_labellers, labeller_meaning
+from interpcore.neurons.statistics.mlp_sides import Shifts, measure_pilot, mlp_widths
 from interpcore.neurons.statistics.quadrants import check_gated
 from interpcore.neurons.statistics.summary import PILOT, Summary
-from interpcore.neurons.statistics.token_pass import Part, Pass, Shifts, measure_pilot, mlp_widths
+from interpcore.neurons.statistics.token_pass import Part, Pass
 from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
 
 BATCH_TOKENS, MEMORY = 2048, 4e9
