@@ -7,13 +7,12 @@ each; one warp does it all where its registers allow that, and waits for no othe
 import triton
 import triton.language as tl
 from interpcore.kernels._attention import columns_of, rows_of, width_block
+from interpcore.kernels._grid import rows_of_program
 from interpcore.kernels._tl import dot
 from torch import Tensor
 
 # Keys and queries that fill one tile of the tensor cores, and bytes of a row of g that registers can hold.
 MOST, WIDEST = 16, 512
-# Programs that keep a GPU busy: about ten warps on each of 132 processors, some times over.
-PROGRAMS = 4096
 
 
 @triton.jit
@@ -176,11 +175,6 @@ def fits(P: int, live: int, e: int, itemsize: int) -> bool:
 def warps_of(e: int, itemsize: int) -> int:
     """Warps of a program: as many as keep its tiles, of float32 split in three, in registers."""
     return max(1, width_block(e) * itemsize // (128 if itemsize == 2 else 64))
-
-
-def rows_of_program(points: int, C: int) -> int:
-    """How many of the C cotangents of each (example, key head) a program takes."""
-    return min(C, triton.cdiv(points * C, PROGRAMS))
 
 
 def launch(

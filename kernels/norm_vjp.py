@@ -9,6 +9,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from interpcore.kernels._grid import rows_of_program
 from torch import Tensor
 
 
@@ -94,19 +95,12 @@ def norm_kernel(
 
 # A lane keeps so many values of each of normed, weight, cotangent and residual in registers.
 LANE_VALUES = 32
-# Programs that keep a GPU busy: about 11 warps on each of 132 processors, some times over.
-PROGRAMS = 4096
 
 
 def block_and_warps(d: int) -> tuple[int, int]:
     """Row block and warps for width d."""
     block = triton.next_power_of_2(d)
     return block, min(max(block // (32 * LANE_VALUES), 1), 16)
-
-
-def rows_of_program(points: int, C: int) -> int:
-    """How many of the C cotangents of each point a program takes."""
-    return min(C, triton.cdiv(points * C, PROGRAMS))
 
 
 def launch(

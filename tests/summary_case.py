@@ -1,4 +1,7 @@
-"""Runs of `summarize` compared bit by bit, and a model small enough for millions of tokens."""
+"""Small runs of `summarize`, compared bit by bit, and a model small enough for millions of tokens."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -6,8 +9,14 @@ from families import SMALL
 from torch import Tensor
 
 import interpcore
+from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.neurons.statistics.accumulate import Statistics
+from interpcore.neurons.statistics.summarize import summarize
 from interpcore.neurons.statistics.summary import Summary
+
+CONTEXT, SEQUENCES, BATCH = 16, 36, 4
+EVERYTHING = Statistics(top=3, by_token=("token", "previous"))
 
 
 def states(summary: Summary) -> dict[str, Tensor]:
@@ -32,3 +41,17 @@ def one_block() -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return interpcore.load(tf.GPT2LMHeadModel(config).eval().requires_grad_(False))
+
+
+def shards(n: int = SEQUENCES, vocabulary: int = 61) -> TokenShards:
+    """Sequences with a BOS token 1, some padding 0 and newlines 2."""
+    tokens = torch.randint(2, vocabulary, (n, CONTEXT), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 1
+    tokens[3, 9:] = 0
+    return TokenShards.of_arrays(tokens, vocabulary, masks={"padding": [0], "bos": [1], "newline": [2]})
+
+
+def run(model: Model, folder: Path, statistics: Statistics = EVERYTHING, **options: Any) -> Summary:
+    options = {"batch": BATCH, "progress": False} | options
+    tokens = options.pop("shards", None) or shards()
+    return summarize(model, tokens, folder, statistics, **options)

@@ -68,9 +68,9 @@ def test_chunks_of_column_moments(rows: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize(("points", "cotangents"), [(1, 1), (7, 768), (128, 256), (10_000, 3), (3, 10**6)])
-def test_programs_of_a_norm(points: int, cotangents: int) -> None:
+def test_programs_that_walk_cotangents(points: int, cotangents: int) -> None:
     pytest.importorskip("triton")
-    from interpcore.kernels import norm_vjp as kernel
+    from interpcore.kernels import _grid as kernel
 
     rows = kernel.rows_of_program(points, cotangents)
     programs = points * -(-cotangents // rows)

@@ -1,4 +1,4 @@
-"""summarize: against all activations at once; resumed, merged, in several passes, and on bad input."""
+"""summarize: against all activations at once; merged, in several passes, and on bad input."""
 
 import shutil
 from pathlib import Path
@@ -10,31 +10,19 @@ import torch
 import transformers
 from families import transformers_model
 from recurrent import recurrent_model
-from summary_case import expect_same_bits, states
+from summary_case import BATCH, CONTEXT, EVERYTHING, SEQUENCES, expect_same_bits, run, shards, states
 from torch import Tensor
 
 import interpcore
 from interpcore import ops
-from interpcore.data.tokens import TokenShards, write_shards
+from interpcore.data.tokens import TokenShards
 from interpcore.model import Model, Tap
 from interpcore.model.generic import GenericModel
-from interpcore.neurons.statistics import summarize as module
 from interpcore.neurons.statistics.accumulate import Sizes, Statistics, plan_passes
-from interpcore.neurons.statistics.summarize import estimate, part_range, summarize
-from interpcore.neurons.statistics.summary import Summary, merge_summaries
+from interpcore.neurons.statistics.summarize import estimate, part_range
+from interpcore.neurons.statistics.summary import merge_summaries
 from interpcore.runs import RunError
 from interpcore.stats import GroupSums, Histogram, LinearBins, MergeError, OctaveBins, TokenBlock, TopExamples
-
-CONTEXT, SEQUENCES, BATCH = 16, 36, 4
-EVERYTHING = Statistics(top=3, by_token=("token", "previous"))
-
-
-def shards(n: int = SEQUENCES, vocabulary: int = 61) -> TokenShards:
-    """Sequences with a BOS token 1, some padding 0 and newlines 2."""
-    tokens = torch.randint(2, vocabulary, (n, CONTEXT), generator=torch.Generator().manual_seed(0))
-    tokens[:, 0] = 1
-    tokens[3, 9:] = 0
-    return TokenShards.of_arrays(tokens, vocabulary, masks={"padding": [0], "bos": [1], "newline": [2]})
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "recurrent", "adapter"])
@@ -56,12 +44,6 @@ def activations(model: Model, tokens: Tensor, depth: int) -> tuple[Tensor, Tenso
     taps = Tap("mlp_gate_pre" if model.spec.gated else "mlp_pre", depth), Tap("mlp_act", depth)
     out = model.forward(tokens, taps=taps, logits_at=None)
     return out.taps[taps[0]].flatten(0, 1), out.taps[taps[1]].flatten(0, 1)
-
-
-def run(model: Model, folder: Path, statistics: Statistics = EVERYTHING, **options: Any) -> Summary:
-    options = {"batch": BATCH, "progress": False} | options
-    tokens = options.pop("shards", None) or shards()
-    return summarize(model, tokens, folder, statistics, **options)
 
 
 def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path: Path) -> None:
@@ -221,46 +203,6 @@ def test_what_does_not_belong_together_is_not_merged(gpt2: Model, tmp_path: Path
         assert not (tmp_path / "merged").exists()
 
 
-def test_goes_on_from_a_checkpoint_with_the_same_bits(
-    gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(gpt2, tmp_path / "whole", checkpoint_every=0.0)
-    read = module.Pass.read
-
-    def stops(self: Any, first: int, stop: int) -> None:
-        if first == 20:
-            raise KeyboardInterrupt
-        read(self, first, stop)
-
-    monkeypatch.setattr("interpcore.runs.checkpoint._BYTES_PER_SECOND", 1e15)
-    monkeypatch.setattr(module.Pass, "read", stops)
-    with pytest.raises(KeyboardInterrupt):
-        run(gpt2, tmp_path / "run", checkpoint_every=0.0)
-    monkeypatch.setattr(module.Pass, "read", read)
-    begun = Summary.open(tmp_path / "run")
-    assert 0 < len(begun.ranges) <= 20
-    expect_same_bits(run(gpt2, tmp_path / "run"), whole)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "artifacts").iterdir()}
-    expect_same_bits(run(gpt2, tmp_path / "run"), whole)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "artifacts").iterdir()}
-
-
-def test_another_run_in_the_same_folder_is_refused(gpt2: Model, tmp_path: Path) -> None:
-    few = Statistics(top=2, histogram=False, published=False, position=False, by_token=("token",))
-    run(gpt2, tmp_path / "run", few, span=(0, 16))
-    for change, sentence in (
-        ({"span": (16, 32)}, "choose another folder for another range"),
-        ({"memory": 150_000}, "begun with another memory budget"),
-        ({"batch": 8}, r"arguments\['batch'\] is 4"),
-        ({"statistics": Statistics()}, r"arguments\['statistics'\]"),
-        ({"shards": shards().with_mask(())}, "masks is"),
-    ):
-        options = {"statistics": few, "span": (0, 16)} | change
-        with pytest.raises(RunError, match=sentence):
-            run(gpt2, tmp_path / "run", **options)
-    assert Summary.open(tmp_path / "run").n_tokens == 16 * CONTEXT
-
-
 def test_defects_are_counted_and_named(tmp_path: Path) -> None:
     hf = transformers_model("gpt2")
     mlp = hf.transformer.h[1].mlp
@@ -345,47 +287,6 @@ def test_a_model_without_readable_neurons_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No study can see the activations of some-model"):
         run(generic, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_disk_too_small_or_full(gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda path: usage)
-        with pytest.raises(RunError, match="the disk has 1e-06 GB free"):
-            run(gpt2, tmp_path / "small")
-    whole = run(gpt2, tmp_path / "whole")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("interpcore.runs.checkpoint.write_tensors", full)
-        with pytest.raises(RunError, match="the disk is full"):
-            run(gpt2, tmp_path / "run")
-    expect_same_bits(run(gpt2, tmp_path / "run"), whole)
-
-
-def test_a_shard_damaged_on_the_way_stops_the_run_and_loses_nothing(
-    gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("interpcore.runs.checkpoint._BYTES_PER_SECOND", 1e15)
-    tokens = shards().sequences(0, SEQUENCES).numpy()
-    write_shards(tmp_path / "shards", tokens, 61, seed=None, masks={"bos": [1]}, shard_tokens=24 * CONTEXT)
-    second = tmp_path / "shards" / "shard-00001.npy"
-    good = second.read_bytes()
-    second.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    # Sums by token read all ids before anything is computed, and are told there.
-    with pytest.raises(ValueError, match=r"shard-00001.npy is not what was written"):
-        run(gpt2, tmp_path / "early", shards=TokenShards.open(tmp_path / "shards"))
-    assert not (tmp_path / "early").exists()
-    options = {"checkpoint_every": 0.0, "statistics": Statistics(top=3)}
-    with pytest.raises(ValueError, match=r"shard-00001.npy is not what was written"):
-        run(gpt2, tmp_path / "run", shards=TokenShards.open(tmp_path / "shards"), **options)
-    assert 0 < len(Summary.open(tmp_path / "run").ranges) <= 24
-    second.write_bytes(good)
-    got = run(gpt2, tmp_path / "run", shards=TokenShards.open(tmp_path / "shards"), **options)
-    whole = run(gpt2, tmp_path / "whole", Statistics(top=3), shards=TokenShards.open(tmp_path / "shards"))
-    expect_same_bits(got, whole)
 
 
 def test_estimate(gpt2: Model) -> None:
