@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import interpcore
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model, Tap
+from interpcore.model.card import run_card
 from interpcore.model.dictionary import Dictionary
 from interpcore.model.latents import LatentModel, with_latents
 from interpcore.model.load.dictionaries import load_dictionaries
@@ -176,6 +178,16 @@ def test_latents_are_columns_of_moments_and_comoments(
     error = x.double() - plain[:, :LATENTS] @ w[0]["W_dec"].double() - w[0]["b_dec"]
     unexplained = error.square().sum() / (x.double() - x.double().mean(0)).square().sum()
     np.testing.assert_allclose(judged.unexplained[0], unexplained, rtol=1e-3)
+
+
+def test_a_card_tells_at_which_site_and_how_a_dictionary_reads(tiny: Model, tmp_path: Path) -> None:
+    npz = write_npz(tmp_path / "p.npz", weights(D))
+    folders = [
+        write_saelens(tmp_path / str(k), weights(D), "topk", "blocks.2.hook_resid_pre", k=k) for k in (3, 4)
+    ]
+    made = [with_latents(tiny, [npz], reads=site) for site in ("resid.1", "resid.2")]
+    made += [replace(with_latents(tiny, [folder]), spec=made[0].spec) for folder in folders]
+    assert len({run_card(model).key for model in made}) == 4
 
 
 def test_a_study_of_latents(tiny: Model, shards: TokenShards, tmp_path: Path) -> None:

@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from families import transformers_model
+import transformers as tf
+from families import LLAMA, transformers_model
 
 import interpcore
+from interpcore.errors import Refused
 from interpcore.model import Plan
 from interpcore.model import weights as weights_module
 from interpcore.model.card import run_card
+from interpcore.model.generic import GenericModel
+from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.origin import Origin
-from interpcore.model.weights import weights_hash
+from interpcore.model.weights import model_hash, weights_hash
+from interpcore.runs import compare
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def test_weights_are_hashed_once_under_every_plan(hashed: list[int]) -> None:
     model = interpcore.load(transformers_model("gpt2"))
     first = run_card(model)
     assert first.weights == run_card(model.with_plan(Plan.identity(4).skip(1))).weights
-    assert first.weights == weights_hash(model) and len(hashed) == 1
+    assert first.weights == model_hash(model) and len(hashed) == 1
 
 
 @pytest.mark.parametrize(
@@ -128,3 +133,32 @@ def test_a_hub_model_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest
     assert model.origin is not None and model.origin.revision == "c0ffee"
     assert run_card(model).revision == "c0ffee"
     assert {where for where in asked if where[0] == "someone/model"} == {("someone/model", "c0ffee")}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e3}},
+        {"sliding_window": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_cards_and_files_tell_what_is_computed_with_equal_weights(adapted: bool, other: dict) -> None:
+    def made(**changed: Any) -> Any:
+        config = tf.MistralConfig(**LLAMA | {"sliding_window": None} | changed)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            hf = tf.MistralForCausalLM(config).eval()
+        return GenericModel.wrap(hf, "m") if adapted else interpcore.load(hf, check=False)
+
+    first, again, second = made(), made(), made(**other)
+    assert run_card(first).key == run_card(again).key != run_card(second).key
+    assert [d.field for d in compare(run_card(first), run_card(second))] == ["weights"]
+    with pytest.raises(Refused, match="It was made on a model with other"):
+        check_made_on(second, MadeOn.of(first), "It was")
+    older = MadeOn(weights_hash(first), MadeOn.of(first).plan)  # of the weights alone
+    for model in (first, second):
+        check_made_on(model, replace(older, weights=weights_hash(model)), "It was")

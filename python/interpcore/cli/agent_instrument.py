@@ -57,12 +57,12 @@ class PlansOnTasks:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """See `agent.Instrument`."""
-        from interpcore.model.weights import weights_hash
+        from interpcore.model.weights import model_hash
         from interpcore.runs import current_versions, tokenizer_hash
 
         model = self.model
         plan = hashlib.sha256(repr(model.plan).encode()).hexdigest()
-        said = {"weights": weights_hash(model), "tokenizer": tokenizer_hash(model.tokenizer), "plan": plan}
+        said = {"weights": model_hash(model), "tokenizer": tokenizer_hash(model.tokenizer), "plan": plan}
         return {**said, "dtype": str(model.dtype), "versions": current_versions()}
 
     def plan(self, text: str) -> str:

@@ -23,7 +23,7 @@ from interpcore.model.card import run_card
 from interpcore.model.load import load
 from interpcore.model.load.location import locate
 from interpcore.model.memory import free_memory
-from interpcore.model.weights import named_tensors, weights_hash
+from interpcore.model.weights import model_hash, named_tensors, weights_hash
 from interpcore.runs import Row, RunCard, RunFolder, canonical_json, experiment, is_run, read_card, write_json
 
 RESERVE = "reserve read"
@@ -122,7 +122,7 @@ class Trials(experiment.Study):
             self.folder.card = replace(self._card, arguments=more)
             write_json(self.folder.path / "card.json", self.folder.card.to_json())
         hashes = {k: v for k, v in self._card.arguments.items() if k.startswith("hash of ")}
-        weights = [weights_hash(self.setting.model), *map(weights_hash, self.setting.new)]
+        weights = [model_hash(self.setting.model), *map(model_hash, self.setting.new)]
         return self.registry.read_reserve(digest(hashes), digest(weights), self.identity)
 
     def report(self) -> experiment.Report:
@@ -183,7 +183,7 @@ def open_trials(
     of = {
         "suite": suite.name,
         "on": [one.spec.short_name for one in others],
-        "weights of on": [weights_hash(one) for one in others],
+        "weights of on": [model_hash(one) for one in others],
         "settings": settings.arguments(),
         **data,
     }
@@ -217,7 +217,7 @@ def open_trials(
         blocked=blocked,
     )
     setting.mark = study.mark
-    _register_here(study, digest(of | {"weights": weights_hash(model)}))
+    _register_here(study, digest(of | {"weights": model_hash(model)}))
     return study
 
 

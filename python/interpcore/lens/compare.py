@@ -43,7 +43,8 @@ def compare_lenses(a: Lens, b: Lens, *, other_model: bool = False) -> pd.DataFra
                     f"The {name} lens does not record the weights it was made on, so nothing says that the "
                     "two belong to one model; say --other-model to compare them all the same."
                 )
-        if a.made_on != b.made_on:
+        assert a.made_on is not None and b.made_on is not None
+        if not a.made_on.same(b.made_on):
             raise Refused(
                 f"The lenses were made on other weights or plans ({_short(a)} and {_short(b)}); their "
                 "entries belong to different coordinates (--other-model compares them all the same)."

@@ -11,7 +11,7 @@ import torch
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.prompts import bos_rule
-from interpcore.model.weights import weights_hash
+from interpcore.model.weights import model_hash
 from interpcore.ops import product_routes
 from interpcore.runs import RunCard, tokenizer_hash
 
@@ -34,7 +34,7 @@ def run_card(
     return RunCard(
         model=model.spec.short_name,
         revision=None if model.origin is None else model.origin.revision,
-        weights=weights_hash(model),
+        weights=model_hash(model),
         bos=None if model.tokenizer is None else bos_rule(bos),
         tokenizer=None if model.tokenizer is None else tokenizer_hash(model.tokenizer),
         dtype=str(model.dtype).removeprefix("torch."),

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from interpcore.errors import Refused
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
-from interpcore.model.weights import weights_hash
+from interpcore.model.weights import model_hash
+from interpcore.runs import same_weights
 from interpcore.runs.fields import Fields
 
 NOT_RECORDED = "not recorded"
@@ -19,7 +20,7 @@ class MadeOn:
     """The model that scores, a circuit, means or an operator come from: weights under a plan.
 
     Args:
-        weights: hash of the weights, as on a run card.
+        weights: `model_hash`, as on a run card.
         plan: hash of the plan, as on a run card.
     """
 
@@ -30,7 +31,7 @@ class MadeOn:
     def of(cls, model: Model | GenericModel) -> MadeOn:
         """This model."""
         plan = hashlib.sha256(repr(model.plan).encode()).hexdigest()
-        return cls(weights_hash(model), plan)
+        return cls(model_hash(model), plan)
 
     @classmethod
     def read(cls, header: Fields) -> MadeOn | None:
@@ -38,6 +39,10 @@ class MadeOn:
         if "weights" not in header.content:
             return None
         return cls(header.text("weights", empty=False), header.text("plan", empty=False))
+
+    def same(self, other: MadeOn) -> bool:
+        """Whether both are one model under one plan."""
+        return same_weights(self.weights, other.weights) and self.plan == other.plan
 
     def to_json(self) -> dict[str, str]:
         """The entries of a file's header."""
@@ -59,10 +64,20 @@ def check_made_on(
     if made_on is None or other_model:
         return
     here = MadeOn.of(model)
-    for name in ("weights", "plan"):
-        theirs, ours = getattr(made_on, name), getattr(here, name)
-        if theirs != ours:
-            raise Refused(
-                f"{what} made on a model with other {name} ({theirs[:12]}) than {model.spec.name} has "
-                f"({ours[:12]}); take the model that it was made on, or say other_model=True (--other-model)."
-            )
+    if same_weights(made_on.weights, here.weights):
+        what_differs, theirs, ours = "plan", made_on.plan, here.plan
+    else:
+        what_differs, theirs, ours = "weights", made_on.weights, here.weights
+        if theirs.partition("-")[0] == ours.partition("-")[0]:
+            what_differs = "settings (epsilon of norms, activation, factors), of equal weights,"
+    if not made_on.same(here):
+        raise Refused(
+            f"{what} made on a model with other {what_differs} ({_short(theirs)}) than {model.spec.name} has "
+            f"({_short(ours)}); take the model that it was made on, or say other_model=True (--other-model)."
+        )
+
+
+def _short(hashed: str) -> str:
+    """A hash as a sentence quotes it: its beginning, and that of what stands behind a dash."""
+    weights, dash, config = hashed.partition("-")
+    return weights[:12] + dash + config[:6]

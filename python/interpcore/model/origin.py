@@ -11,7 +11,8 @@ import torch
 
 from interpcore.errors import Refused
 from interpcore.model.recurrence import names_state
-from interpcore.model.weights import weights_hash
+from interpcore.model.weights import model_hash
+from interpcore.runs import same_weights
 
 if TYPE_CHECKING:
     from interpcore.model.plan import Plan
@@ -44,7 +45,7 @@ class Origin:
 
         Args:
             plan: the plan to run; None takes the checkpoint's own.
-            weights: the hash that its weights must have (`weights_hash`); None takes any.
+            weights: the hash that its weights must have (`model_hash`); None takes any.
         Raises: ValueError where the same place now holds other weights.
         """
         if self.loader is None:
@@ -57,7 +58,7 @@ class Origin:
             check=weights is None,
             trust_remote_code=self.trust_remote_code,
         )
-        if weights is not None and weights_hash(model) != weights:
+        if weights is not None and not same_weights(model_hash(model), weights):
             raise Refused(
                 f"{self.source} now holds other weights than the model that was loaded from there; put the "
                 "old ones back, or begin anew with the new ones."
@@ -80,4 +81,4 @@ def reloader(model: Any) -> Callable[[], Any]:
             f"{model.spec.name} starts from a state that was given as a tensor, which another process cannot "
             "make; use one worker, or a seed."
         )
-    return partial(model.origin.load, model.plan, weights_hash(model))
+    return partial(model.origin.load, model.plan, model_hash(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -13,6 +14,12 @@ from torch import Tensor
 from interpcore.model.recurrence import names_state
 from interpcore.runs import tensors_hash
 
+# Of transformers' configs, what changes no logit.
+_UNTOLD = frozenset(
+    "transformers_version dtype torch_dtype architectures auto_map use_cache return_dict output_attentions "
+    "output_hidden_states id2label label2id problem_type name_or_path bos_token_id eos_token_id pad_token_id "
+    "initializer_range attn_implementation".split()
+)
 _ROW = 1024  # words that a row of the checksum adds
 
 
@@ -39,6 +46,54 @@ def weights_hash(model: Any) -> str:
     """Hash of every weight of a model as it is now; computed once for all plans over the same weights."""
     found: str = model.weights.hash(dict(named_tensors(model)))
     return found
+
+
+def model_hash(model: Any) -> str:
+    """`weights_hash`, and behind a dash a hash of what is computed with the weights: what keys hold."""
+    said = json.dumps(dict(sorted(_settings(model))))
+    return f"{weights_hash(model)}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+
+def _settings(model: Any) -> Iterator[tuple[str, Any]]:
+    """Everything by name that is no tensor and changes what a model computes: epsilons, factors, activations,
+    windows, sites of dictionaries; through the adapter transformers' config."""
+    if hasattr(model, "hf"):
+        yield "config", _told(model.hf.config.to_dict())
+        return
+    for name, module in model.modules.items():
+        if not names_state(name):  # which stands in the plan
+            yield from _plain(name, module)
+    for name in ("final_norm", "unembedding"):
+        yield from _plain(name, getattr(model, name))
+    for name in ("n_heads", "n_kv_heads", "embed_scale", "logit_softcap"):
+        yield from _plain(name, getattr(model.spec, name))
+
+
+def _told(config: Any) -> Any:
+    """A config without what changes no logit."""
+    if isinstance(config, dict):
+        kept = {k: v for k, v in config.items() if not k.startswith("_") and k not in _UNTOLD}
+        return {k: _told(v) for k, v in sorted(kept.items()) if v is not None}
+    if isinstance(config, list | tuple):
+        return [_told(each) for each in config]
+    return (
+        _rounded(config) if isinstance(config, float) else config if isinstance(config, int) else str(config)
+    )
+
+
+def _plain(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        for field in fields(value):
+            yield from _plain(f"{name}.{field.name}", getattr(value, field.name))
+    elif isinstance(value, float):
+        yield name, _rounded(value)
+    elif value is not None and not isinstance(value, Tensor):
+        yield name, value if isinstance(value, int | str) else repr(value)
+
+
+def _rounded(value: float) -> str:
+    """A number as files in float32 and in text both give it."""
+    return f"{value:.6g}"
 
 
 def named_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.model.card import run_card
-from interpcore.runs import is_run, read_card
+from interpcore.model.weights import model_hash
+from interpcore.runs import is_run, read_card, same_weights
 
 
 def check_study_folder(folder: str | os.PathLike[str], model: Model) -> None:
@@ -26,11 +26,11 @@ def check_study_folder(folder: str | os.PathLike[str], model: Model) -> None:
         if (folder / name).exists():
             raise Refused(f"{folder} holds {what} ({name}); give the study a folder of its own.")
     steps = sorted(step for step in folder.glob("*") if is_run(step))
-    weights = run_card(model).weights if steps else None
+    weights = model_hash(model) if steps else ""
     for step in steps:
         card = read_card(step)
         partner = step.name == f"weights-{card.model}"
-        if card.weights != weights and not partner:
+        if not same_weights(card.weights or "", weights) and not partner:
             raise Refused(
                 f"{step} is of {card.model}, whose weights are not those of {model.spec.name}; give each "
                 "model's study a folder of its own."

@@ -18,7 +18,7 @@ from interpcore.runs.cells import Cells
 from interpcore.runs.checkpoint import Checkpoint, checkpointed
 from interpcore.runs.folder import Artifacts, RunFolder, is_run, read_card
 from interpcore.runs.grid import Cell
-from interpcore.runs.hashes import tensors_hash, tokenizer_hash
+from interpcore.runs.hashes import same_weights, tensors_hash, tokenizer_hash
 from interpcore.runs.ledger import Ledger, Row
 from interpcore.runs.processes import LocalProcesses
 from interpcore.runs.progress import Progress
@@ -58,6 +58,7 @@ __all__ = [
     "read_metadata",
     "read_tensors",
     "run_cell",
+    "same_weights",
     "sweep",
     "tensors_hash",
     "tokenizer_hash",

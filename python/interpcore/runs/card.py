@@ -14,6 +14,7 @@ from interpcore._version import __version__
 from interpcore.errors import RunError
 from interpcore.runs.canonical import plain
 from interpcore.runs.fields import Fields
+from interpcore.runs.hashes import same_weights
 
 _CIRCUMSTANCE = {"circumstance": True}
 _IF_ANY: dict[str, Any] = {"extends": (), "products": {}, "sources": {}, "quantised": None}
@@ -30,7 +31,7 @@ class RunCard:
     Attributes:
         model: name, or the folder's name.
         revision: the hub's commit, or whatever names the version of the weights.
-        weights: `hashes.tensors_hash` of the weights.
+        weights: `model.weights.model_hash`: of the weights, and of what is computed with them.
         tokenizer: `hashes.tokenizer_hash`.
         bos: what stands in front of every prompt: "tokenizer" (what it puts there itself), "always" (its
             beginning-of-sequence token) or "never".
@@ -190,12 +191,14 @@ def compare(first: RunCard, second: RunCard) -> list[Difference]:
             found += [Difference(f.name, left.get(entry), right.get(entry), entry) for entry in entries]
         else:
             found.append(Difference(f.name, left, right))
-    return [one for one in found if not _equal(one.left, one.right)]
+    return [one for one in found if not _equal(one)]
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _equal(one: Difference) -> bool:
+    if one.field == "weights" and one.left and one.right:
+        return same_weights(one.left, one.right)
     # As JSON text, so that a tuple equals the list it is read back as, and NaN equals itself.
-    first, second = (json.dumps(plain(value, "the card"), sort_keys=True) for value in (left, right))
+    first, second = (json.dumps(plain(value, "the card"), sort_keys=True) for value in (one.left, one.right))
     return first == second
 
 

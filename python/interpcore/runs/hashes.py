@@ -25,6 +25,16 @@ def tensors_hash(tensors: "Mapping[str, torch.Tensor]") -> str:
     return hashlib.sha256("\n".join(_lines(tensors)).encode()).hexdigest()
 
 
+def same_weights(first: str, second: str) -> bool:
+    """Whether two hashes of models (`interpcore.model.weights.model_hash`) are of one model.
+
+    What stands behind a dash, of what is computed with the weights, counts where both record it: older ones
+    are of the weights alone.
+    """
+    (weights, _, config), (others, _, other) = first.partition("-"), second.partition("-")
+    return weights == others and (not config or not other or config == other)
+
+
 def tensor_hashes(tensors: "Mapping[str, torch.Tensor]") -> dict[str, str]:
     """Hash of each of some named tensors: name, dtype, shape and bytes.
 
