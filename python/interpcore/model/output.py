@@ -69,6 +69,15 @@ class Adapted(Decoder, Protocol):
     """A `GenericModel`: a decoder on transformers' cache instead of one of ours."""
 
     @property
+    def hf(self) -> Any: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def rotaries(self) -> Sequence[Any]: ...
+
+    @property
     def continues(self) -> bool: ...
 
     def step(

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from interpcore.model.output import Adapted
 from interpcore.model.probe import N_TOKENS, ROUNDING
-
-if TYPE_CHECKING:
-    from interpcore.model.generic import GenericModel
 
 LAST = {"logits_to_keep": 1}
 """What asks for the logits of the last token alone."""
 
 
-def unembeds_last(model: GenericModel) -> bool:
+def unembeds_last(model: Adapted) -> bool:
     """Whether the model gives the logits of the last token alone when asked to."""
     if "logits_to_keep" not in inspect.signature(model.hf.forward).parameters:
         return False
@@ -28,7 +26,7 @@ def unembeds_last(model: GenericModel) -> bool:
     return last.shape[1] == 1 and agree(model, last, whole[:, -1:])
 
 
-def continues(model: GenericModel) -> bool:
+def continues(model: Adapted) -> bool:
     """Whether what follows the beginning of two texts on the cache is as in the whole texts."""
     if model.rotaries:
         return False
@@ -46,7 +44,7 @@ def continues(model: GenericModel) -> bool:
     return agree(model, last[:, -1], whole)
 
 
-def shares(model: GenericModel) -> bool:
+def shares(model: Adapted) -> bool:
     """Whether the beginning of one text on the cache serves two rows, twice."""
     tokens = short_texts(model, 1)
     whole = model.forward(tokens, logits_at="last").logits
@@ -68,11 +66,11 @@ def copies(past: Any, n: int) -> Any:
     return repeated
 
 
-def short_texts(model: GenericModel, rows: int) -> Tensor:
+def short_texts(model: Adapted, rows: int) -> Tensor:
     """Short texts [rows, position]."""
     return torch.arange(rows * N_TOKENS, device=model.device).view(rows, -1) % model.spec.vocab_size
 
 
-def agree(model: GenericModel, logits: Tensor, others: Tensor) -> bool:
+def agree(model: Adapted, logits: Tensor, others: Tensor) -> bool:
     """Whether logits differ by rounding alone."""
     return bool((logits - others).abs().max() <= ROUNDING[model.dtype] * others.abs().max())
