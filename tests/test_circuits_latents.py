@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import interpcore
 from interpcore.circuits.circuit import select
-from interpcore.circuits.files import save_scores
+from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.graph import Graph, GraphError
 from interpcore.circuits.graph_json import (
     circuit_graph_file,
@@ -210,6 +210,8 @@ def test_the_command_writes_a_graph(of_llama: tuple[Model, list[Dictionary], Pat
     assert read.prompt.endswith("The key is") and "LatentGraph(tiny-llama" in done.output
     said = CliRunner().invoke(app, ["validate", str(tmp_path / "g.json")], catch_exceptions=False)
     assert "attribution graph" in said.output
+    with pytest.raises(GraphError, match=r"g\.json is no file of scores: it is an attribution graph"):
+        load_scores(tmp_path / "g.json")
 
 
 def test_what_is_no_transcoder_of_an_mlp_is_refused(of_llama: tuple[Model, list[Dictionary], Path]) -> None:

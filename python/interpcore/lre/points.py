@@ -3,6 +3,7 @@ fact. One table, one figure and one reader serve them all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -150,13 +151,19 @@ def summary(table: pd.DataFrame, by: list[str], measures: list[str]) -> pd.DataF
     return found.reset_index()
 
 
+ACROSS = 3
+"""Panels in a row of a figure."""
+
+
 def points_figure(short: pd.DataFrame, by: list[str], measures: list[str]) -> Figure:
     """A panel per measure: lines over what is varied last where that is a number or a depth, one line for
     each of the others; else one bar for each."""
     along = by[-1]
     lines = "depth" in by[-1] or short[along].dtype.kind in "if"
     height = 3.8 if lines else 1.4 + 0.3 * len(short)
-    figure, panels = new_figure(4.6 * len(measures) + (2 if len(by) > 1 else 0), height, panels=len(measures))
+    columns = min(len(measures), ACROSS)
+    width, rows = 4.6 * columns + (2 if len(by) > 1 else 0), math.ceil(len(measures) / columns)
+    figure, panels = new_figure(width, height * rows, panels=len(measures), columns=columns)
     for panel, measure in zip(panels, measures, strict=True):
         (_lines if lines else _bars)(panel, short, by, measure)
     return figure
