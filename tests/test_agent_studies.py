@@ -128,14 +128,53 @@ def test_surgerys_own_verbs_see_no_item_that_is_kept_back_for_confirming(tiny, t
         ("linear_guess", {"a": 3, "b": 9}, "blocks 0 to 3"),
         ("steering_accuracy", {}, "broke off"),
         ("circuits_evaluate", {"scores": "x"}, "no tool"),
+        ("surgery_talk", {"plan": ["skip 1", "/etc/x.YML"]}, "plan is '/etc/x.YML', a file"),
+        ("surgery_tokens", {"plan": "recipe.yaml"}, "a file"),
+        ("surgery_talk", {"plan": ["skip 9"]}, "no block call 9"),
+        ("surgery_patch", {"tasks": "/etc/passwd"}, "not yours to choose"),
+        ("surgery_map", {"task": ["sums-1"]}, "no task 'sums-1'"),
     ],
 )
 def test_what_a_policy_may_not_do_is_told_and_writes_nothing(tiny, tmp_path, name, arguments, says):
     names = ("lens fit", "lens read", "neurons weights", "steering accuracy", "surgery map", "surgery run")
+    names += ("surgery talk", "surgery tokens", "surgery patch")
     with opened(tmp_path / "s", tiny, names) as session:
         [said, _] = scripted(session, (name, arguments))
     assert says in said["error"]["message"] or name == "steering_accuracy"
     assert said["error"]["type"] == "invalid" and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_surgerys_own_experiments_are_tools_on_the_items_that_policies_see(tiny, tmp_path):
+    """Every verb, metered, replayed without being run, and without an item that is kept back."""
+    verbs = ("tasks", "run", "compare", "map", "repeat", "influence", "tokens", "patch", "trace", "talk")
+    items = {"task": ["facts"], "n": 80}
+    script = [
+        ("surgery_tasks", items),
+        ("surgery_run", {**items, "plan": ["keep first 2", "random 2"], "draws": 2}),
+        ("surgery_compare", {**items, "plan_a": "skip 3"}),
+        ("surgery_map", {**items, "kind": ["skip", "ranges-skip"]}),
+        ("surgery_repeat", {**items, "times": [2]}),
+        ("surgery_influence", items),
+        ("surgery_tokens", {"plan": "skip 1"}),
+        ("surgery_patch", {"n": 2}),
+        ("surgery_trace", {"draws": 2}),
+        ("surgery_talk", {"plan": ["0, mean(1-2), 3"], "new_tokens": 3}),
+        ("surgery_stand_in", {"span": ["2"], "fit": 30, "choose": 3, "test": 5, "draws": 2}),
+    ]
+    names = tuple(f"surgery {verb}" for verb in (*verbs, "stand-in"))
+    budget = ("forwards=100000000",)
+    with opened(tmp_path / "s", tiny, names, budget=budget) as session:
+        said = scripted(session, *script)
+        assert [each for each in said if "error" in each] == [] and all(each["rows"] for each in said[:-1])
+        spent = session.ledger.rows("SELECT what, forwards FROM spend WHERE what LIKE 'tool surgery%'")
+        assert len(spent) == len(script) and min(each["forwards"] for each in spent) > 0
+        kept = set(halves(session.instrument.tasks["facts"])[1])
+        [folder] = (tmp_path / "s/artifacts/studies").glob("surgery-*")
+        texts = [json.dumps(said), *(f.read_text() for f in folder.rglob("*.csv"))]
+        assert len(kept) > 20 and not [item for item in kept for text in texts if item in text]
+        with opened(tmp_path / "again", tiny, names, session.ledger, budget=budget) as again:
+            assert scripted(again) == said and markdown(again.ledger) == markdown(session.ledger)
+            assert not (tmp_path / "again/artifacts/studies").exists()
 
 
 def test_a_study_is_stopped_before_it_would_overshoot_and_goes_on_with_more(tiny, tmp_path):
