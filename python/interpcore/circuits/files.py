@@ -275,10 +275,7 @@ def _save_json(scores: Scores, circuit: Circuit, path: Path) -> None:
 def _load_json(path: Path, where: str) -> Loaded:
     found = Fields.of(read_json(path), where, GraphError)
     if "qParams" in found.content:
-        raise GraphError(
-            f"{where}: it is an attribution graph, as circuit-tracer and Neuronpedia show them; `load_graph` "
-            "reads it."
-        )
+        raise GraphError(f"{where}: it is an attribution graph; circuit-tracer and Neuronpedia show it.")
     graph, own = _graph(found.object("cfg")), _own(found.content.get(_OWN), where)
     nodes, edges = found.object("nodes").content, found.object("edges").content
     # Checked by counts before anything is made: a file of a kilobyte may claim ten thousand heads.
