@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from interpcore.data.relations import Relation, RelationError, load_relations
+from interpcore.data.relation_filters import (
+    FN_TYPES,
+    SUBJECT_TOKENS,
+    YES_NO,
+    bare,
+    chosen_relations,
+    with_subjects,
+)
+from interpcore.data.relations import RELATION_TYPES, Relation, RelationError, load_relations
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
+
+BARE = -1
+"""The template of the subject alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +33,35 @@ class Options(Base):
         "A relation file (.json, or .csv of subject, object, template), a folder of them, or 'tiny'.",
         circumstance=True,
     )
+    only: tuple[str, ...] = option((), "Only relations of these names.", circumstance=True)
+    kinds: tuple[str, ...] = option(
+        (), "Only relations of these kinds.", circumstance=True, choices=RELATION_TYPES, flag="kind"
+    )
+    domains: tuple[str, ...] = option(
+        (), "Only relations whose subjects are these.", circumstance=True, flag="domain"
+    )
+    ranges: tuple[str, ...] = option(
+        (), "Only relations whose objects are these.", circumstance=True, flag="range"
+    )
+    fn_types: tuple[str, ...] = option(
+        (), "Only relations of these forms.", circumstance=True, choices=FN_TYPES, flag="fn-type"
+    )
+    symmetric: tuple[str, ...] = option(
+        (), "Only relations that are symmetric, or that are not.", circumstance=True, choices=YES_NO
+    )
+    disambiguating: tuple[str, ...] = option(
+        (),
+        "Only relations that share domain and range with another one, or that do not.",
+        circumstance=True,
+        choices=YES_NO,
+    )
+    subjects: tuple[str, ...] = option(
+        (),
+        "Only facts whose subjects have one token in the template, or several.",
+        circumstance=True,
+        choices=SUBJECT_TOKENS,
+        flag="subject-tokens",
+    )
     trials: int = option(3, "Random splits per relation.", least=1, extends=True)
     examples: int = option(8, "Facts that make an operator.", least=1)
     betas: tuple[float, ...] = option(
@@ -28,7 +70,7 @@ class Options(Base):
     ranks: int = option(40, "Ranks of the inverse to choose from, from 0 to d_model.", least=2)
     damping: float = option(0.0, "Of the inverse, over the largest gain.", least=0)
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
-    template: int = option(0, "Which of the relations' templates.", least=0)
+    template: int = option(0, "Which of the relations' templates; -1: the subject alone.", least=BARE)
     dataset_filter: bool = option(False, "Keep only facts known under three draws of examples.")
     max_test: int | None = option(200, "Test facts per trial at most.", least=4)
     seed: int = option(0, "Of every random draw.")
@@ -50,9 +92,32 @@ class Options(Base):
         """
         from interpcore.data.tinyworld.world import study_relations
 
-        found = tuple(study_relations() if self.relations == "tiny" else load_relations(self.relations))
+        every = study_relations() if self.relations == "tiny" else load_relations(self.relations)
+        found = chosen_relations(every, self.wanted)
         check_relations(found, self.template)
         return found
+
+    @property
+    def wanted(self) -> dict[str, tuple[str, ...]]:
+        """What the filters ask, see `chosen_relations`."""
+        return {
+            "name": self.only,
+            "kind": self.kinds,
+            "domain": self.domains,
+            "range": self.ranges,
+            "fn_type": self.fn_types,
+            "symmetric": self.symmetric,
+            "disambiguating": self.disambiguating,
+        }
+
+    def asked_facts(self, relations: Sequence[Relation], tokenizer: Any) -> tuple[Relation, ...]:
+        """Relations with the facts and templates that the options ask for under a tokenizer."""
+        found = [bare(relation) for relation in relations] if self.template == BARE else list(relations)
+        if self.subjects and tokenizer is not None:
+            found = [
+                with_subjects(r, tokenizer, r.prompt_templates[self.template], self.subjects) for r in found
+            ]
+        return tuple(found)
 
     def check_data(self) -> None:
         """See `Options.check_data`: reads the relations."""

@@ -57,8 +57,9 @@ def open_study(
     Raises: Refused for options that do not fit; RunError for a folder that holds another study.
     """
     options = options or Options()
-    found = options.read_relations() if relations is None else tuple(relations)
-    check_relations(found, options.template)
+    given = options.read_relations() if relations is None else tuple(relations)
+    check_relations(given, options.template)
+    found = options.asked_facts(given, model.tokenizer)
     study = Study(
         model,
         options,

@@ -125,6 +125,8 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
 def prepare(study: SharedOperators, name: str, number: int) -> Trial:
     """Split the facts and run the test prompts. Raises: ValueError where that cannot be done."""
     options, relation = study.options, study.relation(name)
+    if not relation.samples:
+        raise RelationError(f"{name}: no fact has such a subject.")
     if len(relation.objects) < 2:
         raise RelationError(
             f"{name}: all samples have the object {relation.objects[0]!r}; a relation needs two."

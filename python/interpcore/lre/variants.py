@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interpcore.data.relation_filters import BARE
 from interpcore.errors import Refused
 from interpcore.lre.crossfit import at_choices, cross_fit
 from interpcore.lre.editors import judge
@@ -21,7 +22,6 @@ from interpcore.lre.trial import draw_targets, per_fold
 from interpcore.model.names import source_name
 from interpcore.runs.experiment import Report
 
-BARE = "{}"
 FAITHFUL = (
     "faithfulness: the operator's top token is the model's own, on known test facts, at the depth and beta "
     "that "
@@ -93,7 +93,7 @@ def templates_cell(study: SharedOperators, relation: str, trial: int) -> dict[st
 
     def make() -> Iterator[Point]:
         given = study.relations[relation]
-        for number, template in enumerate((*given.prompt_templates, BARE)):
+        for number, template in enumerate(dict.fromkeys((*given.prompt_templates, BARE))):
             name = template if template == BARE else f"template {number}"
             alone = replace(given, prompt_templates=(template,))
             other = changed(study, relations={relation: alone}, template=0)
