@@ -27,12 +27,14 @@ class Kernel(NamedTuple):
         pointers: names, with a dtype where it is not the case's own.
         floats: names of float arguments.
         stages: of loads in flight, as launched.
+        capped: its file says how many registers a lane may take.
     """
 
     file: str
     pointers: dict[str, str | None]
     floats: frozenset[str] = frozenset()
     stages: int = 3
+    capped: bool = False
 
 
 class Case(NamedTuple):
@@ -98,6 +100,7 @@ KERNELS = {
         "column_moments",
         same("x") | {"mask": "u8", "threshold": "fp32", "counts": "i32", "sums": "fp64"},
         stages=1,
+        capped=True,
     ),
     "settle_chunks_kernel": Kernel(
         "_chunks",
@@ -194,13 +197,16 @@ CASES += [
 # Tiles as kernels/_chunks.py has them. Blocks merged in float64 row by row took 54 instructions a
 # value, and 224 with the activation; a GPU that reads bfloat16 at its full rate has issue slots for about 13.
 COLUMNS = {"BR": 32, "BN": 64}
-PLAIN, LIMIT, MASK = ({"K": k, "MASKED": m} | COLUMNS for k, m in ((0, False), (1, False), (1, True)))
+PLAIN, LIMIT, MASK, LIMITS = (
+    {"K": k, "MASKED": m} | COLUMNS for k, m in ((0, False), (1, False), (1, True), (8, True))
+)
 FUSED = "activation_moments_kernel"
 GELU, GATED = ({"ACTIVATION": a, "GATED": g} for a, g in (("gelu_tanh", False), ("silu", True)))
 CASES += [
     Case("column_moments_kernel", "bf16", PLAIN | {"AHEAD": 4}, 8, 128, 16384, 0, 32, 11),
     Case("column_moments_kernel", "bf16", LIMIT | {"AHEAD": 4}, 8, 128, 16384, 0, 32, 14),
     Case("column_moments_kernel", "bf16", MASK | {"AHEAD": 4}, 8, 128, 16384, 0, 32, 16),
+    Case("column_moments_kernel", "bf16", LIMITS | {"AHEAD": 4}, 8, 184, 16384),
     Case("column_moments_kernel", "fp32", LIMIT | {"AHEAD": 2}, 8, 128, 16384, 0, 16, 14),
     Case(FUSED, "bf16", GELU | PLAIN, 8, 255, 16384, 0, 16, 40),
     Case(FUSED, "fp32", GELU | PLAIN, 8, 255, 16384, 0, 16, 37),
@@ -249,7 +255,8 @@ def compile_case(case: Case, capability: int) -> dict:
     from triton.compiler import ASTSource
 
     about = KERNELS[case.kernel]
-    kernel = getattr(importlib.import_module(f"interpcore.kernels.{about.file}"), case.kernel)
+    module = importlib.import_module(f"interpcore.kernels.{about.file}")
+    kernel = getattr(module, case.kernel)
     signature, attrs = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in case.constants:
@@ -269,7 +276,11 @@ def compile_case(case: Case, capability: int) -> dict:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": case.warps, "num_stages": case.stages or about.stages},
+        options={
+            "num_warps": case.warps,
+            "num_stages": case.stages or about.stages,
+            "maxnreg": module.most_registers(case.constants["K"]) if about.capped else None,
+        },
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
