@@ -19,7 +19,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.model import Model, Tap
 from interpcore.model.generic import GenericModel
 from interpcore.neurons.statistics.accumulate import Sizes, Statistics, plan_passes
-from interpcore.neurons.statistics.summarize import estimate, part_range
+from interpcore.neurons.statistics.summarize import default_batch, estimate, part_range
 from interpcore.neurons.statistics.summary import merge_summaries
 from interpcore.runs import RunError
 from interpcore.stats import GroupSums, Histogram, LinearBins, MergeError, OctaveBins, TokenBlock, TopExamples
@@ -183,6 +183,12 @@ def test_parts_cover_the_tokens_on_the_grid() -> None:
     for number, of in ((0, 2), (3, 2), (1, 10)):
         with pytest.raises(ValueError, match=f"Part {number}/{of} is none"):
             part_range(shards(), number, of, BATCH)
+
+
+def test_a_device_reads_32k_tokens_at_once_and_the_cpu_as_few_as_stay_in_its_cache() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
+    assert default_batch(shards(), cpu) * shards().context == 2048 // shards().context * shards().context
+    assert 32_768 <= default_batch(shards(), gpu) * shards().context < 32_768 + shards().context
 
 
 def test_what_does_not_belong_together_is_not_merged(gpt2: Model, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ class Study(experiment.Study):
         whole = self.step("summary")
         if is_run(whole) and Summary.complete(whole):
             return self._summarize("summary", None)
-        most = -(-self.tokens.n_sequences // default_batch(self.tokens))
+        most = -(-self.tokens.n_sequences // default_batch(self.tokens, self.model.device))
         alone = replace(self, partners=())  # which the token pass does not read
         size = state_bytes(self.model, self.tokens, self.statistics)
         parts = in_parts(alone, summary_part, "summary", most, size)
@@ -205,7 +205,8 @@ class Study(experiment.Study):
 
     def summary_part(self, number: int, of: int) -> Summary:
         """Part `number` (from 1) of `of` of the tokens, so that several processes share them."""
-        return self._summarize(f"summary-{number}-of-{of}", part_range(self.tokens, number, of))
+        batch = default_batch(self.tokens, self.model.device)
+        return self._summarize(f"summary-{number}-of-{of}", part_range(self.tokens, number, of, batch))
 
     def merge_summary_parts(self) -> Summary:
         """The summary out of the parts that are there.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
@@ -28,7 +29,8 @@ from interpcore.neurons.statistics.summary import PILOT, Summary
 from interpcore.neurons.statistics.token_pass import Part, Pass
 from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
 
-BATCH_TOKENS, MEMORY = 2048, 4e9
+# A CPU's cache holds what few tokens make of a block; a device waits for Python unless there are many.
+CPU_TOKENS, DEVICE_TOKENS, MEMORY = 2048, 32_768, 4e9
 
 
 def summarize(
@@ -56,7 +58,7 @@ def summarize(
         statistics: which; None for the default ones.
         span: the sequences to read, from the first up to the second; on multiples of `batch`, or up to the
             last. None for all.
-        batch: sequences of a forward; None for about 2048 tokens.
+        batch: sequences of a forward; None for `default_batch`.
         memory: bytes for what is accumulated; more takes several passes.
         checkpoint_every: seconds between checkpoints at least; they take at most 1% of the time.
         progress: show it.
@@ -71,7 +73,7 @@ def summarize(
     labellers = _labellers(model, shards, statistics)
     ids = shards.ids() if statistics.by_token else None
     sizes = _sizes(model, shards, statistics, labellers, ids)
-    batch = default_batch(shards) if batch is None else batch
+    batch = default_batch(shards, model.device) if batch is None else batch
     span = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     card = corpus_card(
@@ -144,7 +146,7 @@ def estimate(
     labellers = _labellers(model, shards, statistics)
     ids = shards.ids() if statistics.by_token else None
     sizes = _sizes(model, shards, statistics, labellers, ids)
-    batch = default_batch(shards) if batch is None else batch
+    batch = default_batch(shards, model.device) if batch is None else batch
     start, stop = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     pilot = measure_pilot(model, shards, batch)
@@ -173,9 +175,11 @@ def state_bytes(model: Model, shards: TokenShards, statistics: Statistics) -> in
     return sum(part_bytes(parts, statistics, sizes) for parts in plan_passes(statistics, sizes, 1e18))
 
 
-def default_batch(shards: TokenShards) -> int:
-    """Sequences of a forward: about 2048 tokens."""
-    return max(BATCH_TOKENS // shards.context, 1)
+def default_batch(shards: TokenShards, device: torch.device) -> int:
+    """Sequences of a forward: up to 2048 tokens on the CPU, on another device the fewest with 32768."""
+    if device.type == "cpu":
+        return max(CPU_TOKENS // shards.context, 1)
+    return -(-DEVICE_TOKENS // shards.context)
 
 
 def check_range(shards: TokenShards, span: tuple[int, int] | None, batch: int) -> tuple[int, int]:
@@ -198,18 +202,17 @@ def check_range(shards: TokenShards, span: tuple[int, int] | None, batch: int) -
     return start, stop
 
 
-def part_range(shards: TokenShards, number: int, of: int, batch: int | None = None) -> tuple[int, int]:
+def part_range(shards: TokenShards, number: int, of: int, batch: int) -> tuple[int, int]:
     """Range of the sequences that one of several processes reads, cut on the grid of batches.
 
     Args:
         number: which part, from 1.
         of: how many there are.
-        batch: as in `summarize`.
+        batch: sequences of a forward, those of `summarize`.
 
     Raises:
         ValueError: there is no such part, or nothing is left for it.
     """
-    batch = default_batch(shards) if batch is None else batch
     batches = -(-shards.n_sequences // batch)
     if not 1 <= number <= of <= batches:
         raise Refused(
