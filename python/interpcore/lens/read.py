@@ -14,7 +14,6 @@ from interpcore.errors import Refused
 from interpcore.lens.edits import edit_prompt, one_token
 from interpcore.lens.lens import Lens
 from interpcore.lens.options import Change, Prompt, ReadOptions
-from interpcore.lens.pictures import draw_reads, reads_page
 from interpcore.lens.published import load_lens
 from interpcore.lens.study import check_model
 from interpcore.model import Model, Tap
@@ -23,7 +22,9 @@ from interpcore.model.token_text import token_texts
 from interpcore.runs import RunFolder, canonical_json, experiment
 from interpcore.runs.artifacts import write_bytes
 from interpcore.runs.frames import write_frame
+from interpcore.runs.token_grid import draw_token_grid, token_grid_page
 
+PAGE = "What a text says through a Jacobian lens"
 NOTES = (
     "reads: the tokens that the final norm and the unembedding rank highest after the lens's J, best first; "
     "probability: of the first.",
@@ -137,10 +138,11 @@ class ReadStudy(experiment.Study):
         name = hashlib.sha256(asked.prompt.encode()).hexdigest()[:12]
         files = write_frame(self.artifacts.artifact(f"tables/{name}"), table)
         model = str(self.artifacts.card.model)
-        drawn, left_out = draw_reads(self.artifacts.artifact(f"figures/{name}"), table, model, self.said)
+        drawn, left_out = draw_token_grid(self.artifacts.artifact(f"figures/{name}"), table, model, self.said)
         page = self.artifacts.artifact(f"pages/{name}.html")
         notes = (*NOTES, *self.notes)
-        write_bytes(page, reads_page(table, asked.prompt, model, self.said, notes).encode())
+        html = token_grid_page(PAGE, table, asked.prompt, model, self.said, notes)
+        write_bytes(page, html.encode())
         shown = tuple(c for c in ("position", "token", "depth", "head", "reads", "probability") if c in table)
         return experiment.Report(table, (*files, *drawn, page), (*notes, *left_out), shown=shown)
 

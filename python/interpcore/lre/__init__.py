@@ -9,7 +9,6 @@ from typing import Any
 from interpcore._faces import names, shown
 
 _FACE = {
-    "attribute": "attribute_grid",
     "edits": "Inverse edited_logits edited_tokens",
     "estimators": "corner_gradient corner_mean few_shot_one identity imaginary_subject low_rank one_example "
     "regression translation",
@@ -17,6 +16,7 @@ _FACE = {
     "operator": "Operator estimate mean_operator predict",
     "options": "Options",
     "prompts": "Query encode_query relation_queries",
+    "read": "attribute_grid",
     "report": "Comparison compare_runs published_table write_report",
     "states": "PromptStates read_states",
     "study": "Study open_study",

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interpcore.data.relations import Prompt, Sample, fill
@@ -83,27 +82,3 @@ def _read(
 def run(study: Any) -> Report:
     """The three prompts on every relation."""
     return run_points(study, attribute_cell, "attribute", NOTES)
-
-
-@torch.no_grad()
-def attribute_grid(
-    study: SharedOperators, operator: Operator, text: str, beta: float = 1.0, top: int = 3
-) -> Tensor:
-    """One operator on every state of a text: its tokens at each depth and position.
-
-    Args:
-        study: with the model.
-        operator: at any depths.
-        text: the prompt.
-        beta: factor on W.
-        top: how many tokens.
-    Returns: tokens, best first [depth, position, top].
-    """
-    from interpcore.model import Tap
-    from interpcore.model.names import source_site
-
-    tokens = study.model.encode(text)[0]
-    taps = {depth: Tap(*source_site(depth)) for depth in operator.depths}
-    found = study.model.forward(tokens, taps=list(taps.values()), logits_at=None).taps
-    h = torch.stack([found[tap][0] for tap in taps.values()], 1)
-    return predict(study.model, operator, h, [beta], top)[:, 0]

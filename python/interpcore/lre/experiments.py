@@ -100,6 +100,29 @@ STUDIES = (
         "sequences:run",
         options.Sequences,
     ),
+    _study(
+        "read",
+        "Read a text's every state through a relation's operator, as a heat map (the attribute lens).",
+        "read:run",
+        options.Read,
+    ),
+    _study(
+        "logit-lens",
+        "When a fact's answer appears: the logit lens at every depth, and what each block adds to it.",
+        "logit_lens:run",
+    ),
+    _study(
+        "tracing",
+        "Put one fact's states into another's prompt, at every depth: where the answer comes with them.",
+        "tracing:run",
+    ),
+    _study("data", "Statistics of the relations, counted with the model's tokenizer.", "facts:statistics"),
+    _study(
+        "known",
+        "List the facts that the model knows and does not know, over several draws of examples.",
+        "facts:known",
+        options.Known,
+    ),
     _study("norms", "Sizes of W and b, and how far the examples' Jacobians differ.", "norms:run"),
 )
 EXPERIMENTS = (RUN, *STUDIES)

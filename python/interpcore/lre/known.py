@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from interpcore.data.relations import Relation, RelationError, few_shot_prompt, split
 from interpcore.lre.answers import Answers
@@ -16,6 +17,51 @@ class NotKnownError(RelationError):
 
 
 @torch.no_grad()
+def drawn_answers(
+    model: Model,
+    relation: Relation,
+    *,
+    examples: int,
+    draws: int,
+    template: int = 0,
+    seed: int = 0,
+    max_rows: int = 64,
+) -> Tensor:
+    """The model's top token for every fact in several prompts, each with a fresh draw of examples from the
+    relation's other facts.
+
+    Args:
+        model: the decoder.
+        relation: the facts.
+        examples, draws: facts shown, and prompts per fact.
+        template: which template.
+        seed: fixes the draws.
+        max_rows: prompts run together.
+    Returns: [fact, draw] int64.
+    Raises: RelationError for too few facts to show.
+    """
+    queries = []
+    for i, sample in enumerate(relation.samples):
+        others = relation.with_samples(tuple(s for s in relation.samples if s is not sample))
+        for draw in range(draws):
+            shown, _ = split(others, examples, seed + draw * len(relation.samples) + i)
+            prompt = few_shot_prompt(relation.prompt_templates[template], shown, sample.subject)
+            queries.append(encode_query(model.tokenizer, prompt))
+    tops = []
+    for start in range(0, len(queries), max_rows):
+        tokens, mask = pad([q.ids for q in queries[start : start + max_rows]], model.device)
+        logits = model.forward(tokens, mask, logits_at="last").logits
+        assert logits is not None
+        tops.append(logits.argmax(-1).cpu())
+    return torch.cat(tops).view(-1, draws)
+
+
+def answered(answers: Answers, relation: Relation, top: Tensor) -> Tensor:
+    """Which of a relation's facts top tokens [fact, draw] begin the objects of [fact, draw] bool."""
+    hits = answers.prefix_hits([s.object for s in relation.samples])
+    return hits[torch.arange(len(top))[:, None], top]
+
+
 def dataset_filter(
     model: Model,
     answers: Answers,
@@ -28,8 +74,7 @@ def dataset_filter(
     seed: int = 0,
     max_rows: int = 64,
 ) -> Relation:
-    """Keep the facts whose object the model's top token begins in every one of several prompts, each with a
-    fresh draw of examples from the relation's other facts.
+    """Keep the facts whose object the model's top token begins in every one of several prompts.
 
     Args:
         model: the decoder.
@@ -37,27 +82,12 @@ def dataset_filter(
         relation: what to filter.
         examples, repeats: facts shown, and prompts per fact; 5 and 3 as published.
         least: facts that must remain; 10 as published.
-        template: which template.
-        seed: fixes the draws.
-        max_rows: prompts run together.
+        template, seed, max_rows: see `drawn_answers`.
     Raises: NotKnownError where fewer remain; RelationError for too few facts to show.
     """
-    queries = []
-    for i, sample in enumerate(relation.samples):
-        others = relation.with_samples(tuple(s for s in relation.samples if s is not sample))
-        for repeat in range(repeats):
-            shown, _ = split(others, examples, seed + repeat * len(relation.samples) + i)
-            prompt = few_shot_prompt(relation.prompt_templates[template], shown, sample.subject)
-            queries.append(encode_query(model.tokenizer, prompt))
-    tops = []
-    for start in range(0, len(queries), max_rows):
-        tokens, mask = pad([q.ids for q in queries[start : start + max_rows]], model.device)
-        logits = model.forward(tokens, mask, logits_at="last").logits
-        assert logits is not None
-        tops.append(logits.argmax(-1).cpu())
-    hits = answers.prefix_hits([s.object for s in relation.samples])
-    top = torch.cat(tops).view(-1, repeats)
-    right = hits[torch.arange(len(top))[:, None], top].all(1).tolist()
+    how = {"template": template, "seed": seed, "max_rows": max_rows}
+    top = drawn_answers(model, relation, examples=examples, draws=repeats, **how)
+    right = answered(answers, relation, top).all(1).tolist()
     kept = tuple(sample for sample, keep in zip(relation.samples, right, strict=True) if keep)
     if len(kept) < least:
         raise NotKnownError(

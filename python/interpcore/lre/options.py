@@ -15,6 +15,7 @@ from interpcore.data.relation_filters import (
     with_subjects,
 )
 from interpcore.data.relations import RELATION_TYPES, Relation, RelationError, load_relations
+from interpcore.errors import did_you_mean
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
@@ -123,6 +124,11 @@ class Options(Base):
         """See `Options.check_data`: reads the relations."""
         self.read_relations()
 
+    def check_asked(self, asked: Base) -> None:
+        """See `Options.check_asked`: looks for the relation that is read."""
+        if isinstance(asked, Read):
+            asked.check_with([relation.name for relation in self.read_relations()])
+
 
 METHODS = (
     "lre",
@@ -171,6 +177,39 @@ class Sequences(Base):
     """Between which objects whole answers choose."""
 
     candidates: int = option(24, "Objects of known test facts that are scored, at most.", least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Base):
+    """What is shown above each fact."""
+
+    shown: int = option(5, "Facts shown above each.", least=1)
+    draws: int = option(3, "Draws of these, in each of which a known fact is answered.", least=1)
+
+
+READ_BY = ("chosen", "own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Base):
+    """What is read through which relation's operator."""
+
+    relation: str = option("", "Whose operator; default: the first.")
+    prompt: str = option("", "The text; default: one that states a wrong object twice and then asks.")
+    answer: str = option("", "Cells that begin it are framed; default: the asked fact's object.")
+    by: str = option(
+        "chosen",
+        "The operator of the depth that reads best, at every depth; or each depth's own.",
+        choices=READ_BY,
+    )
+    top: int = option(3, "Tokens kept of each cell.", least=1)
+
+    def check_with(self, names: Sequence[str]) -> str:
+        """The relation that is asked for among some. Raises: Refused where there is none of that name."""
+        if self.relation and self.relation not in names:
+            near = did_you_mean(self.relation, names)
+            raise RelationError(f"--relation is {self.relation!r}; there are {', '.join(names)}.{near}")
+        return self.relation or names[0]
 
 
 def check_relations(relations: tuple[Relation, ...], template: int) -> None:

@@ -104,7 +104,7 @@ def run_points(
     n = f"{int(table.groupby('relation').n_facts.max().sum())} facts that the model knows"
     said = caption(
         model=str(study.artifacts.card.model),
-        data=f"{table.relation.nunique()} relations, {study.options.trials} trials each at most",
+        data=f"{table.relation.nunique()} relations, at most {study.options.trials} trials each",
         n=n,
         note="Mean over relations, bar or band: its standard error.",
     )
@@ -175,6 +175,8 @@ def _lines(panel: Axes, short: pd.DataFrame, by: list[str], measure: str) -> Non
     numeric = short[along].dtype.kind in "if"
     parts = short.groupby(others, sort=False) if others else [((), short)]
     for names, part in parts:
+        if bool(part[measure].isna().all()):
+            continue  # not measured of these
         place = part[along] if numeric else part[along].map(at)
         error = part[f"{measure}_se"].fillna(0)
         label = ", ".join(map(str, names)) or None

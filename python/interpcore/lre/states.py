@@ -75,5 +75,6 @@ def read_states(model: Model, queries: Sequence[Query], depths: Sequence[Depth])
     )
     assert shared.logits is not None
     z = shared.resid[model.plan.n_calls][torch.arange(len(queries)), shared.lengths - 1]
-    h = torch.stack([shared.taps[source[d]][:, 0] for d in depths], 1)
+    read = [shared.taps[source[d]][:, 0] for d in depths]
+    h = torch.stack(read, 1) if read else z.new_empty(len(z), 0, z.shape[1])
     return PromptStates(shared, tuple(queries), tuple(depths), h, z, shared.logits)

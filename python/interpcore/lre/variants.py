@@ -17,8 +17,10 @@ from interpcore.lre.estimators import low_rank
 from interpcore.lre.operator import predict
 from interpcore.lre.options import Examples, Specificity
 from interpcore.lre.points import Point, measured, point, ready, run_points
+from interpcore.lre.prompts import relation_queries
 from interpcore.lre.shared import SharedOperators
-from interpcore.lre.trial import draw_targets, per_fold
+from interpcore.lre.states import read_states
+from interpcore.lre.trial import Trial, draw_targets, per_fold
 from interpcore.model.names import source_name
 from interpcore.runs.experiment import Report
 
@@ -35,7 +37,10 @@ RANKS = (
 EXAMPLES = (FAITHFUL, "Each number of examples has its own split and its own known facts.")
 TEMPLATES = (
     FAITHFUL,
-    "'{}' is the bare prompt: the subject alone, which its object directly follows in the examples.",
+    "last depth: the same at the last depth below the output, where published operators fail unless the "
+    "object directly follows the subject.",
+    "'{}' is the bare prompt: the subject alone, which its object directly follows in the examples, as it "
+    "does in templates so marked.",
     "Each template has its own known facts.",
 )
 SPECIFICITY = (
@@ -46,8 +51,8 @@ SPECIFICITY = (
 )
 RECONSTRUCTION = (
     "cosine: of W h + b with the last state that the model itself has; other subject: with those of the "
-    "other test "
-    "facts, on average; state: of h with it.",
+    "other test facts, on average; other relation: with that of the same subject where the next relation is "
+    "asked for; state: of h with it.",
 )
 
 
@@ -94,10 +99,11 @@ def templates_cell(study: SharedOperators, relation: str, trial: int) -> dict[st
     def make() -> Iterator[Point]:
         given = study.relations[relation]
         for number, template in enumerate(dict.fromkeys((*given.prompt_templates, BARE))):
-            name = template if template == BARE else f"template {number}"
+            follows = ", object follows" if template.endswith(BARE) else ""
+            name = template if template == BARE else f"template {number}{follows}"
             alone = replace(given, prompt_templates=(template,))
             other = changed(study, relations={relation: alone}, template=0)
-            yield from _faithful(other, relation, trial, {"template": name})
+            yield from _faithful(other, relation, trial, {"template": name}, late=True)
 
     return measured(study, relation, trial, make)
 
@@ -134,7 +140,7 @@ def reconstruction_cell(study: SharedOperators, relation: str, trial: int) -> di
 def reconstruction_points(study: SharedOperators, relation: str, trial: int) -> Iterator[Point]:
     """Cosines with the fact's own last state, with other facts', and of the state itself."""
     found, operator = ready(study, relation, trial), study.operator(relation, trial)
-    z = _unit(found.states.z.double())
+    z, asked_else = _unit(found.states.z.double()), _other_relation(study, found, trial)
     read = operator.read(found.states.h, [1.0])[:, 0].double()
     for at, depth in enumerate(operator.depths):
         like = _unit(read[at]) @ z.mT
@@ -142,7 +148,28 @@ def reconstruction_points(study: SharedOperators, relation: str, trial: int) -> 
         others = (like.sum(1) - own) / max(1, len(z) - 1)
         plain = (_unit(found.states.h[:, at].double()) * z).sum(1)
         outcomes = {"cosine": own.cpu(), "other subject": others.cpu(), "state": plain.cpu()}
+        if asked_else is not None:
+            outcomes["other relation"] = (_unit(read[at]) * asked_else).sum(1).cpu()
         yield point({"depth": source_name(depth)}, found, outcomes)
+
+
+def _other_relation(study: SharedOperators, found: Trial, trial: int) -> Tensor | None:
+    """Directions of the last states where the nearest relation after this one that can be is asked of the
+    same subjects [prompt, d_model]; None where there is none."""
+    names = list(study.relations)
+    at = names.index(found.relation.name)
+    subjects = [s.subject for s in found.test]
+    for name in [*names[at + 1 :], *names[:at]]:
+        try:
+            template = study.relation(name).prompt_templates[study.options.template]
+            shown = study.training(name, trial)
+            queries = relation_queries(
+                study.model.tokenizer, template, shown, subjects, study.options.protocol
+            )
+            return _unit(read_states(study.model, queries, ()).z.double())
+        except Refused:
+            continue
+    return None
 
 
 def changed(
@@ -156,16 +183,23 @@ def changed(
     )
 
 
-def _faithful(study: SharedOperators, relation: str, trial: int, by: dict[str, Any]) -> Iterator[Point]:
-    """The operator's cross-fitted faithfulness, where the model knows enough there."""
+def _faithful(
+    study: SharedOperators, relation: str, trial: int, by: dict[str, Any], late: bool = False
+) -> Iterator[Point]:
+    """The operator's cross-fitted faithfulness, and that at the last depth, where the model knows enough
+    there."""
     try:
         found = ready(study, relation, trial)
         operator = study.operator(relation, trial)
     except Refused:
         return
     tokens = predict(study.model, operator, found.states.h, study.options.betas)[..., 0]
-    outcome, _ = cross_fit(tokens == found.states.top.cpu(), found.folds)
-    yield point(by, found, {"faithfulness": outcome})
+    faithful = tokens == found.states.top.cpu()
+    outcomes = {"faithfulness": cross_fit(faithful, found.folds)[0]}
+    if late:
+        last = study.depths.index(study.model.plan.n_calls - 1)
+        outcomes["last depth"] = cross_fit(faithful[[last]], found.folds)[0]
+    yield point(by, found, outcomes)
 
 
 def _unit(x: Tensor) -> Tensor:
