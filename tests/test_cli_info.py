@@ -21,7 +21,15 @@ def test_info_shows_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERPCORE_ISA", "baseline")
     result = CliRunner().invoke(app, ["info"], terminal_width=200)
     assert result.exit_code == 0, result.output
-    facts_shown = ("torch", "transformers", "in-by-out, few rows", "matmul", "GFLOP per CPU second")
+    facts_shown = (
+        "torch",
+        "transformers",
+        "in-by-out, few rows",
+        "matmul",
+        "GFLOP per CPU second",
+        "tf32x3",
+        "7e-07 of",
+    )
     for word in (*facts_shown, *BACKENDS, *FORMS, *ENVIRONMENT):
         assert word in result.output
     facts = gather()

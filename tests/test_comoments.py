@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import Pilot, reference
+from interpcore.ops.comoments import block_sums
 from interpcore.ops.reference.comoments import centered as centered_definition
 
 SHAPES = [(1, 1, 1), (40, 3, 5), (257, 33, 16), (1500, 70, 130), (9000, 4, 3)]
@@ -91,6 +92,33 @@ def test_bfloat16_products_are_of_shifted_values() -> None:
     got = ops.comoments(x, y, precision="bfloat16").correlation
     error = (got - exact_correlation(x, y)).abs().max()
     assert 1e-7 < error < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_blocks_summed_in_float32_first_keep_the_error_of_the_products(precision: str) -> None:
+    """33,000 rows, as a device takes them: against float64 products of the same rounded operands."""
+    rows = 33_000
+    x, y = related(rows, 5, 6)
+    a, b = (ops.centered(v, None, Pilot.of(v[:64]), precision=precision) for v in (x, y))
+    exact = a.double().t() @ b.double()
+    spread = a.double().norm(dim=0)[:, None] * b.double().norm(dim=0)
+    for blocks, sums in ((4, 2), (8, 1), (1, 5)):
+        parts = [part.clone() for part in block_sums(a, b, blocks)]
+        assert len(parts) == sums and all(part.dtype == torch.float32 for part in parts)
+        total = torch.stack(parts).double().sum(0)
+        assert ((total - exact).abs() <= 2e-6 * spread).all(), blocks
+    true = exact_correlation(x, y)
+    got = ops.comoments(x, y, precision=precision).correlation
+    assert (got - true).abs().max() < (2e-4 if precision == "bfloat16" else 2e-6)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("tf32", 2e-4), ("tf32x3", 2e-6), ("bf16x3", 2e-6)])
+def test_products_in_parts(precision: str, most: float) -> None:
+    x, y = related(3000, 20, 30)
+    got = ops.comoments(x + 1000, y, precision=precision).correlation
+    assert (got - exact_correlation(x + 1000, y)).abs().max() < most
+    half = ops.comoments(x.bfloat16(), y.bfloat16(), precision=precision).correlation
+    assert (half - exact_correlation(x.bfloat16(), y.bfloat16())).abs().max() < most
 
 
 def test_constant_and_masked_out_columns() -> None:

@@ -138,6 +138,7 @@ KERNELS = {
         | dict.fromkeys(("histogram", "top_index", "bottom_index", "count"), "i64")
         | {"edge": "fp64", "powers": "fp64"},
     ),
+    "product_kernel": Kernel("product", dict.fromkeys(("x", "weight", "bias", "out"), "fp32")),
     "edge_products_kernel": Kernel(
         "edge_scores",
         same("difference", "grad")
@@ -243,9 +244,15 @@ CASES += [
     Case("edge_products_kernel", "bf16", EDGES | {"BD": 128, "BK": 64}, 8, 184, 98304),
     Case("edge_sums_kernel", "fp32", {"MOMENTS": True, "BLOCK": 512}, 4, 40, 4096),
 ]
+# Tiles as kernels/product.py has them; the weight out by in.
+PRODUCT = {"BIASED": True, "BM": 128, "BN": 64, "BK": 32}
+CASES += [
+    Case("product_kernel", "fp32", PRODUCT | {"SPLIT": split}, 8, registers, shared)
+    for split, registers, shared in ((False, 168, 65536), (True, 232, 65536))
+]
 CUDA_REGISTERS = 80
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.
-UNIT_STRIDES = ("m_out",)
+UNIT_STRIDES = ("x_k", "weight_k")
 
 
 def compile_case(case: Case, capability: int) -> dict:
@@ -356,7 +363,7 @@ def test_triton(index: int, capability: int, compiled: list[dict]) -> None:
         assert sum("LDG.E.128" in line for line in loop) >= 2, "16-byte loads under way"
         assert not [line for line in loop if re.search(r"\bBAR\b|\bD(ADD|MUL|FMA|SETP)\b|\bLDL\b", line)]
         assert len(loop) <= case.instructions * case.elements, len(loop) / case.elements
-    if case.kernel == "edge_products_kernel" and capability == 90:
+    if case.kernel in ("edge_products_kernel", "product_kernel") and capability == 90:
         assert "wgmma.mma_async" in got["ptx"], "the products of a warp group"
     # Two values in half precision fill a plain load of 32 bits.
     pairs = case.dtype == "bf16" and not re.search(r"ld\.global\S*\.[bu]16", got["ptx"])

@@ -163,7 +163,11 @@ def test_empty(shape: tuple[int, ...]) -> None:
         ({"weight": torch.zeros(8)}, "x must be [..., k] and weight [k, n]"),
         ({"weight": torch.zeros(8, 5).double()}, "weight is torch.float64 on cpu and x is torch.float32"),
         ({"bias": torch.zeros(4)}, "bias must be [5], got [4]"),
-        ({"precision": "tf32"}, "precision='tf32' is unknown"),
+        ({"precision": "tf16"}, "precision='tf16' is unknown"),
+        (
+            {"x": torch.zeros(3, 8).half(), "weight": torch.zeros(8, 5).half(), "precision": "tf32"},
+            "is of float32 operands, not torch.float16",
+        ),
         ({"backend": "blas"}, "backend='blas' is unknown"),
         ({"x": torch.zeros(3, 8).long(), "weight": torch.zeros(8, 5).long()}, "float dtype"),
     ],
@@ -172,3 +176,53 @@ def test_bad_input_is_refused(change: dict, sentence: str) -> None:
     with pytest.raises(ValueError) as caught:
         ops.product(**({"x": torch.zeros(3, 8), "weight": torch.zeros(8, 5)} | change))
     assert sentence in str(caught.value)
+
+
+PARTS = ("tf32", "tf32x3", "bf16x3")
+
+
+@pytest.mark.parametrize("precision", PARTS)
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_products_in_parts_keep_their_bound(
+    precision: str, backend: str | None, request: pytest.FixtureRequest
+) -> None:
+    device = "cpu" if backend is None else request.getfixturevalue("triton_device")
+    for rows, k, n in ((33, 200, 70), (1, 7, 3), (130, 65, 129)):
+        x, out_by_in, bias = (random(*s, seed=i).to(device) for i, s in enumerate(((rows, k), (n, k), (n,))))
+        x *= torch.logspace(-9, 9, k, device=device)
+        out_by_in *= torch.logspace(9, -9, k, device=device)
+        for weight in (out_by_in.t(), out_by_in.t().contiguous()):
+            y = ops.product(x, weight, bias=bias, precision=precision, backend=backend)
+            unit = x.double().abs() @ weight.double().abs() + bias.double().abs()
+            sums = k * 2.0**-24
+            assert ((y - reference.product(x, weight, bias, precision)).abs() <= sums * unit).all()
+            off = (y - reference.product(x, weight, bias)).abs() / unit
+            assert off.max() <= ops.product_error(precision) + sums
+
+
+def test_the_bounds_of_products_in_parts_are_reached_within_a_factor() -> None:
+    """Worst operands: just under half a step above a number that the parts hold, and all of one sign."""
+    for precision, bits in (("tf32", 11), ("tf32x3", 11), ("bf16x3", 8)):
+        last = 2.0**-bits * (1 - 2.0**-6)
+        if precision.endswith("x3"):
+            last += 2.0 ** (-2 * bits) * 0.9
+        x = torch.full((4, 8), 1 + last)
+        off = (ops.product(x, x.t(), precision=precision) / (x.double() @ x.double().t()) - 1).abs().max()
+        bound = ops.product_error(precision)
+        assert bound / 8 < off <= bound + 8 * 2.0**-24, (precision, off, bound)
+
+
+@pytest.mark.parametrize("precision", PARTS)
+def test_products_in_parts_of_what_is_not_finite_and_without_derivatives(precision: str) -> None:
+    x, weight = random(5, 16), random(16, 3, seed=1)
+    x[1, 2], x[2, 0] = torch.nan, torch.inf
+    y = ops.product(x, weight, precision=precision)
+    assert not y[1:3].isfinite().any() and y[[0, 3, 4]].isfinite().all()
+    assert ops.product(x[None, :0], weight, precision=precision).shape == (1, 0, 3)
+    with pytest.raises(RuntimeError, match="records no gradient"):
+        ops.product(x, weight.requires_grad_(), precision=precision)
+    whole = torch.compile(
+        lambda v: ops.product(v, weight, precision=precision), fullgraph=True, backend="eager"
+    )
+    with torch.no_grad():
+        assert torch.equal(whole(x)[3:], ops.product(x, weight, precision=precision)[3:])

@@ -43,6 +43,7 @@ def info() -> None:
     of_ops = [(op, ", ".join(forms)) for op, forms in facts["forms"].items()]
     console.print(_table("Forms of each op", of_ops))
     console.print(_table("float32 products on the CPU", list(facts["product"].items())))
+    console.print(_table("Precisions of float32 products", list(facts["precisions"].items())))
     rows = [(name, value or "unset", ENVIRONMENT[name]) for name, value in facts["env"].items()]
     console.print(_table("Environment", rows))
 
@@ -52,8 +53,8 @@ def gather() -> dict[str, Any]:
 
     Returns:
         versions: package -> version or None; cpu: name -> text; backends: list of `BackendStatus`;
-        forms: op -> names of its backends; product: the probe as name -> text; env: variable -> value or
-        None.
+        forms: op -> names of its backends; product: the probe as name -> text; precisions: name -> error;
+        env: variable -> value or None.
 
     Raises:
         RuntimeError: $INTERPCORE_ISA or $INTERPCORE_PRODUCT names something that is not available here.
@@ -68,6 +69,7 @@ def gather() -> dict[str, Any]:
         "backends": backends,
         "forms": {op: forms(op) for op in FORMS},
         "product": _product(),
+        "precisions": _precisions(),
         "env": {name: os.environ.get(name) for name in ENVIRONMENT},
     }
 
@@ -108,6 +110,13 @@ def _product() -> dict[str, str]:
         for route, by_routine in speeds.items()
     }
     return {route: f"{used} ({unit}: {rates[route]})" for route, used in routes.items()}
+
+
+def _precisions() -> dict[str, str]:
+    from interpcore.ops import product_error
+    from interpcore.ops.product import PRECISIONS
+
+    return {name: f"operands cost at most {product_error(name):.1g} of |x| @ |weight|" for name in PRECISIONS}
 
 
 def _table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:

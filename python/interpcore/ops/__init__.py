@@ -18,6 +18,7 @@ from interpcore.ops.meter import WorkSpent, metered
 from interpcore.ops.norm_jvp import norm_jvp
 from interpcore.ops.norm_vjp import norm_vjp
 from interpcore.ops.product import product
+from interpcore.ops.product_parts import product_error
 from interpcore.ops.product_routes import ProductProbe, hold_routes, product_probe, product_routes
 from interpcore.ops.row_summary import row_summary
 
@@ -49,6 +50,7 @@ __all__ = [
     "norm_jvp",
     "norm_vjp",
     "product",
+    "product_error",
     "product_probe",
     "product_routes",
     "row_summary",

@@ -16,7 +16,7 @@ from interpcore.errors import Refused, Unavailable
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What each dispatched op has beside its definition. The CUDA form is for a GPU without Triton.
-# `product` is not dispatched: it is torch's own on every device.
+# `product` is dispatched for "tf32" and "tf32x3" alone; the rest is torch's own on every device.
 FORMS: dict[str, tuple[str, ...]] = {
     "activation_moments": ("cpu", "triton"),
     "attn_jvp": ("cpu", "triton"),
@@ -30,6 +30,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "group_sums": ("cpu", "triton"),
     "norm_jvp": ("cpu", "triton"),
     "norm_vjp": ("cpu", "triton", "cuda"),
+    "product": ("cpu", "triton"),
     "row_summary": ("cpu", "triton"),
 }
 

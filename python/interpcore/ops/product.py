@@ -6,11 +6,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import named
+from interpcore.ops.backend import choose, named, on
+from interpcore.ops.checks import expect_no_gradient
 from interpcore.ops.meter import METERS
+from interpcore.ops.product_parts import SIGNIFICANT, operands
 from interpcore.ops.product_routes import available, matmul, route_of, routine_of
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", *SIGNIFICANT)
 
 # Multiply-adds below which a routine's setup (about 4 and 12 microseconds a call) is what counts.
 _SMALLEST = {"native": 200_000, "onednn": 1_000_000}
@@ -37,14 +39,19 @@ def product(
         bias: `[n]`, the dtype of x, or None.
         precision: "float32": operands as they are, sums in float32 or wider. "bfloat16": operands rounded to
             bfloat16, sums in float32. On the CPU the latter saves time only with `out_dtype=torch.bfloat16`.
+            "tf32", "tf32x3", "bf16x3", for float32 alone and without derivatives: what a GPU's tensor cores
+            make of it, within `product_error` of |x| @ |weight| (1e-3, 7e-7, 5e-5) and the sums' rounding;
+            "x3" takes three products, and infinities give NaN. The CPU computes the same numbers, slowly.
         out_dtype: dtype of the result; None for the dtype of x.
-        backend: "reference" for float64 throughout; any other name, or None, is the device's dense library.
+        backend: "reference" for float64 throughout; any other name, or None, is the device's dense library,
+            but for "tf32" and "tf32x3", which on a GPU, or where "triton" is named, are a Triton kernel.
 
     Returns:
         `[..., n]`, out_dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, or a name is unknown.
+        RuntimeError: a derivative is asked for in a precision that has none.
     """
     _check(x, weight, bias, precision)
     for meter in METERS:
@@ -54,6 +61,9 @@ def product(
         return reference.product(x, weight, bias, precision).to(result)
     if precision == "bfloat16" and x.dtype != torch.bfloat16:
         return _bfloat16(x, weight, bias, result)
+    if precision in SIGNIFICANT:
+        y = _in_parts(x, weight, bias, precision, backend)
+        return y if y.dtype == result else y.to(result)
     if result.itemsize > x.dtype.itemsize:
         return _widened(x, weight, bias, result)
     y = _same_dtype(x, weight, bias)
@@ -78,6 +88,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> No
         raise ValueError(f"product: x must be of a float dtype, not {x.dtype}.")
     if precision not in PRECISIONS:
         raise ValueError(f"product: precision={precision!r} is unknown; choose from {', '.join(PRECISIONS)}.")
+    if precision in SIGNIFICANT:
+        if x.dtype != torch.float32:
+            raise ValueError(f"product: precision={precision!r} is of float32 operands, not {x.dtype}.")
+        expect_no_gradient("product", x, weight, *(() if bias is None else (bias,)))
 
 
 def _same_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,6 +114,35 @@ def _routine(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     if chosen == "onednn" and not (weight.is_contiguous() or weight.t().is_contiguous()):
         return "matmul"
     return "matmul" if work < _SMALLEST.get(chosen, 0) else chosen
+
+
+def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: str | None) -> Tensor:
+    """x @ weight + bias, float32, by products of numbers with fewer bits."""
+    rows = x.reshape(-1, x.shape[-1])
+    if precision != "bf16x3":
+        y = torch.ops.interpcore.product(rows, weight, bias, precision, backend)
+    else:
+        rows, weight = operands(rows, weight, precision)
+        if x.is_cuda:
+            # One product on the tensor cores, three times as deep.
+            y = _widened(rows.bfloat16(), weight.bfloat16(), bias, torch.float32)
+        else:
+            y = _same_dtype(rows, weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[1])
+
+
+def launch_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: str | None
+) -> Tensor:
+    """Choose the backend of "tf32" and "tf32x3" on checked arguments, x `[M, K]`."""
+    if choose("product", x, backend) != "triton" or x.numel() == 0:
+        return _same_dtype(*operands(x, weight, precision), bias)
+    from interpcore.kernels import product as kernel
+
+    out = x.new_empty(len(x), weight.shape[1])
+    with on(x):
+        kernel.launch(x, weight, None if bias is None else bias.contiguous(), precision, out)
+    return out
 
 
 def _bfloat16(x: Tensor, weight: Tensor, bias: Tensor | None, result: torch.dtype) -> Tensor:

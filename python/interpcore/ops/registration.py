@@ -1,7 +1,7 @@
 """Declarations of the ops in torch's library, `torch.ops.interpcore.*`: schema, fake form, gradient rule.
 
 An op declared with `custom_op` works under `torch.compile` and fake tensors, and raises where a gradient is
-asked for that it does not have. `product` needs no declaration: it is made of torch's own ops.
+asked for that it does not have. `product` is declared where it has a kernel.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from interpcore.ops.edge_scores import launch_edge_scores, new_scores
 from interpcore.ops.gate import gate_results, launch_gate
 from interpcore.ops.norm_jvp import launch_norm_jvp
 from interpcore.ops.norm_vjp import launch_norm_vjp, norm_vjp_shape
+from interpcore.ops.product import launch_product
 
 
 def _no_gradient(op: str) -> Callable[..., NoReturn]:
@@ -325,3 +326,17 @@ def _(
 
 
 centered.register_autograd(_no_gradient("comoments"))
+
+
+@torch.library.custom_op("interpcore::product", mutates_args=())
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: str | None) -> Tensor:
+    """`interpcore.ops.product` in "tf32" or "tf32x3" on checked arguments."""
+    return launch_product(x, weight, bias, precision, backend)
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: str | None) -> Tensor:
+    return x.new_empty(len(x), weight.shape[1])
+
+
+product.register_autograd(_no_gradient("product"))

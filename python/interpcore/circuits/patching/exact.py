@@ -168,6 +168,7 @@ class Study:
     def scores(self, split: str) -> dict[str, Scores]:
         """Means over the pairs, by metric."""
         n, made_on = len(self.pairs), MadeOn.of(self.model)
+        products = str(self.model.dtype).removeprefix("torch.")  # `product`'s own, in no lower precision
         found = {}
         for metric, (total, squares) in zip(self.metrics, self.sums, strict=True):
             unscored = ~self.wanted if self.level == "edge" else ~self.wanted.any(1)[:, None]
@@ -187,7 +188,7 @@ class Study:
                 nodes=mean[:, 0] if self.level == "node" else None,
                 neurons=mean if self.level == "neuron" else None,
                 made_on=made_on,
-                notes={**self._notes(), **self.intervention.notes()},
+                notes={**self._notes(), **self.intervention.notes(), "products": products},
             )
         return found
 

@@ -234,7 +234,7 @@ def estimate(
     a = values[tile.a][:, study.sets[tile.a].span(tile.depth_a)]
     b = values[tile.b][:, study.sets[tile.b].span(tile.depth_b)]
     cross = torch.zeros((a.shape[1], b.shape[1]), dtype=torch.float64, device=a.device)
-    multiplying = _timed(lambda: add_products(cross, a, b)) / cross.numel()
+    multiplying = _timed(lambda: add_products(cross, a, b, precision=study.reader.precision)) / cross.numel()
     sizes = [sum(tile_bytes(study.sets, tile) for tile in tiles) for tiles in study.passes]
     forward = len(sizes) * study.n_blocks * reading
     return Estimate(

@@ -148,7 +148,7 @@ class CrossSums:
         for tile in self._tiles:
             a = values[tile.a][:, sets[tile.a].span(tile.depth_a)]
             b = values[tile.b][:, sets[tile.b].span(tile.depth_b)]
-            add_products(self.state[tile.name], a, b)
+            add_products(self.state[tile.name], a, b, precision=self._reader.precision)
         if self._groups:
             add_columns(self.state, group, sums)
 

@@ -38,7 +38,7 @@ class Settings:
         seed: of the rotations.
         groups: groups of whole sequences for standard errors.
         top_k: partners kept per neuron.
-        precision: of the products: "float32", or "bfloat16" for shifted values rounded first.
+        precision: of the products, as in `comoments`; "bfloat16" rounds shifted values first.
         budget: bytes for sums of products; more passes over the tokens where they do not fit.
     """
 

@@ -197,7 +197,8 @@ class RowSums:
             side = values[a][:, chosen]
             for b, other in enumerate(values):
                 if f"rows/{a}.{b}" in self.state:
-                    add_products(self.state[f"rows/{a}.{b}"], side, other)
+                    sums, precision = self.state[f"rows/{a}.{b}"], self._reader.precision
+                    add_products(sums, side, other, precision=precision)
 
 
 def _run(
