@@ -28,7 +28,7 @@ class ArrayReader:
     def __init__(
         self, arrays: Sequence[Tensor], widths: Sequence[tuple[int, ...]], mask: Tensor, settings: Settings
     ) -> None:
-        self.settings, self.mask = settings, mask
+        self.settings, self.mask, self.precision = settings, mask, settings.precision
         if settings.similarity == "jaccard":
             arrays = [(x > settings.jaccard_threshold).to(x.dtype) for x in arrays]
         self.arrays = arrays
