@@ -52,7 +52,8 @@ def lre_run(out, values, known=None, **card):
     about = {"model": "a", "weights": "1", "arguments": arguments, "extends": ("trials",)} | card
     (out / "card.json").write_text(json.dumps(RunCard(**about).to_json()))
     write_frame(out / "artifacts" / "tables" / "subjects", subjects(values, known))
-    relations = pd.DataFrame({"trials": 1, "faithfulness": [0.5, 0.7, 0.9], "causality": [0.6, 0.9, 0.95]})
+    named = {"relation": ["word sentiment", "work location", "mine"], "trials": 1}
+    relations = pd.DataFrame(named | {"faithfulness": [0.5, 0.7, 0.9], "causality": [0.6, 0.9, 0.95]})
     write_frame(out / "artifacts" / "tables" / "relations", relations)
     return out
 
@@ -113,6 +114,9 @@ def test_a_run_beside_published_numbers(two):
     table = compare(two[0], "published").table.set_index("what")
     share = table.loc["share of relations with faithfulness above 0.6"]
     assert share.ours == pytest.approx(2 / 3) and share.difference == pytest.approx(2 / 3 - share.published)
+    one = table.loc["faithfulness of word sentiment"]
+    assert (one.published, one.ours, one.rows) == (0.635, 0.5, 1)
+    assert one.difference == pytest.approx(-0.135) and "faithfulness of mine" not in table.index
 
 
 def test_other_kinds_of_runs_are_refused(two, tmp_path):

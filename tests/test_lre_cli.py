@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.data.relations import Sample
-from interpcore.lre.report import compare_runs
+from interpcore.lre.report import compare_runs, published_rows, published_table
 from interpcore.lre.tables import published_hparams, relation_table
 from interpcore.runs import RunError
 
@@ -211,3 +211,21 @@ def test_a_first_try_that_measured_nothing_gives_way_to_the_corrected_command(mo
     assert other.exit_code == 1 and "examples" in str(other.exception)
     more = lre_run(model, facts, tmp_path / "run", "--examples", "4", "--trials", "2")
     assert more.exit_code == 0 and report_of(tmp_path / "run").table.trials.max() == 2
+
+
+def test_published_numbers_stand_beside_the_same_relations():
+    theirs = published_table().set_index("relation")
+    mine = theirs.iloc[:3][["faithfulness", "causality"]].reset_index().assign(trials=[1, 1, 0])
+    mine["faithfulness"] -= 0.125
+    rows = {row["what"]: row for row in published_rows(mine)}
+    first, second = theirs.index[:2]
+    assert set(rows) == {
+        *(f"mean {m} of the relations in both" for m in ("faithfulness", "causality")),
+        *(f"{m} of {name}" for m in ("faithfulness", "causality") for name in (first, second)),
+    }
+    mean = rows["mean faithfulness of the relations in both"]
+    assert mean["rows"] == 2 and mean["published"] == pytest.approx(theirs.faithfulness[:2].mean())
+    assert mean["ours"] == pytest.approx(mean["published"] - 0.125)
+    assert rows[f"causality of {second}"]["ours"] == theirs.causality[second]
+    other = mine.assign(relation=["a", "b", "c"])
+    assert not list(published_rows(other))

@@ -10,7 +10,6 @@ from typing import Any
 
 from interpcore.data.relations import Relation, RelationError, fill
 from interpcore.errors import did_you_mean
-from interpcore.model.prompts import token_offsets
 
 FN_TYPES = ("ONE_TO_ONE", "ONE_TO_MANY", "MANY_TO_ONE", "MANY_TO_MANY")
 YES_NO = ("yes", "no")
@@ -71,6 +70,8 @@ def bare(relation: Relation) -> Relation:
 
 def subject_tokens(tokenizer: Any, template: str, subject: str) -> int:
     """How many tokens a subject has where a template puts it, below another line."""
+    from interpcore.model.prompts import token_offsets  # with torch, which a command's help does without
+
     before = "x\n"
     start = len(before) + template.index("{}")
     _, covered = token_offsets(tokenizer, before + fill(template, subject))

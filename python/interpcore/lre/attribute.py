@@ -38,9 +38,9 @@ def attribute_cell(study: SharedOperators, relation: str, trial: int) -> dict[st
 def attribute_points(study: SharedOperators, relation: str, trial: int) -> Iterator[Point]:
     """Recall of the model and of the operator, in a plain and in misleading prompts."""
     found, operator = ready(study, relation, trial), study.operator(relation, trial)
-    betas, model = study.options.betas, study.model
+    betas, model = study.betas(relation), study.model
     few_shot = predict(model, operator, found.states.h, betas)[..., 0] == found.states.top.cpu()
-    _, choices = cross_fit(few_shot, found.folds)
+    _, choices = cross_fit(few_shot, found.folds, study.given_place(relation))
     template = found.relation.prompt_templates[study.options.template]
     wrong = wrong_objects(found)
     for kind in PROMPTS:

@@ -54,15 +54,18 @@ def choose(hits: Tensor) -> tuple[int, int]:
     return depth, best[(len(best) - 1) // 2]
 
 
-def cross_fit(hits: Tensor, folds: Sequence[Fold]) -> tuple[Tensor, list[tuple[int, int]]]:
+def cross_fit(
+    hits: Tensor, folds: Sequence[Fold], given: tuple[int, int] | None = None
+) -> tuple[Tensor, list[tuple[int, int]]]:
     """Each prompt's hit at the depth and setting that the other half chose.
 
     Args:
         hits: [depth, setting, prompt] bool.
         folds: as `make_folds` gives.
+        given: a depth and setting to take instead of a choice.
     Returns: outcomes [prompt] bool, and each fold's choice.
     """
-    choices = [choose(hits[..., fold.choose]) for fold in folds]
+    choices = [choose(hits[..., fold.choose]) if given is None else given for fold in folds]
     return at_choices(hits, folds, choices), choices
 
 

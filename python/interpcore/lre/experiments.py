@@ -60,6 +60,7 @@ RUN = Experiment(
         where="known",
         published_table="tables/relations",
         published=_PUBLISHED,
+        published_rows="interpcore.lre.report:published_rows",
     ),
 )
 STUDIES = (

@@ -16,6 +16,7 @@ from interpcore.data.relation_filters import (
 )
 from interpcore.data.relations import RELATION_TYPES, Relation, RelationError, load_relations
 from interpcore.errors import did_you_mean
+from interpcore.lre.hparams import Hparams, read_hparams
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
@@ -73,6 +74,12 @@ class Options(Base):
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
     template: int = option(0, "Which of the relations' templates; -1: the subject alone.", least=BARE)
     dataset_filter: bool = option(False, "Keep only facts known under three draws of examples.")
+    hparams: str | None = option(
+        None,
+        "A folder of published hyperparameter files, or a run that wrote some: its depths, beta and rank, "
+        "instead of chosen ones; baselines and editors choose all the same.",
+        circumstance=True,
+    )
     max_test: int | None = option(200, "Test facts per trial at most.", least=4)
     seed: int = option(0, "Of every random draw.")
 
@@ -121,8 +128,13 @@ class Options(Base):
         return tuple(found)
 
     def check_data(self) -> None:
-        """See `Options.check_data`: reads the relations."""
+        """See `Options.check_data`: reads the relations and hyperparameters."""
         self.read_relations()
+        self.read_hparams()
+
+    def read_hparams(self) -> dict[str, Hparams]:
+        """Hyperparameters by relation; none where they are chosen. Raises: as `hparams.read_hparams`."""
+        return {} if self.hparams is None else read_hparams(self.hparams)
 
     def check_asked(self, asked: Base) -> None:
         """See `Options.check_asked`: looks for the relation that is read."""

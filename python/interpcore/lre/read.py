@@ -71,9 +71,10 @@ def read_cell(
 ) -> dict[str, Any]:
     """One cell: a text read at every depth and position."""
     found, operator = ready(study, relation, 0), study.operator(relation, 0)
-    faithful = predict(study.model, operator, found.states.h, study.options.betas)[..., 0]
-    at, b = choose((faithful == found.states.top.cpu())[..., found.known])
-    beta = study.options.betas[b]
+    betas, given = study.betas(relation), study.given_place(relation)
+    faithful = predict(study.model, operator, found.states.h, betas)[..., 0] == found.states.top.cpu()
+    at, b = choose(faithful[..., found.known]) if given is None else given
+    beta = betas[b]
     if not prompt:
         fact = int(found.known.nonzero()[0])
         template = found.relation.prompt_templates[study.options.template]

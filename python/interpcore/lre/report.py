@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interpcore.lre import figures, tables
 from interpcore.lre.trial import run_trial
@@ -29,6 +29,7 @@ SOURCE = (
 )
 
 
+SHORT_SOURCE = "Hernandez et al. 2024, GPT-J, 24 trials, both at the editing depth, beta 2.25"
 LEGEND = (
     "obj: distinct objects; known: test facts that the model itself answers, of all.",
     "faithful: the operator's top token is the model's, on held-out known subjects; causal: the edited model "
@@ -69,7 +70,8 @@ def write_report(folder: RunFolder) -> Report:
         raise RunError(f"{folder.path} holds no finished LRE trial; {why}")
     done, table = tables.measured(results), tables.relation_table(results)
     files, model = list[Path](), folder.card.model or "model"
-    for relation in dict.fromkeys(result["relation"] for result in done):
+    chosen = "hash of hparams" not in folder.card.arguments  # else they are not this run's to say
+    for relation in dict.fromkeys(result["relation"] for result in done if chosen):
         mine = [result for result in done if result["relation"] == relation]
         files.append(folder.artifact(f"hparams/{model}/{relation.replace(' ', '_')}.json"))
         write_json(files[-1], tables.published_hparams(model, mine))
@@ -134,6 +136,27 @@ def published_table() -> pd.DataFrame:
 
     table = pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=True)
     return table.rename(columns={"faithfulness_gptj": "faithfulness", "causality_gptj": "causality"})
+
+
+def published_rows(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Each measure over the relations that a run and the published table both have, then of each of them.
+
+    Args:
+        table: a run's, see `tables.relation_table`.
+    Returns: what, published, ours, rows and source, as `runs.compared.Compared` takes them.
+    """
+    published = published_table().set_index("relation")
+    ours = table[table.trials > 0].set_index("relation")
+    both = [name for name in ours.index if name in published.index]
+    for measure in ("faithfulness", "causality"):
+        if both:
+            means = [frame.loc[both, measure].mean() for frame in (published, ours)]
+            line = {"published": float(means[0]), "ours": float(means[1]), "rows": len(both)}
+            yield {"what": f"mean {measure} of the relations in both", **line, "source": SHORT_SOURCE}
+    for measure in ("faithfulness", "causality"):
+        for name in both:
+            line = {n: float(f.loc[name, measure]) for n, f in (("published", published), ("ours", ours))}
+            yield {"what": f"{measure} of {name}", **line, "rows": 1, "source": SHORT_SOURCE}
 
 
 def _figures(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:

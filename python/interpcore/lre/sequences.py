@@ -47,9 +47,9 @@ def sequences_cell(study: SharedOperators, relation: str, trial: int, candidates
 def sequence_points(study: SharedOperators, relation: str, trial: int, candidates: int) -> Iterator[Point]:
     """Agreement of operator and model over candidate objects."""
     found, operator = ready(study, relation, trial), study.operator(relation, trial)
-    betas, depths = study.options.betas, study.depths
+    betas, depths = study.betas(relation), study.depths
     first = predict(study.model, operator, found.states.h, betas)[..., 0]
-    _, choices = cross_fit(first == found.states.top.cpu(), found.folds)
+    _, choices = cross_fit(first == found.states.top.cpu(), found.folds, study.given_place(relation))
     known = [s.object for s, k in zip(found.test, found.known.tolist(), strict=True) if k]
     objects = list(dict.fromkeys(known))[:candidates]
     answers = study.answers.tokens(objects)

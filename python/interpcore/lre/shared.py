@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from interpcore.data.relations import Relation, Sample, split
+from interpcore.data.relations import Relation, RelationError, Sample, split
 from interpcore.errors import Refused
 from interpcore.lre.answers import Answers
+from interpcore.lre.edits import rank_grid
+from interpcore.lre.hparams import Hparams
 from interpcore.lre.known import dataset_filter
 from interpcore.lre.operator import Operator, mean_operator
 from interpcore.lre.options import Options, check_relations
@@ -25,12 +27,14 @@ class SharedOperators(experiment.Study):
     Args:
         model, options, artifacts, folder, workers, progress: as in `runs.experiment.Study`.
         relations: by name, in order.
+        hparams: by relation, instead of chosen ones; none where they are chosen.
     Raises: Refused for a model that a study cannot take, or a template that is not there.
     """
 
     model: Model
     options: Options
     relations: dict[str, Relation] = field(default_factory=dict)
+    hparams: dict[str, Hparams] = field(default_factory=dict)
     answers: Answers = field(init=False)
     _kept: dict[tuple[str, int], Operator] = field(default_factory=dict, init=False)
     _filtered: dict[str, Relation] = field(default_factory=dict, init=False)
@@ -63,6 +67,36 @@ class SharedOperators(experiment.Study):
         identity where the prompt ends with its subject, else zero, so it says nothing about a relation."""
         depths = published_depths(self.model.plan.n_calls)
         return depths if self.options.protocol == "paper" else depths[:-1]
+
+    def betas(self, name: str) -> tuple[float, ...]:
+        """Factors on W to choose from. Raises: RelationError where other relations' are given."""
+        given = self._given(name)
+        return self.options.betas if given is None else (given.beta,)
+
+    def ranks(self, name: str) -> list[int]:
+        """Ranks of the inverse to choose from. Raises: as `betas`, and for more than the model has."""
+        given, d_model = self._given(name), self.model.spec.d_model
+        if given is not None and given.rank > d_model:
+            raise RelationError(f"{given.file} asks for rank {given.rank}; the model has {d_model}.")
+        return rank_grid(d_model, self.options.ranks) if given is None else [given.rank]
+
+    def given_place(self, name: str, *, editing: bool = False) -> tuple[int, int] | None:
+        """Place of the given depth among `depths` and of the only setting, as `cross_fit` takes them; None
+        where they are chosen. Raises: as `betas`, or for a layer that a study does not read."""
+        given = self._given(name)
+        if given is None:
+            return None
+        depth = given.depths(self.model.plan.n_calls)[editing]
+        if depth not in self.depths:
+            raise RelationError(
+                f"{given.file} names the last block's output, which only protocol='paper' has."
+            )
+        return self.depths.index(depth), 0
+
+    def _given(self, name: str) -> Hparams | None:
+        if self.hparams and name not in self.hparams:
+            raise RelationError(f"{name}: the hyperparameters given have no file of it.")
+        return self.hparams.get(name)
 
     def trial_seed(self, name: str, trial: int) -> int:
         """The seed of a trial's split and draws."""

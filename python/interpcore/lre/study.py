@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from interpcore.data.relations import Relation
+from interpcore.lre.hparams import hparams_hash
 from interpcore.lre.options import Options, check_relations
 from interpcore.lre.report import write_report
 from interpcore.lre.shared import SharedOperators
@@ -59,12 +60,13 @@ def open_study(
     options = options or Options()
     given = options.read_relations() if relations is None else tuple(relations)
     check_relations(given, options.template)
-    found = options.asked_facts(given, model.tokenizer)
+    found = options.asked_facts(given, getattr(model, "tokenizer", None))
     study = Study(
         model,
         options,
         workers=workers,
         progress=progress,
+        hparams=options.read_hparams(),
         relations={relation.name: relation for relation in found},
     )
     card = study_card(model, found, options, command)
@@ -79,12 +81,14 @@ def study_card(
     """What the run means: weights, relations, options."""
     texts = {relation.name: canonical_json(relation.to_json()) for relation in relations}
     facts = {f"facts of {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    hparams = options.read_hparams()
+    read = {"hash of hparams": hparams_hash(hparams)} if hparams else {}
     return run_card(
         model,
         protocol=options.protocol,
         split="objects in turn",
         seeds={"study": options.seed},
-        arguments=options.arguments() | facts,
+        arguments=options.arguments() | facts | read,
         extends=options.extending(),
         sources=options.circumstances(),
         command=command,

@@ -17,7 +17,7 @@ from interpcore.errors import Refused
 from interpcore.lre import controls
 from interpcore.lre.answers import recall
 from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds
-from interpcore.lre.edits import Inverse, edited_tokens, one_by_one, rank_grid
+from interpcore.lre.edits import Inverse, edited_tokens, one_by_one
 from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import Operator, predict, ranked_tokens
 from interpcore.lre.prompts import relation_queries
@@ -109,8 +109,8 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
         "choices": choices,
         "axes": {
             "depth": ready.states.depths,
-            "beta": study.options.betas,
-            "rank": rank_grid(study.model.spec.d_model, study.options.ranks),
+            "beta": study.betas(relation),
+            "rank": study.ranks(relation),
         },
         "outcomes": {name: values.double().tolist() for name, values in outcomes.items()},
         "curves": reading.curves | editing.curves,
@@ -161,12 +161,13 @@ def check_known(trial: Trial, least: int) -> None:
 
 def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Operator | None) -> Measured:
     """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
-    states, folds, betas, known = trial.states, trial.folds, study.options.betas, trial.known
-    top = states.top.cpu()
+    states, folds, known, name = trial.states, trial.folds, trial.known, trial.relation.name
+    betas, top = study.betas(name), states.top.cpu()
     ranked = predict(study.model, operator, states.h, betas, TOP_K)
     tokens = ranked[..., 0]
     faithful, recalls = tokens == top, recall(trial.hits, ranked)
-    _, choices = cross_fit(recalls[..., 0] if study.options.protocol == "paper" else faithful, folds)
+    judged = recalls[..., 0] if study.options.protocol == "paper" else faithful
+    _, choices = cross_fit(judged, folds, study.given_place(name))
     first = study.answers.first_tokens([s.object for s in trial.test])
     alone = ranked_tokens(study.model, operator.bias, 1) == top
     outcomes = {
@@ -195,7 +196,7 @@ def edit_all(
 ) -> tuple[Measured, dict[str, float]]:
     """Causality at every depth and rank, cross-fitted, with its controls; and how long the edits took."""
     states, folds, damping = trial.states, trial.folds, study.options.damping
-    ranks = rank_grid(study.model.spec.d_model, study.options.ranks)
+    ranks, given = study.ranks(trial.relation.name), study.given_place(trial.relation.name, editing=True)
     target = draw_targets(trial.test, trial.known, trial.seed)
     wanted, goal = states.z[target] - states.z, trial.hits[target]
     prompt = torch.arange(len(target))
@@ -216,7 +217,7 @@ def edit_all(
     began = time.perf_counter()
     hits = torch.stack([success(d, deltas(operator, d, ranks)) for d in range(len(states.depths))])
     seconds = time.perf_counter() - began
-    outcome, choices = cross_fit(hits, folds)
+    outcome, choices = cross_fit(hits, folds, given)
     edits = [deltas(operator, d, [ranks[r]])[0] for d, r in choices]
     drawn = [controls.random_like(edit, RANDOM_DRAWS, trial.seed) for edit in edits]
     own = [fold.report for fold in folds]

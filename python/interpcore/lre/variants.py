@@ -64,9 +64,9 @@ def ranks_cell(study: SharedOperators, relation: str, trial: int) -> dict[str, A
 def rank_points(study: SharedOperators, relation: str, trial: int) -> Iterator[Point]:
     """Faithfulness of W cut to each rank, and causality of its inverse."""
     found, operator = ready(study, relation, trial), study.operator(relation, trial)
-    betas, top = study.options.betas, found.states.top.cpu()
+    betas, top = study.betas(relation), found.states.top.cpu()
     whole = predict(study.model, operator, found.states.h, betas)[..., 0] == top
-    _, choices = cross_fit(whole, found.folds)
+    _, choices = cross_fit(whole, found.folds, study.given_place(relation))
     ranks = rank_grid(study.model.spec.d_model, study.options.ranks)
     target = draw_targets(found.test, found.known, found.seed)
     success, wanted = judge(found, target), found.states.z[target] - found.states.z
@@ -125,8 +125,9 @@ def specificity_points(study: SharedOperators, relation: str, trial: int, others
             if on == relation:
                 raise
             continue
-        tokens = predict(study.model, operator, found.states.h, study.options.betas)[..., 0]
-        outcome, choices = cross_fit(tokens == found.states.top.cpu(), found.folds)
+        tokens = predict(study.model, operator, found.states.h, study.betas(relation))[..., 0]
+        given = study.given_place(relation)
+        outcome, choices = cross_fit(tokens == found.states.top.cpu(), found.folds, given)
         within = at_choices(own[tokens], found.folds, choices)
         by = {"facts": "its own" if on == relation else "another's"}
         yield point(by, found, {"faithfulness": outcome, "own range": within})
@@ -180,6 +181,7 @@ def changed(
         study.model,
         replace(study.options, **options),
         relations=study.relations if relations is None else relations,
+        hparams=study.hparams,
     )
 
 
@@ -193,9 +195,10 @@ def _faithful(
         operator = study.operator(relation, trial)
     except Refused:
         return
-    tokens = predict(study.model, operator, found.states.h, study.options.betas)[..., 0]
+    tokens = predict(study.model, operator, found.states.h, study.betas(relation))[..., 0]
     faithful = tokens == found.states.top.cpu()
-    outcomes = {"faithfulness": cross_fit(faithful, found.folds)[0]}
+    given = study.given_place(relation)
+    outcomes = {"faithfulness": cross_fit(faithful, found.folds, given)[0]}
     if late:
         last = study.depths.index(study.model.plan.n_calls - 1)
         outcomes["last depth"] = cross_fit(faithful[[last]], found.folds)[0]

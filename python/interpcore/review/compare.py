@@ -155,12 +155,18 @@ def _beside_published(folder: Path, declared: Compared) -> Report:
         raise Refused(f"There are no published numbers of the kind of run that {folder} holds.")
     frame = read_frame(find_table(declared.published_table, list(run_cards(folder))))
     return Report(
-        pd.DataFrame(list(_published_lines(frame, declared))),
+        pd.DataFrame([*_published_lines(frame, declared), *_row_lines(frame, declared)]),
         notes=(
             "ours: of this run, of so many rows; difference: ours minus published, which is of the models "
             "and data that the source names.",
         ),
     )
+
+
+def _row_lines(frame: pd.DataFrame, declared: Compared) -> Iterator[dict[str, Any]]:
+    for row in declared.rows_beside(frame):
+        source = row.pop("source")
+        yield row | {"difference": row["ours"] - row["published"], "source": source}
 
 
 def _published_lines(frame: pd.DataFrame, declared: Compared) -> Iterator[dict[str, Any]]:

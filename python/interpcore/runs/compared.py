@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Compared:
         where: a column of truth values; rows that are true in both runs are compared. "" for all rows.
         published: published numbers of `published_table`, where there are any.
         published_table: the table that those are statistics of.
+        published_rows: `module:function`, called with a run's `published_table`; gives published numbers of
+            single rows of it, each with `what`, `published`, `ours`, `rows` and `source`. "" for none.
     """
 
     table: str
@@ -48,3 +56,10 @@ class Compared:
     where: str = ""
     published: tuple[Published, ...] = ()
     published_table: str = ""
+    published_rows: str = ""
+
+    def rows_beside(self, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+        """Published numbers of single rows of a run's table, see `published_rows`."""
+        if self.published_rows:
+            module, _, name = self.published_rows.partition(":")
+            yield from getattr(import_module(module), name)(table)
