@@ -15,12 +15,22 @@ from typer.testing import CliRunner
 import interpcore
 from interpcore.cli import app
 from interpcore.errors import Refused
-from interpcore.model import Plan, Tap
-from interpcore.surgery.experiments import INFLUENCE, MAP, REPEAT, STAND_IN, TALK, TOKENS
+from interpcore.model import Edit, Plan, Replace, Tap
+from interpcore.surgery.experiments import INFLUENCE, MAP, PATCH, REPEAT, STAND_IN, TALK, TOKENS, TRACE
 from interpcore.surgery.influence import block_influence
 from interpcore.surgery.items import text_items
 from interpcore.surgery.linear import Fit, low_rank, mean_jacobian
-from interpcore.surgery.options import Influence, Map, Options, Repeat, StandIn, Talk, Tokens
+from interpcore.surgery.options import (
+    Influence,
+    Map,
+    Options,
+    Patch,
+    Repeat,
+    StandIn,
+    Talk,
+    Tokens,
+    Trace,
+)
 from interpcore.surgery.patching import patch_pair, trace
 from interpcore.surgery.recipes import read_recipe, write_recipe
 from interpcore.surgery.results import over_differences
@@ -130,6 +140,27 @@ def test_what_heads_write_is_patched_as_what_attention_adds(tiny):
     z, out = (patch_pair(tiny, clean, corrupted, answers, site)[2] for site in ("z", "attn_out"))
     torch.testing.assert_close(z, out, rtol=0, atol=1e-3)
     assert (out - out[:, :1]).abs().max() > 1
+
+
+def test_a_head_is_patched_at_all_positions_and_alone(tiny, folder):
+    """A head's clean z beside the corrupted others, one whole forward each; every head moves something."""
+    clean, corrupted = (tiny.encode(t)[0][0] for t in (CLEAN, CORRUPTED))
+    answers = token(tiny, "is Paris"), token(tiny, "is Rome")
+    _, b, found = patch_pair(tiny, clean, corrupted, answers, "z", "head")
+    assert found.shape == (4, tiny.spec.n_heads) and (found - b).abs().max() > 1
+    taps = [Tap("z", depth) for depth in range(4)]
+    mine, theirs = (tiny.forward(t[None], taps=taps).taps for t in (clean, corrupted))
+    for depth, head in ((0, 1), (2, 0), (3, tiny.spec.n_heads - 1)):
+        mixed = theirs[taps[depth]].clone()
+        mixed[:, :, head] = mine[taps[depth]][:, :, head]
+        logits = tiny.forward(corrupted[None], edits=[Edit("z", depth, None, Replace(mixed))]).logits[0, -1]
+        assert found[depth, head] == pytest.approx(float(logits[answers[0]] - logits[answers[1]]), abs=1e-3)
+    with PATCH.open(tiny, folder, Options()) as study:
+        table = PATCH.run(study, Patch(n=2, site="z", by="head")).table
+        traced = TRACE.run(study, Trace(draws=2, site="z", by="head")).table
+    assert len(table) == len(traced) == 4 * tiny.spec.n_heads and {"depth", "head"} <= set(traced)
+    with pytest.raises(Refused, match="of site z"):
+        Patch(by="head")
 
 
 def test_a_block_that_does_nothing_has_no_effect():

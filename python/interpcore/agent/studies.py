@@ -189,7 +189,10 @@ class StudyTool:
         options, *asked = self._options({**given, **places, **own})
         for each in (options, *asked):
             each.check_data()
-        ids = {e.name: given[e.name] for e in declared(self.experiment.options) if e.name in places}
+        chosen = [e for e in declared(self.experiment.options) if e.name in given]
+        ids = {
+            e.name: given[e.name] for e in chosen if e.name in places or (e.circumstance and not e.outside)
+        }
         family = self.experiment.name.partition(" ")[0]
         folder = f"{family}-{_hashed([self.experiment.opens, options.arguments(), ids])}"
         a_forward, until = block_work(self.model), time.monotonic() + account.left("seconds")

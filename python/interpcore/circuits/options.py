@@ -37,6 +37,12 @@ class Options(Base):
     on the same pairs, takes EAP-IG's left end points, divides divergences by the vocabulary and takes the
     strict hypergeometric tail."""
 
+    plan: str | None = option(
+        None,
+        "Run the blocks so, such as '0-2, 1 x5, 3', 'skip 3' or 'mean(1-2)'; default: the model's own plan.",
+        circumstance=True,  # the card has the plan itself
+        file=False,
+    )
     data: str | None = option(
         None,
         "Folder of published CSV files, <task>/<table>.csv; default: generated pairs.",

@@ -37,7 +37,8 @@ class Option:
         least, above, most, below: bounds of numbers (at least, more than, at most, less than); None for none.
         extends: a larger value only adds cells to a run, so that a folder may go on with it.
         circumstance: it changes how a run is made, not what it means; the card leaves it out.
-        file: it may name a file, or a model or library to load, though it is no circumstance.
+        file: whether it may name a file, or a model or library to load; None: where it is a text and a
+            circumstance.
         endings: of a text that names a file; one that ends otherwise does not.
         flag: its name on the command line; "" for the field's own. Repeated options are singular there.
         positional: the command line takes it without a name.
@@ -57,7 +58,7 @@ class Option:
     below: float | None = None
     extends: bool = False
     circumstance: bool = False
-    file: bool = False
+    file: bool | None = None
     endings: tuple[str, ...] = ()
     flag: str = ""
     positional: bool = False
@@ -77,7 +78,7 @@ class Option:
     @property
     def outside(self) -> bool:
         """Whether it may name something outside the run: a file, a folder, a model, a library."""
-        return self.file or (self.circumstance and self.kind is str)
+        return self.circumstance and self.kind is str if self.file is None else self.file
 
     def check(self, value: Any) -> Any:
         """The value as the field holds it: lists as tuples, whole numbers as floats where floats are meant.

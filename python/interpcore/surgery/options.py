@@ -167,20 +167,35 @@ class Talk(Prompted):
 
 
 PATCHED = ("resid", "attn_out", "mlp_out", "z")
+BY = ("position", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(Base):
+class Places(Base):
+    """Which clean states are put into a run."""
+
+    site: str = option("resid", "What is put there.", choices=PATCHED)
+    by: str = option(
+        "position", "One position at a time; or one head of z at a time, at all positions.", choices=BY
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by == "head" and self.site != "z":
+            raise Refused(f"Single heads are of site z; got {self.site!r} by head.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(Places):
     """A clean state put into a corrupted run, at every depth and position."""
 
     task: str = option("facts", "Task whose items are each other's corrupted prompts.")
     n: int = option(12, "Pairs of prompts at most; those of a pair have equal numbers of tokens.", least=1)
     seed: int = option(0, "Of the items drawn.", least=0)
-    site: str = option("resid", "What is patched.", choices=PATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace(Prompted):
+class Trace(Prompted, Places):
     """Noise on the subject, and clean states put back."""
 
     subject: str = option("France", "The part of the prompt whose embeddings get the noise.")
@@ -188,7 +203,6 @@ class Trace(Prompted):
     sigma: float = option(3.0, "Noise in standard deviations of the embeddings.", above=0)
     draws: int = option(10, "Draws of the noise.", least=1)
     seed: int = option(0, "Of the noise.", least=0)
-    site: str = option("resid", "What is put back.", choices=PATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from interpcore.model.versions import run_versions
 from interpcore.runs.experiment import Report
 from interpcore.runs.plots import caption, new_figure, save_figure
 from interpcore.surgery.items import read_items
-from interpcore.surgery.options import Patch, Trace
+from interpcore.surgery.options import Patch, Places, Trace
 from interpcore.surgery.tables import written
 
 if TYPE_CHECKING:
@@ -26,9 +26,37 @@ if TYPE_CHECKING:
     from interpcore.surgery.study import Study
 
 
+def clean_places(model: Model, tokens: Tensor, site: str, by: str) -> tuple[Tensor, list[list[Edit]]]:
+    """Edits that put a prompt's own states into another run, one place at a time.
+
+    Args:
+        model: the decoder.
+        tokens: the prompt [position] int64.
+        site: what is put there.
+        by: "position": every position of a depth; "head": every head, at all positions.
+    Returns: logits of the prompt's last token [1, vocabulary], and for each depth the edits of its places.
+    """
+    taps = [Tap(site, depth) for depth in range(model.plan.n_calls + (site == "resid"))]
+    out = model.forward(tokens[None], taps=taps, logits_at="last")
+    assert out.logits is not None
+    found = []
+    for depth, state in ((tap.depth, out.taps[tap]) for tap in taps):
+        if by == "head":
+            heads = range(state.shape[2])
+            found.append([Edit(site, depth, None, Replace(state[:, :, [h]]), heads=[h]) for h in heads])
+        else:
+            found.append([Edit(site, depth, p, Replace(state[0, p])) for p in range(len(tokens))])
+    return out.logits, found
+
+
 @torch.no_grad()
 def patch_pair(
-    model: Model, clean: Tensor, corrupted: Tensor, answers: tuple[int, int], site: str = "resid"
+    model: Model,
+    clean: Tensor,
+    corrupted: Tensor,
+    answers: tuple[int, int],
+    site: str = "resid",
+    by: str = "position",
 ) -> tuple[float, float, Tensor]:
     """Logit of the clean prompt's answer minus that of the corrupted one's.
 
@@ -36,27 +64,20 @@ def patch_pair(
         model: the decoder.
         clean, corrupted: prompts of equal length [position] int64.
         answers: first token of the clean prompt's answer, and of the corrupted one's.
-        site: what is patched.
-    Returns: clean, corrupted, and corrupted with the clean site at each depth and position [depth, position].
+        site, by: what is patched, see `clean_places`.
+    Returns: clean, corrupted, and corrupted with the clean site at each depth and position, or head [depth,
+        place].
     Raises: Refused for prompts of different lengths.
     """
     if len(clean) != len(corrupted):
         raise Refused(
             f"The prompts of a pair have {len(clean)} and {len(corrupted)} tokens; give equal ones."
         )
-    depths = model.plan.n_calls + (site == "resid")
-    taps = [Tap(site, depth) for depth in range(depths)]
-    out = model.forward(clean[None], taps=taps, logits_at="last")
-    versions: list[list[Edit]] = [[]]
-    versions += [
-        [Edit(site, depth, p, Replace(out.taps[tap][0, p]))]
-        for depth, tap in enumerate(taps)
-        for p in range(len(clean))
-    ]
-    assert out.logits is not None
-    logits = torch.cat((out.logits, run_versions(model, corrupted, versions))).double()
+    plain, places = clean_places(model, clean, site, by)
+    versions = [[], *([edit] for depth in places for edit in depth)]
+    logits = torch.cat((plain, run_versions(model, corrupted, versions))).double()
     values = logits[:, answers[0]] - logits[:, answers[1]]
-    return float(values[0]), float(values[1]), values[2:].view(depths, -1).cpu()
+    return float(values[0]), float(values[1]), values[2:].view(len(places), -1).cpu()
 
 
 @torch.no_grad()
@@ -70,6 +91,7 @@ def trace(
     draws: int,
     seed: int,
     site: str = "resid",
+    by: str = "position",
 ) -> tuple[float, Tensor, Tensor]:
     """Probability of an answer with noise on the subject's embeddings, and with clean states put back.
 
@@ -80,29 +102,21 @@ def trace(
         answer: a token.
         sigma: noise in standard deviations of all entries of the embedding matrix.
         draws, seed: of the noise.
-        site: what is put back.
-    Returns: clean; with noise [draw]; and restored at each depth and position [draw, depth, position].
+        site, by: what is put back, see `clean_places`.
+    Returns: clean; with noise [draw]; and restored at each depth and position, or head [draw, depth, place].
     """
-    depths = model.plan.n_calls + (site == "resid")
-    taps = [Tap(site, depth) for depth in range(depths)]
-    out = model.forward(tokens[None], taps=taps, logits_at="last")
+    plain, places = clean_places(model, tokens, site, by)
     generator = torch.Generator().manual_seed(seed)
     size = sigma * float(model.embedding.float().std()) * model.spec.embed_scale
     noisy, restored = [], []
-    places = [
-        Edit(site, depth, p, Replace(out.taps[tap][0, p]))
-        for depth, tap in enumerate(taps)
-        for p in range(len(tokens))
-    ]
     for _ in range(draws):
         noise = torch.randn(1, len(subject), model.spec.d_model, generator=generator) * size
         add = Edit("resid", 0, list(subject), Add(noise.to(model.device, model.dtype)))
-        logits = run_versions(model, tokens, [[add], *([add, place] for place in places)])
+        logits = run_versions(model, tokens, [[add], *([add, edit] for depth in places for edit in depth)])
         chances = logits.double().softmax(-1)[:, answer].cpu()
         noisy.append(chances[0])
-        restored.append(chances[1:].view(depths, -1))
-    assert out.logits is not None
-    return float(out.logits.double().softmax(-1)[0, answer]), torch.stack(noisy), torch.stack(restored)
+        restored.append(chances[1:].view(len(places), -1))
+    return float(plain.double().softmax(-1)[0, answer]), torch.stack(noisy), torch.stack(restored)
 
 
 def pairs_of(study: Study, name: str, n: int, seed: int) -> list[tuple[list[int], list[int], int, int]]:
@@ -128,100 +142,109 @@ def pairs_of(study: Study, name: str, n: int, seed: int) -> list[tuple[list[int]
     return found
 
 
-def patch_cell(study: Study, task: str, n: int, seed: int, site: str) -> dict[str, Any]:
+def patch_cell(study: Study, task: str, n: int, seed: int, site: str, by: str = "position") -> dict[str, Any]:
     """One cell: every pair of a task, patched everywhere; positions counted from the last."""
     said = []
     for clean, corrupted, right, wrong in pairs_of(study, task, n, seed):
         a, b, patched = patch_pair(
-            study.model, torch.tensor(clean), torch.tensor(corrupted), (right, wrong), site
+            study.model, torch.tensor(clean), torch.tensor(corrupted), (right, wrong), site, by
         )
         said.append({"clean": a, "corrupted": b, "patched": patched.tolist()})
     return {"pairs": said}
 
 
 def patch_report(study: Study, asked: Patch) -> Report:
-    """Restored share at every depth and position, as a table and a heat map."""
-    cell = {name: getattr(asked, name) for name in ("task", "n", "seed", "site")}
+    """Restored share at every depth and place, as a table and a heat map."""
+    cell = {name: getattr(asked, name) for name in ("task", "n", "seed", "site")} | _by(asked)
     [row] = study.sweep(patch_cell, [cell], on_error="raise")
     result: Any = row.result
     pairs = result["pairs"]
     width = min(len(pair["patched"][0]) for pair in pairs)
     patched = torch.stack([torch.tensor(pair["patched"])[:, -width:] for pair in pairs]).mean(0)
     clean, corrupted = (sum(pair[name] for pair in pairs) / len(pairs) for name in ("clean", "corrupted"))
-    table = _shares(patched, clean, corrupted, range(-width, 0))
+    table = _shares(patched, clean, corrupted, range(-width, 0) if asked.by == "position" else None)
+    where = "from the last token of the prompt" if asked.by == "position" else "all, one head at a time"
     notes = (
         f"restored: (patched - corrupted) / (clean - corrupted), means of {len(pairs)} pairs first; "
         f"clean {clean:.3f}, corrupted {corrupted:.3f}: logit of the clean answer minus the other's.",
-        "position: from the last token of the prompt; pairs of the task with equally many tokens.",
+        f"position: {where}; pairs of the task with equally many tokens.",
     )
-    files = written(study, "patch", table)
     said = f"{asked.site} patched, pairs of task {asked.task}"
-    return Report(table, files + _draw(study, table, "patch", said, f"{len(pairs)} pairs"), notes)
+    return Report(table, _files(study, table, "patch", said, f"{len(pairs)} pairs"), notes)
 
 
 def trace_cell(
-    study: Study, prompt: str, subject: str, answer: str, sigma: float, draws: int, seed: int, site: str
+    study: Study, prompt: str, subject: str, answer: str, site: str, by: str = "position", **noise: Any
 ) -> dict[str, Any]:
     """One cell: one prompt traced."""
     ids, covered = token_offsets(study.model.tokenizer, prompt)
     start = prompt.rindex(subject)
     inside = [i for i, (a, b) in enumerate(covered) if b > start and a < start + len(subject)]
     first = token_ids(study.model.tokenizer, f"{prompt} {answer}")[len(ids)]
-    clean, noisy, restored = trace(
-        study.model, torch.tensor(ids), inside, first, sigma=sigma, draws=draws, seed=seed, site=site
-    )
+    clean, noisy, restored = trace(study.model, torch.tensor(ids), inside, first, site=site, by=by, **noise)
     values = {"clean": clean, "noisy": noisy.tolist(), "restored": restored.mean(0).tolist()}
     return values | {"tokens": ids, "subject": inside}
 
 
 def trace_report(study: Study, asked: Trace) -> Report:
-    """Restored share at every depth and position, as a table and a heat map."""
+    """Restored share at every depth and place, as a table and a heat map."""
     if asked.subject not in asked.prompt:
         raise Refused(f"The subject {asked.subject!r} is not in the prompt {asked.prompt!r}.")
     names = ("prompt", "subject", "answer", "sigma", "draws", "seed", "site")
-    cell = {name: getattr(asked, name) for name in names}
+    cell = {name: getattr(asked, name) for name in names} | _by(asked)
     [row] = study.sweep(trace_cell, [cell], on_error="raise")
     found: Any = row.result
     noisy = sum(found["noisy"]) / len(found["noisy"])
     restored = torch.tensor(found["restored"])
-    table = _shares(restored, found["clean"], noisy, range(restored.shape[1]))
-    texts = token_texts(study.model.tokenizer, study.model.spec.vocab_size)
-    table.insert(2, "token", [texts[found["tokens"][p]] for p in table.position])
+    positions = range(restored.shape[1]) if asked.by == "position" else None
+    table = _shares(restored, found["clean"], noisy, positions)
+    if positions is not None:
+        texts = token_texts(study.model.tokenizer, study.model.spec.vocab_size)
+        table.insert(2, "token", [texts[found["tokens"][p]] for p in table.position])
     notes = (
         f"restored: (restored - noisy) / (clean - noisy), means of {asked.draws} draws before the ratio; "
         f"probability of {asked.answer!r}: clean {found['clean']:.3f}, noisy {noisy:.3f}.",
     )
-    files = written(study, "trace", table)
     said = f"{asked.site} put back, prompt {asked.prompt!r}"
-    return Report(table, files + _draw(study, table, "trace", said, f"{asked.draws} draws of noise"), notes)
+    return Report(table, _files(study, table, "trace", said, f"{asked.draws} draws of noise"), notes)
 
 
-def _shares(values: Tensor, clean: float, corrupted: float, positions: range) -> pd.DataFrame:
+def _by(asked: Places) -> dict[str, str]:
+    """What a cell says of heads; those of positions say nothing, as they did before there were heads."""
+    return {} if asked.by == "position" else {"by": asked.by}
+
+
+def _shares(values: Tensor, clean: float, corrupted: float, positions: range | None) -> pd.DataFrame:
     import pandas as pd
 
     if abs(clean - corrupted) < 1e-9:
         raise Refused("The clean and the corrupted run do not differ, so that nothing can be restored.")
+    name, places = ("head", range(values.shape[1])) if positions is None else ("position", positions)
     rows = [
         {
             "depth": d,
-            "position": p,
+            name: p,
             "value": float(value),
             "restored": float((value - corrupted) / (clean - corrupted)),
         }
         for d, line in enumerate(values)
-        for p, value in zip(positions, line, strict=True)
+        for p, value in zip(places, line, strict=True)
     ]
     return pd.DataFrame(rows)
 
 
-def _draw(study: Study, table: pd.DataFrame, name: str, data: str, n: str) -> tuple[Path, ...]:
+def _files(study: Study, table: pd.DataFrame, name: str, data: str, n: str) -> tuple[Path, ...]:
+    """The table's files and its heat map."""
     if study.artifacts is None:
         return ()
-    wide = table.pivot(index="depth", columns="position", values="restored")
+    place = "head" if "head" in table else "position"
+    name = name if place == "position" else f"{name}-heads"
+    wide = table.pivot(index="depth", columns=place, values="restored")
     figure, [axes] = new_figure(2.5 + 0.3 * wide.shape[1], 2 + 0.15 * len(wide))
     image = axes.imshow(wide, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
     figure.colorbar(image, ax=axes, label="restored share")
     axes.set_xticks(range(wide.shape[1]), list(map(str, wide.columns)))
-    axes.set(xlabel="position", ylabel="depth")
+    axes.set(xlabel=place, ylabel="depth")
     said = caption(model=str(study.artifacts.card.model), data=data, n=n)
-    return save_figure(study.artifacts.artifact(f"figures/{name}"), figure, said)
+    drawn = save_figure(study.artifacts.artifact(f"figures/{name}"), figure, said)
+    return (*written(study, name, table), *drawn)

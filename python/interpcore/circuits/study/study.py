@@ -35,7 +35,7 @@ from interpcore.circuits.task_list import INDUCTION
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
 from interpcore.data.verbs import VERBS, read_verbs
 from interpcore.errors import Refused
-from interpcore.model import Model
+from interpcore.model import Model, Plan
 from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
 from interpcore.runs import Artifacts, RunCard, RunError, RunFolder, experiment
@@ -287,11 +287,12 @@ def open_study(
         options: what the study means; None takes the defaults.
         workers, progress: see `runs.experiment.Study`.
         command: what was typed, for the card.
-    Raises: GraphError for a model without a graph of edges; PairsError for own pairs that do not suit its
-        tokenizer; RunError for a folder that holds another study.
+    Raises: Refused for a plan that is none; GraphError for a model without a graph of edges; PairsError for
+        own pairs that do not suit its tokenizer; RunError for a folder that holds another study.
     """
     options = options or Options()
     options.check_data()
+    model = under_plan(model, options.plan)
     grouped = Graph.of(model).grouped
     model = cast(Model, model)  # what only hand-written blocks give is refused where it is asked for
     if options.group_kv and not grouped:
@@ -303,6 +304,20 @@ def open_study(
     folder = RunFolder.open_or_create(out, card, shared=True)
     study.artifacts, study.folder = folder.artifacts, folder
     return study
+
+
+def under_plan(model: Model | GenericModel, plan: str | None) -> Model | GenericModel:
+    """A model under the plan that a text means; its own for None.
+
+    Raises: Refused for a text that is none, and for a model without plans.
+    """
+    if plan is None:
+        return model
+    if isinstance(model, GenericModel):
+        raise Refused(
+            f"{model.spec.name} runs through the generic adapter, in its own order; leave plan out."
+        )
+    return model.with_plan(Plan.parse(plan, model.plan))
 
 
 def own_pairs(task: OwnTask, tokenizer: Any, options: Options) -> Pairs:
