@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class Step:
     headers: dict = field(default_factory=dict)
     delay: float = 0.0
     cut: int | None = None  # close after so many bytes, having promised all
+    reset: bool = False  # break the connection without a word
 
 
 @dataclass
@@ -66,6 +68,11 @@ def serving(*script):
             server.headers.append(dict(self.headers))
             step = server.next(request)
             time.sleep(step.delay)
+            if step.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()  # with data unread or lingering at 0 it is a reset
+                self.close_connection = True
+                return
             body = step.body(request) if callable(step.body) else step.body
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(step.status)

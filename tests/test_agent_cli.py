@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from agent_server import calls, serving
 from typer.testing import CliRunner
 
 from interpcore.cli import app
@@ -73,6 +74,19 @@ def test_tasks_of_a_file_are_studied_and_held_in_the_card(tmp_path):
     assert list(card["arguments"]["tasks"]) == ["words"] and str(tmp_path) not in json.dumps(
         card["arguments"]
     )
+
+
+def test_a_model_that_talks_nonsense_ends_the_command_with_a_sentence_and_keeps_all(tmp_path, monkeypatch):
+    out = tmp_path / "s"
+    with serving(calls(("fly", {}))) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base)
+        with pytest.raises(Refused, match=r"3 invalid calls in a row; the last: There is no tool 'fly'"):
+            call("run", *ASKED, "--policy", "llm", "--llm", "stub", "--out", out)
+        sent = len(server.requests)
+        with pytest.raises(Refused, match="3 invalid calls"):  # the folder's session is over; nothing is sent
+            call("run", *ASKED, "--policy", "llm", "--llm", "stub", "--out", out)
+        assert len(server.requests) == sent == 3
+    assert "Ended: failed: invalid calls" in (out / "artifacts/report.md").read_text()
 
 
 def test_help_says_how(capsys):

@@ -10,6 +10,7 @@ import pytest
 from agent_case import Made, only, session
 from agent_server import Step, calls, completion, results, serving
 
+from interpcore.agent.digest import INVALID, SILENT
 from interpcore.agent.replies import read_reply
 from interpcore.agent.report import count, markdown
 from interpcore.agent.wire import ChatCompletions, ServerError, backoff
@@ -98,21 +99,35 @@ def test_the_key_is_nowhere_but_in_the_header(tmp_path, monkeypatch, capfd):
     ("trouble", "sent"),
     [
         ([Step(status=429, headers={"Retry-After": "0"})], 2),
+        ([Step(status=408), Step({"error": {"message": "busy"}}, status=409)], 3),
         ([Step(b"<html>oops</html>", status=500)] * 2, 3),
+        ([Step(status=503, headers={"Retry-After": "0"})], 2),
+        ([Step(reset=True)], 2),
+        ([Step(calls(("list_tasks", {})), delay=1.0)], 2),
         ([Step(b'{"choices": [')], 2),
         ([Step(calls(("list_tasks", {})), cut=30)], 2),
         ([Step(b"[]")], 2),
     ],
-    ids=["429", "500 twice", "truncated JSON", "closed in the body", "no object"],
+    ids=[
+        "429",
+        "408 and 409",
+        "500 twice",
+        "503",
+        "reset",
+        "timeout",
+        "truncated JSON",
+        "closed in the body",
+        "no object",
+    ],
 )
 def test_what_passes_is_tried_again_and_counted(tmp_path, monkeypatch, trouble, sent):
     with serving(*trouble, calls(("finish", {"summary": "none"}))) as server:
-        with run_llm(tmp_path, server, monkeypatch) as opened:
+        with run_llm(tmp_path, server, monkeypatch, timeout=0.4 if trouble[0].delay else 60.0) as opened:
             opened.run()
             spent = opened.ledger.spent()
         assert len(server.requests) == sent == spent.calls
     assert all(request == server.requests[0] for request in server.requests)
-    paid = trouble[0].status != 429
+    paid = trouble[0].status not in (408, 429)
     assert (spent.held_in > 0) == paid  # the server may have been paid for what nobody saw
 
 
@@ -124,6 +139,7 @@ def test_what_passes_is_tried_again_and_counted(tmp_path, monkeypatch, trouble, 
             "no such model",
         ),
         (Step({"error": {"message": "bad field"}}, status=400), "bad field"),
+        (Step({"error": "a plain text"}, status=422), "status 422: a plain text"),
         (Step(b"plain text", status=403), "plain text"),
         (Step({"error": {"message": "pay", "code": "insufficient_quota"}}, status=429), "pay"),
         (Step(status=307, headers={"Location": "http://127.0.0.1:9/"}), "redirect"),
@@ -224,7 +240,8 @@ def test_invalid_calls_are_told_counted_and_end_a_session_at_three(tmp_path, mon
     ]
     with serving(*steps) as server, run_llm(tmp_path, server, monkeypatch) as opened:
         opened.run()
-        assert opened.ledger.value("SELECT stop_reason FROM sessions") == "failed: invalid calls"
+        assert opened.ledger.value("SELECT stop_reason FROM sessions") == INVALID
+        assert "3 invalid calls in a row; the last: plan names block 4" in opened.report().problems[0]
         assert opened.status == "finished" and count(opened.ledger).invalid == 4
     assert len(server.requests) == 5  # a good call in between starts the count again
     first, good, unknown, few = results(server.requests[4])
@@ -234,6 +251,39 @@ def test_invalid_calls_are_told_counted_and_end_a_session_at_three(tmp_path, mon
     json.loads(carried["tool_calls"][0]["function"]["arguments"])  # JSON, as servers read it again
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        completion({"content": "I think..."}, finish="stop"),
+        completion({"content": None, "refusal": "I cannot help with that."}, finish="content_filter"),
+        {"nonsense": 1},
+        {"choices": []},
+    ],
+    ids=["text", "refusal", "no completion", "no choice"],
+)
+def test_a_model_that_calls_no_tool_is_reminded_of_once_and_ends_the_session(tmp_path, monkeypatch, nonsense):
+    good = calls(("run", {"plan": "1-3", "task": "alpha"}))
+    with serving(good, nonsense) as server, run_llm(tmp_path, server, monkeypatch) as opened:
+        opened.run()
+        assert opened.ledger.value("SELECT stop_reason FROM sessions") == SILENT
+        assert "called no tool" in opened.report().problems[0]
+        assert count(opened.ledger).invalid == 0 and opened.status == "finished"
+        assert len(opened.ledger.rows("SELECT 1 FROM runs")) == 2  # the intact plan's too
+    assert len(server.requests) == 3 and server.requests[-1]["messages"][-1]["role"] == "user"
+
+
+def test_requests_leave_out_what_a_server_refuses(tmp_path, monkeypatch):
+    given = {"tokens_field": "max_completion_tokens", "leave_out": ("parallel_tool_calls", "seed")}
+    with (
+        serving(calls(("finish", {"summary": "none"}))) as server,
+        run_llm(tmp_path, server, monkeypatch, temperature=0.5, **given) as opened,
+    ):
+        opened.run()
+    [request] = server.requests
+    assert request["max_completion_tokens"] == 1024 and request["temperature"] == 0.5
+    assert not {"max_tokens", "parallel_tool_calls", "seed", "stream"} & set(request)
+
+
 def test_an_answer_that_was_cut_off_is_an_error_to_the_model(tmp_path, monkeypatch):
     cut = calls(("run", {"plan": "1-3", "task": "alpha"}), finish="length")
     steps = (cut, calls(("finish", {"summary": "none"})))
@@ -241,14 +291,6 @@ def test_an_answer_that_was_cut_off_is_an_error_to_the_model(tmp_path, monkeypat
         opened.run()
         assert not opened.ledger.rows("SELECT 1 FROM runs")
     assert results(server.requests[1])[0]["error"]["type"] == "cut"
-
-
-def test_no_tool_call_is_reminded_of_once(tmp_path, monkeypatch):
-    step = completion({"content": "I think..."}, finish="stop")
-    with serving(step) as server, run_llm(tmp_path, server, monkeypatch) as opened:
-        opened.run()
-        assert opened.ledger.value("SELECT stop_reason FROM sessions") == "stopped: no tool call"
-    assert len(server.requests) == 2 and server.requests[1]["messages"][-1]["role"] == "user"
 
 
 def test_a_session_replays_byte_for_byte_with_the_server_down(tmp_path, monkeypatch):

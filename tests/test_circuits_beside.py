@@ -4,19 +4,25 @@ written out and against the model's own forwards with edits."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from families import transformers_model
 from patched_case import random_pairs
+from typer.testing import CliRunner
 
 import interpcore
 from interpcore.circuits import Circuit, Graph, GraphError, Metric, load_scores, save_scores
 from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.patching.exact import exact
 from interpcore.circuits.patching.faithfulness import evaluate
+from interpcore.circuits.tasks import generate_pairs
 from interpcore.circuits.verify import PairAgain
+from interpcore.cli import app
+from interpcore.errors import Refused
 from interpcore.model import Edit, Plan, Replace, Tap
+from interpcore.review.verify import verify
 
 PLANS = {
     "gpt2": "0, mean(1-2), 3",
@@ -134,3 +140,29 @@ def test_edges_names_files_and_what_is_refused(tmp_path) -> None:
             Graph(4, 2, 2, beside=wrong)
     with pytest.raises(GraphError, match="at least one layer"):
         Graph.of(model.with_plan(Plan.parse("none", model.plan)))
+
+
+def test_a_study_takes_a_plan_as_a_text(tmp_path) -> None:
+    """The command's scores are those of the model under the plan; the folder is that plan's; it verifies."""
+
+    def call(*words: str) -> Any:
+        return CliRunner().invoke(app, ["circuits", *words, "--quiet"])
+
+    out, asked = tmp_path / "run", ["--method", "eap", "--task", "ioi", "--head", "8"]
+    found = call("attribute", *asked, "--plan", "0, mean(1-2), 3", "--out", str(out))
+    assert found.exit_code == 0, found.output
+    tiny = interpcore.load("tiny", check=False)
+    model = tiny.with_plan(Plan.parse("0, mean(1-2), 3", tiny.plan))
+    scores, _ = load_scores(out / "artifacts/scores/ioi/eap.safetensors")
+    assert scores.graph == Graph.of(model) != Graph.of(tiny)
+    discovery, _ = generate_pairs("ioi", tiny.tokenizer, count=8).split()
+    expected = attribute(model, discovery, method="eap").values
+    torch.testing.assert_close(scores.values, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+    assert not verify(out, cells=4).problems
+    other = call("attribute", *asked, "--plan", "skip 1", "--out", str(out))
+    assert other.exit_code and "plan" in str(other.exception)
+    for words in (["--plan", "skip 9"], ["--plan", "jump"], ["--plan", "none"]):
+        refused = call("attribute", *asked, *words, "--out", str(tmp_path / "none"))
+        assert (
+            refused.exit_code and isinstance(refused.exception, Refused) and not (tmp_path / "none").exists()
+        )

@@ -147,6 +147,20 @@ def test_the_command_and_what_it_refuses(tmp_path):
     ):
         found = call(*words)
         assert found.exit_code and isinstance(found.exception, Exception) and sentence in str(found.exception)
+    for verb, words, sentence in (
+        ("patch", ("--task", "nothing"), "There is no task 'nothing'"),
+        ("patch", ("--task", "years", "--n", "1", "--site", "resid", "--by", "head"), "of site z"),
+        ("trace", ("--answer", " "), "needs a subject"),
+        ("trace", ("--subject", "Spain"), "is not in the prompt"),
+        ("stand-in", ("--span", "4"), "no range"),
+        ("map", ("--task", "facts", "--n", "1", "--kind", "ranges-skip"), "take more. The rest"),
+    ):
+        words = ["surgery", verb, "--out", str(tmp_path / "o"), "--quiet", *words]
+        found = CliRunner().invoke(app, words)
+        assert found.exit_code and str(found.exception).startswith(
+            (sentence, "facts", "Sing", "The", "Tra", "Bl")
+        )
+        assert sentence in str(found.exception) and "line" not in str(found.exception)
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps([{"name": "t", "description": "", "examples": [], "scorer": "best"}]))
     assert "scorer is one of" in str(call("--tasks", str(bad)).exception)

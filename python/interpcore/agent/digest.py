@@ -23,6 +23,9 @@ with `claim`, which the harness tests: a claim needs the ids of runs that hold i
 or more, and what they show is tested again on other items after `finish`. Only confirmed claims count; false
 ones count against you. Numbers in notes and summaries must be those of the runs you cite. Call tools only."""
 REMINDER = "Call a tool. To end the session, call finish."
+MOST_INVALID = 3  # calls in a row
+INVALID, SILENT = "failed: invalid calls", "stopped: no tool call"
+"""Why a session ended that was broken off by what its policy said."""
 
 
 def build_request(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interpcore.agent.digest import said
+from interpcore.agent.digest import INVALID, MOST_INVALID, SILENT, said
 from interpcore.agent.instrument import CONTROL, LOSS
 from interpcore.agent.ledger import SessionLedger
 from interpcore.runs import Artifacts, write_bytes
@@ -184,7 +184,20 @@ def report(ledger: SessionLedger, artifacts: Artifacts | None) -> Report:
     table = pd.DataFrame(claims, columns=list(claims[0]) if claims else ["claim", "says", "verdict"])
     _, head, _ = sections(ledger)[0]
     shown = ("claim", "says", "found", "estimate", "low", "high", "n", "adjusted", "verdict")
-    return Report(table, tuple(files), (*head, *NOTES), shown=shown if claims else ())
+    problems = broken_off(ledger)
+    return Report(table, tuple(files), (*head, *NOTES), problems, shown if claims else ())
+
+
+def broken_off(ledger: SessionLedger) -> tuple[str, ...]:
+    """Why a session was broken off by what its policy said, in a sentence; () for others."""
+    reason = str(ledger.value("SELECT stop_reason FROM sessions"))
+    if reason == INVALID:
+        last = next(m for m in reversed(ledger.messages()) if m["role"] == "tool")
+        told = json.loads(last["content"])["error"]["message"]
+        return (f"The session ended behind {MOST_INVALID} invalid calls in a row; the last: {told}",)
+    if reason == SILENT:
+        return ("The session ended because its policy called no tool, though it was told to.",)
+    return ()
 
 
 def _plain(text: str) -> str:

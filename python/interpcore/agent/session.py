@@ -23,7 +23,15 @@ from interpcore.agent.answers import (
 )
 from interpcore.agent.budget import Account, Spend
 from interpcore.agent.confirm import confirm
-from interpcore.agent.digest import REMINDER, build_request, request_hash, request_text
+from interpcore.agent.digest import (
+    INVALID,
+    MOST_INVALID,
+    REMINDER,
+    SILENT,
+    build_request,
+    request_hash,
+    request_text,
+)
 from interpcore.agent.instrument import Instrument, task_named
 from interpcore.agent.lab import Lab
 from interpcore.agent.ledger import FILE, SessionLedger
@@ -38,7 +46,6 @@ from interpcore.runs import RunCard, RunFolder, experiment
 from interpcore.runs.progress import Progress
 
 AnyTool = Tool | StudyTool
-MOST_INVALID = 3  # calls in a row
 
 
 @dataclass(eq=False)
@@ -263,9 +270,9 @@ def ended(transcript: list[dict[str, Any]]) -> str | None:
         return "finished"
     last = results[-MOST_INVALID:]
     if len(last) == MOST_INVALID and all(invalid(result) for result in last):
-        return "failed: invalid calls"
+        return INVALID
     if transcript and transcript[-1]["role"] == "assistant" and not transcript[-1].get("tool_calls"):
-        return "stopped: no tool call"  # a first one is followed by a reminder
+        return SILENT  # a first one is followed by a reminder
     return None
 
 

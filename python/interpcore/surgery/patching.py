@@ -155,6 +155,7 @@ def patch_cell(study: Study, task: str, n: int, seed: int, site: str, by: str = 
 
 def patch_report(study: Study, asked: Patch) -> Report:
     """Restored share at every depth and place, as a table and a heat map."""
+    pairs_of(study, asked.task, asked.n, asked.seed)  # refuses what has none
     cell = {name: getattr(asked, name) for name in ("task", "n", "seed", "site")} | _by(asked)
     [row] = study.sweep(patch_cell, [cell], on_error="raise")
     result: Any = row.result
@@ -188,6 +189,8 @@ def trace_cell(
 
 def trace_report(study: Study, asked: Trace) -> Report:
     """Restored share at every depth and place, as a table and a heat map."""
+    if not (asked.subject.strip() and asked.answer.strip()):
+        raise Refused("Tracing needs a subject, which is a part of the prompt, and an answer; give both.")
     if asked.subject not in asked.prompt:
         raise Refused(f"The subject {asked.subject!r} is not in the prompt {asked.prompt!r}.")
     names = ("prompt", "subject", "answer", "sigma", "draws", "seed", "site")
