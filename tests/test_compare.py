@@ -17,7 +17,7 @@ from interpcore.lens.experiments import FIT
 from interpcore.lens.options import FitOptions
 from interpcore.lre.experiments import RUN
 from interpcore.lre.options import Options
-from interpcore.review.compare import compare, paired
+from interpcore.review.compare import OWN_CHOICES, compare, paired
 from interpcore.review.experiments import experiments
 from interpcore.runs.card import RunCard
 from interpcore.runs.frames import read_frame, write_frame
@@ -111,7 +111,9 @@ def test_tables_whose_rows_depend_on_one_another_have_no_interval():
 
 
 def test_a_run_beside_published_numbers(two):
-    table = compare(two[0], "published").table.set_index("what")
+    found = compare(two[0], "published")
+    assert OWN_CHOICES in found.notes
+    table = found.table.set_index("what")
     share = table.loc["share of relations with faithfulness above 0.6"]
     assert share.ours == pytest.approx(2 / 3) and share.difference == pytest.approx(2 / 3 - share.published)
     one = table.loc["faithfulness of word sentiment"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from interpcore.errors import Refused
+from interpcore.lre.points import SUMMARY, points_figure, summary
 from interpcore.lre.report import RELATIONS
 from interpcore.lre.shared import SharedOperators
 from interpcore.model.jacobians import jacobians
@@ -14,15 +15,18 @@ from interpcore.model.names import source_name
 from interpcore.model.prompts import pad
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import read_frame, write_frame
+from interpcore.runs.plots import caption, save_figure
 from interpcore.stats import correlation
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MEASURES = ["weight", "bias", "jh", "target", "spread"]
 NOTES = (
     "weight: |W|; bias, jh: mean over examples of |b_i| and |J_i h_i|; target: of |z_i|; all over "
     "sqrt(d_model).",
     "spread: mean over examples of |J_i - W|^2 / |W|^2: how far one example's Jacobian is from their mean.",
+    SUMMARY.format("norms"),
 )
 
 
@@ -72,9 +76,20 @@ def run(study: Any) -> Report:
     if not rows:
         return Report(pd.DataFrame(), (), (*NOTES, *left_out), ("no relation has an operator",))
     table = pd.DataFrame(rows)
-    files = write_frame(study.artifacts.artifact("tables/norms"), table)
-    measures = ["weight", "bias", "jh", "target", "spread"]
-    short = table.groupby("depth", sort=False)[measures].mean().reset_index()
+    by_relation = table.groupby(["relation", "depth"], sort=False)[MEASURES].mean().reset_index()
+    short = summary(by_relation, ["depth"], MEASURES)
+    drawn = caption(
+        model=str(study.artifacts.card.model),
+        data=f"{table.relation.nunique()} relations, {study.options.examples} examples each",
+        n=f"{table.groupby(['relation', 'trial']).ngroups} trials",
+        note="Mean over relations, band: its standard error.",
+    )
+    files = (
+        *write_frame(study.artifacts.artifact("tables/norms"), table),
+        *save_figure(
+            study.artifacts.artifact("figures/norms"), points_figure(short, ["depth"], MEASURES), drawn
+        ),
+    )
     faithful = study.artifacts.artifact(RELATIONS)
     said = _prediction(table, read_frame(faithful)) if faithful.is_file() else ()
     return Report(short, files, (*NOTES, *said, *left_out))

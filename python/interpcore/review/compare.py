@@ -32,6 +32,7 @@ NOTES = (
     "rows: that both have; only_first, only_second: rows that one lacks.",
 )
 PAIRED = "_low to _high: 95% interval of the difference, paired, over {unit}s."
+OWN_CHOICES = "The run makes choices of its own; --protocol paper makes the published ones."
 DEPENDENT = "There is no interval: the rows of this table depend on one another."
 
 
@@ -153,12 +154,15 @@ def _beside_published(folder: Path, declared: Compared) -> Report:
 
     if not declared.published:
         raise Refused(f"There are no published numbers of the kind of run that {folder} holds.")
-    frame = read_frame(find_table(declared.published_table, list(run_cards(folder))))
+    file = find_table(declared.published_table, list(run_cards(folder)))
+    frame, arguments = read_frame(file), _card_of(file).arguments
+    chosen = (OWN_CHOICES,) if arguments.get("protocol") == "default" else ()
     return Report(
         pd.DataFrame([*_published_lines(frame, declared), *_row_lines(frame, declared)]),
         notes=(
             "ours: of this run, of so many rows; difference: ours minus published, which is of the models "
             "and data that the source names.",
+            *chosen,
         ),
     )
 
