@@ -13,7 +13,7 @@ from interpcore.model import Model, Plan, Tap
 from interpcore.model.many_plans import run_plans
 from interpcore.surgery import plans as menu
 
-ROWS, WIDTH, PAIRS = 8, 24, 3
+ROWS, WIDTH, PAIRS = 8, 24, 9
 MOST_RATIO = 0.55
 
 

@@ -25,7 +25,9 @@ from interpcore.model.prompts import read_prompts
 from interpcore.model.state import State
 
 TOKENS_AT_ONCE = 8192
-"""Tokens that one block call takes at most; bounds memory."""
+"""Tokens that one block call takes at most on a device; bounds memory."""
+TOKENS_IN_CACHE = 1024
+"""The same on a CPU, whose cache then holds what a block makes of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ def run_plans(
     attention_mask: Tensor | None,
     plans: Sequence[Plan],
     *,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+    tokens_at_once: int | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Run the same prompts under many plans over one model's weights.
 
@@ -58,7 +60,7 @@ def run_plans(
         model: the decoder; its own plan does not matter.
         tokens, attention_mask: as in `Model.forward`.
         plans: what to run; equal ones are run once.
-        tokens_at_once: how many tokens a block takes at most.
+        tokens_at_once: how many tokens a block takes at most; None for what suits the device.
     Yields: numbers of the plans that this is the result of, and their resid[D] [batch, position, d_model],
         real tokens first in each row; plans in no particular order.
     Raises: Refused as `Model.forward`, and for a plan that the model cannot run.
@@ -69,7 +71,8 @@ def run_plans(
     for plan in dict.fromkeys(plans):
         modules |= model.with_plan(plan).modules
     layout, packed = read_prompts(tokens, attention_mask, None, model.spec, model.device)
-    work = _Work(model, modules, layout, max(1, tokens_at_once // layout.n_new))
+    most = tokens_at_once or (TOKENS_IN_CACHE if model.device.type == "cpu" else TOKENS_AT_ONCE)
+    work = _Work(model, modules, layout, max(1, most // layout.n_new))
     resid = model.embed(packed, work.context(layout.batch))
     waiting: dict[Call, list[_Node]] = defaultdict(list)
     ready = [_Node(range(len(plans)), 0, {RESID: resid})]
