@@ -10,7 +10,7 @@ import torch
 import interpcore
 from interpcore.data.relations import Relation, Sample
 from interpcore.data.tinyworld.world import study_relations
-from interpcore.lre import facts, logit_lens, points, read, tracing, variants
+from interpcore.lre import attribute, facts, logit_lens, points, read, tracing, variants
 from interpcore.lre.crossfit import cross_fit
 from interpcore.lre.known import answered, dataset_filter, drawn_answers
 from interpcore.lre.operator import predict
@@ -118,6 +118,19 @@ def test_the_default_text_misleads_and_its_answer_is_framed(study):
     assert any(map(any, found["hits"]))
     free = read.read_cell(study, OTHER, by="own", **asked | {"prompt": "A dog is a"})
     assert free["answer"] == "" and not any(map(any, free["hits"]))
+
+
+def test_the_benchmark_is_split_by_what_the_model_says_without_examples(study):
+    found = list(attribute.attribute_points(study, NAME, 0))
+    trial = points.ready(study, NAME, 0)
+    for kind in attribute.PROMPTS:
+        mine = {p["by"]["zero-shot"]: p for p in found if p["by"]["prompt"] == kind}
+        parts = [p for name, p in mine.items() if name != "all"]
+        assert sum(len(p["subjects"]) for p in parts) == len(mine["all"]["subjects"]) == trial.known.sum()
+        for measure, values in mine["all"]["outcomes"].items():
+            assert sum(sum(p["outcomes"][measure]) for p in parts) == sum(values)
+    plain = {p["by"]["zero-shot"]: p["outcomes"] for p in found if p["by"]["prompt"] == "plain"}
+    assert all(plain.get("right", {"model": [1.0]})["model"])
 
 
 def test_a_relation_that_is_not_there_is_named(tmp_path):

@@ -22,11 +22,10 @@ from interpcore.runs.experiment import Report
 PROMPTS = ("plain", "stated twice", "asked to repeat")
 NOTES = (
     f"model, lens: the object's beginning is among the {TOP_K} likeliest tokens, of the model after the "
-    f"prompt and of "
-    "the operator at the query's subject; on known test facts.",
+    "prompt and of the operator at the query's subject; on known test facts.",
     "plain: the query alone; stated twice: below two statements of a wrong object; asked to repeat: below "
-    "one and "
-    "'Repeat exactly:'. Depth and beta are those that the other half chose in few-shot prompts.",
+    "one and 'Repeat exactly:'. Depth and beta are those that the other half chose in few-shot prompts.",
+    "zero-shot: all facts, or those whose plain query the model's top token answers rightly, or wrongly.",
 )
 
 
@@ -43,15 +42,22 @@ def attribute_points(study: SharedOperators, relation: str, trial: int) -> Itera
     _, choices = cross_fit(few_shot, found.folds, study.given_place(relation))
     template = found.relation.prompt_templates[study.options.template]
     wrong = wrong_objects(found)
+    among = {"all": found.known}
     for kind in PROMPTS:
         prompts = [
             misleading(kind, template, sample, other) for sample, other in zip(found.test, wrong, strict=True)
         ]
         queries = [encode_query(model.tokenizer, prompt) for prompt in prompts]
         states = read_states(model, queries, study.depths)
-        by_model = recall(found.hits, ranked_tokens(model, states.z, TOP_K))[:, -1]
+        by_model = recall(found.hits, ranked_tokens(model, states.z, TOP_K))
+        if kind == "plain":
+            right = by_model[:, 0]
+            among |= {"right": found.known & right, "wrong": found.known & ~right}
         sides = [_read(study, operator, states.h, at, betas[b], found) for at, b in choices]
-        yield point({"prompt": kind}, found, {"model": by_model, "lens": per_fold(found.folds, sides)})
+        outcomes = {"model": by_model[:, -1], "lens": per_fold(found.folds, sides)}
+        for name, facts in among.items():
+            if bool(facts.any()):
+                yield point({"prompt": kind, "zero-shot": name}, found, outcomes, facts)
 
 
 def misleading(kind: str, template: str, sample: Sample, wrong: str) -> Prompt:
