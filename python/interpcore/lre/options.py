@@ -199,7 +199,7 @@ class Known(Base):
     draws: int = option(3, "Draws of these, in each of which a known fact is answered.", least=1)
 
 
-READ_BY = ("chosen", "own")
+READ_BY = ("own", "chosen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +210,8 @@ class Read(Base):
     prompt: str = option("", "The text; default: one that states a wrong object twice and then asks.")
     answer: str = option("", "Cells that begin it are framed; default: the asked fact's object.")
     by: str = option(
-        "chosen",
-        "The operator of the depth that reads best, at every depth; or each depth's own.",
+        "own",
+        "Each depth's own operator; or, as published, at every depth that of the depth that reads best.",
         choices=READ_BY,
     )
     top: int = option(3, "Tokens kept of each cell.", least=1)
