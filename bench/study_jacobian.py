@@ -4,8 +4,8 @@
     python bench/study_jacobian.py --d-model 768 --blocks 12 --peer-depths 4
     python bench/study_jacobian.py --scaling --plot jacobian_scaling.png
 
-Random GPT-2 weights, frozen; a 64-token prefix and 7 live tokens. P is the time that the sweep's dense
-products take at the best float32 rate any routine of this torch reaches on their shapes in this process.
+Random GPT-2 weights, frozen; a 64-token prefix and 7 live tokens. The sweep's dense products are timed at
+their best: each on the routine that is fastest for that very shape and layout (`sweep_products.py`).
 Peers differentiate transformers' own model over a correctly copied cache, one depth at a time, over the same
 depths as the published code: the token embedding and every block output but the last.
 """
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 import transformers
+from sweep_products import least_seconds, products_of
 
 import interpcore
-from interpcore.model import Model, projection
+from interpcore.model import Model
 from interpcore.model.jacobians import JacobianOperator
 from interpcore.model.linearize import Rules
-from interpcore.model.linearize import mlp as linear_mlp
 
 PREFIX, LIVE, REPEATS = 64, 7, 3
 
@@ -57,15 +57,14 @@ def study(options: argparse.Namespace) -> dict[str, float]:
     """The table of one model shape."""
     hf, model = models(options.d_model, options.blocks)
     tokens = prompt(PREFIX + LIVE)
-    operations, best = product_work(model, tokens)
-    yardstick = operations / best
-    figures = {"GFLOP of products": operations / 1e9, "best GFLOP/s": best / 1e9, "P (s)": yardstick}
-    figures["all depths (s)"] = seconds(lambda: interpcore.jacobians(model, tokens, source_position=PREFIX))
-    figures["one depth (s)"] = seconds(
-        lambda: interpcore.jacobians(model, tokens, source_position=PREFIX, source_depths=[0])
-    )
-    figures["all depths / P"] = figures["all depths (s)"] / yardstick
-    figures["one depth / P"] = figures["one depth (s)"] / yardstick
+    every = functools.partial(interpcore.jacobians, model, tokens, source_position=PREFIX)
+    figures: dict[str, float] = {}
+    for name, sweep in (("all depths", every), ("one depth", functools.partial(every, source_depths=[0]))):
+        products = products_of(sweep)
+        figures[f"{name}: GFLOP of products"] = sum(p.operations * n for p, n in products.items()) / 1e9
+        figures[f"{name}: products at their best (s)"] = best = least_seconds(products)
+        figures[f"{name} (s)"] = taken = seconds(sweep)
+        figures[f"{name} / products"] = taken / best
     figures |= without_matrix(model, tokens, figures["all depths (s)"])
     figures |= half_precision(model, tokens)
     if not options.no_peers:
@@ -115,52 +114,6 @@ def seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
         run()
         taken.append(time.process_time() - start)
     return statistics.median(taken)
-
-
-def product_work(model: Model, tokens: torch.Tensor) -> tuple[float, float]:
-    """Operations of the sweep's dense products, and the best rate per second on their shapes."""
-    shapes = product_shapes(model, tokens)
-    return operations_of(shapes), max(best_rate(*shape) for shape in shapes if shape[0] >= 256)
-
-
-def operations_of(shapes: dict[tuple[int, int, int], int]) -> float:
-    """Floating-point operations of products [rows, k] @ [k, n], given how often each shape occurs."""
-    return sum(2.0 * count * rows * k * n for (rows, k, n), count in shapes.items())
-
-
-def product_shapes(model: Model, tokens: torch.Tensor) -> dict[tuple[int, int, int], int]:
-    """Shapes (rows, k, n) of the dense products of one sweep over all depths, and how often each occurs."""
-    shapes: dict[tuple[int, int, int], int] = {}
-    plain = projection.product
-
-    def counted(x: torch.Tensor, weight: torch.Tensor, **options: object) -> torch.Tensor:
-        key = (x.numel() // x.shape[-1], *weight.shape)
-        shapes[key] = shapes.get(key, 0) + 1
-        return plain(x, weight, **options)  # type: ignore[arg-type]
-
-    def counted_matrices(g: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-        key = (g.numel() // g.shape[-1], *matrices.shape[-2:])
-        shapes[key] = shapes.get(key, 0) + 1
-        return plain_matrices(g, matrices)
-
-    plain_matrices = linear_mlp.apply_matrices
-    projection.product, linear_mlp.apply_matrices = counted, counted_matrices
-    try:
-        interpcore.jacobians(model, tokens, source_position=PREFIX)
-    finally:
-        projection.product, linear_mlp.apply_matrices = plain, plain_matrices
-    return shapes
-
-
-def best_rate(rows: int, k: int, n: int) -> float:
-    """Operations per CPU second of the fastest float32 routine for [rows, k] @ [k, n]."""
-    x, weight = torch.ones(rows, k), torch.ones(n, k)
-    routes: list[Callable[[], object]] = [lambda: torch.matmul(x, weight.mT)]
-    if torch.backends.mkldnn.is_available():
-        packed, packed_x = weight.to_mkldnn(), x.to_mkldnn()
-        routes.append(lambda: torch.nn.functional.linear(packed_x, packed))
-        routes.append(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
-    return 2.0 * rows * k * n / min(seconds(route, 5) for route in routes)
 
 
 def without_matrix(model: Model, tokens: torch.Tensor, dense: float) -> dict[str, float]:

@@ -7,6 +7,7 @@ one round that does not count, and gives the median ratio with its range. Result
 are timed. It takes under five minutes of a core. Peers are the modules in `peers/`, each with its version.
 """
 
+import functools
 import statistics
 import tempfile
 import time
@@ -18,12 +19,14 @@ import transformers
 from forward_statistics import forward_costs
 from peers import with_transformers as peer
 from study_circuits import ATTRIBUTIONS, pairs
+from sweep_products import least_seconds, products_of
 
 import interpcore
 from interpcore import ops
 from interpcore.circuits import Graph, attribute, exact
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Cache, Model
+from interpcore.model.jacobians import JacobianOperator
 from interpcore.neurons.statistics.accumulate import BY_TOKEN, Statistics
 from interpcore.neurons.statistics.summarize import estimate
 from interpcore.ops.backend import isa
@@ -40,7 +43,7 @@ def main() -> None:
     print(f"{cpu_name()}, {isa()}, 1 thread, float32; torch {torch.__version__}, {peer.VERSION}")
     print("; ".join(f"{route}: {routine}" for route, routine in ops.product_routes().items()), end="\n\n")
     print("| what | against | measured |\n|---|---|---|")
-    for part in (forwards, loading, circuits, jacobians, neurons):
+    for part in (forwards, loading, circuits, jacobians, sweep, neurons):
         for row in part():
             print("| " + " | ".join(row) + " |", flush=True)
 
@@ -165,6 +168,37 @@ def jacobians() -> Iterator[Row]:
         "autograd.functional.jacobian, two depths timed",
         f"{spread([3 * ratio for ratio in ratios])} x as fast, {seconds:.3g} s",
     )
+
+
+def sweep() -> Iterator[Row]:
+    """The sweep over all depths against its own products, and products with its matrices without them."""
+    model = loaded(peer.model(n_embd=384, n_layer=6, n_head=6, vocab_size=5000))
+    tokens = torch.randint(5000, (1, PREFIX + 7), generator=torch.Generator().manual_seed(0))
+    every = functools.partial(interpcore.jacobians, model, tokens, source_position=PREFIX)
+    products, costs = products_of(every), []
+    for _ in range(3):
+        least = least_seconds(products)
+        costs.append(statistics.median(in_seconds(every) for _ in range(3)) / least)
+    what = "Jacobians at all 7 depths, d = 384, 6 blocks, 64 + 7 tokens"
+    yield what, "their dense products, each by the routine best for it", f"cost {spread(costs)} of them"
+
+    subjects = torch.randn(20, 384, generator=torch.Generator().manual_seed(1))
+    values = every().values
+    assert isinstance(values, torch.Tensor)
+
+    def without() -> torch.Tensor:
+        op = JacobianOperator.of(model, tokens, source_position=PREFIX, source_depth=0)
+        return op.at_depths(subjects, range(7))
+
+    def singly() -> None:
+        for depth in range(7):
+            every(source_depths=[depth])
+
+    torch.testing.assert_close(without(), subjects @ values[0].mT, rtol=1e-3, atol=1e-4)
+    for against, formed in (("forming W depth by depth", singly), ("the sweep that forms every W", every)):
+        ratios, seconds = in_turn(formed, without, 3)
+        what, measured = "W s of 20 subjects at 7 depths, W not formed", spread(ratios)
+        yield what, against, f"{measured} x as fast, {seconds:.3g} s"
 
 
 def neurons() -> Iterator[Row]:

@@ -227,6 +227,10 @@ def test_evaluate_compare_and_draw_take_files(used, tmp_path) -> None:
     every = load_scores(scores / "exact.safetensors")[0]
     assert int(top.scored.sum()) == 24
     torch.testing.assert_close(top.values[top.scored], every.values[top.scored], rtol=1e-4, atol=1e-5)
+    assert "rounding_error" in invoke("exact", "--top", "5%", "--precision", "bfloat16", *study)
+    half = load_scores(scores / "exact-top-24-eap-bfloat16.safetensors")[0]
+    gap = (half.values - top.values)[top.scored].norm() / top.values[top.scored].norm()
+    assert 0 < gap < 0.03 and half.notes["rounding_error"] < 0.03
 
 
 @pytest.mark.parametrize("level", ["node", "neuron"])

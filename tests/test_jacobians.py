@@ -14,8 +14,8 @@ from huginn_case import huginn_model
 from recurrent import recurrent_model
 
 import interpcore
-from interpcore.model import Add, Cache, Edit, Model, Plan, Replace, Scale, Tap
-from interpcore.model.jacobians import JacobianOperator
+from interpcore.model import Add, Cache, Edit, Model, Plan, Replace, Scale, Tap, projection
+from interpcore.model.jacobians import JacobianOperator, sources
 from interpcore.model.linearize import Rules
 
 TOKENS = torch.randint(61, (4, 12), generator=torch.Generator().manual_seed(5))
@@ -237,6 +237,33 @@ def test_bfloat16_products_say_how_wrong_they_are():
         model, TOKENS, source_position=5, edits=[edit], rules=Rules(precision="bfloat16")
     )
     assert 1e-4 < apart.error < 2e-2
+
+
+def test_bfloat16_products_take_one_forward_and_cast_each_weight_once(monkeypatch):
+    model = interpcore.load(transformers_model("gpt2"))
+    forwards, weights = [], []
+    plain, plain_product = sources.linearize, projection.product
+
+    def counted(*args, **options):
+        forwards.append(plain(*args, **options))
+        return forwards[-1]
+
+    def noted(x, weight, **options):
+        weights.append(weight)  # held, so that no other takes its place in memory
+        return plain_product(x, weight, **options)
+
+    monkeypatch.setattr(sources, "linearize", counted)
+    monkeypatch.setattr(projection, "product", noted)
+    rules = Rules(precision="bfloat16")
+    half = interpcore.jacobians(model, TOKENS, source_position=5, rules=rules, memory=1 << 20)
+    assert len(forwards) == 1 and half.error > 0
+    cast = [w.untyped_storage().data_ptr() for w in weights if w.dtype == torch.bfloat16]
+    assert len(set(cast)) == 4 * model.plan.n_calls < len(cast)
+    block = forwards[0].modules[0]
+    g = torch.randn(len(TOKENS), 3, block.n_positions, 32)
+    assert block.mlp.vjp(g).dtype == block.mlp.mlp.up.rounded.dtype == torch.bfloat16
+    full = forwards[0].with_precision("float32").modules[0]
+    assert full.mlp.vjp(g).dtype == torch.float32
 
 
 def test_svd_from_products_and_dense():

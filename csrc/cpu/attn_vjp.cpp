@@ -142,18 +142,20 @@ void keys_and_values(const AttnVjp& p, const Head& at) {
 }  // namespace
 
 void attn_vjp(const AttnVjp& p, [[maybe_unused]] int threads) {
-  const int64_t blocks = (p.vectors + kVectorBlock - 1) / kVectorBlock, repeat = p.heads / p.groups;
-  const int64_t units = p.batch * p.groups * blocks;
+  const int64_t blocks = (p.vectors + kVectorBlock - 1) / kVectorBlock;
+  // One vector's heads lie side by side in memory, so a unit takes all of them where there are units for every thread.
+  const int64_t parts = p.batch * blocks < 4 * threads && threads > 1 ? p.groups : 1;
+  const int64_t units = p.batch * parts * blocks, heads = p.heads / parts;
   // Below about 50 microseconds of work a second thread costs more than it saves.
   [[maybe_unused]] const bool parallel =
       threads > 1 && p.batch * p.vectors * p.positions * p.heads * p.width * p.width >= 2000000;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
   for (int64_t unit = 0; unit < units; ++unit) {
-    const int64_t c = unit % blocks * kVectorBlock, group = unit / blocks % p.groups, b = unit / blocks / p.groups;
-    const int64_t count = smaller(kVectorBlock, p.vectors - c);
-    for (int64_t h = group * repeat; h < (group + 1) * repeat; ++h) {
-      if (p.key_value) queries_by_covariance(p, b, h, c, count);
-      for (int64_t i = c; i < c + count; ++i) keys_and_values(p, head_at(p, b, i, h));
+    const int64_t c = unit % blocks * kVectorBlock, part = unit / blocks % parts, b = unit / blocks / parts;
+    const int64_t count = smaller(kVectorBlock, p.vectors - c), first = part * heads;
+    for (int64_t h = first; p.key_value && h < first + heads; ++h) queries_by_covariance(p, b, h, c, count);
+    for (int64_t i = c; i < c + count; ++i) {
+      for (int64_t h = first; h < first + heads; ++h) keys_and_values(p, head_at(p, b, i, h));
     }
   }
 }

@@ -25,6 +25,8 @@ UNEQUAL = ("skip", "align", "refuse")
 """What to do with pairs of different token length."""
 SELECTIONS = ("greedy", "topn")
 LEVELS = ("edge", "node", "neuron")
+PRECISIONS = ("float32", "bfloat16")
+"""Of the products of exact patching."""
 DIRECTIONS = ("helps", "hurts")
 """What a positive score of a foreign file means."""
 IG_STEPS = (2, 3, 5, 7, 10, 15, 20, 30, 50)
@@ -170,6 +172,11 @@ class Exact(OfTasks):
     top: str | None = option(None, "Only so many best edges of --verify: 200, 0.05 or 5%; default: all.")
     verify: str = option("eap", "The method whose best edges --top takes.")
     level: str = option("edge", "Score edges, nodes or neurons.", choices=LEVELS)
+    precision: str = option(
+        "float32",
+        "Of products; bfloat16 rounds what an edge changes, and measures the error.",
+        choices=PRECISIONS,
+    )
 
     def check_data(self) -> None:
         """See `Options.check_data`: the method's name."""

@@ -3,7 +3,7 @@ caches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,10 +190,13 @@ class Attention(ShortRepr):
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         return self.attend(q, k, v, seen).unflatten(0, (copies, -1)).movedim(1, -2)
 
+    def map(self, change: Callable[[Projection], Projection]) -> Attention:
+        """The same with other projections."""
+        return replace(self, qkv=self.qkv.map(change), out=change(self.out))
+
     def with_precision(self, precision: str) -> Attention:
         """The same with derivatives in another precision."""
-        out = replace(self.out, precision=precision)
-        return replace(self, qkv=self.qkv.with_precision(precision), out=out)
+        return self.map(lambda whole: replace(whole, precision=precision))
 
     def head_outputs(self, z: Tensor) -> Tensor:
         """Each head's own output [batch, position, head, d_model], without the bias, from z [batch, position,

@@ -89,11 +89,14 @@ class MLP:
         """Sites that it does not have, with the reason."""
         return absent_sites(self.gated)
 
+    def map(self, change: Callable[[Projection], Projection]) -> MLP:
+        """The same with other projections."""
+        gate = None if self.gate is None else change(self.gate)
+        return replace(self, up=change(self.up), down=change(self.down), gate=gate)
+
     def with_precision(self, precision: str) -> MLP:
         """The same with derivatives in another precision."""
-        gate = None if self.gate is None else replace(self.gate, precision=precision)
-        up, down = replace(self.up, precision=precision), replace(self.down, precision=precision)
-        return replace(self, up=up, down=down, gate=gate)
+        return self.map(lambda whole: replace(whole, precision=precision))
 
     def factor(self, up: Tensor) -> Tensor:
         """What multiplies the gate [..., d_mlp], of what the up projection gives."""

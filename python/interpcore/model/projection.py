@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,20 +33,32 @@ class Projection(ShortRepr):
 
     def pull(self, g: Tensor) -> Tensor:
         """Cotangent [..., d_in] of the input from the output's [..., d_out]: g W^T."""
-        return self._derivative(g, self.weight.mT)
+        return self._derivative(g, self.rounded.mT)
 
     def push(self, t: Tensor) -> Tensor:
         """Tangent [..., d_out] of the output from the input's [..., d_in]: t W."""
-        return self._derivative(t, self.weight)
+        return self._derivative(t, self.rounded)
+
+    def outputs(self, choose: Callable[[Tensor], Tensor]) -> Projection:
+        """The part that writes some outputs, bias included.
+
+        Args:
+            choose: takes them of the last axis [..., d_out].
+        """
+        bias = None if self.bias is None else choose(self.bias)
+        return replace(self, weight=choose(self.weight), bias=bias)
 
     def columns(self, start: int, stop: int | None) -> Projection:
-        """The part that writes some outputs, without bias."""
-        return Projection(self.weight[:, start:stop], None, self.precision)
+        """The part of the derivative that comes from some outputs, without bias."""
+        return Projection(self.rounded[:, start:stop], None, self.precision)
+
+    @cached_property
+    def rounded(self) -> Tensor:
+        """The weight as derivatives read it: in bfloat16 where that is their precision, cast once."""
+        return self.weight.to(torch.bfloat16) if self.precision == "bfloat16" else self.weight
 
     def _derivative(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.precision == "bfloat16":
-            return product(x.to(torch.bfloat16), weight.to(torch.bfloat16))
-        return product(x, weight)
+        return product(x.to(torch.bfloat16) if self.precision == "bfloat16" else x, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +70,9 @@ class SplitQKV:
     v: Projection
     d_head: int
 
-    def with_precision(self, precision: str) -> SplitQKV:
-        """The same with derivatives in another precision."""
-        q, k, v = (replace(p, precision=precision) for p in (self.q, self.k, self.v))
-        return SplitQKV(q, k, v, self.d_head)
+    def map(self, change: Callable[[Projection], Projection]) -> SplitQKV:
+        """The same with other projections."""
+        return SplitQKV(change(self.q), change(self.k), change(self.v), self.d_head)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [..., n_heads, d_head], k and v [..., n_kv_heads, d_head] of x [..., d_model]."""
@@ -70,8 +83,7 @@ class SplitQKV:
         """The projection to some heads' "q", "k" or "v" alone, [d_model, heads * d_head], bias included."""
         whole: Projection = getattr(self, letter)
         columns = slice(heads.start * self.d_head, heads.stop * self.d_head)
-        bias = None if whole.bias is None else whole.bias[columns]
-        return Projection(whole.weight[:, columns], bias, whole.precision)
+        return whole.outputs(lambda x: x[..., columns])
 
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
         """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""
@@ -116,9 +128,9 @@ class FusedQKV:
         keys = fused.weight.shape[1] // (d_head * groups * (per_key + 2))
         return cls(fused, d_head, groups, keys * per_key, keys)
 
-    def with_precision(self, precision: str) -> FusedQKV:
-        """The same with derivatives in another precision."""
-        return replace(self, fused=replace(self.fused, precision=precision))
+    def map(self, change: Callable[[Projection], Projection]) -> FusedQKV:
+        """The same with another projection."""
+        return replace(self, fused=change(self.fused))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [..., n_heads, d_head], k and v [..., n_kv_heads, d_head] of x [..., d_model]."""
@@ -126,12 +138,8 @@ class FusedQKV:
 
     def part(self, letter: str, heads: slice) -> Projection:
         """As `SplitQKV.part`."""
-        weight, bias = (
-            None if x is None else self._split(x)["qkv".index(letter)][..., heads, :].flatten(-2)
-            for x in (self.fused.weight, self.fused.bias)
-        )
-        assert weight is not None
-        return Projection(weight, bias, self.fused.precision)
+        at = "qkv".index(letter)
+        return self.fused.outputs(lambda x: self._split(x)[at][..., heads, :].flatten(-2))
 
     def pull(self, gq: Tensor, gk: Tensor, gv: Tensor) -> Tensor:
         """Cotangent [..., position, d_model] of x from those of k and v, and of the last positions' q."""

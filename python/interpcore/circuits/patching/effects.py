@@ -11,6 +11,7 @@ from torch import Tensor
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.metrics import restrict_to_answers
 from interpcore.circuits.pairs import Pairs
+from interpcore.circuits.patching.near import Halves
 from interpcore.circuits.patching.rows import Change, Rows
 from interpcore.circuits.patching.sources import record
 from interpcore.circuits.patching.whole import Patched, destination_sites, source_sites
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 class Batch:
     """A batch in as many parts as memory asks for; its sums are those of its parts."""
 
-    def __init__(self, study: Study, pairs: Pairs):
+    def __init__(self, study: Study, pairs: Pairs, halves: Halves | None = None):
         def part(rows: Sequence[int]) -> Part | WholePart:
             if isinstance(study.model, GenericModel):
                 return WholePart(study, study.model, pairs.rows(rows))
-            return Part(study, study.model, pairs.rows(rows))
+            return Part(study, study.model, pairs.rows(rows), halves)
 
         self.parts = [found for _, found in split_on_out_of_memory(range(len(pairs)), part, "pairs")]
 
@@ -46,7 +47,7 @@ class Batch:
 class Part:
     """The clean run of some pairs and what stands in for its sources."""
 
-    def __init__(self, study: Study, model: Model, pairs: Pairs):
+    def __init__(self, study: Study, model: Model, pairs: Pairs, halves: Halves | None):
         self.study = study
         clean = record(model, pairs.clean, pairs.lengths)
         standing_in = study.intervention.sources(model, pairs, clean)
@@ -55,7 +56,8 @@ class Part:
         self.logits = model.unembed(model.final_norm(stream))
         self.before = [metric(self.logits, pairs, self.logits) for metric in study.metrics]
         model, self.pairs = restrict_to_answers(model, pairs, study.metrics)
-        self.rows = Rows(model, study.graph, clean, standing_in, study.intervention.first(pairs))
+        first = study.intervention.first(pairs)
+        self.rows = Rows(model, study.graph, clean, standing_in, first, halves)
         self.tokens = self.rows.tokens
 
     def sums(self, stage: int, sources: Sequence[int]) -> Tensor:

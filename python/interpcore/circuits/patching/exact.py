@@ -20,6 +20,7 @@ from interpcore.circuits.options import LEVELS
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.effects import Batch
 from interpcore.circuits.patching.interventions import Intervention
+from interpcore.circuits.patching.near import Halves, check_precision
 from interpcore.circuits.patching.patched import check_over_heads
 from interpcore.circuits.patching.sources import check_blocks, notes
 from interpcore.circuits.patching.whole import (
@@ -35,6 +36,8 @@ from interpcore.model.memory import split_on_out_of_memory
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
 CPU_TOKENS, GPU_TOKENS = 2048, 65536
+ROUNDED_SOURCES = 8
+"""Sources, with the layer that their edges enter, on which the error of bfloat16 products is measured."""
 Metrics = str | Metric | Sequence[str | Metric]
 
 
@@ -52,6 +55,7 @@ def exact(
     ledger: Ledger | None = None,
     progress: bool = False,
     split: str = "all",
+    precision: str = "float32",
 ) -> dict[str, Scores]:
     """Exact scores under all metrics at once: mean over pairs of metric(clean) - metric(corrupted).
 
@@ -70,13 +74,19 @@ def exact(
         ledger: keeps finished sources, so that an interrupted run goes on where it stopped.
         progress: show it.
         split: which pairs these are, for the file.
+        precision: of the blocks' products: "float32" (the model's own), or "bfloat16" of what a corrupted
+            edge changes (`near.py`), for CPUs and GPUs that multiply it faster; the scores' notes then hold
+            the "rounding_error" of each metric, measured on a few sources of the first pairs: the root of
+            the summed squared differences between effects in both precisions, over that of the effects.
     Returns: scores by metric name.
-    Raises: GraphError for a graph of another model or a metric that is not finite.
+    Raises: GraphError for a graph of another model, a metric that is not finite, or bfloat16 of a model that
+        is not of float32 or runs through the adapter.
     """
     graph = Graph.of(model) if graph is None else graph
     graph.check_model(model)
     if level not in LEVELS:
         raise GraphError(f"Exact scores are of {', '.join(LEVELS)}; got {level!r}.")
+    check_precision(model, precision)
     if isinstance(model, GenericModel):
         check_level(model, level)
     else:
@@ -93,6 +103,7 @@ def exact(
         batch_size,
         tokens or (GPU_TOKENS if model.device.type == "cuda" else CPU_TOKENS),
         ledger,
+        precision,
     )
     study.run(progress)
     return study.scores(split)
@@ -134,8 +145,10 @@ class Study:
         batch_size: int,
         tokens: int,
         ledger: Ledger | None,
+        precision: str,
     ):
         self.model, self.graph, self.metrics, self.level = model, graph, metrics, level
+        self.halves: Halves | None = None if precision == "float32" else {}
         self.intervention, self.wanted = intervention, wanted
         self.batch_size, self.tokens, self.ledger = batch_size, tokens, ledger
         # Pairs that begin to differ at the same position skip the same ones.
@@ -168,9 +181,10 @@ class Study:
     def scores(self, split: str) -> dict[str, Scores]:
         """Means over the pairs, by metric."""
         n, made_on = len(self.pairs), MadeOn.of(self.model)
-        products = str(self.model.dtype).removeprefix("torch.")  # `product`'s own, in no lower precision
+        products = str(self.model.dtype).removeprefix("torch.")  # `product`'s own
         found = {}
-        for metric, (total, squares) in zip(self.metrics, self.sums, strict=True):
+        rounding = [{} for _ in self.metrics] if self.halves is None else self._rounding()
+        for metric, (total, squares), rounded in zip(self.metrics, self.sums, rounding, strict=True):
             unscored = ~self.wanted if self.level == "edge" else ~self.wanted.any(1)[:, None]
             mean = (total / n).masked_fill(unscored, torch.nan).float()
             none = torch.full(self.wanted.shape, torch.nan)
@@ -188,9 +202,24 @@ class Study:
                 nodes=mean[:, 0] if self.level == "node" else None,
                 neurons=mean if self.level == "neuron" else None,
                 made_on=made_on,
-                notes={**self._notes(), **self.intervention.notes(), "products": products},
+                notes={**self._notes(), **self.intervention.notes(), "products": products, **rounded},
             )
         return found
+
+    @torch.no_grad()
+    def _rounding(self) -> list[dict[str, object]]:
+        """What each metric's scores must say of bfloat16 products: see `exact`."""
+        pairs = self.pairs.rows(slice(0, self.batch_size))
+        todo = [(stage, source) for stage, sources in self._stages().items() for source in sources]
+        spread = torch.linspace(0, len(todo) - 1, min(ROUNDED_SOURCES, len(todo))).long().unique()
+        some = [todo[int(i)] for i in spread]
+        exact, rounded = (
+            torch.cat([batch.sums(stage, [source])[:, 0].flatten(1) for stage, source in some], 1)
+            for batch in (Batch(self, pairs), Batch(self, pairs, self.halves))
+        )
+        scale = exact.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        errors = ((rounded - exact).norm(dim=1) / scale).tolist()
+        return [{"products": "bfloat16", "rounding_error": error} for error in errors]
 
     def _notes(self) -> dict[str, str]:
         return NOTES if isinstance(self.model, GenericModel) else notes(self.model)
@@ -208,6 +237,7 @@ class Study:
             if self.intervention.means is None
             else tensors_hash(self.intervention.means.named()),
             "logits by": self.pairs.logits_by,
+            **({} if self.halves is None else {"precision": "bfloat16"}),
         }
         return run_card(self.model, split=tensors_hash(tensors), arguments=parts).key
 
@@ -251,7 +281,7 @@ class Study:
 
     def _batch(self, start: int, stages: dict[int, list[int]], shown: Progress) -> None:
         pairs = self.pairs.rows(slice(start, start + self.batch_size))
-        batch = Batch(self, pairs)
+        batch = Batch(self, pairs, self.halves)
         for stage, left in stages.items():
             while left:
                 size = max(1, self.tokens // batch.tokens)

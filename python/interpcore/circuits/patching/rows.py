@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph
+from interpcore.circuits.patching.near import Halves
 from interpcore.circuits.patching.sources import Record, Sources, head_output
 from interpcore.circuits.patching.suffix import Suffix, with_prefix
 from interpcore.model import Model
@@ -43,11 +44,21 @@ class Rows:
         clean: the batch's clean run.
         standing_in: what stands in for every source.
         first: first position that can change.
+        halves: as in `Suffix`.
     """
 
-    def __init__(self, model: Model, graph: Graph, clean: Record, standing_in: Sources, first: int):
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        clean: Record,
+        standing_in: Sources,
+        first: int,
+        halves: Halves | None = None,
+    ):
         self.model, self.graph, self.clean, self.first = model, graph, clean, first
-        self.suffix = Suffix(model, clean)
+        self.suffix = Suffix(model, clean, halves)
+        self.blocks = self.suffix.blocks
         self.delta = (standing_in - clean.sources).map(lambda x: x[:, first:])
         # A first token attends to itself alone, so no query or key changes what is mixed there.
         self.first_qk = max(first, min(1, int(clean.lengths.min()) - 1))
@@ -91,7 +102,7 @@ class Rows:
             stream = self._cut(layer, behind, self.first)
         else:
             middle = self._cut(layer, self._live(self.clean.mlp_in[layer]) + changed, self.first)
-            stream = self._behind(layer, middle + self.model.block(layer).mlp_branch(middle), self.first)
+            stream = self._behind(layer, middle + self.blocks[layer].mlp_branch(middle), self.first)
         return Change(enters, self.first, stream, torch.zeros(len(column), dtype=torch.int64), column)
 
     def edges(self, stage: int, sources: Sequence[int], wanted: Tensor) -> Iterator[Change]:
@@ -118,14 +129,14 @@ class Rows:
                 stream = x + self.suffix.at_last(read(graph.logits)[chosen], self.first)
                 yield Change(stage, self.first, stream, chosen, torch.full_like(chosen, graph.logits))
             return
-        attn_raw = self.model.block(stage).attention.out(self.clean.z[stage].flatten(-2))
+        attn_raw = self.blocks[stage].attention.out(self.clean.z[stage].flatten(-2))
         yield from self._into_mlp(stage, read(graph.mlp_destination(stage)), wanted, attn_raw)
         heads = slice(graph.head_destinations(stage, "q").start, graph.mlp_destination(stage))
         if bool(wanted[:, heads].any()):
             yield from self._into_heads(stage, read(heads.start), wanted, attn_raw)
 
     def _into_mlp(self, layer: int, delta: Tensor, wanted: Tensor, attn_raw: Tensor) -> Iterator[Change]:
-        block, destination = self.model.block(layer), self.graph.mlp_destination(layer)
+        block, destination = self.blocks[layer], self.graph.mlp_destination(layer)
         chosen = wanted[:, destination].nonzero().flatten()
         if not len(chosen):
             return
@@ -137,7 +148,7 @@ class Rows:
         yield Change(enters, self.first, stream, chosen, torch.full_like(chosen, destination))
 
     def _into_heads(self, layer: int, delta: Tensor, wanted: Tensor, attn_raw: Tensor) -> Iterator[Change]:
-        block = self.model.block(layer)
+        block = self.blocks[layer]
         normed = apply(block.attn_norm, self._live(self.clean.resid[layer]) + delta)
         parts = dict(zip("qkv", block.attention.qkv(normed), strict=True))
         for letter, first in (("q", self.first_qk), ("k", self.first_qk), ("v", self.first)):
@@ -162,7 +173,7 @@ class Rows:
         d_model], of positions from `first` on."""
         if self.graph.entry(layer) == self.graph.exit(layer):
             return own
-        attention, norm = self.model.block(layer).attention, self.model.block(layer).attn_post_norm
+        attention, norm = self.blocks[layer].attention, self.blocks[layer].attn_post_norm
         written = apply(norm, attention.out(self.clean.z[layer].flatten(-2))) + self.clean.sources.mlp[layer]
         clean = self.clean.resid[layer] + written, self.clean.resid[self.graph.exit(layer) + 1]
         before, stream = (self._cut(layer, x[None, :, first:], first) for x in clean)
@@ -171,7 +182,7 @@ class Rows:
     def _written(self, layer: int, letter: str, j: int, own: Tensor, first: int) -> Tensor:
         """What attention's projection writes more [copies, batch, query, d_model] when destination j of a
         letter has its own q, k or v [copies, batch, position, d_head], before head norms."""
-        attention, suffix = self.model.block(layer).attention, self.suffix
+        attention, suffix = self.blocks[layer].attention, self.suffix
         heads = self.graph.heads
         per = 1 if letter == "q" else heads // self.graph.kv_heads
         if attention.norm_over_heads and letter != "v":
@@ -206,10 +217,10 @@ class Rows:
     def _own_heads(self, layer: int, letter: str, j: int, own: Tensor, first: int) -> Tensor:
         """Queries or keys of one head after norm and rotary [copies, batch, position, head, d_head]; of all
         heads where they are normed together."""
-        attention = self.model.block(layer).attention
+        attention = self.blocks[layer].attention
         norm = attention.q_norm if letter == "q" else attention.k_norm
         if attention.norm_over_heads and norm is not None:
-            normed = apply(self.model.block(layer).attn_norm, self.clean.resid[layer][:, first:])
+            normed = apply(self.blocks[layer].attn_norm, self.clean.resid[layer][:, first:])
             clean = attention.qkv(normed)["qkv".index(letter)]
             own = torch.cat(
                 [

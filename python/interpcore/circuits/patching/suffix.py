@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from interpcore.circuits.graph import Graph
+from interpcore.circuits.patching.near import Halves, blocks_near
 from interpcore.circuits.patching.sources import Record
 from interpcore.model import Model
 from interpcore.model.norm import apply
@@ -22,14 +23,20 @@ class Suffix:
     Args:
         model: the decoder.
         clean: the batch's clean run.
+        halves: weights in bfloat16 for products near the clean run; None for products as they are.
     """
 
-    def __init__(self, model: Model, clean: Record):
+    def __init__(self, model: Model, clean: Record, halves: Halves | None = None):
         self.model, self.clean, self.graph = model, clean, Graph.of(model)
+        depths = range(model.plan.n_calls)
+        self.blocks = (
+            [model.block(d) for d in depths]
+            if halves is None
+            else blocks_near(model, clean, halves, self.ends)
+        )
         self.last = (clean.lengths - 1).to(model.device)
         self.width = clean.resid[0].shape[1]
         positions = torch.arange(self.width, device=model.device)[None]
-        depths = range(model.plan.n_calls)
         self.q = [model.block(d).attention.rotated(clean.q[d], positions) for d in depths]
         self.k = [model.block(d).attention.rotated(clean.k[d], positions) for d in depths]
 
@@ -69,7 +76,7 @@ class Suffix:
         return self.model.unembed(self.model.final_norm(stream.squeeze(2)))
 
     def _block(self, layer: int, x: Tensor, first: int) -> Tensor:
-        block = self.model.block(layer)
+        block = self.blocks[layer]
         attention = block.attention
         normed = apply(block.attn_norm, x)
         if not self.ends(layer):

@@ -13,6 +13,7 @@ from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.circuit import nested, random_circuit, select, sizes_of
 from interpcore.circuits.files import load_scores
 from interpcore.circuits.methods import Method, method_of
+from interpcore.circuits.options import PRECISIONS
 from interpcore.circuits.patching.exact import exact, verify
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
@@ -21,22 +22,31 @@ from interpcore.errors import Refused
 from interpcore.model.made_on import check_made_on
 from interpcore.runs import Ledger, cell_seed, write_tensors
 
+FULL = PRECISIONS[0]
+"""The model's own precision."""
 ENOUGH = 0.85
 """Faithfulness that the paper calls enough."""
 FEW = 2
 
 
-def attribute_cell(study: Study, task: str, method: str, level: str = "edge") -> dict[str, Any]:
+def attribute_cell(
+    study: Study, task: str, method: str, level: str = "edge", precision: str = FULL
+) -> dict[str, Any]:
     """Score a task's edges, nodes or neurons by one method and keep them; returns what to list."""
     chosen, began = method_of(method), time.process_time()
-    found = _exact(study, task, level) if chosen.exact else {method: _attributed(study, task, chosen, level)}
+    found = (
+        _exact(study, task, level, precision)
+        if chosen.exact
+        else {method: _attributed(study, task, chosen, level)}
+    )
     for name, scores in found.items():
-        study.keep(scores, task, at_level(name, level))
+        study.keep(scores, task, in_precision(at_level(name, level), precision))
     scores = found[method]
-    notes = {key: scores.notes.get(key) for key in ("steps", "completeness_gap")}
+    listed = ("steps", "completeness_gap", *(() if precision == FULL else ("rounding_error",)))
+    notes = {key: scores.notes.get(key) for key in listed}
     return {
         "task": task,
-        "method": at_level(method, level),
+        "method": in_precision(at_level(method, level), precision),
         "metric": scores.metric,
         "pairs": scores.examples,
         "cpu_seconds": time.process_time() - began,
@@ -47,6 +57,11 @@ def attribute_cell(study: Study, task: str, method: str, level: str = "edge") ->
 def at_level(method: str, level: str) -> str:
     """Name of a method's scores of edges ("eap"), nodes ("eap-node") or neurons ("eap-neuron")."""
     return method if level == "edge" else f"{method}-{level}"
+
+
+def in_precision(name: str, precision: str) -> str:
+    """Name of exact scores with products in a precision: "exact", "exact-bfloat16"."""
+    return name if precision == FULL else f"{name}-{precision}"
 
 
 def _attributed(study: Study, task: str, method: Method, level: str) -> Scores:
@@ -74,7 +89,7 @@ def _attributed(study: Study, task: str, method: Method, level: str) -> Scores:
     )
 
 
-def _exact(study: Study, task: str, level: str) -> dict[str, Scores]:
+def _exact(study: Study, task: str, level: str, precision: str) -> dict[str, Scores]:
     """Exact scores under the task's metric and under KL, in one run."""
     discovery, _ = study.pairs(task)
     metrics = [study.metric(task), study.metric(task, "kl")]
@@ -91,11 +106,12 @@ def _exact(study: Study, task: str, level: str) -> dict[str, Scores]:
             ledger=ledger,
             progress=study.cells_progress,
             split="all" if study.options.protocol == "paper" else "discovery",
+            precision=precision,
         )
     return {"exact": found[metrics[0].name], "exact-kl": found[metrics[1].name]}
 
 
-def verify_cell(study: Study, task: str, method: str, top: int) -> dict[str, Any]:
+def verify_cell(study: Study, task: str, method: str, top: int, precision: str = FULL) -> dict[str, Any]:
     """Exact scores of the best edges of a method; kept as `exact-top-<top>-<method>`."""
     discovery, _ = study.pairs(task)
     metric, began = study.metric(task), time.process_time()
@@ -108,8 +124,9 @@ def verify_cell(study: Study, task: str, method: str, top: int) -> dict[str, Any
         intervention=study.intervention(task),
         batch_size=study.options.eval_batch_size,
         split="all" if study.options.protocol == "paper" else "discovery",
+        precision=precision,
     )[metric.name]
-    name = f"exact-top-{top}-{method}"
+    name = in_precision(f"exact-top-{top}-{method}", precision)
     study.keep(found, task, name)
     both = found.scored
     same = (found.values[both].sign() == study.scores(task, method).values[both].sign()).double().mean()
@@ -120,6 +137,7 @@ def verify_cell(study: Study, task: str, method: str, top: int) -> dict[str, Any
         "pairs": found.examples,
         "edges": int(both.sum()),
         "same_sign": float(same),
+        **({} if precision == FULL else {"rounding_error": found.notes["rounding_error"]}),
         "cpu_seconds": time.process_time() - began,
     }
 
@@ -178,6 +196,7 @@ def run_scores(
     tasks: Sequence[str],
     methods: Sequence[str],
     level: str = "edge",
+    precision: str = FULL,
 ) -> list[dict[str, Any]]:
     """Score all tasks' edges (or nodes, or neurons) by all methods, those that the folder lacks; returns one
     row per task and method.
@@ -186,7 +205,7 @@ def run_scores(
     """
     study.options.chosen(tasks)
     names = list(dict.fromkeys(_whole(name) for name in methods))
-    what = {} if level == "edge" else {"level": level}
+    what = ({} if level == "edge" else {"level": level}) | _precision(precision)
     grids = [
         [
             {"task": task, "method": name} | what
@@ -203,8 +222,13 @@ def run_scores(
         for grid, each in zip(grids, long, strict=True)
         for row in study.cells(attribute_cell, grid, long=each)
     ]
-    order = [at_level(name, level) for name in names]
+    order = [in_precision(at_level(name, level), precision) for name in names]
     return sorted(rows, key=lambda row: (list(tasks).index(row["task"]), order.index(row["method"])))
+
+
+def _precision(precision: str) -> dict[str, str]:
+    """What a cell says of the precision of exact scores; nothing of the model's own."""
+    return {} if precision == FULL else {"precision": precision}
 
 
 def _whole(method: str) -> str:
@@ -212,10 +236,13 @@ def _whole(method: str) -> str:
     return "exact" if method_of(method).exact else method
 
 
-def run_verified(study: Study, tasks: Sequence[str], method: str, top: int) -> list[dict[str, Any]]:
+def run_verified(
+    study: Study, tasks: Sequence[str], method: str, top: int, precision: str = FULL
+) -> list[dict[str, Any]]:
     """Scores by a method, then exact ones of its best `top` edges; returns one row per task."""
     run_scores(study, tasks, [method])
-    return study.cells(verify_cell, [{"task": t, "method": method, "top": top} for t in tasks])
+    cell = {"method": method, "top": top} | _precision(precision)
+    return study.cells(verify_cell, [{"task": task} | cell for task in tasks])
 
 
 def run_file(

@@ -17,6 +17,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import figures, tables
 from interpcore.circuits.study.about import About
 from interpcore.circuits.study.cells import (
+    FULL,
     enough,
     run_cross,
     run_curves,
@@ -49,6 +50,10 @@ SCORED = (
 GAP = (
     "A completeness gap near 0 says that scores add up, not that any one of them is right: single edges may "
     "be far off their exact values, which `circuits compare` shows."
+)
+ROUNDED = (
+    "rounding_error: of bfloat16 products, measured on a few sources of the first pairs: root of the summed "
+    "squared differences of effects to those in float32, over that of the effects."
 )
 FAITHFUL = (
     "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
@@ -85,12 +90,15 @@ def attributed(study: Study, asked: Attribute) -> Report:
 def exactly(study: Study, asked: Exact) -> Report:
     """Scores by exact patching, of every edge or of the best few of a method: one row per task."""
     if asked.top is None:
-        rows = run_scores(study, study.options.chosen(asked.tasks), ["exact"], asked.level)
+        tasks = study.options.chosen(asked.tasks)
+        rows = run_scores(study, tasks, ["exact"], asked.level, asked.precision)
     elif asked.level != "edge":
         raise Refused("--top verifies edges; leave it out, or --level.")
     else:
-        rows = run_verified(study, study.options.chosen(asked.tasks), asked.verify, study.edges(asked.top))
-    return _report(study, tables.frame(rows), (), _scores_are_in(study))
+        top, tasks = study.edges(asked.top), study.options.chosen(asked.tasks)
+        rows = run_verified(study, tasks, asked.verify, top, asked.precision)
+    notes = () if asked.precision == FULL else (ROUNDED,)
+    return _report(study, tables.frame(rows), (), *notes, _scores_are_in(study))
 
 
 def evaluated(study: Study, asked: Evaluate) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.model.cache import Cache
 from interpcore.model.decoder import Model
-from interpcore.model.jacobians.sources import Group, Span, linearize_span, per_row
+from interpcore.model.jacobians.sources import Group, Span, linearize_span
 from interpcore.model.linearize import Rules
 from interpcore.model.sites import Edit
 
@@ -120,8 +121,11 @@ def linearised_blocks(model: Model, work: Work, memory: int) -> tuple[Iterator[J
     Raises: ValueError as `Budget.of` and `linearize_span`.
     """
     budget = Budget.of(model, int(work.span.live.max()), memory)
-    error = None if work.rules.precision == "float32" else rounding_error(model, work)
-    groups = work.linearised(model, budget.examples)
+    groups, error = work.linearised(model, budget.examples), None
+    if work.rules.precision != "float32":
+        first = next(groups)
+        error = rounding_error(first, work)
+        groups = chain((first,), groups)
     return (block for group in groups for block in walk(group, work, budget.rows)), error
 
 
@@ -152,20 +156,15 @@ def walk(group: Group, work: Work, most_rows: int) -> Iterator[JacobianBlock]:
                 yield JacobianBlock(group.rows, i, which, values, group.h[:, i], group.z)
 
 
-def rounding_error(model: Model, work: Work) -> float:
-    """Relative error of bfloat16 products on the first prompt (on all where edits differ between them): a few
-    rows spread over the basis, both ways."""
+def rounding_error(group: Group, work: Work) -> float:
+    """Relative error of bfloat16 products on a group's prompts: a few rows spread over the basis, both ways
+    through the one forward that is there."""
     some = work.basis[torch.linspace(0, len(work.basis) - 1, min(ERROR_ROWS, len(work.basis))).long()]
-    first = work.span
-    if not any(per_row(edit) for edit in work.edits):
-        first = Span(first.tokens[:1], first.source[:1], first.target[:1])
     lowest = (min(work.depths, key=lambda d: -1 if d is None else d),)
-    values = []
-    for precision in (work.rules.precision, "float32"):
-        rules = replace(work.rules, precision=precision)
-        small = replace(work, span=first, depths=lowest, basis=some, rules=rules)
-        (group,) = small.linearised(model, len(first.tokens))
-        most_rows = len(some) * len(first.tokens) * int(first.live[0])
-        values.append(next(walk(group, small, most_rows)).values.clone())
-    scale = values[1].norm().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((values[0] - values[1]).norm() / scale)
+    small = replace(work, depths=lowest, basis=some)
+    most_rows = len(some) * len(group.rows) * group.linear.n_positions
+    half, full = (
+        next(walk(replace(group, linear=linear), small, most_rows)).values.clone()
+        for linear in (group.linear, group.linear.with_precision("float32"))
+    )
+    return float((half - full).norm() / full.norm().clamp(min=torch.finfo(torch.float32).tiny))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -70,6 +70,10 @@ class LinearAttention(ShortRepr):
         norms = norm("q"), norm("k")
         attention = attention.with_precision(rules.precision)
         return cls(attention, ctx, depth, q, keys, values, kept["softmax"], pattern, factor, *norms, rules)
+
+    def with_precision(self, precision: str) -> LinearAttention:
+        """The same derivative with products in another precision."""
+        return replace(self, attention=self.attention.with_precision(precision))
 
     @cached_property
     def key_value(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -57,6 +57,11 @@ class LinearBlock:
             norm(block.mlp_stream_norm, kept["mlp_added"]),
             frozenset(branch for branch, at in rules.dropped if at == depth),
         )
+
+    def with_precision(self, precision: str) -> LinearBlock:
+        """The same derivative with products in another precision."""
+        attention = self.attention.with_precision(precision)
+        return replace(self, attention=attention, mlp=self.mlp.with_precision(precision))
 
     @property
     def n_positions(self) -> int:

@@ -87,6 +87,11 @@ class LinearMixture(ShortRepr):
         frozen = rules.scores == "frozen"
         return cls(mixture, experts, probabilities.to(kind), weights.to(kind), chosen, frozen)
 
+    def with_precision(self, precision: str) -> LinearMixture:
+        """The same derivative with products in another precision."""
+        experts = [replace(expert, mlp=expert.mlp.with_precision(precision)) for expert in self.experts]
+        return replace(self, mixture=self.mixture.with_precision(precision), experts=experts)
+
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Protocol
 
@@ -32,6 +32,10 @@ class LinearFeedForward(Protocol):
 
     def jvp(self, t: Tensor) -> Tensor:
         """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""
+        ...
+
+    def with_precision(self, precision: str) -> LinearFeedForward:
+        """The same derivative with products in another precision."""
         ...
 
 
@@ -92,14 +96,21 @@ class LinearMLP(ShortRepr):
         if rules.activation == "ratio":
             slope = torch.where(pre.abs() > 1e-6, value / pre, slope)
         mlp = mlp.with_precision(rules.precision)
-        inner = torch.bfloat16 if rules.precision == "bfloat16" else pre.dtype
         if mlp.gate is None:
-            return cls(mlp, ctx, depth, slope.to(inner), None)
+            return cls(mlp, ctx, depth, slope, None)
         share = 0.5 if rules.product == "half" else 1.0
         up = kept["up"]
         if mlp.bounds is not None:
             value = value.where(mlp.factor(up) == up, 0.0)
-        return cls(mlp, ctx, depth, (share * slope * mlp.factor(up)).to(inner), (share * value).to(inner))
+        return cls(mlp, ctx, depth, share * slope * mlp.factor(up), share * value)
+
+    def with_precision(self, precision: str) -> LinearMLP:
+        """The same derivative with products in another precision."""
+        return replace(self, mlp=self.mlp.with_precision(precision), folded=Folded())
+
+    def _last(self, x: Tensor, n: int) -> Tensor:
+        """Slopes [batch, position, d_mlp] at the last n positions, in the precision of the products."""
+        return x[:, -n:].to(torch.bfloat16 if self.mlp.down.precision == "bfloat16" else x.dtype)
 
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
@@ -114,14 +125,14 @@ class LinearMLP(ShortRepr):
         if seen is not None:
             seen["mlp_act"] = g_act
         g_act = pull(self.ctx, "mlp_act", self.depth, g_act)
-        slope = self.slope[:, -n:]
+        slope = self._last(self.slope, n)
         if self.act is None:
             g_pre = gate(g_act, slope, inplace=seen is None)
             if seen is not None:
                 seen["mlp_pre"] = g_pre
             return self.mlp.up.pull(pull(self.ctx, "mlp_pre", self.depth, g_pre))
         assert self.mlp.gate is not None
-        g_gate, g_up = gate(g_act, slope, None, self.act[:, -n:])
+        g_gate, g_up = gate(g_act, slope, None, self._last(self.act, n))
         if seen is not None:
             seen |= {"mlp_gate_pre": g_gate, "mlp_up": g_up}
         g_gate, g_up = (
@@ -132,8 +143,8 @@ class LinearMLP(ShortRepr):
 
     def matrices(self, n: int) -> Tensor:
         """The branch's derivative at the last n positions, [batch, n, d_model (out), d_model (in)]."""
-        slope = self.slope[:, -n:].flatten(0, 1)
-        act = None if self.act is None else self.act[:, -n:].flatten(0, 1)
+        slope = self._last(self.slope, n).flatten(0, 1)
+        act = None if self.act is None else self._last(self.act, n).flatten(0, 1)
         # Rows of the scaled copies are what the product reads, however the checkpoint stores the weight.
         up, down = self.mlp.up.weight.contiguous(), self.mlp.down
         gate = None if self.mlp.gate is None else self.mlp.gate.weight.contiguous()
@@ -167,12 +178,12 @@ class LinearMLP(ShortRepr):
         n = t.shape[2]
         t_up = self.mlp.up.push(t)
         if self.act is None:
-            t_act = gate(push(self.ctx, "mlp_pre", self.depth, t_up), self.slope[:, -n:])
+            t_act = gate(push(self.ctx, "mlp_pre", self.depth, t_up), self._last(self.slope, n))
         else:
             assert self.mlp.gate is not None
             t_gate = push(self.ctx, "mlp_gate_pre", self.depth, self.mlp.gate.push(t))
             t_up = push(self.ctx, "mlp_up", self.depth, t_up)
-            t_act = gate(t_gate, self.slope[:, -n:], t_up, self.act[:, -n:])
+            t_act = gate(t_gate, self._last(self.slope, n), t_up, self._last(self.act, n))
         return self.mlp.down.push(push(self.ctx, "mlp_act", self.depth, t_act))
 
 

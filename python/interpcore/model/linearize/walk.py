@@ -7,7 +7,7 @@ walks. Autograd over the same forward is what the tests compare with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,11 @@ class Linearization(ShortRepr):
     def taps(self) -> Mapping[Tap, Tensor]:
         """Value of each tap, as in `Output`."""
         return self.ctx.values
+
+    def with_precision(self, precision: str) -> Linearization:
+        """The same linear maps with the blocks' products in another precision, without another forward."""
+        modules = [m.with_precision(precision) if isinstance(m, LinearBlock) else m for m in self.modules]
+        return replace(self, modules=modules, rules=replace(self.rules, precision=precision))
 
     def reverse(
         self,
