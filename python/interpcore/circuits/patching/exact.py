@@ -37,7 +37,8 @@ from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
 CPU_TOKENS, GPU_TOKENS = 2048, 65536
 ROUNDED_SOURCES = 8
-"""Sources, with the layer that their edges enter, on which the error of bfloat16 products is measured."""
+"""Sources, with the layer that their edges enter, on which the error of bfloat16 products is measured: those
+with the largest effects, which make up most of it."""
 Metrics = str | Metric | Sequence[str | Metric]
 
 
@@ -76,8 +77,9 @@ def exact(
         split: which pairs these are, for the file.
         precision: of the blocks' products: "float32" (the model's own), or "bfloat16" of what a corrupted
             edge changes (`near.py`), for CPUs and GPUs that multiply it faster; the scores' notes then hold
-            the "rounding_error" of each metric, measured on a few sources of the first pairs: the root of
-            the summed squared differences between effects in both precisions, over that of the effects.
+            the "rounding_error" of each metric, measured on the first pairs and the sources with the
+            largest effects: the root of the summed squared differences between effects in both precisions,
+            over that of the effects.
     Returns: scores by metric name.
     Raises: GraphError for a graph of another model, a metric that is not finite, or bfloat16 of a model that
         is not of float32 or runs through the adapter.
@@ -211,8 +213,8 @@ class Study:
         """What each metric's scores must say of bfloat16 products: see `exact`."""
         pairs = self.pairs.rows(slice(0, self.batch_size))
         todo = [(stage, source) for stage, sources in self._stages().items() for source in sources]
-        spread = torch.linspace(0, len(todo) - 1, min(ROUNDED_SOURCES, len(todo))).long().unique()
-        some = [todo[int(i)] for i in spread]
+        sizes = [self.sums[0, 0, s, self.columns(stage, s)].square().sum() for stage, s in todo]
+        some = [todo[int(i)] for i in torch.stack(sizes).argsort(descending=True)[:ROUNDED_SOURCES]]
         exact, rounded = (
             torch.cat([batch.sums(stage, [source])[:, 0].flatten(1) for stage, source in some], 1)
             for batch in (Batch(self, pairs), Batch(self, pairs, self.halves))

@@ -52,8 +52,8 @@ GAP = (
     "be far off their exact values, which `circuits compare` shows."
 )
 ROUNDED = (
-    "rounding_error: of bfloat16 products, measured on a few sources of the first pairs: root of the summed "
-    "squared differences of effects to those in float32, over that of the effects."
+    "rounding_error: of bfloat16 products, measured on the first pairs and the sources with the largest "
+    "effects: root of the summed squared differences of effects to float32's, over that of the effects."
 )
 FAITHFUL = (
     "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
