@@ -121,7 +121,8 @@ def linearised_blocks(model: Model, work: Work, memory: int) -> tuple[Iterator[J
     Raises: ValueError as `Budget.of` and `linearize_span`.
     """
     budget = Budget.of(model, int(work.span.live.max()), memory)
-    groups, error = work.linearised(model, budget.examples), None
+    groups = work.linearised(model, budget.examples)
+    error: float | None = None
     if work.rules.precision != "float32":
         first = next(groups)
         error = rounding_error(first, work)

@@ -83,7 +83,9 @@ class Linearization(ShortRepr):
 
     def with_precision(self, precision: str) -> Linearization:
         """The same linear maps with the blocks' products in another precision, without another forward."""
-        modules = [m.with_precision(precision) if isinstance(m, LinearBlock) else m for m in self.modules]
+        modules: list[LinearModule] = [
+            m.with_precision(precision) if isinstance(m, LinearBlock) else m for m in self.modules
+        ]
         return replace(self, modules=modules, rules=replace(self.rules, precision=precision))
 
     def reverse(
