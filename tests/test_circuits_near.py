@@ -46,7 +46,7 @@ def test_the_error_that_is_told_is_that_of_all_edges():
     model, graph = load("gpt2")
     full, half = both(model, graph, random_pairs(4, ragged=True, same=2), tokens=64)
     error = float((half.values - full.values).nan_to_num().norm() / full.values.nan_to_num().norm())
-    assert half.notes["precision"] == "bfloat16"
+    assert half.notes["products"] == "bfloat16"
     assert 0.2 < half.notes["rounding_error"] / error < 5
     assert "rounding_error" not in full.notes
 
