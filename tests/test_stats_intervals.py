@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from interpcore.stats import correlation, mean_over_clusters, paired_sign_test, ratio_of_means
+from interpcore.stats import (
+    correlation,
+    mean_over_clusters,
+    paired_sign_test,
+    rank_correlation,
+    ratio_of_means,
+)
 
 
 def test_the_estimate_is_the_plain_mean_and_lies_in_its_interval():
@@ -115,6 +121,21 @@ def test_correlation_has_fisher_s_interval():
     got = correlation(x, y)
     assert np.arctanh(got.high) - np.arctanh(got.low) == pytest.approx(2 * 1.959964 / 5)
     assert got.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and got.n == 28
+
+
+def test_rank_correlation_is_spearman_s_and_its_interval_covers():
+    draw = np.random.default_rng(3)
+    x, y = draw.integers(6, size=(2, 20)).astype(float)  # with ties
+    found = rank_correlation(x, y)
+    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert rank_correlation(np.exp(x), y**3) == found and found.low < found.value < found.high
+    r, covered = 0.6, 0
+    true = 6 / np.pi * np.arcsin(r / 2)  # of a bivariate normal with that correlation
+    for _ in range(600):
+        a, b = draw.normal(size=(2, 15))
+        one = rank_correlation(a, r * a + (1 - r**2) ** 0.5 * b)
+        covered += one.low <= true <= one.high
+    assert 0.93 < covered / 600 < 0.98
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,24 @@ STUDIES = (
         "facts:known",
         options.Known,
     ),
+    _study(
+        "integral",
+        "The Jacobian along the segment between two subjects' states, beside the exact change.",
+        "integral:run",
+        options.Integral,
+    ),
+    _study(
+        "cosines",
+        "Cosines between the operators of all relations, beside halves of one and shuffled columns.",
+        "cosines:run",
+        options.Cosines,
+    ),
+    _study(
+        "variance",
+        "Split the variance of Jacobians into subject and context, and predict faithfulness from it.",
+        "variance:run",
+        options.Variance,
+    ),
     _study("norms", "Sizes of W and b, and how far the examples' Jacobians differ.", "norms:run"),
 )
 EXPERIMENTS = (RUN, *STUDIES)

@@ -224,6 +224,34 @@ class Read(Base):
         return self.relation or names[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Integral(Base):
+    """How finely segments between states are cut, and how many."""
+
+    steps: tuple[int, ...] = option((1, 2, 4, 8, 16), "Numbers of steps.", least=1, flag="step")
+    pairs: int = option(12, "Pairs of known test facts in a trial, at most.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosines(Base):
+    """Where operators are compared."""
+
+    depths: tuple[int, ...] = option(
+        (),
+        "Residual depths of the source; without, a quarter, half and three quarters of the way.",
+        flag="depth",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variance(Base):
+    """The table of subjects and contexts."""
+
+    subjects: int = option(6, "Known subjects, at most.", least=2)
+    contexts: int = option(4, "Draws of examples, each above every subject.", least=2)
+    depths: int = option(6, "Source depths, evenly spread from the token embedding on.", least=1)
+
+
 def check_relations(relations: tuple[Relation, ...], template: int) -> None:
     """Raises: RelationError for relations that a study cannot take together."""
     names = [relation.name for relation in relations]

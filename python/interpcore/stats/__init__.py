@@ -11,6 +11,7 @@ from interpcore.stats.intervals import (
     jackknife_interval,
     mean_over_clusters,
     paired_sign_test,
+    rank_correlation,
     ratio_of_means,
 )
 from interpcore.stats.matching import mutual, one_to_one
@@ -43,5 +44,6 @@ __all__ = [
     "one_to_one",
     "paired_difference",
     "paired_sign_test",
+    "rank_correlation",
     "ratio_of_means",
 ]

@@ -196,6 +196,27 @@ def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval.at(level, r, ends, len(a), "Fisher")
 
 
+def rank_correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Spearman's correlation of pairs, ties at their mean rank, with the interval tanh(atanh(r) +- q
+    sqrt((1 + r^2 / 2) / (n - 3))) (Bonett & Wright 2000).
+
+    Args: as in `correlation`.
+    Raises: Refused as `correlation`.
+    """
+    from scipy.stats import rankdata
+
+    found = correlation(rankdata(x), rankdata(y), level=level)
+    r, n = found.value, found.n
+
+    def ends(level: float) -> tuple[float, float]:
+        reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt((1 + r**2 / 2) / (n - 3))
+        with np.errstate(divide="ignore"):
+            low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
+        return float(low), float(high)
+
+    return Interval.at(level, r, ends, n, "Bonett & Wright")
+
+
 def jackknife_interval(deleted: ArrayLike, value: float, *, level: float = 0.95) -> Interval:
     """A statistic with the interval of its delete-a-group jackknife error, at quantiles of Student's t with a
     degree of freedom less than there are groups.
