@@ -28,6 +28,7 @@ NEXT: dict[str, tuple[str, ...]] = {
     "lre data": ("interpcore lre known SAME",),
     "lre known": ("interpcore lre run SAME",),
     "lre sequences": ("interpcore lre baselines SAME",),
+    "lre concepts": ("interpcore lre editors SAME",),
     "lre integral": ("interpcore lre reconstruction SAME", "interpcore lre norms SAME"),
     "lre cosines": ("interpcore lre specificity SAME",),
     "lre variance": ("interpcore lre run SAME", "interpcore lre norms SAME"),

@@ -125,6 +125,12 @@ STUDIES = (
         options.Known,
     ),
     _study(
+        "concepts",
+        "Tell facts and edit them by directions of objects, which the operator's inverse gives.",
+        "concepts:run",
+        options.Concepts,
+    ),
+    _study(
         "integral",
         "The Jacobian along the segment between two subjects' states, beside the exact change.",
         "integral:run",

@@ -252,6 +252,16 @@ class Variance(Base):
     depths: int = option(6, "Source depths, evenly spread from the token embedding on.", least=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Concepts(Base):
+    """Between which depths concept directions are made."""
+
+    object_depth: int | None = option(
+        None, "Residual depth of the objects' states; without, three quarters of the way."
+    )
+    depths: int = option(8, "Source depths below it, evenly spread from the token embedding on.", least=1)
+
+
 def check_relations(relations: tuple[Relation, ...], template: int) -> None:
     """Raises: RelationError for relations that a study cannot take together."""
     names = [relation.name for relation in relations]

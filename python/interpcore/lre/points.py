@@ -14,6 +14,7 @@ from interpcore.errors import Refused
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.tables import INTERVALS
 from interpcore.lre.trial import Trial, check_known, prepare
+from interpcore.runs import Row
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, named_ticks, new_figure, save_figure
@@ -82,12 +83,22 @@ def run_points(
         notes: what the numbers are.
         asked: further arguments of the cell.
     """
+    return report_points(study, sweep_points(study, cell, asked), name, notes)
+
+
+def sweep_points(study: Any, cell: Callable[..., Any], asked: Mapping[str, Any] | None = None) -> list[Row]:
+    """Run a study's cells, relations x trials; arguments as in `run_points`."""
     grid = [
         {"relation": relation, "trial": trial, **(asked or {})}
         for trial in range(study.options.trials)
         for relation in study.relations
     ]
-    rows = study.sweep(cell, grid)
+    rows: list[Row] = study.sweep(cell, grid)
+    return rows
+
+
+def report_points(study: Any, rows: Sequence[Row], name: str, notes: Sequence[str]) -> Report:
+    """Report the points of a study's cells; arguments as in `run_points`."""
     broken = [f"{row.key} broke off: {row.error}" for row in rows if row.status == "failed"]
     results = [row.result for row in rows if row.status != "failed"]
     left_out = dict.fromkeys(f"Left out: {r['reason']}" for r in results if not r["points"])

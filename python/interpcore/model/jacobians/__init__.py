@@ -2,7 +2,16 @@
 
 from interpcore.model.jacobians.compute import Jacobians, jacobians
 from interpcore.model.jacobians.operator import JacobianOperator
-from interpcore.model.jacobians.reducers import REDUCERS, Dot, Mean, MeanVariance, Reducer, Shape, Store
+from interpcore.model.jacobians.reducers import (
+    REDUCERS,
+    Dot,
+    Mean,
+    MeanVariance,
+    Reducer,
+    Shape,
+    Store,
+    WeightedMean,
+)
 
 __all__ = [
     "REDUCERS",
@@ -14,5 +23,6 @@ __all__ = [
     "Reducer",
     "Shape",
     "Store",
+    "WeightedMean",
     "jacobians",
 ]

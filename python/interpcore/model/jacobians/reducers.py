@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,32 @@ class Mean(Reducer):
     def add(self, examples: Tensor, depth: int, rows: slice, block: Tensor, h: Tensor) -> None:
         for one in block:
             self.values[depth, rows].add_(one, alpha=self.scale)
+
+    def result(self) -> Tensor:
+        return self.values
+
+    def nbytes(self, shape: Shape, itemsize: int) -> int:
+        return shape.depths * shape.rows * shape.columns * max(4, itemsize)
+
+
+class WeightedMean(Reducer):
+    """A weighted sum over examples, [depth, rows, columns]; a mean where the weights add up to 1.
+
+    Args:
+        weights: one per example.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = tuple(weights)
+
+    def start(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        if shape.examples != len(self.weights):
+            raise Refused(f"There are {shape.examples} examples and {len(self.weights)} weights.")
+        self.values = torch.zeros(shape.depths, shape.rows, shape.columns, dtype=_wide(dtype), device=device)
+
+    def add(self, examples: Tensor, depth: int, rows: slice, block: Tensor, h: Tensor) -> None:
+        for example, one in zip(examples.tolist(), block, strict=True):
+            self.values[depth, rows].add_(one, alpha=self.weights[example])
 
     def result(self) -> Tensor:
         return self.values
