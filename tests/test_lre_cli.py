@@ -110,6 +110,18 @@ def test_the_same_call_again_reuses_the_run_and_other_options_are_refused(finish
     assert other.exit_code == 1 and isinstance(other.exception, RunError)
 
 
+def test_ranks_are_searched_where_asked_and_said_so(model, relation, tmp_path):
+    facts = write(tmp_path / "facts", replace(relation, samples=relation.samples[:40]))
+    result = lre_run(model, facts, tmp_path / "run", "--ranks", "auto")
+    assert result.exit_code == 0, result.output
+    assert "Ranks were searched coarse to fine" in result.output and "--ranks auto" in result.output
+    assert json.loads((tmp_path / "run/card.json").read_text())["arguments"]["ranks"] == "auto"
+    (row,) = report_of(tmp_path / "run").table.to_dict("records")
+    assert row["rank_search"] == "coarse to fine" and row["trials"] == 1
+    wrong = lre_run(model, facts, tmp_path / "other", "--ranks", "many")
+    assert wrong.exit_code == 1 and "--ranks is 'many'; give a number or auto" in str(wrong.exception)
+
+
 def test_a_run_correlates_with_itself(finished):
     run = finished[0] / "run"
     found = compare_runs(run, run)

@@ -15,8 +15,9 @@ from interpcore.data.tinyworld.world import study_relations
 from interpcore.lre import Options
 from interpcore.lre.answers import Answers
 from interpcore.lre.controls import random_like
-from interpcore.lre.edits import one_by_one, rank_grid
+from interpcore.lre.edits import one_by_one
 from interpcore.lre.operator import estimate
+from interpcore.lre.rank_search import rank_grid
 from interpcore.lre.study import Study
 from interpcore.lre.trial import RANDOM_DRAWS, draw_targets, edit_all, prepare, read_all, run_trial
 

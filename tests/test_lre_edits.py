@@ -13,15 +13,40 @@ from families import CONFIGS, transformers_model
 import interpcore
 from interpcore.data.relations import Sample
 from interpcore.lre.answers import Answers
-from interpcore.lre.edits import Inverse, edited_logits, edited_tokens, one_by_one, rank_grid
+from interpcore.lre.crossfit import Fold
+from interpcore.lre.edits import Inverse, edited_logits, edited_tokens, one_by_one
 from interpcore.lre.operator import estimate
 from interpcore.lre.prompts import Query, relation_queries
+from interpcore.lre.rank_search import between, finest, rank_grid, searched
 from interpcore.lre.states import published_depths, read_states
 
 
 def test_the_rank_grid_runs_from_nothing_to_everything():
     assert rank_grid(128, 40)[:3] == [0, 3, 7] and rank_grid(128, 40)[-1] == 128
     assert len(rank_grid(128, 40)) == 40 and rank_grid(4, 40) == [0, 1, 2, 3, 4]
+
+
+def test_a_search_finds_a_rank_between_those_of_the_grid():
+    assert rank_grid(128, "auto") == rank_grid(128, 9)
+    assert between([0, 16, 32], 16) == [8, 24] and between([0, 16], 0) == [8] and between([3, 4, 5], 4) == []
+    prompts = torch.arange(6)
+
+    def run(ranks):  # more prompts succeed the nearer to 41
+        return torch.stack([prompts < 6 - abs(rank - 41) for rank in ranks])
+
+    ranks = rank_grid(128, "auto")
+    folds = [Fold(prompts < 3, prompts >= 3), Fold(prompts >= 3, prompts < 3)]
+    rank, hits = finest(
+        ranks, run(ranks) | (torch.tensor(ranks) == 48)[:, None] & (prompts < 1), folds[0], run
+    )
+    assert abs(rank - 41) <= 3 and hits[folds[0].choose].all()
+    at_depths = torch.stack([torch.zeros_like(run(ranks)), run(ranks) | (torch.tensor(ranks) == 48)[:, None]])
+    outcome, chosen = searched(ranks, at_depths, folds)
+    assert chosen == [(1, 48), (1, 48)] and outcome.all()
+    given, search = (0, ranks.index(32)), lambda depth, some: run(some)
+    assert searched(ranks, at_depths, folds, given, search)[1] == [(0, 32), (0, 32)]
+    _, chosen = searched(ranks, at_depths, folds, run=search)
+    assert [depth for depth, _ in chosen] == [1, 1]
 
 
 def test_prefix_sums_equal_each_rank_s_own_inverse():

@@ -27,7 +27,7 @@ from interpcore.lre import (
     variants,
 )
 from interpcore.lre.answers import Answers
-from interpcore.lre.edits import Inverse, rank_grid
+from interpcore.lre.edits import Inverse
 from interpcore.lre.operator import estimate, mean_operator, predict
 from interpcore.lre.options import (
     Baselines,
@@ -40,6 +40,7 @@ from interpcore.lre.options import (
     Specificity,
 )
 from interpcore.lre.prompts import leave_one_out
+from interpcore.lre.rank_search import rank_grid
 from interpcore.lre.report import compare_runs, published_table
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import read_states

@@ -150,7 +150,7 @@ def test_a_context_shows_nothing_of_the_subjects(study, trial):
 RUNS = (
     (integral.run, Integral(steps=(2, 8), pairs=3)),
     (cosines.run, Cosines()),
-    (variance.run, Variance(subjects=2, contexts=2, depths=2)),
+    (variance.run, Variance(crossed=2, contexts=2, depths=2)),
 )
 
 

@@ -102,3 +102,26 @@ def test_ragged_prompts_on_a_shared_prefix_equal_each_alone(left):
             torch.testing.assert_close(shared.logits, torch.stack([o.logits[0, -1] for o in plain]))
             states = [next(iter(o.taps.values()))[0, p] for o, p in zip(plain, (5, 7, 6), strict=True)]
             torch.testing.assert_close(shared.taps[tap][:, 0], torch.stack(states))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "recurrent"])
+def test_rows_begin_anew_at_positions_of_their_own(family):
+    model = recurrent_model(3) if family == "recurrent" else None
+    model = model or interpcore.load(transformers_model(family, dtype=torch.float64))
+    g = torch.Generator().manual_seed(3)
+    tokens = torch.randint(61, (3, 9), generator=g)
+    tokens[:, :4] = tokens[0, :4]
+    mask = torch.ones_like(tokens)
+    mask[0, 7:] = 0
+    shared = share_prompts(model, tokens, mask, own=4, depths=(0, 2))
+    assert shared.n_shared == 4 and shared.filled is not None
+    prompt, first = torch.tensor([0, 2, 1, 1]), torch.tensor([4, 8, 6])  # nothing before the first's
+    delta = torch.randn(4, 1, model.spec.d_model, generator=g, dtype=torch.float64)
+    for depth in (0, 2):
+        edits = [Edit("resid", depth, first[prompt], Add(delta))]
+        whole = shared.run(depth, prompt, edits)
+        anew = shared.run(depth, prompt, edits, first=first)
+        torch.testing.assert_close(anew, whole, rtol=1e-9, atol=1e-9)
+        alone = [Edit("resid", depth, first[[2]], Add(delta[[1]]))]
+        one = shared.run(depth, torch.tensor([2]), alone, first=first)
+        torch.testing.assert_close(one[0], whole[1], rtol=1e-9, atol=1e-9)

@@ -84,3 +84,16 @@ def test_unknown_names_and_fields_without_a_sentence_are_refused():
 
     with pytest.raises(TypeError, match="made by option"):
         declared(Bare)
+
+
+def test_a_number_may_be_a_word_where_that_is_said():
+    @dataclass(frozen=True, kw_only=True)
+    class Worded(Options):
+        ranks: int | str = option(4, "How many.", least=2, words=("auto",))
+
+    assert Worded(ranks="auto").ranks == "auto" and Worded().ranks == 4
+    for value, said in (("all", "give a whole number or auto"), (1, "give at least 2"), (2.5, "or auto")):
+        with pytest.raises(Refused, match=said):
+            Worded(ranks=value)
+    (one,) = schema(Worded)["properties"].values()
+    assert one["anyOf"][0] == {"type": "integer", "minimum": 2} and one["anyOf"][1]["enum"] == ["auto"]

@@ -96,7 +96,7 @@ def next_commands(experiment: Experiment, *, out: Path, model: str, **given: Any
 
 def _words(option: Option, value: Any) -> str:
     """An option as it was typed; "" where it was not."""
-    if value is None or option.required or value == option.default:
+    if value is None or option.required or str(value) == str(option.default):
         return ""
     if isinstance(value, bool):
         return option.typed if value else f"--no-{option.typed[2:]}"

@@ -157,7 +157,7 @@ def _options(cls: type[Options], given: dict[str, Any]) -> Options:
     for each in declared(cls):
         value = given.get(each.name)
         if value is not None:
-            typed[each.name] = tuple(_listed(each, value)) if each.many else value
+            typed[each.name] = tuple(_listed(each, value)) if each.many else _worded(each, value)
     try:
         return cls(**typed)
     except OptionError as error:
@@ -174,10 +174,21 @@ def _listed(option: Option, typed: Any) -> Iterator[Any]:
                 raise Refused(f"{option.typed} holds {item!r}; give numbers, such as 1,2.5.") from error
 
 
+def _worded(option: Option, typed: Any) -> Any:
+    """A number that may be a word, out of a text; anything else as it is."""
+    if not option.words or typed in option.words:
+        return typed
+    try:
+        return option.kind(typed)
+    except ValueError as error:
+        told = " or ".join(["a number", *option.words])
+        raise Refused(f"{option.typed} is {typed!r}; give {told}.") from error
+
+
 def _parameter(option: Option) -> inspect.Parameter:
     """A field as Typer takes it."""
     sentence, default = option.sentence, option.default
-    annotation: Any = Literal[option.choices] if option.choices else option.kind
+    annotation: Any = Literal[option.choices] if option.choices else str if option.words else option.kind
     if option.many:
         if default:
             sentence += f" Default: {_few(default)}."
@@ -188,6 +199,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     if default is True:
         flag = f"{flag}/--no-{flag[2:]}"
     said = typer.Argument(help=sentence) if option.positional else typer.Option(flag, help=sentence)
+    default = str(default) if option.words else default
     default = inspect.Parameter.empty if option.required else default
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, said]

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from interpcore.data.relations import Prompt, Sample, fill
 from interpcore.lre.answers import recall
-from interpcore.lre.crossfit import cross_fit
+from interpcore.lre.crossfit import cross_fit, per_fold
 from interpcore.lre.operator import Operator, predict, ranked_tokens
 from interpcore.lre.points import Point, measured, point, ready, run_points
 from interpcore.lre.prompts import encode_query
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import read_states
-from interpcore.lre.trial import TOP_K, Trial, per_fold
+from interpcore.lre.trial import TOP_K, Trial
 from interpcore.runs.experiment import Report
 
 PROMPTS = ("plain", "stated twice", "asked to repeat")
@@ -80,7 +80,7 @@ def wrong_objects(trial: Trial) -> list[str]:
 def _read(
     study: SharedOperators, operator: Operator, h: Tensor, at: int, beta: float, trial: Trial
 ) -> Tensor:
-    one = Operator(operator.depths[at : at + 1], operator.weight[[at]], operator.bias[[at]], operator.made_on)
+    one = operator.only(at)
     ranked = predict(study.model, one, h[:, [at]], [beta], TOP_K)[0, 0]
     return recall(trial.hits, ranked)[:, -1]
 

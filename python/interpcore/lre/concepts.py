@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
-from interpcore.lre.crossfit import Fold, choose
-from interpcore.lre.edits import Inverse, edited_tokens, rank_grid
+from interpcore.lre.crossfit import Fold, choose, per_fold
+from interpcore.lre.edits import Inverse, edited_tokens
 from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import Operator
 from interpcore.lre.options import Concepts
 from interpcore.lre.points import Point, measured, point, ready, report_points, sweep_points
 from interpcore.lre.pooled import pooled_operator, pooled_states
+from interpcore.lre.rank_search import rank_grid
 from interpcore.lre.shared import SharedOperators
-from interpcore.lre.trial import Trial, per_fold
+from interpcore.lre.trial import Trial
 from interpcore.model.names import source_name
 from interpcore.runs import Row
 from interpcore.runs.experiment import Report

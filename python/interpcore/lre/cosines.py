@@ -42,8 +42,10 @@ def cosines_cell(study: SharedOperators, relation: str, trial: int, depths: Sequ
             raise Refused(f"{relation}: two halves need two training facts or more; raise --examples.")
         template = study.relation(relation).prompt_templates[options.template]
         for half, path in enumerate(_files(study, relation, trial)):
-            how = {"protocol": options.protocol, "depths": depths}
-            estimate(study.model, template, facts[half::2], **how).save(path, relation=relation)
+            operator = estimate(
+                study.model, template, facts[half::2], protocol=options.protocol, depths=depths
+            )
+            operator.save(path, relation=relation)
     except Refused as error:
         return record | {"reason": str(error)}
     return record | {"reason": ""}
@@ -91,9 +93,9 @@ def pair_table(study: SharedOperators, results: Sequence[Mapping[str, Any]], dep
         for depth in depths:
             halves = [torch.stack([_weight(pair[half], depth) for pair in files]) for half in (0, 1)]
             found = {
-                "cosine": cosines(*halves),
-                "centred": centred(*halves),
-                "shuffled": shuffled(*halves, study.options.seed),
+                "cosine": cosines(halves[0], halves[1]),
+                "centred": centred(halves[0], halves[1]),
+                "shuffled": shuffled(halves[0], halves[1], study.options.seed),
             }
             for i, one in enumerate(mine):
                 for j, other in enumerate(mine):

@@ -80,3 +80,11 @@ def at_choices(values: Tensor, folds: Sequence[Fold], choices: Sequence[tuple[in
 def by_depth(hits: Tensor, folds: Sequence[Fold]) -> Tensor:
     """Outcomes where only the setting is chosen, once for each depth [depth, prompt]."""
     return torch.stack([cross_fit(one[None], folds)[0] for one in hits])
+
+
+def per_fold(folds: Sequence[Fold], values: Sequence[Tensor]) -> Tensor:
+    """Each prompt's value [prompt] under the choice of its own fold."""
+    out = torch.empty_like(values[0])
+    for fold, value in zip(folds, values, strict=True):
+        out[fold.report] = value[fold.report]
+    return out

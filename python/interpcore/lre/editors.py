@@ -3,16 +3,17 @@ compared with, at every depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interpcore.lre.crossfit import cross_fit
-from interpcore.lre.edits import Inverse, edited_tokens, rank_grid
-from interpcore.lre.options import Editors
+from interpcore.lre.edits import Inverse, edited_tokens
+from interpcore.lre.options import AUTO, Editors
 from interpcore.lre.points import Point, measured, point, ready, run_points
+from interpcore.lre.rank_search import rank_grid, searched
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.trial import Trial, draw_targets
 from interpcore.model.names import source_name
@@ -51,7 +52,7 @@ def editor_points(study: SharedOperators, relation: str, trial: int, damping: fl
         h = states.h[:, at]
         inverse = Inverse.of(operator.weight[at])
         damped = Inverse(inverse.u, inverse.s, inverse.vh, damping)
-        swept = {"inverse": inverse.apply(wanted, ranks), "inverse (e)": inverse.apply(towards_row, ranks)}
+        swept = {"inverse": wanted, "inverse (e)": towards_row}
         single = {
             "damped": damped.apply(wanted, [len(inverse.s)]),
             "insert h": (h[target] - h)[None],
@@ -59,7 +60,15 @@ def editor_points(study: SharedOperators, relation: str, trial: int, damping: fl
             "insert e": (unit * h.norm(dim=1, keepdim=True) - h)[None],
         }
         place = source_name(depth)
-        for name, deltas in (swept | single).items():
+        for name, change in swept.items():
+
+            def run(_: int, some: Sequence[int], change: Tensor = change) -> Tensor:
+                return success(at, inverse.apply(change, some))  # noqa: B023
+
+            further = run if study.options.ranks == AUTO else None
+            outcome, _ = searched(ranks, run(at, ranks)[None], found.folds, run=further)
+            yield point({"editor": name, "depth": place}, found, {"causality": outcome})
+        for name, deltas in single.items():
             outcome, _ = cross_fit(success(at, deltas)[None], found.folds)
             yield point({"editor": name, "depth": place}, found, {"causality": outcome})
         yield point({"editor": "none", "depth": place}, found, {"causality": none})

@@ -63,11 +63,6 @@ class Inverse(ShortRepr):
         return torch.stack(steps).cumsum(0)
 
 
-def rank_grid(d_model: int, count: int) -> list[int]:
-    """`count` ranks evenly from 0 to d_model, both included; fewer where d_model + 1 is less."""
-    return sorted({round(r) for r in torch.linspace(0, d_model, count, dtype=torch.float64).tolist()})
-
-
 @torch.no_grad()
 def edited_logits(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor) -> Tensor:
     """Logits after adding a vector to the subject's state, one row per edit, in one run from that depth.
@@ -81,8 +76,9 @@ def edited_logits(states: PromptStates, depth: Depth, prompt: Tensor, delta: Ten
     """
     entry = 0 if depth is None else depth
     scale = states.shared.model.spec.embed_scale if depth is None else 1.0
-    at = torch.tensor([q.edited for q in states.queries])[prompt]
-    return states.shared.run(entry, prompt, [Edit("resid", entry, at, Add(delta[:, None], scale))])
+    first = torch.tensor([q.edited for q in states.queries])
+    edit = Edit("resid", entry, first[prompt], Add(delta[:, None], scale))
+    return states.shared.run(entry, prompt, [edit], first=first)
 
 
 def edited_tokens(
@@ -91,12 +87,45 @@ def edited_tokens(
     """Top tokens [row] after the edits of `edited_logits`, `max_rows` rows at a time; an edit by nothing is
     not run."""
     # Prompts of equal length stay together, so that short ones do not run at the longest one's width.
-    order = torch.argsort(states.shared.lengths[prompt], stable=True)
+    run_anew = torch.tensor([len(q.ids) - q.edited for q in states.queries])
+    order = torch.argsort(run_anew[prompt], stable=True)
     top = states.top.cpu()[prompt]
     run = order[delta.any(-1).cpu()[order]]
     for rows in run.split(max_rows) if len(run) else ():
         top[rows] = edited_logits(states, depth, prompt[rows], delta[rows]).argmax(-1).cpu()
     return top
+
+
+@dataclass(frozen=True, eq=False)
+class Towards(ShortRepr):
+    """Edits of prompts' subjects, each towards a target of its own.
+
+    Args:
+        states: the prompts.
+        wanted: how their last states are to change [prompt, d_model].
+        goal: tokens that reach each one's target [prompt, vocabulary] bool.
+        damping: of the inverse.
+    """
+
+    states: PromptStates
+    wanted: Tensor
+    goal: Tensor
+    damping: float
+
+    def deltas(self, weight: Tensor, ranks: Sequence[int]) -> Tensor:
+        """What W's [d_model, d_model] inverse adds at every rank [rank, prompt, d_model]."""
+        return Inverse.of(weight, self.damping).apply(self.wanted, ranks)
+
+    def success(self, at: int, edits: Tensor, among: Tensor) -> Tensor:
+        """Whether edits [edit, prompt, d_model] at a place of the depths reach their targets [edit, prompt];
+        among: prompts to run [prompt] bool, others are said to fail."""
+        ran = among.nonzero()[:, 0]
+        hits = self.goal.new_zeros(edits.shape[:2])
+        if len(ran):
+            rows = ran.repeat(len(edits))
+            tokens = edited_tokens(self.states, self.states.depths[at], rows, edits[:, ran].flatten(0, 1))
+            hits[:, ran] = self.goal[rows, tokens].view(len(edits), -1)
+        return hits
 
 
 def one_by_one(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor) -> tuple[Tensor, float]:

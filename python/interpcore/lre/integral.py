@@ -20,6 +20,7 @@ from interpcore.lre.trial import Trial, draw_targets
 from interpcore.model import Edit, Model, Replace
 from interpcore.model.cache import Cache
 from interpcore.model.jacobians import JacobianOperator
+from interpcore.model.jacobians.sources import Group
 from interpcore.model.names import source_site
 from interpcore.runs.checks import SAME
 from interpcore.runs.experiment import Report
@@ -47,8 +48,8 @@ def integral_points(
     """What the Jacobian along the segment carries at every number of steps, and what operators do."""
     found, other = ready(study, relation, trial), study.other_operator(relation, trial)
     operator, states = study.operator(relation, trial), found.states
-    faithful = predict(study.model, operator, states.h, study.options.betas)[..., 0] == states.top.cpu()
-    _, choices = cross_fit(faithful, found.folds)
+    faithful = predict(study.model, operator, states.h, study.betas(relation))[..., 0] == states.top.cpu()
+    _, choices = cross_fit(faithful, found.folds, study.given_place(relation))
     places = torch.zeros(len(found.test), dtype=torch.int64)
     for fold, (at, _) in zip(found.folds, choices, strict=True):
         places[fold.report] = at
@@ -139,8 +140,9 @@ def change(
 ) -> Tensor:
     """F(s') - F(s): how the last state before the final norm changes with the subject's [d_model]; arguments
     as in `carried`."""
-    first, second = _expansion(model, query, depth, torch.stack([start, end]), cache).groups[0].z
-    return second - first
+    (group,) = _expansion(model, query, depth, torch.stack([start, end]), cache).groups
+    assert isinstance(group, Group)  # of hand-written blocks, which all studies need
+    return group.z[1] - group.z[0]
 
 
 def _expansion(

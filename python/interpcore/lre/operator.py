@@ -73,6 +73,12 @@ class Operator(AsTable):
             raise Refused(f"The operator has the depths {self.depths}; got {depth}.")
         return self.depths.index(depth)
 
+    def only(self, place: int) -> Operator:
+        """The operator at one of its depths, by place."""
+        return Operator(
+            self.depths[place : place + 1], self.weight[[place]], self.bias[[place]], self.made_on
+        )
+
     def read(self, h: Tensor, betas: Sequence[float]) -> Tensor:
         """Predicted states before the final norm, for every depth and beta; the sweep over beta costs one
         product.

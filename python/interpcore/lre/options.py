@@ -24,6 +24,10 @@ BARE = -1
 """The template of the subject alone."""
 
 
+AUTO = "auto"
+"""In place of a number of ranks: see `rank_search`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Base):
     """What a study does. `protocol="paper"` makes the published choices: subjects by occurrence,
@@ -69,7 +73,12 @@ class Options(Base):
     betas: tuple[float, ...] = option(
         tuple(i / 4 for i in range(21)), "Factors on W to choose from.", least=0
     )
-    ranks: int = option(40, "Ranks of the inverse to choose from, from 0 to d_model.", least=2)
+    ranks: int | str = option(
+        40,
+        "Ranks of the inverse to choose from, from 0 to d_model; 'auto' searches coarse to fine.",
+        least=2,
+        words=(AUTO,),
+    )
     damping: float = option(0.0, "Of the inverse, over the largest gain.", least=0)
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
     template: int = option(0, "Which of the relations' templates; -1: the subject alone.", least=BARE)
@@ -247,7 +256,7 @@ class Cosines(Base):
 class Variance(Base):
     """The table of subjects and contexts."""
 
-    subjects: int = option(6, "Known subjects, at most.", least=2)
+    crossed: int = option(6, "Known subjects that are crossed with the contexts, at most.", least=2)
     contexts: int = option(4, "Draws of examples, each above every subject.", least=2)
     depths: int = option(6, "Source depths, evenly spread from the token embedding on.", least=1)
 

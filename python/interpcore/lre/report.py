@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpcore.lre import figures, tables
+from interpcore.lre.rank_search import NOTE
 from interpcore.lre.trial import run_trial
 from interpcore.runs import RunError, RunFolder, compare, read_card, write_json
 from interpcore.runs.experiment import Report
@@ -94,6 +95,8 @@ def write_report(folder: RunFolder) -> Report:
 def _notes(table: pd.DataFrame, done: list[tables.Result]) -> Iterator[str]:
     for reason in table[table.status == "not known"].reason:
         yield f"Left out: {reason}"
+    if any(result.get("rank_search") == "coarse to fine" for result in done):
+        yield NOTE
     if done:
         yield f"Edits ran {tables.speedup(done):.0f} times as fast as one by one."
 

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpcore.lre.crossfit import cross_fit
+from interpcore.lre.crossfit import cross_fit, per_fold
 from interpcore.lre.operator import predict
 from interpcore.lre.options import Sequences
 from interpcore.lre.points import Point, measured, point, ready, run_points
 from interpcore.lre.prompts import Query
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import Depth, PromptStates
-from interpcore.lre.trial import per_fold
 from interpcore.model import Model
 from interpcore.model.jacobians import JacobianOperator
 from interpcore.model.prompts import pad

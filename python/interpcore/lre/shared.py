@@ -9,12 +9,12 @@ from typing import Any
 from interpcore.data.relations import Relation, RelationError, Sample, split
 from interpcore.errors import Refused
 from interpcore.lre.answers import Answers
-from interpcore.lre.edits import rank_grid
 from interpcore.lre.hparams import Hparams
 from interpcore.lre.known import dataset_filter
 from interpcore.lre.operator import Operator, mean_operator
 from interpcore.lre.options import Options, check_relations
 from interpcore.lre.prompts import Query, leave_one_out
+from interpcore.lre.rank_search import rank_grid
 from interpcore.lre.states import Depth, published_depths
 from interpcore.model import Model
 from interpcore.runs import canonical_json, cell_seed, experiment

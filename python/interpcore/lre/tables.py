@@ -34,8 +34,8 @@ def relation_table(results: Sequence[Result]) -> pd.DataFrame:
     the effective number of facts, over subjects, see `mean_over_clusters`) and `_all` (over all test facts);
     each control over the known facts; for faithfulness and causality the best control, `_control`, the exact
     p-value against it by subject, `_p` (`paired_sign_test`), and `_above`: higher with p < 0.05; depth, beta,
-    edit_depth and rank as most often chosen; status of the trials, "measured" if any was; reason: why others
-    were not, or "".
+    edit_depth and rank as most often chosen; rank_search: "grid" or "coarse to fine"; status of the trials,
+    "measured" if any was; reason: why others were not, or "".
 
     Args: results: what `run_trial` gave.
     """
@@ -160,6 +160,7 @@ def _relation_row(results: Sequence[Result]) -> dict[str, Any]:
         "edit_depth": _most(done, "causality", "depth"),
         "rank": _most(done, "causality", "rank"),
     }
+    chosen["rank_search"] = done[0].get("rank_search", "grid")  # runs from before name none
     names = {key: source_name(chosen[key]) for key in ("depth", "edit_depth")}
     return row | chosen | names
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from interpcore.data.relations import Relation, RelationError, Sample, split
 from interpcore.errors import Refused
 from interpcore.lre import controls
 from interpcore.lre.answers import recall
-from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds
-from interpcore.lre.edits import Inverse, edited_tokens, one_by_one
+from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds, per_fold
+from interpcore.lre.edits import Towards, one_by_one
 from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import Operator, predict, ranked_tokens
+from interpcore.lre.options import AUTO
 from interpcore.lre.prompts import relation_queries
+from interpcore.lre.rank_search import searched
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import PromptStates, read_states
 
@@ -75,7 +78,7 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
     Returns: relation, relation_type, n_objects, trial, n_test, n_known and status: "measured", "not known"
         (too little, with the reason) or "refused" (the input does not serve, with the reason); for a measured
         one also subjects, objects and known of the test facts, outcomes (measure -> value per test fact),
-        choices, axes and curves over them, and timing.
+        choices, axes and curves over them, rank_search, and timing.
     """
     given = study.relations[relation]
     record: dict[str, Any] = {
@@ -112,6 +115,7 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
             "beta": study.betas(relation),
             "rank": study.ranks(relation),
         },
+        "rank_search": "coarse to fine" if study.options.ranks == AUTO else "grid",
         "outcomes": {name: values.double().tolist() for name, values in outcomes.items()},
         "curves": reading.curves | editing.curves,
         "seen": {  # numbers, so that whoever runs the prompts again can tell whether they were these
@@ -163,24 +167,35 @@ def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Op
     """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
     states, folds, known, name = trial.states, trial.folds, trial.known, trial.relation.name
     betas, top = study.betas(name), states.top.cpu()
-    ranked = predict(study.model, operator, states.h, betas, TOP_K)
-    tokens = ranked[..., 0]
-    faithful, recalls = tokens == top, recall(trial.hits, ranked)
+    ranked = torch.zeros(len(states.depths), len(betas), len(top), TOP_K, dtype=torch.int64)
+    ranked[:, :, known] = predict(study.model, operator, states.h[known], betas, TOP_K)
+    # Facts that the model does not know choose nothing: they are read below, where the known ones chose.
+    faithful = (ranked[..., 0] == top) & known
+    recalls = recall(trial.hits, ranked) & known[:, None]
     judged = recalls[..., 0] if study.options.protocol == "paper" else faithful
     _, choices = cross_fit(judged, folds, study.given_place(name))
+    sides = []
+    for depth, beta in choices:
+        side = ranked[depth, beta].clone()
+        if not bool(known.all()):
+            side[~known] = _read(study, operator, states, depth, betas[beta], ~known)
+        sides.append(side)
+    said = per_fold(folds, sides)
     first = study.answers.first_tokens([s.object for s in trial.test])
     alone = ranked_tokens(study.model, operator.bias, 1) == top
+    right = recall(trial.hits, said)
     outcomes = {
-        "faithfulness": at_choices(faithful, folds, choices),
-        **{f"recall@{k + 1}": at_choices(recalls[..., k], folds, choices) for k in range(TOP_K)},
-        "first_token@1": at_choices(tokens == first, folds, choices),
+        "faithfulness": said[:, 0] == top,
+        **{f"recall@{k + 1}": right[:, k] for k in range(TOP_K)},
+        "first_token@1": said[:, 0] == first,
         "majority": controls.majority(top, known),
         "b alone": cross_fit(alone[:, None], folds)[0],
-        "shuffled": per_fold(folds, [controls.shuffled(tokens[d, b], top, known) for d, b in choices]),
+        "shuffled": per_fold(folds, [controls.shuffled(side[:, 0], top, known) for side in sides]),
     }
     if other is not None:
-        theirs = predict(study.model, other, states.h, betas)[..., 0]
-        outcomes["other operator"] = at_choices(theirs == top, folds, choices)
+        every = torch.ones_like(known)
+        theirs = [_read(study, other, states, d, betas[b], every)[:, 0] for d, b in choices]
+        outcomes["other operator"] = per_fold(folds, theirs) == top
     return Measured(
         outcomes,
         [{"measure": "faithfulness", "depth": states.depths[d], "beta": betas[b]} for d, b in choices],
@@ -191,60 +206,62 @@ def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Op
     )
 
 
+def _read(
+    study: SharedOperators, operator: Operator, states: PromptStates, depth: int, beta: float, among: Tensor
+) -> Tensor:
+    """An operator's highest tokens at one place and beta for the prompts among [prompt] bool, [n, TOP_K]."""
+    return predict(study.model, operator.only(depth), states.h[among][:, [depth]], [beta], TOP_K)[0, 0]
+
+
 def edit_all(
     study: SharedOperators, trial: Trial, operator: Operator, other: Operator | None
 ) -> tuple[Measured, dict[str, float]]:
     """Causality at every depth and rank, cross-fitted, with its controls; and how long the edits took."""
-    states, folds, damping = trial.states, trial.folds, study.options.damping
-    ranks, given = study.ranks(trial.relation.name), study.given_place(trial.relation.name, editing=True)
-    target = draw_targets(trial.test, trial.known, trial.seed)
-    wanted, goal = states.z[target] - states.z, trial.hits[target]
-    prompt = torch.arange(len(target))
+    states, folds, known, name = trial.states, trial.folds, trial.known, trial.relation.name
+    ranks, given = study.ranks(name), study.given_place(name, editing=True)
+    target = draw_targets(trial.test, known, trial.seed)
+    towards = Towards(states, states.z[target] - states.z, trial.hits[target], study.options.damping)
 
-    def deltas(of: Operator, depth: int, ranks: list[int]) -> Tensor:
-        return Inverse.of(of.weight[depth], damping).apply(wanted, ranks)
-
-    def success(depth: int, edits: Tensor, among: Tensor | None = None) -> Tensor:
-        """Whether edits [edit, prompt, d_model] at a depth reach their targets [edit, prompt]; among: prompts
-        to run [prompt] bool, others are said to fail."""
-        ran = prompt if among is None else prompt[among]
-        rows = ran.repeat(len(edits))
-        tokens = edited_tokens(states, states.depths[depth], rows, edits[:, ran].flatten(0, 1))
-        hits = goal.new_zeros(edits.shape[:2])
-        hits[:, ran] = goal[rows, tokens].view(len(edits), -1)
-        return hits
+    def at_ranks(of: Operator, depth: int, some: Sequence[int], among: Tensor = known) -> Tensor:
+        return towards.success(depth, towards.deltas(of.weight[depth], some), among)
 
     began = time.perf_counter()
-    hits = torch.stack([success(d, deltas(operator, d, ranks)) for d in range(len(states.depths))])
+    hits = torch.stack([at_ranks(operator, d, ranks) for d in range(len(states.depths))])
     seconds = time.perf_counter() - began
-    outcome, choices = cross_fit(hits, folds, given)
-    edits = [deltas(operator, d, [ranks[r]])[0] for d, r in choices]
+    search = partial(at_ranks, operator) if study.options.ranks == AUTO else None
+    outcome, choices = searched(ranks, hits, folds, given, search)
+    edits = [towards.deltas(operator.weight[d], [r])[0] for d, r in choices]
     drawn = [controls.random_like(edit, RANDOM_DRAWS, trial.seed) for edit in edits]
-    own = [fold.report for fold in folds]
+    sides = [(d, r, fold.report) for (d, r), fold in zip(choices, folds, strict=True)]
+    # Facts that the model does not know choose nothing: they are edited where the known ones chose.
+    unknown = [
+        towards.success(d, e[None], own & ~known)[0] for (d, _, own), e in zip(sides, edits, strict=True)
+    ]
     random_hits = [
-        success(d, e, among).double().mean(0) for (d, _), e, among in zip(choices, drawn, own, strict=True)
+        towards.success(d, e, own).double().mean(0) for (d, _, own), e in zip(sides, drawn, strict=True)
     ]
     outcomes = {
-        "causality": outcome,
-        "no edit": goal[prompt, states.top.cpu()],
+        "causality": outcome | per_fold(folds, unknown),
+        "no edit": towards.goal[torch.arange(len(known)), states.top.cpu()],
         "random edit": per_fold(folds, random_hits),
     }
     if other is not None:
-        theirs = [
-            success(d, deltas(other, d, [ranks[r]]), among)[0]
-            for (d, r), among in zip(choices, own, strict=True)
-        ]
+        theirs = [at_ranks(other, d, [r], own)[0] for d, r, own in sides]
         outcomes["other edit"] = per_fold(folds, theirs)
-    sample = prompt[:TIMED_EDITS]
+    sample = torch.arange(len(known))[:TIMED_EDITS]
     _, published = one_by_one(states, states.depths[choices[0][0]], sample, edits[0][sample])
-    timing = {"edits": hits.numel(), "seconds": seconds, "published": published / len(sample)}
+    timing = {
+        "edits": hits[..., known].numel(),
+        "seconds": seconds,
+        "published": published / len(sample),
+    }
     by_rank = [at_choices(hits, folds, [(d, r) for d, _ in choices]) for r in range(len(ranks))]
     curves = {
-        "causality by depth and rank": _mean(hits, trial.known),
-        "causality by depth": _mean(by_depth(hits, folds), trial.known),
-        "causality by rank": _mean(torch.stack(by_rank), trial.known),
+        "causality by depth and rank": _mean(hits, known),
+        "causality by depth": _mean(by_depth(hits, folds), known),
+        "causality by rank": _mean(torch.stack(by_rank), known),
     }
-    chosen = [{"measure": "causality", "depth": states.depths[d], "rank": ranks[r]} for d, r in choices]
+    chosen = [{"measure": "causality", "depth": states.depths[d], "rank": r} for d, r in choices]
     return Measured(outcomes, chosen, curves), timing
 
 
@@ -260,14 +277,6 @@ def draw_targets(test: Sequence[Sample], known: Tensor, seed: int) -> Tensor:
             raise NotKnownError(f"No known test fact has another subject and object than {sample.subject!r}.")
         drawn.append(generator.choice(others))
     return torch.tensor(drawn)
-
-
-def per_fold(folds: Sequence[Fold], values: Sequence[Tensor]) -> Tensor:
-    """Each prompt's value [prompt] under the choice of its own fold."""
-    out = torch.empty_like(values[0])
-    for fold, value in zip(folds, values, strict=True):
-        out[fold.report] = value[fold.report]
-    return out
 
 
 def _mean(hits: Tensor, known: Tensor) -> Any:

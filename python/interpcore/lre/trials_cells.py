@@ -78,8 +78,7 @@ def _tokens(study: Study, operator: Operator, choice: Mapping[str, Any], ready: 
 
 def operator_at(operator: Operator, depth: int | None) -> Operator:
     """An operator at one of its depths alone."""
-    at = operator.at(depth)
-    return Operator((depth,), operator.weight[[at]], operator.bias[[at]], operator.made_on)
+    return operator.only(operator.at(depth))
 
 
 def _subjects(ready: Any) -> list[str]:

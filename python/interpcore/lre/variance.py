@@ -275,7 +275,7 @@ def run(study: Any, asked: Variance) -> Report:
     """Components of every relation's Jacobians, and what they tell of its faithfulness."""
     import pandas as pd
 
-    how = {"subjects": asked.subjects, "contexts": asked.contexts, "depths": asked.depths}
+    how = {"subjects": asked.crossed, "contexts": asked.contexts, "depths": asked.depths}
     grid = [{"relation": r, "trial": t, **how} for t in range(study.options.trials) for r in study.relations]
     results: list[Any] = [row.result for row in study.sweep(variance_cell, grid, on_error="raise")]
     left_out = tuple(dict.fromkeys(f"Left out: {r['reason']}" for r in results if r["reason"]))
@@ -295,7 +295,7 @@ def run(study: Any, asked: Variance) -> Report:
         files += write_frame(study.artifacts.artifact(f"tables/{name}"), frame)
     said = caption(
         model=str(study.artifacts.card.model),
-        data=f"{asked.subjects} subjects at most in {asked.contexts} contexts of {study.options.examples} "
+        data=f"{asked.crossed} subjects at most in {asked.contexts} contexts of {study.options.examples} "
         f"examples, {study.options.trials} trials at most",
         n=f"{len(relations)} relations",
         note="Band: standard error over relations.",

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from interpcore.data.relation_filters import BARE
 from interpcore.errors import Refused
-from interpcore.lre.crossfit import at_choices, cross_fit
+from interpcore.lre.crossfit import at_choices, cross_fit, per_fold
 from interpcore.lre.editors import judge
-from interpcore.lre.edits import Inverse, rank_grid
+from interpcore.lre.edits import Inverse
 from interpcore.lre.estimators import low_rank
 from interpcore.lre.operator import predict
 from interpcore.lre.options import Examples, Specificity
 from interpcore.lre.points import Point, measured, point, ready, run_points
 from interpcore.lre.prompts import relation_queries
+from interpcore.lre.rank_search import rank_grid
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import read_states
-from interpcore.lre.trial import Trial, draw_targets, per_fold
+from interpcore.lre.trial import Trial, draw_targets
 from interpcore.model.names import source_name
 from interpcore.runs.experiment import Report
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
-from interpcore.model.cache import Cache
+from interpcore.model.cache import Buffer, Cache, Segment
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.layout import read_layout
@@ -39,6 +39,7 @@ class SharedPrompts(ShortRepr):
         resid: residual depth -> stream of these tokens [prompt, position, d_model], 0 past a prompt's end.
         streams: residual depth -> the plan's other streams that are still read from there, of that shape.
         logits, taps: of the plain prompts.
+        filled: `cache` with each prompt's own tokens behind it; None where those cannot be told apart.
     """
 
     model: Model
@@ -49,8 +50,16 @@ class SharedPrompts(ShortRepr):
     streams: Mapping[int, Mapping[str, Tensor]]
     logits: Tensor | None
     taps: Mapping[Tap, Tensor]
+    filled: Cache | None = None
 
-    def run(self, depth: int, prompt: Tensor, edits: Sequence[Edit], logits_at: LogitsAt = "last") -> Tensor:
+    def run(
+        self,
+        depth: int,
+        prompt: Tensor,
+        edits: Sequence[Edit],
+        logits_at: LogitsAt = "last",
+        first: Tensor | None = None,
+    ) -> Tensor:
         """Logits of rows that are prompts with edits.
 
         Args:
@@ -58,15 +67,22 @@ class SharedPrompts(ShortRepr):
             prompt: which prompt each row is [row] int64.
             edits: rows and positions as in `Edit`; positions count from the prompt's first token.
             logits_at: "last" or absolute positions.
+            first: the position in each prompt from which it is run anew, none after its first edit
+                [prompt] int64; what is before is what the plain prompt cached. None: `n_shared`.
         Returns: [row, vocabulary] or [row, n, vocabulary].
         """
-        lengths = self.lengths[prompt]
+        skip = torch.zeros_like(prompt)
+        if first is not None and self.filled is not None:
+            skip = first[prompt] - self.n_shared
+        lengths = self.lengths[prompt] - skip
         width = int(lengths.max())
-        streams = {name: value[prompt, :width] for name, value in self.streams[depth].items()}
+        # Columns past a short row's end are another token's: rows are read up to their lengths.
+        column = (skip[:, None] + torch.arange(width)).clamp(max=int(self.lengths.max()) - 1)
+        streams = {name: value[prompt[:, None], column] for name, value in self.streams[depth].items()}
         logits = self.model.run_from(
             depth,
-            self.resid[depth][prompt, :width],
-            self.cache,
+            self.resid[depth][prompt[:, None], column],
+            self._behind(prompt, skip, depth),
             streams=streams,
             lengths=lengths,
             edits=edits,
@@ -74,6 +90,19 @@ class SharedPrompts(ShortRepr):
         ).logits
         assert logits is not None
         return logits
+
+    def _behind(self, prompt: Tensor, skip: Tensor, depth: int) -> Cache:
+        """What is cached before rows that begin `skip` tokens after the shared ones, for the block calls from
+        `depth` on."""
+        width = int(skip.max())
+        if self.filled is None or not width:
+            return self.cache
+        last, slots = self.filled.segments[-1], {call.slot for call in self.model.plan.blocks[depth:]}
+        keys, values = (
+            {slot: x[prompt, :width] for slot, x in part.items() if slot in slots} for part in last.kept()
+        )
+        segment = Segment(Buffer(keys, values), last.tokens[prompt, :width], skip, last.first)
+        return replace(self.filled, segments=(*self.filled.segments[:-1], segment))
 
 
 @torch.no_grad()
@@ -139,8 +168,11 @@ def share_prompts(
     resid = {depth: real_alone(tap) for depth, tap in entering.items()}
     outs = {at: real_alone(tap) for at, tap in written.items()}
     streams = {depth: {name: outs[at] for name, at in each.items()} for depth, each in others.items()}
-    # Not the output itself: it holds keys and values of every row.
-    return SharedPrompts(model, prefix, shared, lengths, resid, streams, output.logits, output.taps)
+    filled = output.cache
+    apart = filled is not None and len(filled.segments) > len(prefix.segments)
+    return SharedPrompts(
+        model, prefix, shared, lengths, resid, streams, output.logits, output.taps, filled if apart else None
+    )
 
 
 def _other_streams(plan: Plan, depth: int) -> dict[str, int]:

@@ -43,6 +43,7 @@ class Option:
         flag: its name on the command line; "" for the field's own. Repeated options are singular there.
         positional: the command line takes it without a name.
         commas: the command line takes several of a list in one text, with commas between them.
+        words: texts that are values, too, of a number; its field is `int | str` or `float | str`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Option:
     flag: str = ""
     positional: bool = False
     commas: bool = True
+    words: tuple[str, ...] = ()
 
     @property
     def typed(self) -> str:
@@ -94,12 +96,15 @@ class Option:
         return tuple(self._one(each) for each in value)
 
     def _one(self, value: Any) -> Any:
+        if isinstance(value, str) and value in self.words:
+            return value
         whole = isinstance(value, int) and not isinstance(value, bool)
         if self.kind is float and whole:
             value = float(value)
         fits = whole if self.kind is int else isinstance(value, self.kind)
         if not fits:
-            raise OptionError(self, f"is {value!r}; give {_KINDS[self.kind]}.")
+            told = " or ".join([_KINDS[self.kind], *self.words])
+            raise OptionError(self, f"is {value!r}; give {told}.")
         if self.choices and value not in self.choices:
             near = did_you_mean(value, self.choices)
             raise OptionError(self, f"is one of {', '.join(map(str, self.choices))}; got {value!r}.{near}")
@@ -127,6 +132,8 @@ class Option:
             "exclusiveMaximum": self.below,
         }
         one |= {name: bound for name, bound in names.items() if bound is not None}
+        if self.words:
+            one = {"anyOf": [one, {"type": "string", "enum": list(self.words)}]}
         if self.many:
             one = {"type": "array", "items": one}
         if self.optional:
@@ -263,12 +270,13 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> Option:
         raise TypeError(f"the field {field.name} of an Options is made by option(default, sentence)")
     parts = list(typing.get_args(hint)) if isinstance(hint, types.UnionType) else [hint]
     optional = type(None) in parts
-    parts = [part for part in parts if part is not type(None)]
+    how = field.metadata["how"]
+    worded = "words" in how and len(parts) > 1
+    parts = [part for part in parts if part is not type(None) and not (worded and part is str)]
     many = typing.get_origin(parts[0]) is tuple
     kind = typing.get_args(parts[0])[0] if many else parts[0]
     if len(parts) > 1 or kind not in _KINDS:
         raise TypeError(f"option {field.name} is {hint}; it must be bool, int, float, str or a tuple of one")
-    how = field.metadata["how"]
     return Option(field.name, field.metadata["sentence"], kind, many, optional, field.default, **how)
 
 
