@@ -36,6 +36,9 @@ def made():
         depths=DEPTHS,
         answers=Answers(model.tokenizer, model.spec.vocab_size),
         relation=named.__getitem__,
+        betas=lambda name: OPTIONS.betas,
+        ranks=lambda name: rank_grid(model.spec.d_model, OPTIONS.ranks),
+        given_place=lambda name, editing=False: None,
         trial_seed=lambda name, number: 11 + number,
     )
     operators = []
