@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.errors import Refused
-from interpcore.runs import RunError, write_json
+from interpcore.runs import RunCard, RunError, RunFolder, write_json
 
 
 def call(*arguments):
@@ -87,6 +87,21 @@ def test_a_model_that_talks_nonsense_ends_the_command_with_a_sentence_and_keeps_
             call("run", *ASKED, "--policy", "llm", "--llm", "stub", "--out", out)
         assert len(server.requests) == sent == 3
     assert "Ended: failed: invalid calls" in (out / "artifacts/report.md").read_text()
+
+
+def test_what_is_no_session_is_not_replayed_and_a_bench_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.delenv("INTERPCORE_LLM_MODEL", raising=False)
+    RunFolder.create(tmp_path / "other", RunCard(model="tiny", arguments={"tasks": "generated"})).close()
+    with pytest.raises(Refused, match="holds no session of an agent"):
+        call("replay", tmp_path / "other", "--out", tmp_path / "x")
+    for words, says in (
+        (("--policy", "foo"), "--policy is one of"),
+        (("--kind", "single,foo"), "--kind is one of"),
+        (("--policy", "llm"), "No language model is named"),
+    ):
+        with pytest.raises(Refused, match=says):
+            call("bench", *words, "--models", 1, "--quiet", "--out", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_help_says_how(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -18,7 +19,7 @@ from interpcore.agent.report import claim_rows
 from interpcore.agent.session import in_memory
 from interpcore.cli.agent import KINDS as SHOWN
 from interpcore.cli.agent_instrument import PlansOnTasks, instrument_of
-from interpcore.errors import Refused
+from interpcore.errors import Refused, RunError
 
 ORDERS = [list(kept) for k in range(BLOCKS + 1) for kept in combinations(range(BLOCKS), k)]
 for i, j in combinations(range(BLOCKS), 2):
@@ -111,6 +112,8 @@ def test_a_language_model_is_scored_on_planted_models(tmp_path, monkeypatch):
         table = bench(instrument_of, options, tmp_path / "b").table
         again = bench(instrument_of, options, tmp_path / "b").table
         assert len(server.requests) == 4
+        with pytest.raises(RunError, match="does not mean the same"):  # another model's answers are not its
+            bench(instrument_of, replace(options, llm="other"), tmp_path / "b")
     row = table[table.kind == "single"].iloc[0]
     assert (row.claims, row.confirmed, row.false, row.precision) == (BLOCKS, BLOCKS, 0, 1)
     assert 0 < row.recall < 1 and row.tokens == 4 * 120  # it looks for no set and no prefix

@@ -221,6 +221,11 @@ def answers_for(
         return FromRecord(record)
     if options.policy != "llm":
         return FromPolicy(Offline(options.policy, instrument, options))
-    if not options.llm:
+    return FromServer(server_of(options.llm), ledger, options)
+
+
+def server_of(llm: str | None) -> ChatCompletions:
+    """The server that has a language model. Raises: Refused where no model or server is named."""
+    if not llm:
         raise Refused("No language model is named; give llm its name, or set INTERPCORE_LLM_MODEL.")
-    return FromServer(ChatCompletions.of_environment(), ledger, options)
+    return ChatCompletions.of_environment()

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interpcore.agent.answers import server_of
 from interpcore.agent.claims import Claim
 from interpcore.agent.instrument import Instrument, Task, Values
 from interpcore.agent.options import OFFLINE, SessionOptions
@@ -94,31 +95,30 @@ class Setting:
 
     Attributes:
         make: gives an instrument for a model and tasks.
-        options: the bench's.
         folder: where sessions of a language model are kept; None keeps none.
     """
 
     make: MakeInstrument
-    options: BenchOptions
     folder: Path | None
 
 
-def score_model(setting: Setting, kind: str, seed: int, policies: list[str]) -> list[dict[str, Any]]:
+def score_model(
+    setting: Setting, kind: str, seed: int, policies: list[str], budget: list[str], llm: str | None = None
+) -> list[dict[str, Any]]:
     """One cell: every policy on one planted model."""
     planted = plant(kind, seed)
     instrument = Remembering(setting.make(planted.model, planted.tasks))
-    return [_scored(setting, planted, instrument, policy, seed) for policy in policies]
+    asked: dict[str, Any] = {"budget": budget, "llm": llm, "confirm_items": CONFIRM_ITEMS}
+    return [
+        _scored(setting, planted, instrument, SessionOptions(policy=policy, seed=seed, **asked))
+        for policy in policies
+    ]
 
 
 def _scored(
-    setting: Setting, planted: Planted, instrument: Instrument, policy: str, seed: int
+    setting: Setting, planted: Planted, instrument: Instrument, options: SessionOptions
 ) -> dict[str, Any]:
-    asked: dict[str, Any] = {
-        "budget": setting.options.budget,
-        "llm": setting.options.llm,
-        "confirm_items": CONFIRM_ITEMS,
-    }
-    options = SessionOptions(policy=policy, seed=seed, **asked)
+    policy, seed = options.policy, options.seed
     with _session(setting, instrument, options, f"{planted.kind}-{seed}") as session:
         session.run()
         ledger = session.ledger
@@ -174,9 +174,13 @@ def bench(
     """
     if "llm" in options.policies and out is None:
         raise Refused("A bench of a language model needs a folder, so that no call is paid twice; give out.")
+    asked: dict[str, Any] = {"policies": list(options.policies), "budget": list(options.budget)}
+    if "llm" in options.policies:
+        asked["llm"] = options.llm or os.environ.get("INTERPCORE_LLM_MODEL")
+        server_of(asked["llm"])  # refuses what cannot answer
     folder = None if out is None else Path(out) / "artifacts"
     grid = [
-        {"kind": kind, "seed": options.seed + i, "policies": list(options.policies)}
+        {"kind": kind, "seed": options.seed + i, **asked}
         for kind in options.kinds
         for i in range(options.models)
     ]
@@ -187,7 +191,7 @@ def bench(
         workers=workers,
         progress=progress,
         on_error="raise",
-        initialize=partial(Setting, make, options, folder),
+        initialize=partial(Setting, make, folder),
     )
     results = [
         {

@@ -9,7 +9,7 @@ import typer
 
 from interpcore.agent.options import OFFLINE, SessionOptions
 from interpcore.cli.extras import require
-from interpcore.cli.study import ModelName, Out, Quiet, Workers, add, load, show_and_end
+from interpcore.cli.study import ModelName, Out, Quiet, Workers, add, load, read_options, show_and_end
 from interpcore.cli.tables import in_forms, show_report
 from interpcore.runs.experiment import Experiment, Report
 
@@ -74,12 +74,14 @@ def replay(
     from contextlib import closing
 
     from interpcore.agent.ledger import FILE, SessionLedger
-    from interpcore.errors import RunError
+    from interpcore.errors import Refused, RunError
     from interpcore.runs import read_bytes, read_card
     from interpcore.runs.options import declared
 
     require("agent")
     card = read_card(record)
+    if not {"tasks", "policy", "instrument"} <= set(card.arguments):
+        raise Refused(f"{record} holds no session of an agent; name the folder of an agent run.")
     said = {**card.arguments, "data": card.sources.get("data", ())}
     names = {each.name for each in declared(SessionOptions)} - {"tasks"}
     given = {name: value for name, value in said.items() if name in names}
@@ -114,17 +116,16 @@ def bench(
 ) -> None:
     """Score policies on models whose answer is planted: precision and recall of their claims, and the cost.
 
-    Example: interpcore agent bench --policy greedy-delete --policy bisect --models 20 --out runs/bench
+    Example: interpcore agent bench --policy greedy-delete,bisect --models 20 --out runs/bench
     """
     require("agent")
     from interpcore.agent.bench import BenchOptions
     from interpcore.agent.bench import bench as run_bench
     from interpcore.cli.agent_instrument import instrument_of
 
-    given: dict[str, Any] = {"models": models, "seed": seed}
-    given |= {"policies": tuple(policy)} if policy else {}
-    given |= {"kinds": tuple(kind)} if kind else {}
-    found = run_bench(instrument_of, BenchOptions(**given), out, workers=workers, progress=not quiet)
+    given = {"models": models, "seed": seed, "policies": policy, "kinds": kind}
+    options = read_options(BenchOptions, given)
+    found = run_bench(instrument_of, options, out, workers=workers, progress=not quiet)
     shown = (
         "policy",
         "kind",

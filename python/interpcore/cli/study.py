@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -23,6 +23,7 @@ from interpcore.runs.options import Option, OptionError, Options, declared
 from interpcore.runs.ray_actors import RayWorkers, cluster_workers, connected
 
 FEW, MOST_SHOWN = 3, 8
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def read_workers(text: str | int) -> int:
@@ -111,8 +112,8 @@ def run(
     Args:
         given: fields of the experiment's options, and of what it asks.
     """
-    options = _options(experiment.options, given)
-    asked = None if experiment.asks is None else _options(experiment.asks, given)
+    options = read_options(experiment.options, given)
+    asked = None if experiment.asks is None else read_options(experiment.asks, given)
     if experiment.extra is not None:
         require(experiment.extra)
     options.check_data()
@@ -151,7 +152,7 @@ def show_and_end(report: Report, show: Show = show_report, then: Sequence[str] =
         raise Refused(f"{told}{more}. The rest is kept.")
 
 
-def _options(cls: type[Options], given: dict[str, Any]) -> Options:
+def read_options(cls: type[AnyOptions], given: dict[str, Any]) -> AnyOptions:
     """Options as typed; what was not typed is the default."""
     typed = {}
     for each in declared(cls):

@@ -74,12 +74,12 @@ def run_cell(function: Callable[..., Any], shared: tuple[Any, ...], cell: Cell) 
 
 
 def _sentence(error: BaseException) -> str:
-    """The exception in one line, with the place that raised it unless it is one that is told to users."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """The exception in one line; one that is not made for users with its kind and place."""
+    text = " ".join(str(error).split())
     if isinstance(error, InterpcoreError):
         return text
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} (in {frame.name}, line {frame.lineno} of {frame.filename})"
+    return f"{type(error).__name__}: {text} (in {frame.name}, line {frame.lineno} of {frame.filename})"
 
 
 def lost_row(cell: Cell, began: float, said: str) -> Row:
