@@ -195,6 +195,7 @@ inline GroupSums group_sums_params(const py::dict& args) {
   p.total = pointer<double>(args, "total");
   p.square = pointer<double>(args, "square");
   p.active = pointer<int32_t>(args, "active");
+  p.largest = pointer<float>(args, "largest");
   p.nonfinite = pointer<bool>(args, "nonfinite");
   return p;
 }

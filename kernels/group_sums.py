@@ -18,10 +18,12 @@ def group_sums_kernel(
     total,  # [G, N]
     square,  # [G, N]
     active,  # [G, N]
+    largest,  # [G, N]
     nonfinite,  # [1], set to 1 where any x is not finite
     N,
     x_t,
     COUNTED: tl.constexpr,
+    LARGEST: tl.constexpr,
     BN: tl.constexpr,
 ):
     group = tl.program_id(0)
@@ -31,6 +33,7 @@ def group_sums_kernel(
     sums = tl.zeros([BN], tl.float64)
     squares = tl.zeros([BN], tl.float64)
     above = tl.zeros([BN], tl.int32)
+    most = tl.full([BN], float("-inf"), tl.float32)
     wrong = tl.zeros([BN], tl.int32)
     for at in range(tl.load(start + group), tl.load(start + group + 1)):
         row = tl.load(order + at)
@@ -40,12 +43,16 @@ def group_sums_kernel(
         sums += off
         squares += off * off
         above += (finite & (value > 0)).to(tl.int32)
+        most = tl.where(finite & (value > most), value, most)
         wrong += (inside & (finite == 0)).to(tl.int32)
     into = tl.load(place + group) * N + column
     tl.store(total + into, tl.load(total + into, mask=inside, other=0.0) + sums, mask=inside)
     tl.store(square + into, tl.load(square + into, mask=inside, other=0.0) + squares, mask=inside)
     if COUNTED:
         tl.store(active + into, tl.load(active + into, mask=inside, other=0) + above, mask=inside)
+    if LARGEST:
+        before = tl.load(largest + into, mask=inside, other=0.0)
+        tl.store(largest + into, tl.where(before > most, before, most), mask=inside)
     tl.store(nonfinite, 1, mask=tl.max(wrong, axis=0) > 0)
 
 
@@ -61,6 +68,7 @@ def launch(
     total: Tensor,
     square: Tensor,
     active: Tensor | None,
+    largest: Tensor | None,
     nonfinite: Tensor,
 ) -> None:
     """Add to the sums `[G, N]`, contiguous. x `[T, N]` with a contiguous last axis; no checks here."""
@@ -74,10 +82,12 @@ def launch(
         total,
         square,
         total if active is None else active,
+        total if largest is None else largest,
         nonfinite,
         N,
         x.stride(0),
         COUNTED=active is not None,
+        LARGEST=largest is not None,
         BN=BLOCK,
         num_warps=WARPS,
     )

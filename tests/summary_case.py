@@ -16,7 +16,7 @@ from interpcore.neurons.statistics.summarize import summarize
 from interpcore.neurons.statistics.summary import Summary
 
 CONTEXT, SEQUENCES, BATCH = 16, 36, 4
-EVERYTHING = Statistics(top=3, by_token=("token", "previous"))
+EVERYTHING = Statistics(top=3, by_token=("token", "previous"), largest=True)
 
 
 def states(summary: Summary) -> dict[str, Tensor]:

@@ -24,8 +24,11 @@ def test_sums_are_those_of_the_groups(
     finite = x.isfinite()
     total, square = (x.to(device, copy=True) for x in before)
     active = torch.ones(12, columns, dtype=torch.int32, device=device)
+    largest = torch.full((12, columns), -torch.inf)
+    largest[4] = 1e4
+    most = largest.to(device, copy=True)
     where = (x.to(device), group.to(device), shift.to(device))
-    assert ops.group_sums(*where, total, square, active, backend=name) == odd
+    assert ops.group_sums(*where, total, square, active, most, backend=name) == odd
     for g in range(12):
         rows = group == g
         off = torch.where(finite, x.double() - shift.double(), 0.0)[rows]
@@ -33,6 +36,8 @@ def test_sums_are_those_of_the_groups(
             torch.testing.assert_close(
                 got[g].cpu(), start[g] + exact.sum(0), rtol=1e-12, atol=1e-12 * float(exact.abs().sum() + 1)
             )
+        among = torch.cat((largest[g][None], x.where(finite, -torch.inf)[rows]))
+        assert torch.equal(most[g].cpu(), among.amax(0))
         assert torch.equal(active[g].cpu(), 1 + ((x > 0) & finite)[rows].sum(0).int())
     again = [x.to(device, copy=True) for x in before]
     ops.group_sums(*where, *again, backend=name)

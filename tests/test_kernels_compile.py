@@ -130,7 +130,8 @@ KERNELS = {
         "group_sums",
         same("x")
         | dict.fromkeys(("order", "start", "place"), "i64")
-        | {"shift": "fp32", "total": "fp64", "square": "fp64", "active": "i32", "nonfinite": "u8"},
+        | {"shift": "fp32", "total": "fp64", "square": "fp64", "active": "i32", "nonfinite": "u8"}
+        | {"largest": "fp32"},
     ),
     "row_summary_kernel": Kernel(
         "row_summary",
@@ -226,7 +227,7 @@ CASES += [
     Case("bin_counts_kernel", "bf16", OCTAVES, 4, 80, 16384),
     Case("bin_counts_kernel", "fp32", OCTAVES | {"OCTAVES": False}, 4, 96, 16384),
     Case("column_top_kernel", "fp32", {"K": 32, "BR": 64, "BN": 32}, 4, 168, 16384),
-    Case("group_sums_kernel", "bf16", {"COUNTED": True, "BN": 256}, 4, 64, 1024),
+    Case("group_sums_kernel", "bf16", {"COUNTED": True, "LARGEST": True, "BN": 256}, 4, 64, 1024),
     Case(
         "row_summary_kernel",
         "fp32",

@@ -11,9 +11,12 @@ from typer.testing import CliRunner
 
 from interpcore.cli import app
 from interpcore.data.tokens import TokenShards
+from interpcore.model.load import load
 from interpcore.neurons.effects.saved import read_cache
+from interpcore.neurons.options import LEFT_OUT, Options
 from interpcore.neurons.published import COLUMNS
 from interpcore.neurons.statistics.summary import Summary
+from interpcore.neurons.study import open_study
 from interpcore.neurons.study_tables import up_columns
 from interpcore.neurons.weights.study import read_weights
 from interpcore.runs import read_tensors
@@ -172,6 +175,26 @@ def test_sums_by_token_and_label_can_be_left_out(base, reported, tmp_path):
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="need sums by token"):
         neurons("explain", *study)
+
+
+def test_statistics_are_chosen_one_by_one(base, tmp_path):
+    left = [word for kind in ("position", "errors", "previous") for word in ("--leave-out", kind)]
+    study = ["--tokens", base / "tokens", "--out", tmp_path / "few", "--largest", "--no-by-label", *left]
+    assert neurons("summarize", *study, "--quiet").exit_code == 0
+    few = Summary.open(tmp_path / "few" / "summary")
+    assert {part.kind for part in few.files} == {"moments", "histogram", "published", "top", "token"}
+    by_token, examples = few.groups("token", 2), few.examples(2)
+    shards = TokenShards.open(base / "tokens")
+    tokens = shards.sequences(0, shards.n_sequences).flatten()
+    first = torch.searchsorted(by_token.ids, tokens[examples.index[0]])
+    assert torch.equal(by_token.largest.amax(0), examples.value[0])
+    assert torch.equal(by_token.largest[first, torch.arange(len(first))], examples.value[0])
+    neurons("view", 2, 80, *study, "--page", tmp_path / "page.html")
+    assert "largest" in (tmp_path / "page.html").read_text()
+    with pytest.raises(ValueError, match="by token and by position"):
+        neurons("explain", *study)
+    nothing = open_study(load("tiny"), tmp_path / "none", Options(leave_out=LEFT_OUT)).statistics
+    assert nothing.kinds == ("moments", "labels") and nothing.by_token == ("token",)
 
 
 def test_a_study_holds_one_model_and_nothing_else(base, reported):

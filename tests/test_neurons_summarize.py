@@ -82,7 +82,12 @@ def test_statistics_are_those_of_all_activations_at_once(model: Model, tmp_path:
             sums = GroupSums(kind, size, torch.zeros(n))
             sums.update(x, block, mask)
             mine, exact = summary.groups(kind, depth), sums.finalize()
-            assert torch.equal(mine.count, exact.count)
+            assert torch.equal(mine.count, exact.count) and (mine.largest is not None) == (kind == "token")
+            if mine.largest is not None:
+                least = torch.full((1, n), -torch.inf)
+                of_token = [torch.cat((least, x[mask & (tokens.flatten() == t)])) for t in mine.ids]
+                most = torch.stack([each.amax(0) for each in of_token])
+                torch.testing.assert_close(mine.largest, most.float(), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(mine.mean, exact.mean, rtol=1e-4, atol=1e-6, equal_nan=True)
             torch.testing.assert_close(mine.variance, exact.variance, rtol=1e-3, atol=1e-6, equal_nan=True)
     quantiles = summary.quantiles(3, (0.0, 0.5, 1.0))

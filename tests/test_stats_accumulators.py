@@ -46,7 +46,7 @@ MAKERS: dict[str, Callable[[], Accumulator]] = {
     "linear": lambda: Histogram(COLUMNS, LinearBins()),
     "top": lambda: TopExamples(COLUMNS, 5),
     "position": lambda: GroupSums("position", CONTEXT, SHIFT, active=True),
-    "token": lambda: GroupSums("token", VOCABULARY, SHIFT),
+    "token": lambda: GroupSums("token", VOCABULARY, SHIFT, largest=True),
     "previous": lambda: GroupSums("previous", VOCABULARY, SHIFT),
 }
 

@@ -12,11 +12,11 @@ from torch import Tensor
 VERSION = f"transformers {transformers.__version__}"
 
 
-def model(**shape: Any) -> Any:
+def model(seed: int = 0, **shape: Any) -> Any:
     """A random GPT-2 with frozen weights, small's shape unless told."""
     config = transformers.GPT2Config(bos_token_id=None, eos_token_id=None, **shape)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
 
 

@@ -20,11 +20,17 @@ inline WideVec wide(const float* at) {
   return __builtin_convertvector(*reinterpret_cast<const NarrowVec*>(at), WideVec);
 }
 
-// Adds kColumns columns of a group's rows to the sums; the columns are `column` of x, and begin at the other pointers.
-bool add_group(const GroupSums& p, int64_t group, int64_t column, const float* shift, double* total, double* square,
-               int32_t* active) {
+// Adds kColumns columns of a group's rows, from `column` on, to the sums.
+template <bool kLargest>
+bool add_group(const GroupSums& p, int64_t group, int64_t column) {
+  const int64_t at = p.place[group] * p.columns + column;
+  const float* shift = p.shift + column;
   WideVec sum[kVectors] = {}, squares[kVectors] = {};
   NarrowInt above[kVectors] = {}, wrong = {};
+  NarrowVec most[kVectors];
+  for (int v = 0; kLargest && v < kVectors; ++v) {
+    most[v] = *reinterpret_cast<const NarrowVec*>(p.largest + at + v * kWide);
+  }
   for (int64_t i = p.start[group]; i < p.start[group + 1]; ++i) {
     const float* row = p.x + p.order[i] * p.row_stride + column;
     for (int v = 0; v < kVectors; ++v) {
@@ -35,13 +41,15 @@ bool add_group(const GroupSums& p, int64_t group, int64_t column, const float* s
       sum[v] += d;
       squares[v] += d * d;
       above[v] -= (x > zero) & finite;
+      if (kLargest) most[v] = (x > most[v]) & finite ? x : most[v];
       wrong |= ~finite;
     }
   }
   for (int v = 0; v < kVectors; ++v) {
-    *reinterpret_cast<WideVec*>(total + v * kWide) += sum[v];
-    *reinterpret_cast<WideVec*>(square + v * kWide) += squares[v];
-    if (active) *reinterpret_cast<NarrowInt*>(active + v * kWide) += above[v];
+    *reinterpret_cast<WideVec*>(p.total + at + v * kWide) += sum[v];
+    *reinterpret_cast<WideVec*>(p.square + at + v * kWide) += squares[v];
+    if (p.active) *reinterpret_cast<NarrowInt*>(p.active + at + v * kWide) += above[v];
+    if (kLargest) *reinterpret_cast<NarrowVec*>(p.largest + at + v * kWide) = most[v];
   }
   int32_t any = 0;
   for (int lane = 0; lane < kWide; ++lane) any |= wrong[lane];
@@ -50,8 +58,10 @@ bool add_group(const GroupSums& p, int64_t group, int64_t column, const float* s
 
 // The last columns, fewer than kColumns, one by one.
 bool add_column(const GroupSums& p, int64_t group, int64_t column) {
+  const int64_t at = p.place[group] * p.columns + column;
   const double shift = p.shift[column];
   double sum = 0, squares = 0;
+  float most = p.largest ? p.largest[at] : 0;
   int32_t above = 0;
   bool wrong = false;
   for (int64_t i = p.start[group]; i < p.start[group + 1]; ++i) {
@@ -64,21 +74,20 @@ bool add_column(const GroupSums& p, int64_t group, int64_t column) {
     sum += d;
     squares += d * d;
     above += x > 0;
+    most = x > most ? x : most;
   }
-  const int64_t at = p.place[group] * p.columns + column;
   p.total[at] += sum, p.square[at] += squares;
   if (p.active) p.active[at] += above;
+  if (p.largest) p.largest[at] = most;
   return wrong;
 }
 
 bool add_tile(const GroupSums& p, int64_t first, int64_t end) {
   bool wrong = false;
   for (int64_t group = 0; group < p.groups; ++group) {
-    const int64_t sums = p.place[group] * p.columns;
     int64_t j = first;
     for (; j + kColumns <= end; j += kColumns) {
-      wrong |= add_group(p, group, j, p.shift + j, p.total + sums + j, p.square + sums + j,
-                         p.active ? p.active + sums + j : nullptr);
+      wrong |= p.largest ? add_group<true>(p, group, j) : add_group<false>(p, group, j);
     }
     for (; j < end; ++j) wrong |= add_column(p, group, j);
   }

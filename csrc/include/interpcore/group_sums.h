@@ -16,6 +16,7 @@ struct GroupSums {
   double* total;         // [.., N], added to: sums of x - shift over finite x
   double* square;        // [.., N], of (x - shift)^2
   int32_t* active;       // [.., N], of x > 0, or null
+  float* largest;        // [.., N], raised to the largest finite x, or null
   bool* nonfinite;       // set where any x is not finite
 };
 

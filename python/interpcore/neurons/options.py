@@ -10,6 +10,8 @@ from interpcore.errors import Refused
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
+LEFT_OUT = ("histogram", "published", "top", "position", "errors", "previous")
+"""What a token pass can do without, by the names of `Statistics`."""
 UNIVERSAL = 0.5
 """Excess correlation above which a neuron is universal, as published."""
 
@@ -44,6 +46,12 @@ class Options(Base):
     )
     by_token: bool = option(
         True, "Sums by token and previous token, which explanations need; one per entry of the vocabulary."
+    )
+    largest: bool = option(
+        False, "Beside sums by token the largest activation by token, as the published scripts have it."
+    )
+    leave_out: tuple[str, ...] = option(
+        (), "Of the token pass, where no other step needs it; again for more.", choices=LEFT_OUT
     )
     by_label: bool = option(True, "Sums by label in context (word, quote, ...).")
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)

@@ -29,11 +29,11 @@ from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.options import Explain, Options
 from interpcore.neurons.parts import begun_parts, correlation_part, in_parts, merge_tree, summary_part
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
-from interpcore.neurons.statistics.accumulate import Statistics
+from interpcore.neurons.statistics.accumulate import BY_TOKEN, Statistics
 from interpcore.neurons.statistics.labels import LABELS
 from interpcore.neurons.statistics.mlp_sides import mlp_widths
 from interpcore.neurons.statistics.moment_errors import GROUPS
-from interpcore.neurons.statistics.quadrants import check_gated, quadrant_table
+from interpcore.neurons.statistics.quadrants import QUADRANT_SEQUENCES, check_gated, quadrant_table
 from interpcore.neurons.statistics.summarize import default_batch, part_range, state_bytes, summarize
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.study_folder import check_study_folder
@@ -45,10 +45,6 @@ from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-QUADRANT_SEQUENCES = 64
-"""Sequences in which gated neurons are counted by the signs of gate and factor."""
 
 
 @dataclass(eq=False)
@@ -106,13 +102,15 @@ class Study(experiment.Study):
     def statistics(self) -> Statistics:
         """What one token pass gathers for all steps."""
         gated, options = self.model.spec.gated, self.options
-        return Statistics(
-            by_token=("token", "previous") if options.by_token else (),
+        every = Statistics(
+            by_token=BY_TOKEN if options.by_token else (),
+            largest=options.largest,
             up=gated,
             errors=GROUPS,
             quadrants=QUADRANT_SEQUENCES if gated else 0,
             labels=LABELS if options.by_label and self.model.tokenizer is not None else (),
         )
+        return every.without(options.leave_out)
 
     @property
     def tokens(self) -> TokenShards:
@@ -122,9 +120,9 @@ class Study(experiment.Study):
         return self.shards
 
     def check_by_token(self) -> None:
-        """Raises: Refused where the study leaves out the sums that explanations need."""
-        if not self.options.by_token:
-            raise Refused("Explanations and reports need sums by token; leave --no-by-token out.")
+        """Raises: Refused where the study leaves out sums that explanations need."""
+        if self.statistics.by_token != BY_TOKEN or not self.statistics.position:
+            raise Refused("Explanations and reports need sums by token and by position; leave neither out.")
 
     def check_weights(self) -> None:
         """Raises: Refused for neurons whose weights no step can read."""

@@ -1,4 +1,4 @@
-"""Sums of the rows of a matrix within groups of rows."""
+"""Sums and largest values of the rows of a matrix within groups of rows."""
 
 import torch
 from torch import Tensor
@@ -15,13 +15,15 @@ def group_sums(
     total: Tensor,
     square: Tensor,
     active: Tensor | None = None,
+    largest: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> bool:
-    """Adds, of every column within each group of rows, x - shift and its square, and counts x > 0.
+    """Adds, of every column within each group of rows, x - shift and its square, counts x > 0, and keeps the
+    largest x.
 
     Differences and sums are taken in float64, the rows of a group in their order; values that are not finite
-    are in no sum.
+    enter nothing.
 
     Args:
         x: `[T, N]`; float32 or float64.
@@ -29,6 +31,7 @@ def group_sums(
         shift: `[N]` float32, a value near each column's mean.
         total, square: `[G, N]` float64, contiguous, changed in place.
         active: `[G, N]` int32, contiguous, changed in place; None to count nothing.
+        largest: `[G, N]` float32, contiguous, changed in place; None to keep none.
         backend: "reference", "cpu", "triton" or None to choose by device and dtype.
 
     Returns:
@@ -46,11 +49,12 @@ def group_sums(
         "total": (total, sums, torch.float64),
         "square": (square, sums, torch.float64),
         "active": (active, sums, torch.int32),
+        "largest": (largest, sums, torch.float32),
     }
     expect("group_sums", "x", x, expected)
     chosen = choose("group_sums", x, backend)
     if chosen == "reference" or not x.numel():
-        return reference.group_sums(x, group, shift, total, square, active)
+        return reference.group_sums(x, group, shift, total, square, active, largest)
     order = group.argsort(stable=True)
     place, count = group[order].unique_consecutive(return_counts=True)
     if int(place[0]) < 0 or int(place[-1]) >= len(total):
@@ -65,7 +69,7 @@ def group_sums(
         from interpcore.kernels import group_sums as kernel
 
         with on(x):
-            kernel.launch(x, order, start, place, shift, total, square, active, nonfinite)
+            kernel.launch(x, order, start, place, shift, total, square, active, largest, nonfinite)
         return bool(nonfinite)
     assert native is not None
     args = {
@@ -80,6 +84,7 @@ def group_sums(
         "total": total.data_ptr(),
         "square": square.data_ptr(),
         "active": 0 if active is None else active.data_ptr(),
+        "largest": 0 if largest is None else largest.data_ptr(),
         "nonfinite": nonfinite.data_ptr(),
     }
     native.group_sums(args, isa(), torch.get_num_threads())

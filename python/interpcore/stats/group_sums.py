@@ -1,4 +1,5 @@
-"""Sums of every column within groups of tokens: by position, by token id, by the token before."""
+"""Sums and largest values of every column within groups of tokens: by position, by token id, by the token
+before."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ class GroupTotals(ShortRepr):
         count: tokens of each group [G] int64.
         total, square: sums of x - shift and of its square [G, N] float64.
         active: tokens with x > 0 [G, N] int32; None where not counted.
+        largest: x [G, N] float32, -inf for a group without values; None where not kept.
         shift: [N] float64.
         missing: values that were not finite and are in no sum [G, N] int64, sparse.
         ids: the position or token id that each group stands for [G] int64, increasing.
@@ -35,6 +37,7 @@ class GroupTotals(ShortRepr):
     total: Tensor
     square: Tensor
     active: Tensor | None
+    largest: Tensor | None
     shift: Tensor
     missing: Tensor
     ids: Tensor
@@ -57,7 +60,7 @@ class GroupTotals(ShortRepr):
 
 
 class GroupSums:
-    """Count, sum and sum of squares of every column in each of G groups of tokens.
+    """Count, sum and sum of squares (and largest value) of every column in each of G groups of tokens.
 
     Args:
         grouping: what a token's group is: "position", "token" (its id) or "previous" (the id before it;
@@ -65,9 +68,18 @@ class GroupSums:
         groups: G, or the ids that have a group [G] int64, increasing: no other may come.
         shift: a value near each column's mean [N] float32.
         active: count values > 0 too.
+        largest: keep the largest values too.
     """
 
-    def __init__(self, grouping: str, groups: int | Tensor, shift: Tensor, *, active: bool = False) -> None:
+    def __init__(
+        self,
+        grouping: str,
+        groups: int | Tensor,
+        shift: Tensor,
+        *,
+        active: bool = False,
+        largest: bool = False,
+    ) -> None:
         if grouping not in GROUPINGS:
             raise Refused(f"grouping={grouping!r} is unknown; choose from {', '.join(GROUPINGS)}.")
         self.grouping, self.shift = grouping, shift
@@ -79,6 +91,7 @@ class GroupSums:
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._square = torch.zeros(size, dtype=torch.float64, device=device)
         self._active = torch.zeros(size, dtype=torch.int32, device=device) if active else None
+        self._largest = torch.full(size, -torch.inf, device=device) if largest else None
         # Places in [G, N] of values that were not finite, and how many: rare, so listed.
         self._missing = torch.zeros((2, 0), dtype=torch.int64, device=device)
 
@@ -98,7 +111,8 @@ class GroupSums:
             self._add(values[start : start + _ROWS], group[start : start + _ROWS])
 
     def _add(self, values: Tensor, group: Tensor) -> None:
-        if group_sums(values, group, self.shift, self._total, self._square, self._active):
+        kept = (self._total, self._square, self._active, self._largest)
+        if group_sums(values, group, self.shift, *kept):
             row, column = (~values.isfinite()).nonzero(as_tuple=True)
             place = group[row] * len(self.shift) + column
             self._add_missing(torch.stack((place, torch.ones_like(place))))
@@ -113,7 +127,7 @@ class GroupSums:
         """Adds another's sums, within 1e-12; counts exactly."""
         expect_same("their grouping", self.grouping, other.grouping)
         expect_same("their shift", self.shift, other.shift)
-        if not self.ids.equal(other.ids) or (self._active is None) != (other._active is None):
+        if not self.ids.equal(other.ids) or self.state_dict().keys() != other.state_dict().keys():
             raise MergeError(
                 "The two sums differ in their groups or in what they count; they cannot be merged."
             )
@@ -122,10 +136,13 @@ class GroupSums:
         self._square += other._square
         if self._active is not None and other._active is not None:
             self._active += other._active
+        if self._largest is not None and other._largest is not None:
+            torch.maximum(self._largest, other._largest, out=self._largest)
         self._add_missing(other._missing)
 
     def state_dict(self) -> State:
-        """ids, count [G], total, square and (where counted) active [G, N], shift [N], missing [2, listed]."""
+        """ids, count [G], total, square and (where wanted) active and largest [G, N], shift [N], missing
+        [2, listed]."""
         state = {
             "ids": self.ids,
             "count": self._count,
@@ -134,7 +151,8 @@ class GroupSums:
             "shift": self.shift,
             "missing": self._missing,
         }
-        return state if self._active is None else state | {"active": self._active}
+        optional = {"active": self._active, "largest": self._largest}
+        return state | {name: x for name, x in optional.items() if x is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from a state."""
@@ -157,6 +175,7 @@ class GroupSums:
             self._total.cpu().clone(),
             self._square.cpu().clone(),
             None if self._active is None else self._active.cpu().clone(),
+            None if self._largest is None else self._largest.cpu().clone(),
             self.shift.double().cpu(),
             missing,
             self.ids.cpu(),

@@ -132,7 +132,7 @@ class Reader:
                 ones = torch.ones(neurons.total, device=model.device)
                 self.pilots.append(Pilot(torch.zeros_like(ones), ones))
                 continue
-            found = pilot_activations(model, self.shards, max(_FORWARD_TOKENS // self.shards.context, 1))
+            found = pilot_activations(model, self.shards)
             self.pilots.append(Pilot.of(torch.cat([found[depth]["post"] for depth in sorted(found)], 1)))
 
     @torch.no_grad()

@@ -183,7 +183,10 @@ def _tokens(one: _Neuron) -> str:
     mean = groups.mean[:, one.number].where(seen >= 5, -torch.inf)
     top, which = mean.topk(min(15, int((seen >= 5).sum())))
     names, counts = [repr(one.texts[i]) for i in groups.ids[which].tolist()], seen[which].tolist()
-    return table(pd.DataFrame({"token": names, "mean activation": top.tolist(), "seen": counts}))
+    columns = {"token": names, "mean activation": top.tolist(), "seen": counts}
+    if groups.largest is not None:
+        columns["largest"] = groups.largest[which, one.number].tolist()
+    return table(pd.DataFrame(columns))
 
 
 def _effects(one: _Neuron) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Statistics:
         up: moments of the factor beside the gate, of gated neurons.
         position: sums of pre by position, and how often it is above 0.
         by_token: sums of post by token id ("token") and by the id before it ("previous").
+        largest: largest post by token id too, where there are sums by "token".
         depths: block calls for `by_token`; None for all.
         errors: groups of sequences by which moments of pre are summed apart, for their standard errors; 0 for
             none.
@@ -49,6 +50,7 @@ class Statistics:
     position: bool = True
     up: bool = False
     by_token: tuple[str, ...] = ()
+    largest: bool = False
     depths: tuple[int, ...] | None = None
     errors: int = 0
     quadrants: int = 0
@@ -60,9 +62,16 @@ class Statistics:
             if unknown:
                 raise Refused(f"{name}={unknown[0]!r} is unknown; choose from {', '.join(known)}.")
 
+    def without(self, kinds: Sequence[str]) -> Statistics:
+        """The same without some kinds, by the names of its fields or as `by_token` has them."""
+        by_token = tuple(kind for kind in self.by_token if kind not in kinds)
+        none: dict[str, Any] = {kind: type(getattr(self, kind))() for kind in kinds if kind not in BY_TOKEN}
+        return replace(self, by_token=by_token, **none)
+
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        """The fields as JSON values; without `largest` what older runs said."""
+        said = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return {name: x for name, x in said.items() if name != "largest" or x}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Statistics:
@@ -135,7 +144,8 @@ class Sizes:
             return 4 * (8 + 8 + 4 + 8)
         if kind == "labels":
             return 8 * 2 * (self.labels + 1) + 4
-        return (20 if kind == "position" else 16) * self.groups(kind) + 4
+        wide = kind == "position" or (kind == "token" and statistics.largest)
+        return (20 if wide else 16) * self.groups(kind) + 4
 
     def groups(self, kind: str) -> int:
         """Groups of a kind of group sums."""
@@ -209,9 +219,11 @@ def make_accumulator(
         return QuadrantSums(width, statistics.quadrants * sizes.context, device)
     if part.kind == "labels":
         return LabelTotals(sizes.labels, shift)
+    largest = part.kind == "token" and statistics.largest
     if part.kind == "position" or ids is None:
-        return GroupSums(part.kind, sizes.groups(part.kind), shift, active=part.kind == "position")
-    return GroupSums(part.kind, ids, shift)
+        active = part.kind == "position"
+        return GroupSums(part.kind, sizes.groups(part.kind), shift, active=active, largest=largest)
+    return GroupSums(part.kind, ids, shift, largest=largest)
 
 
 def load_accumulator(part: Part, statistics: Statistics, sizes: Sizes, state: Mapping[str, Tensor]) -> Any:

@@ -151,7 +151,7 @@ def label_sums(
     """
     shards.check_model(model)
     n, labels = shards.count(limit), sum(len(labeller.names) for labeller in labellers)
-    pilot = measure_pilot(model, shards, batch)
+    pilot = measure_pilot(model, shards)
     sums = {
         Part("labels", depth, 0, width): LabelTotals(labels, pilot[depth]["post"])
         for depth, width in enumerate(mlp_widths(model))

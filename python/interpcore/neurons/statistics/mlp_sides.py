@@ -75,18 +75,16 @@ def mlp_sides(
 
 
 def pilot_activations(
-    model: Model | GenericModel, shards: TokenShards, batch: int, sides: Sequence[str] = ("post",)
+    model: Model | GenericModel, shards: TokenShards, sides: Sequence[str] = ("post",)
 ) -> dict[int, dict[str, Tensor]]:
-    """As `mlp_sides` of every block call, at the first `PILOT_TOKENS` tokens that count.
-
-    Args:
-        batch: sequences of a forward.
+    """As `mlp_sides` of every block call, at the first `PILOT_TOKENS` tokens that count; a forward reads no
+    more sequences than hold so many.
 
     Raises:
         Refused: no token counts.
     """
     found: dict[int, dict[str, list[Tensor]]] = {}
-    count, depths = 0, range(model.plan.n_calls)
+    count, depths, batch = 0, range(model.plan.n_calls), -(-PILOT_TOKENS // shards.context)
     for _, tokens, mask in shards.blocks(batch, 0, shards.n_sequences, model.device):
         rows = mask.flatten().nonzero()[: PILOT_TOKENS - count, 0]
         if len(rows):
@@ -105,16 +103,13 @@ def pilot_activations(
     return {depth: {side: torch.cat(x) for side, x in kept.items()} for depth, kept in found.items()}
 
 
-def measure_pilot(model: Model | GenericModel, shards: TokenShards, batch: int) -> Shifts:
+def measure_pilot(model: Model | GenericModel, shards: TokenShards) -> Shifts:
     """Mean of the first tokens that count, of every block call: shifts for the sums.
-
-    Args:
-        batch: sequences of a forward.
 
     Raises:
         Refused: no token counts.
     """
-    found = pilot_activations(model, shards, batch, ("pre", "post", "up"))
+    found = pilot_activations(model, shards, ("pre", "post", "up"))
     return {depth: {side: _finite_mean(x) for side, x in sides.items()} for depth, sides in found.items()}
 
 

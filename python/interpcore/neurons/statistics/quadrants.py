@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUADRANTS = ("gate+ up+", "gate+ up-", "gate- up+", "gate- up-")
+QUADRANT_SEQUENCES = 64
+"""Sequences in which a study counts gated neurons by the signs of gate and factor."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,7 +87,7 @@ def summarize(
         batch=batch,
     )
     with RunFolder.open_or_create(folder, card) as run:
-        pilot = _pilot(model, shards, batch, run)
+        pilot = _pilot(model, shards, run)
         for number, parts in enumerate(passes):
             one = _pass(model, shards, parts, statistics, sizes, pilot, labellers, ids)
             path = run.artifact(f"pass-{number}.safetensors")
@@ -149,7 +149,7 @@ def estimate(
     batch = default_batch(shards, model.device) if batch is None else batch
     start, stop = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
-    pilot = measure_pilot(model, shards, batch)
+    pilot = measure_pilot(model, shards)
     one = _pass(model, shards, passes[0], statistics, sizes, pilot, labellers, ids)
     done, begun = 0, clock()
     for first in range(start, stop, batch):
@@ -269,11 +269,11 @@ def _pass(
     return Pass(model, shards, accumulators, labellers)
 
 
-def _pilot(model: Model, shards: TokenShards, batch: int, run: RunFolder) -> Shifts:
+def _pilot(model: Model, shards: TokenShards, run: RunFolder) -> Shifts:
     """The run's shifts, measured and written the first time."""
     path = run.artifact(PILOT)
     if not path.is_file():
-        measured = measure_pilot(model, shards, batch)
+        measured = measure_pilot(model, shards)
         write_tensors(path, {f"{side}/{d}": x for d, sides in measured.items() for side, x in sides.items()})
     found: Shifts = {}
     for name, shift in read_tensors(path)[0].items():

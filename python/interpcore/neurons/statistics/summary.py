@@ -169,7 +169,8 @@ class Summary(AsTable):
         found: list[Any] = [part.finalize() for part in self._parts(grouping, depth)]
         if len(found) == 1:
             return found[0]
-        names = ["total", "square", "shift"] + ["active"] * (found[0].active is not None)
+        optional = [name for name in ("active", "largest") if getattr(found[0], name) is not None]
+        names = ["total", "square", "shift", *optional]
         joined = {name: torch.cat([getattr(one, name) for one in found], -1) for name in names}
         missing = torch.cat([one.missing for one in found], 1)
         return replace(found[0], **joined, missing=missing)

@@ -8,9 +8,16 @@ _COLUMNS = 512
 
 
 def group_sums(
-    x: Tensor, group: Tensor, shift: Tensor, total: Tensor, square: Tensor, active: Tensor | None = None
+    x: Tensor,
+    group: Tensor,
+    shift: Tensor,
+    total: Tensor,
+    square: Tensor,
+    active: Tensor | None = None,
+    largest: Tensor | None = None,
 ) -> bool:
-    """Adds to row `group[t]` of the sums, of finite x `[T, N]`: x - shift, its square, and whether x > 0.
+    """Adds to row `group[t]` of the sums, of finite x `[T, N]`: x - shift, its square, and whether x > 0; and
+    raises `largest` there to x.
 
     Returns: whether any x is not finite.
     """
@@ -24,6 +31,9 @@ def group_sums(
         if active is not None:
             positive = ((x[:, some] > 0) & finite[:, some]).float()
             active[:, some].index_add_(0, there, _by_group(positive, at, len(there)).to(torch.int32))
+        if largest is not None:
+            values = x[:, some].masked_fill(~finite[:, some], -torch.inf).to(largest.dtype)
+            largest[:, some].scatter_reduce_(0, group[:, None].expand_as(values), values, "amax")
     return not bool(finite.all())
 
 
