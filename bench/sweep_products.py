@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ def products_of(run: Run) -> Counter[Product]:
     """The products that a call takes, and how often each."""
     found: Counter[Product] = Counter()
     plain, plain_matrices = projection.product, linear_mlp.apply_matrices
+    plain_batch = linear_mlp.batch_product
 
     def counted(x: Tensor, weight: Tensor, **options: object) -> Tensor:
         found[Product(Layout.of(x), Layout.of(weight), options.get("bias") is not None)] += 1
@@ -103,11 +105,19 @@ def products_of(run: Run) -> Counter[Product]:
         found[Product(Layout.of(g.transpose(1, 2)), Layout.of(matrices), False)] += 1
         return plain_matrices(g, matrices)
 
+    def counted_batch(x: Tensor, weight: Tensor, *more: Tensor, **how: Any) -> Tensor:
+        if weight.dim() == 2:  # an MLP's matrices; cotangents through them are counted above
+            scaled = Layout((len(more[0]), *x.shape), (x.numel(), x.shape[1], 1))
+            found[Product(scaled, Layout.of(weight), False)] += 1
+        return plain_batch(x, weight, *more, **how)
+
     projection.product, linear_mlp.apply_matrices = counted, counted_matrices
+    linear_mlp.batch_product = counted_batch
     try:
         run()
     finally:
         projection.product, linear_mlp.apply_matrices = plain, plain_matrices
+        linear_mlp.batch_product = plain_batch
     return found
 
 

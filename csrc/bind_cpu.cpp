@@ -12,6 +12,7 @@
 #include "interpcore/activation_moments.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/batch_product.h"
 #include "interpcore/bin_counts.h"
 #include "interpcore/column_moments.h"
 #include "interpcore/column_top.h"
@@ -32,6 +33,7 @@ INTERPCORE_DECLARE_OP(gate, Gate)
 INTERPCORE_DECLARE_OP(group_sums, GroupSums)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
 INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
+INTERPCORE_DECLARE_OP(batch_product, BatchProduct)
 INTERPCORE_DECLARE_OP(product, Product)
 INTERPCORE_DECLARE_OP(row_summary, RowSummary)
 
@@ -106,6 +108,10 @@ void norm_vjp(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::norm_vjp_on, interpcore::norm_vjp_params<float>(args), isa, threads);
 }
 
+void batch_product(const py::dict& args, const std::string& isa, int threads) {
+  run(&interpcore::batch_product_on, interpcore::batch_product_params(args), isa, threads);
+}
+
 void product(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::product_on, interpcore::product_params(args), isa, threads);
 }
@@ -134,6 +140,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("group_sums", &group_sums);
   module.def("norm_jvp", &norm_jvp);
   module.def("norm_vjp", &norm_vjp);
+  module.def("batch_product", &batch_product);
   module.def("product", &product);
   module.def("row_summary", &row_summary);
 }

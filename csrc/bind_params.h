@@ -8,6 +8,7 @@
 #include "interpcore/activation_moments.h"
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
+#include "interpcore/batch_product.h"
 #include "interpcore/bin_counts.h"
 #include "interpcore/column_moments.h"
 #include "interpcore/column_top.h"
@@ -224,6 +225,23 @@ inline Product product_params(const py::dict& args) {
   p.x = pointer<const float>(args, "x");
   p.weight = pointer<const float>(args, "weight");
   p.bias = pointer<const float>(args, "bias");
+  p.out = pointer<float>(args, "out");
+  return p;
+}
+
+inline BatchProduct batch_product_params(const py::dict& args) {
+  BatchProduct p;
+  int64_t shape[4];
+  read_sizes(args, "shape", shape);
+  p.batch = shape[0], p.rows = shape[1], p.depth = shape[2], p.columns = shape[3];
+  read_sizes(args, "x_stride", p.x_stride);
+  read_sizes(args, "weight_stride", p.weight_stride);
+  read_sizes(args, "out_stride", p.out_stride);
+  p.x = pointer<const float>(args, "x");
+  p.y = pointer<const float>(args, "y");
+  p.scale = pointer<const float>(args, "scale");
+  p.y_scale = pointer<const float>(args, "y_scale");
+  p.weight = pointer<const float>(args, "weight");
   p.out = pointer<float>(args, "out");
   return p;
 }

@@ -128,6 +128,19 @@ def test_the_last_positions_cotangent_alone_is_enough(model, case):
         close(last.resid, full.resid[:, :, :1])
 
 
+@pytest.mark.parametrize("rules", [Rules(), Rules.relp()], ids=["exact", "relp"])
+def test_the_mean_over_positions_alone_is_enough(model, case, rules):
+    cache, written = case
+    lin = linearize(model, TOKENS, cache=cache, edits=written, rules=rules)
+    g = torch.randn(
+        2, 3, 9, model.spec.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    for stop, whole in enumerate(reversed([step.resid.clone() for step in lin.reverse(g)][1:])):
+        *_, last = lin.reverse(g, stop=stop, mean=True)
+        assert last.depth == stop
+        close(last.resid, whole.mean(2, keepdim=True))
+
+
 def test_tangents_are_the_transpose_of_cotangents(model, case):
     cache, written = case
     lin = linearize(model, TOKENS, cache=cache, edits=written)

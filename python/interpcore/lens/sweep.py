@@ -98,7 +98,7 @@ def lens_blocks(
             parts = _equal(rows, max(1, min(len(rows), cut.rows // (batch * live))))
             vectors = [basis[part][None, :, None].expand(batch, -1, live, -1) for part in parts]
             for steps in group.linear.reverse_together(
-                vectors, depth=target_depth, stop=first_depth, sites=asked
+                vectors, depth=target_depth, stop=first_depth, sites=asked, mean=not asked
             ):
                 for part, step in zip(parts, steps, strict=True):
                     found = step.sites.get(site) if asked else step.resid

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from interpcore._kept import cache_folder, keep, read_kept
 from interpcore.model.recurrence import names_state
 from interpcore.runs import tensors_hash
 
@@ -20,6 +22,7 @@ _UNTOLD = frozenset(
     "output_hidden_states id2label label2id problem_type name_or_path bos_token_id eos_token_id pad_token_id "
     "initializer_range attn_implementation".split()
 )
+_KEPT = 1  # of the hash's definition: another one finds nothing that was kept
 _ROW = 1024  # words that a row of the checksum adds
 
 
@@ -29,17 +32,39 @@ class Weights:
     Their hash is computed once. Asking again only looks whether they are still the same: by torch's count of
     writes, and by sums of their bytes, which also show writes that torch does not count (through
     `tensor.data`, or numpy). That takes one reading at memory speed, where the tensors are.
+
+    Where they were read from files, the hash is kept in the user's cache folder for later processes, under
+    those sums and what the system says of the files: path, size, times of change, inode. A file that was
+    touched or replaced, or tensors that differ from what was hashed, are hashed anew.
+
+    Args:
+        files: that the tensors were read from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: Sequence[Path] = ()) -> None:
+        self.files = tuple(files)
         self._hashed: tuple[object, str] | None = None
 
     def hash(self, tensors: Mapping[str, Tensor]) -> str:
         """`tensors_hash` of the named tensors as they are now."""
-        state = None if any(t.is_meta for t in tensors.values()) else _state(tensors)
+        state = None if any(t.is_meta for t in tensors.values()) else State.of(tensors)
         if self._hashed is None or self._hashed[0] != state:
-            self._hashed = state, tensors_hash(tensors)
+            self._hashed = state, self._found(tensors, state)
         return self._hashed[1]
+
+    def _found(self, tensors: Mapping[str, Tensor], state: State | None) -> str:
+        """The hash that was kept, or a new one."""
+        folder, stamps = cache_folder(), _stamps(self.files)
+        if state is None or folder is None or not stamps:
+            return tensors_hash(tensors)
+        told = json.dumps([_KEPT, stamps, state.told]).encode()
+        path = folder / f"weights-{hashlib.sha256(told).hexdigest()[:32]}.json"
+        kept: object = read_kept(path)
+        if isinstance(kept, str):
+            return kept
+        made = tensors_hash(tensors)
+        keep(path, made)
+        return made
 
 
 def weights_hash(model: Any) -> str:
@@ -116,17 +141,44 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))
 
 
-def _state(tensors: Mapping[str, Tensor]) -> object:
-    """What differs when any of the tensors does."""
-    storages, views = {}, []
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        data = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-        storages[storage.data_ptr()] = data
-        writes = None if tensor.is_inference() else tensor._version
-        view = (storage.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-        views.append((name, tensor.dtype, *view, writes))
-    return views, [_checksum(data) for data in storages.values()]
+@dataclass(frozen=True)
+class State:
+    """What differs when any of some tensors does.
+
+    Args:
+        told: in words that hold in another process: names, dtypes, shapes and places in a storage, and sums
+            of the storages' bytes.
+        writes: where the storages are, and torch's count of writes of each tensor.
+    """
+
+    told: list[Any]
+    writes: list[Any]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> State:
+        """The tensors' state now, in one reading."""
+        storages: dict[int, Tensor] = {}
+        views, writes = [], []
+        for name, tensor in tensors.items():
+            storage = tensor.untyped_storage()
+            at = storage.data_ptr()
+            storages[at] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+            place = list(storages).index(at), tensor.storage_offset(), list(tensor.shape), tensor.stride()
+            views.append([name, str(tensor.dtype), *place])
+            writes.append((at, None if tensor.is_inference() else tensor._version))
+        return cls([views, [_checksum(data) for data in storages.values()]], writes)
+
+
+def _stamps(files: Sequence[Path]) -> list[list[Any]]:
+    """What the system says of files, none where one is gone."""
+    try:
+        found = [(file.resolve(), file.stat()) for file in files]
+    except OSError:
+        return []
+    return [
+        [str(path), said.st_size, said.st_mtime_ns, said.st_ctime_ns, said.st_ino, said.st_dev]
+        for path, said in found
+    ]
 
 
 def _checksum(data: Tensor) -> str:

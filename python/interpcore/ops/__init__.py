@@ -7,6 +7,7 @@ from interpcore.ops import registration  # noqa: F401  (declares torch.ops.inter
 from interpcore.ops.activation_moments import activation_moments
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, covariance_sizes, key_value_covariance
+from interpcore.ops.batch_product import batch_product
 from interpcore.ops.bin_counts import bin_counts
 from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
 from interpcore.ops.column_top import column_top
@@ -33,6 +34,7 @@ __all__ = [
     "add_products",
     "attn_jvp",
     "attn_vjp",
+    "batch_product",
     "bin_counts",
     "centered",
     "centered_cross",

@@ -17,6 +17,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What each dispatched op has beside its definition. The CUDA form is for a GPU without Triton.
 # `product` is dispatched for "tf32" and "tf32x3" alone; the rest is torch's own on every device.
+# `batch_product` is not: off the CPU it is torch's own.
 FORMS: dict[str, tuple[str, ...]] = {
     "activation_moments": ("cpu", "triton"),
     "attn_jvp": ("cpu", "triton"),

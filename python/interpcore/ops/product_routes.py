@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interpcore._kept import cache_folder
 from interpcore.errors import Unavailable
 from interpcore.ops.backend import isa, native_cpu
 
@@ -183,7 +184,7 @@ def _probe(instructions: str, threads: int) -> ProductProbe:
         "probe": _PROBE,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is None:
         return measure()
     path = folder / f"product-{name}.json"
@@ -239,12 +240,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _cache_folder() -> Path | None:
-    """Where choices are kept; None without a home."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "interpcore" if os.path.isabs(base) else None
 
 
 def _read(path: Path) -> ProductProbe | None:

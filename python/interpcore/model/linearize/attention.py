@@ -88,6 +88,66 @@ class LinearAttention(ShortRepr):
             first_only: only the first position's cotangent is wanted.
         Returns: [batch, vector, position (or 1), d_model].
         """
+        return self.attention.qkv.pull(*self._raw_vjp(g, seen, first_only))
+
+    def mean_vjp(self, g: Tensor, norm: LinearNorm | None) -> Tensor:
+        """Mean over positions of the cotangent of the stream before its norm, from the branch output's g at
+        all positions [batch, vector, position, d_model].
+
+        With a position's raw cotangents y, the projections W, and of the norm the weight w, the reciprocal
+        scale r, the normed stream n and the centring C (a scale that is frozen has no last sum),
+
+            sum_t J_t^T W y_t = C (w * W sum_t r_t y_t) - sum_t r_t n_t (y_t . W^T (w * n_t)) / d
+
+        so that the wide product is made once for all positions.
+
+        Returns: [batch, vector, 1, d_model].
+        """
+        raw = self._raw_vjp(g, None, False)
+        if norm is None:
+            return self.attention.qkv.pull(*(y.mean(2, keepdim=True) for y in raw))
+        live, rstd = g.shape[2], norm.rstd.to(g.dtype)
+        flat = [y.flatten(-2) for y in raw]
+        added = (
+            torch.matmul(rstd[:, None, None], x).unflatten(-1, y.shape[3:])
+            for x, y in zip(flat, raw, strict=True)
+        )
+        total = self.attention.qkv.pull(*added).to(g.dtype)
+        if norm.norm.weight is not None:
+            total = total * (norm.norm.weight + norm.norm.offset)
+        if norm.norm.center:
+            total = total - total.mean(-1, keepdim=True)
+        if not norm.frozen:
+            pairs = zip(flat, self.without_biases(norm), strict=True)
+            # [batch, position, vector]
+            dots = sum(torch.matmul(x.transpose(1, 2), w.flatten(-2)[..., None])[..., 0] for x, w in pairs)
+            shares = (dots * rstd[..., None] / norm.normed.shape[-1]).mT
+            total = total - torch.matmul(shares, norm.normed)[:, :, None]
+        return total / live
+
+    def without_biases(self, norm: LinearNorm) -> tuple[Tensor, Tensor, Tensor]:
+        """W^T (w * n) for queries, keys and values [batch, position, heads, d_head]; n, w the norm's output
+        before its weight, and that weight.
+
+        Where nothing stands between projections and attention, the forward has computed them, biases
+        included.
+        """
+        plain = self.attention
+        edited = any(self.ctx.edits_at(site, self.depth) for site in "qkv")
+        if edited or plain.rotary is not None or plain.q_norm is not None or plain.k_norm is not None:
+            weight = None if norm.norm.weight is None else norm.norm.weight + norm.norm.offset
+            return plain.qkv.push(norm.normed if weight is None else norm.normed * weight)
+        live = self.q.shape[1]
+        zero = norm.normed.new_zeros(1, norm.normed.shape[-1])
+        constant = plain.qkv(zero if norm.norm.bias is None else norm.norm.bias[None])
+        values = self.q, self.keys[:, -live:], self.values[:, -live:]
+        q, k, v = (x - c for x, c in zip(values, constant, strict=True))
+        return q, k, v
+
+    def _raw_vjp(
+        self, g: Tensor, seen: dict[str, Tensor] | None, first_only: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cotangents of what the projections give, the arguments as in `vjp`."""
         g_z = self._output_vjp(g)
         if seen is not None:
             seen["z"] = g_z
@@ -106,7 +166,7 @@ class LinearAttention(ShortRepr):
         dv = self._pulled("v", dv, whole)
         if seen is not None:
             seen |= {"q_raw": dq, "k_raw": dk, "v_raw": dv}
-        return self.attention.qkv.pull(dq, dk, dv)
+        return dq, dk, dv
 
     def jvp(self, t: Tensor) -> Tensor:
         """Tangent of the branch output from the normed stream's t [batch, vector, position, d_model]."""

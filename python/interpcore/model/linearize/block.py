@@ -68,7 +68,13 @@ class LinearBlock:
         """Live positions of the forward."""
         return self.attention.q.shape[1]
 
-    def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None, first_only: bool = False) -> Tensor:
+    def vjp(
+        self,
+        g: Tensor,
+        seen: dict[str, Tensor] | None = None,
+        first_only: bool = False,
+        mean: bool = False,
+    ) -> Tensor:
         """Cotangent of the stream entering the block, after that depth's own edits.
 
         Args:
@@ -76,6 +82,7 @@ class LinearBlock:
                 d_model].
             seen: collects the cotangents of the block's sites, when given.
             first_only: only the first position's cotangent is wanted.
+            mean: only their mean over positions is.
         Returns: [batch, vector, position (or 1), d_model].
         """
         if seen is not None:
@@ -87,7 +94,10 @@ class LinearBlock:
                 seen["resid_mid"] = entering
             entering = pull(self.ctx, "resid_mid", self.depth, entering)
             g = entering = _through(self.attn_stream_norm, entering)
-        return self._attention_vjp(g, entering, seen, first_only)
+        if mean and seen is None and self._passes_mean(g):
+            return entering.mean(2, keepdim=True) + self.attention.mean_vjp(g, self.attn_norm)
+        out = self._attention_vjp(g, entering, seen, first_only)
+        return out.mean(2, keepdim=True) if mean else out
 
     def vjp_from_mlp(self, g: Tensor, site: str) -> Tensor:
         """Cotangent of the stream entering the block from one of what its MLP reads.
@@ -102,6 +112,12 @@ class LinearBlock:
             return g
         g = _through(self.attn_stream_norm, pull(self.ctx, "resid_mid", self.depth, g))
         return self._attention_vjp(g, g, None, False)
+
+    def _passes_mean(self, g: Tensor) -> bool:
+        """Whether the mean over positions can be taken before the attention branch's projections."""
+        plain = self.attn_post_norm is None and "attention" not in self.dropped
+        edited = any(self.ctx.edits_at(site, self.depth) for site in ("attn_out", "attn_normed", "attn_in"))
+        return plain and not edited and g.shape[2] == self.n_positions
 
     def _mlp_vjp(self, g: Tensor, stream: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
         """stream + what the MLP branch passes back of g."""

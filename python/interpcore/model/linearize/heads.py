@@ -10,7 +10,6 @@ from torch import Tensor
 
 from interpcore.model.linearize.attention import LinearAttention
 from interpcore.model.linearize.block import LinearBlock
-from interpcore.model.linearize.norm import LinearNorm
 from interpcore.ops import attn_vjp
 
 RAW = {"q": "q_raw", "k": "k_raw", "v": "v_raw"}
@@ -47,7 +46,7 @@ def head_inputs(
         return {letter: _wide(attention, letter, _added(g, copies)) for letter, g in y.items()}
     weight = None if norm.norm.weight is None else norm.norm.weight + norm.norm.offset
     length = block.n_positions
-    dots = () if norm.frozen else _without_biases(attention, norm, weight)
+    dots = () if norm.frozen else attention.without_biases(norm)
     out = {}
     for at, (letter, g) in enumerate(y.items()):
         last = slice(length - g.shape[1], None)
@@ -64,25 +63,6 @@ def head_inputs(
             x -= _outer(share, norm.normed[:, last], copies)
         out[letter] = x
     return out
-
-
-def _without_biases(
-    attention: LinearAttention, norm: LinearNorm, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """W^T (w * n) for queries, keys and values [batch, position, heads, d_head].
-
-    Where nothing stands between projections and attention, the forward has computed them, biases included.
-    """
-    plain = attention.attention
-    edited = any(attention.ctx.edits_at(site, attention.depth) for site in "qkv")
-    if edited or plain.rotary is not None or plain.q_norm is not None or plain.k_norm is not None:
-        return plain.qkv.push(norm.normed if weight is None else norm.normed * weight)
-    live = attention.q.shape[1]
-    zero = norm.normed.new_zeros(1, norm.normed.shape[-1])
-    constant = plain.qkv(zero if norm.norm.bias is None else norm.norm.bias[None])
-    values = attention.q, attention.keys[:, -live:], attention.values[:, -live:]
-    q, k, v = (x - c for x, c in zip(values, constant, strict=True))
-    return q, k, v
 
 
 def _added(x: Tensor, copies: int) -> Tensor:

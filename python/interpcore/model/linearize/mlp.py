@@ -16,10 +16,7 @@ from interpcore.model.context import Context
 from interpcore.model.linearize.edits import pull, push
 from interpcore.model.linearize.rules import Rules
 from interpcore.model.mlp import ACTIVATIONS, MLP, FeedForward
-from interpcore.ops import gate
-
-# Scaled copies of the up projection held at once while matrices are formed.
-FOLD_BYTES = 8 << 20
+from interpcore.ops import batch_product, gate
 
 
 class LinearFeedForward(Protocol):
@@ -144,24 +141,15 @@ class LinearMLP(ShortRepr):
     def matrices(self, n: int) -> Tensor:
         """The branch's derivative at the last n positions, [batch, n, d_model (out), d_model (in)]."""
         slope = self._last(self.slope, n).flatten(0, 1)
-        act = None if self.act is None else self._last(self.act, n).flatten(0, 1)
-        # Rows of the scaled copies are what the product reads, however the checkpoint stores the weight.
-        up, down = self.mlp.up.weight.contiguous(), self.mlp.down
-        gate = None if self.mlp.gate is None else self.mlp.gate.weight.contiguous()
-        d, m = up.shape
-        out = slope.new_empty(len(slope), d, down.weight.shape[1])
-        at_once = min(len(slope), max(1, FOLD_BYTES // (d * m * up.element_size())))
-        room = slope.new_empty(at_once, d, m)  # one for all: fresh memory costs more than the scaling
-        for start in range(0, len(slope), at_once):
-            part = slice(start, start + at_once)
-            scaled = room[: len(slope[part])]
-            if gate is None or act is None:
-                torch.mul(up, slope[part, None], out=scaled)
-            else:
-                torch.mul(gate, slope[part, None], out=scaled)
-                scaled.addcmul_(up, act[part, None])
-            out[part] = down.push(scaled)
-        return out.mT.unflatten(0, (-1, n))
+        up, down = self.mlp.up.weight, self.mlp.down.weight.to(slope.dtype)
+        if self.act is None:
+            return batch_product(down.mT, up.mT.to(slope.dtype), slope).unflatten(0, (-1, n))
+        assert self.mlp.gate is not None
+        act = self._last(self.act, n).flatten(0, 1)
+        # Rows of the scaled weights are what the product reads, however the checkpoint stores them.
+        gate, up = self.mlp.gate.weight.contiguous(), up.contiguous()
+        backward = batch_product(gate, down, slope, up, act)
+        return backward.mT.contiguous().unflatten(0, (-1, n))
 
     def _folds(self, vectors: int) -> bool:
         """Whether forming the matrices and applying them takes fewer operations than the walk through the
@@ -193,4 +181,9 @@ linear_mlp.register(MLP, LinearMLP.at)
 def apply_matrices(g: Tensor, matrices: Tensor) -> Tensor:
     """Cotangents g [batch, vector, position, d (out)] through a matrix per position [batch, position, d
     (out), d (in)]."""
-    return torch.matmul(g.to(matrices.dtype).transpose(1, 2), matrices).transpose(1, 2)
+    if g.requires_grad and torch.is_grad_enabled():
+        return torch.matmul(g.to(matrices.dtype).transpose(1, 2), matrices).transpose(1, 2)
+    out = matrices.new_empty(*g.shape[:3], matrices.shape[-1])
+    for one, at, filled in zip(g.to(matrices.dtype), matrices, out, strict=True):
+        batch_product(one.transpose(0, 1), at, out=filled.transpose(0, 1))
+    return out

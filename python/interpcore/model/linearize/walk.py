@@ -97,6 +97,7 @@ class Linearization(ShortRepr):
         sites: Sequence[str] = (),
         embed: bool = False,
         first_only: bool = False,
+        mean: bool = False,
     ) -> Iterator[Step]:
         """Walk down from a residual depth.
 
@@ -107,6 +108,8 @@ class Linearization(ShortRepr):
             sites: sites of each call whose cotangents the steps carry (q, k, v, z, mlp_pre, ...).
             embed: end with the token embedding.
             first_only: at `stop`, only the first position's cotangent is wanted (not with `embed`).
+            mean: at `stop`, only the mean over positions is wanted (not with `embed`), which costs less; the
+                step then has one position.
         Yields: `Step` at depth, depth - 1, ..., stop, then the embedding.
         """
         plan = self.model.plan
@@ -126,12 +129,15 @@ class Linearization(ShortRepr):
                 seen: dict[str, Tensor] | None = {} if sites else None
                 # What later calls of a parallel range read of the stream that this one reads.
                 later, first = streams.pop(call.reads[0], None), first_only and last
+                averaged = mean and last
                 out = (
                     self._nothing(cotangent)
                     if total is None
-                    else module.vjp(total, seen, first and later is None)
+                    else module.vjp(total, seen, first and later is None, averaged and later is None)
                 )
                 out = _plus(out, later)[:, :, : 1 if first else None]
+                if averaged and out.shape[2] > 1:
+                    out = out.mean(2, keepdim=True)
                 del total  # not to be held while the step is looked at
                 yield Step(
                     at, out, {} if seen is None else {name: seen[name] for name in sites if name in seen}

@@ -36,6 +36,7 @@ from interpcore.model.load.source import read_checkpoint, read_tokenizer
 from interpcore.model.load.stablelm import stablelm, starcoder2
 from interpcore.model.load.tensors import Unsupported
 from interpcore.model.origin import Origin
+from interpcore.model.weights import Weights
 from interpcore.runs.fields import parse_json
 
 FAMILIES: dict[str, Callable[[Checkpoint], Parts]] = {
@@ -107,6 +108,7 @@ def load(
         be read, an unknown architecture, NaN weights, or logits that disagree with transformers.
     """
     origin = None
+    weights = Weights()
     if isinstance(source, str | Path):
         name, location = str(source), locate(source, revision)
         if (own := _own_family(location)) is not None:
@@ -121,6 +123,7 @@ def load(
         place = hf.get_input_embeddings().weight
         at = location.source, place.dtype, str(place.device)
         origin = Origin(*at, commit, trust_remote_code, said, loader=load)
+        weights = Weights(location.weight_files())
     else:
         hf = source.get_base_model() if hasattr(source, "get_base_model") else source
         tokenizer, name = None, hf.config._name_or_path or type(hf).__name__
@@ -130,10 +133,10 @@ def load(
     if check:
         check_finite(checkpoint.tensors, name)
     try:
-        model = replace(from_checkpoint(checkpoint, name), origin=origin)
+        model = replace(from_checkpoint(checkpoint, name), origin=origin, weights=weights)
     except Unsupported as reason:
         warnings.warn(f"{name} loads through the generic adapter, the slow path: {reason}.", stacklevel=2)
-        return replace(GenericModel.wrap(hf, name, tokenizer), origin=origin)
+        return replace(GenericModel.wrap(hf, name, tokenizer), origin=origin, weights=weights)
     return check_against_transformers(model, hf) if check else model
 
 
@@ -241,7 +244,7 @@ def _load_own(
         check_finite(checkpoint.tensors, name)
     model = from_checkpoint(checkpoint, name)
     origin = Origin(location.source, model.dtype, str(model.device), location.revision, loader=load)
-    return replace(model, origin=origin)
+    return replace(model, origin=origin, weights=Weights(here.weight_files()))
 
 
 def from_transformers(hf: Any, name: str, tokenizer: Any = None) -> Model:

@@ -43,6 +43,11 @@ class Location:
     revision: str | None = None
     cached: bool = False
 
+    def weight_files(self) -> list[Path]:
+        """The files of weights here, sorted; none of a hub id, whose files lie in the hub's own cache."""
+        place = Path(self.place)
+        return [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+
 
 def locate(source: str | Path, revision: str | None = None) -> Location:
     """Find a checkpoint, without reading its weights.

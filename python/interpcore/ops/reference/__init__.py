@@ -3,6 +3,7 @@
 from interpcore.ops.reference.activation_moments import activation_moments
 from interpcore.ops.reference.attn_jvp import attn_jvp
 from interpcore.ops.reference.attn_vjp import attn_vjp
+from interpcore.ops.reference.batch_product import batch_product
 from interpcore.ops.reference.bin_counts import bin_counts
 from interpcore.ops.reference.column_moments import column_moments
 from interpcore.ops.reference.column_top import column_top
@@ -19,6 +20,7 @@ __all__ = [
     "activation_moments",
     "attn_jvp",
     "attn_vjp",
+    "batch_product",
     "bin_counts",
     "column_moments",
     "column_top",
