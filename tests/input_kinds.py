@@ -18,6 +18,7 @@ import torch
 import transformers as tf
 
 import interpcore
+from interpcore.data.eval_logs import EvalLog, write_eval_log
 from interpcore.data.question_sets import read_questions
 from interpcore.data.questions import generate
 from interpcore.data.relations import load_relations
@@ -291,6 +292,22 @@ def read_question_list(path: Path) -> None:
         assert question.question.strip() and question.right
 
 
+def eval_log_kind(ending: str, damage: Any, count: int) -> Kind:
+    """A log of two questions, one with options."""
+    header = {"version": 2, "status": "success", "eval": {"task": "t", "model": "m"}, "plan": {}}
+    both = {"epoch": 1, "metadata": {}, "scores": {}}
+    rows = [
+        both | {"id": "0", "input": "How many?", "target": ["7", "seven"]},
+        both | {"id": "1", "input": "Which?", "choices": ["x", "y"], "target": "B"},
+    ]
+
+    def write(folder: Path) -> Path:
+        write_eval_log(EvalLog(header, rows), folder / f"log{ending}")
+        return folder / f"log{ending}"
+
+    return Kind(write, read_question_list, damage, count)
+
+
 def dictionary_kind(file: str, damage: Any, count: int) -> Kind:
     """Dictionaries of `tiny`: a SAELens folder's file, a Gemma Scope file, circuit-tracer's config."""
 
@@ -323,6 +340,8 @@ KINDS = {
     "directions": Kind(write_directions, read_directions, mutations.SAFETENSORS),
     "intervention": Kind(write_intervention, read_intervention, mutations.SAFETENSORS),
     "questions": Kind(write_questions, read_question_list, mutations.JSON, 80),
+    "evaluation log": eval_log_kind(".json", mutations.JSON, 60),
+    "packed evaluation log": eval_log_kind(".eval", mutations.BYTES, 60),
     "relation": Kind(write_relation, read_relation, mutations.JSON, 120),
     "operator": Kind(write_operator, read_operator, mutations.SAFETENSORS),
     "lens": Kind(write_lens, read_lens, mutations.SAFETENSORS),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from families import transformers_model
 from patched_case import random_edges, random_pairs
+from typer.testing import CliRunner
 
 import interpcore
-from interpcore.circuits import Graph, GraphError, Metric
+from interpcore.circuits import Graph, GraphError, Metric, generate_pairs, load_scores
 from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.patching.ablated import ablate
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.patching.patched import Watch, run_patched
+from interpcore.cli import app
 
 
 def load(family: str):
@@ -101,3 +105,63 @@ def test_what_they_cannot_be_is_refused(tmp_path):
         attribute(model, pairs, given=~graph.legal)
     with pytest.raises(GraphError, match="its graph needs"):
         attribute(model, pairs, given=graph.legal[1:])
+
+
+def test_the_command_shows_what_two_edges_do_together(tmp_path):
+    study = (
+        "circuits",
+        "attribute",
+        "--task",
+        "ioi",
+        "--head",
+        "8",
+        "--quiet",
+        "--out",
+        str(tmp_path / "run"),
+    )
+    asked = (*study, "--method", "eap", "--given", "m1->logits,m3->logits", "--json")
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 0, found.output
+    listed = json.loads(found.output)["table"]
+    model = interpcore.load("tiny")
+    discovery = generate_pairs("ioi", model.tokenizer, 8).split()[0]
+    alone, given = (
+        attribute(model, discovery, method="eap", given=edges) for edges in ([], ["m1->logits", "m3->logits"])
+    )
+    moved = (given.values - alone.values).nan_to_num(0).abs()
+    largest = alone.graph.edge_name(*divmod(int(moved.argmax()), moved.shape[1]))
+    assert listed[0]["edge"] == largest and len(listed) == 20
+    for row in listed:
+        edge = alone.graph.edge(row["edge"])
+        assert row["score"] == pytest.approx(float(alone.values[edge]), rel=1e-4, abs=1e-6)
+        assert row["given"] == pytest.approx(float(given.values[edge]), rel=1e-4, abs=1e-6)
+        assert row["together"] == pytest.approx(row["given"] - row["score"], abs=1e-6)
+    for more, said in (
+        (("--level", "node"), "leave out --level and --segment"),
+        (("--method", "relp"), "--method is relp"),
+    ):
+        refused = CliRunner().invoke(app, [*asked, *more])
+        assert refused.exit_code == 1 and said in str(refused.exception)
+
+
+@pytest.mark.parametrize("segment", ["position", "example"])
+def test_the_command_shows_scores_by_segment(segment, tmp_path):
+    out = tmp_path / "run"
+    command = ("circuits", "attribute", "--task", "sva", "--head", "8", "--method", "eap", "--quiet")
+    found = CliRunner().invoke(app, [*command, "--segment", segment, "--json", "--out", str(out)])
+    assert found.exit_code == 0, found.output
+    rows = json.loads(found.output)["table"]
+    scores = load_scores(out / "artifacts" / "scores" / "sva" / f"eap-by-{segment}.safetensors")[0]
+    assert [row[segment] for row in rows] == list(range(len(scores.segment_names)))
+    whole = scores.segments.sum(0) if segment == "position" else scores.segments.mean(0)
+    torch.testing.assert_close(whole[scores.scored], scores.values[scores.scored], rtol=1e-4, atol=1e-5)
+    for row, values in zip(rows, scores.segments, strict=True):
+        assert row["total"] == pytest.approx(float(values.abs().nansum()))
+        if row["total"]:
+            assert row["score"] == float(values[scores.graph.edge(row["strongest"])])
+            assert abs(row["score"]) == float(values.abs().nan_to_num(0).max())
+    assert any(row["total"] for row in rows)
+    refused = CliRunner().invoke(
+        app, [*command, "--segment", segment, "--method", "exact", "--out", str(out)]
+    )
+    assert refused.exit_code == 1 and "--segment goes with" in str(refused.exception)

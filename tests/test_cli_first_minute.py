@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -57,6 +58,22 @@ def test_every_list_holds_what_commands_take(what):
         "sites": "resid_mid",
     }
     assert known[what] in names
+
+
+def commands(group, name="") -> list[tuple[str, Any]]:
+    """Every command below a group, by what is typed."""
+    if not hasattr(group, "commands"):
+        return [(name, group)]
+    return [each for word, below in group.commands.items() for each in commands(below, f"{name} {word}")]
+
+
+def test_every_command_prints_for_programs_and_shows_an_example():
+    every = commands(typer.main.get_command(app))
+    assert len(every) > 70
+    for name, command in every:
+        flags = {flag for each in command.params for flag in each.opts}
+        assert {"--json", "--format"} <= flags, name
+        assert "Example: interpcore" in command.help, name
 
 
 def test_a_wrong_name_is_told_with_the_like_without_torch():

@@ -239,6 +239,11 @@ def test_what_is_no_dictionary_of_the_model_is_refused(tiny: Model, tmp_path: Pa
     (folder / "layer_0.safetensors").rename(folder / "layer_1.safetensors")
     with pytest.raises(Refused, match="without a gap"):
         load_dictionaries(folder, tiny)
+    said = (folder / "config.yaml").read_text()
+    for kind, sentence in (("cross_layer_transcoder", "which is not read; sets"), ("odd", "'odd' is not")):
+        (folder / "config.yaml").write_text(said.replace("transcoder_set", kind))
+        with pytest.raises(Refused, match=sentence):
+            load_dictionaries(folder, tiny)
     w = weights(D)
     with pytest.raises(Refused, match="a threshold belongs to jumprelu"):
         Dictionary(

@@ -227,11 +227,11 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     few = ["--tokens", base / "tokens", "--out", tmp_path / "own", "--quiet", "--sequences", 3]
     done = neurons("intervene", "--neurons", "3.5,1.7", "--values", "0,2", *few)
     assert done.exit_code == 0
-    table = pd.read_csv(tmp_path / "own" / "intervene" / "artifacts" / "interventions.csv")
+    table = pd.read_csv(tmp_path / "own" / "intervene-3.5+1.7" / "artifacts" / "interventions.csv")
     assert sorted(table.kind.value_counts().items()) == [("fixed", 8), ("mean", 4), ("none", 1)]
     silent = neurons("intervene", "--neurons", "3.5", "--kind", "zero", "--site", "pre", *few)
     assert silent.exit_code == 0
-    other = pd.read_csv(tmp_path / "own" / "intervene-zero-pre" / "artifacts" / "interventions.csv")
+    other = pd.read_csv(tmp_path / "own" / "intervene-zero-pre-3.5" / "artifacts" / "interventions.csv")
     assert other.kind.tolist() == ["none", "zero", "mean", "zero", "mean"]
     # gelu(0) = 0.
     for kind, same in (
@@ -243,7 +243,7 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     assert neurons("intervene", "--neurons", "3.5", "--kind", "negate", *few).exit_code == 2
     done = neurons("deactivation", "--neurons", "0.470,1.7", "--first", 16, *few)
     assert done.exit_code == 0 and "random directions" in done.output
-    heads = pd.read_csv(tmp_path / "own" / "deactivation" / "artifacts" / "heads.csv")
+    heads = pd.read_csv(tmp_path / "own" / "deactivation-0.470+1.7" / "artifacts" / "heads.csv")
     assert len(heads) == (3 + 2) * 4
     cached = neurons(
         "cache", "--neurons", "2.80,0.1", "--tokens", base / "tokens", "--sequences", 3, "--quiet",

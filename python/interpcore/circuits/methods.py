@@ -32,6 +32,18 @@ class Method:
     exact: bool = False
     sentence: str = ""
 
+    @property
+    def takes_given(self) -> bool:
+        """Whether its scores can be taken where some edges are corrupted already."""
+        plain = self.options.get("method") in ("eap", "eap-ig-inputs", "clean-corrupted")
+        return plain and self.takes_segments and self.options.get("steps") != "auto"
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether its scores are sums over positions, which may be kept apart."""
+        by_gradients = not self.exact and self.options["method"] != "information-flow-routes"
+        return by_gradients and not {"rules", "qk_fix"} & set(self.options)
+
 
 _IG = {"method": "eap-ig-inputs", "steps": 5}
 _METHODS = {

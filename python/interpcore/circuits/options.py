@@ -27,6 +27,8 @@ SELECTIONS = ("greedy", "topn")
 LEVELS = ("edge", "node", "neuron")
 PRECISIONS = ("float32", "bfloat16")
 """Of the products of exact patching."""
+SEGMENTS = ("position", "example")
+"""What scores are kept of apart."""
 DIRECTIONS = ("helps", "hurts")
 """What a positive score of a foreign file means."""
 IG_STEPS = (2, 3, 5, 7, 10, 15, 20, 30, 50)
@@ -163,6 +165,31 @@ class Attribute(ByMethods):
     level: str = option(
         "edge", "Score edges, nodes (a source's whole output) or neurons (its entries).", choices=LEVELS
     )
+    given: tuple[str, ...] = option(
+        (),
+        "Edges corrupted already, such as m1->logits or input->a0.h1<k>; again for more. Scores are then "
+        "those of one edge more, beside its own.",
+    )
+    segment: str | None = option(
+        None, "Score every token position, or every pair of prompts, apart, too.", choices=SEGMENTS
+    )
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the methods' names, and what goes with `given` and `segment`."""
+        super().check_data()
+        if self.given and (self.level != "edge" or self.segment):
+            raise Refused("--given scores edges, all positions together: leave out --level and --segment.")
+        if self.segment and self.level != "edge":
+            raise Refused("--segment scores edges: leave out --level.")
+        for name in self.methods:
+            method = method_of(name)
+            if self.given and not method.takes_given:
+                raise Refused(
+                    f"--given goes with eap, eap-ig in any number of steps and clean-corrupted; "
+                    f"--method is {name}."
+                )
+            if self.segment and not method.takes_segments:
+                raise Refused(f"--segment goes with methods by plain gradients; --method is {name}.")
 
 
 @dataclass(frozen=True, kw_only=True)

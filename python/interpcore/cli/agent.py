@@ -30,6 +30,7 @@ RUN = Experiment(
     options=SessionOptions,
     opens="interpcore.cli.agent:open_run",
     extra="agent",
+    then=("interpcore agent replay OUT --model MODEL --out OUT-again",),
 )
 add(app, RUN)
 
@@ -93,7 +94,7 @@ def replay(
         with open_run(loaded, out, options, replay=ledger, progress=not quiet) as session:
             session.run()
             report = session.report()
-    show_report(report)
+    show_report(report, [f"interpcore show {out}"])
     for name in ("report.md", "report.html"):
         if read_bytes(record / "artifacts" / name) != read_bytes(out / "artifacts" / name):
             raise RunError(f"{out / 'artifacts' / name} is not the same as the record's; compare the two.")
@@ -138,4 +139,5 @@ def bench(
         "recall",
     )
     more = ("recall_low", "stated_precision", "holds", "forwards", "per_true")
-    show_and_end(Report(found.table, notes=found.notes, shown=(*shown, *more)))
+    then = ["interpcore agent run --out RUN", f"interpcore show {out}"]
+    show_and_end(Report(found.table, notes=found.notes, shown=(*shown, *more)), then=then)

@@ -40,7 +40,8 @@ def compare_files(
         said = [getattr(one, name) for one in (first, second)]
         if said[0] != said[1]:
             notes.append(f"The {name} differs: {said[0]} and {said[1]}.")
-    show(frame([asdict(agreement(first, second))]), *notes)
+    then = [f"interpcore circuits draw {scores} circuit.html"]
+    show(frame([asdict(agreement(first, second))]), *notes, then=then)
 
 
 @app.command()
@@ -88,13 +89,15 @@ def draw(
         circuit = select(loaded, min(READABLE, loaded.size), selection)
         told = "no size was given, and no run beside the file says which circuit is faithful"
         notes = [f"{READABLE} edges are chosen: {told}."]
+    then = [f"interpcore circuits evaluate {scores} --out RUN"]
     name = title or " ".join(part for part in (loaded.model, loaded.task, loaded.method) if part)
     if picture.suffix == ".json":
         written = save_graph(circuit_graph_file(circuit, loaded, name), picture)
-        show(frame([]), *notes, f"{circuit.n_edges} edges.", files=[written])
+        show(frame([]), *notes, f"{circuit.n_edges} edges.", files=[written], then=then)
         return
     drawn = draw_circuit(circuit, picture, loaded, title=name, most=most, about=about)
-    show(frame([]), *notes, f"{len(drawn)} of {circuit.n_edges} edges are drawn.", files=[picture])
+    notes.append(f"{len(drawn)} of {circuit.n_edges} edges are drawn.")
+    show(frame([]), *notes, files=[picture], then=then)
 
 
 @app.command()
@@ -172,4 +175,4 @@ def latents(
     save_graph(latent_graph_file(kept, out.stem), out)
     said = [f"{kept}, of {len(whole.nodes)} nodes."]
     said += [f"{whole.left_out} active latents have no row; --most takes more."] if whole.left_out else []
-    show(kept.to_pandas().head(20), *said, files=[out])
+    show(kept.to_pandas().head(20), *said, files=[out], then=[f"interpcore validate {out}"])

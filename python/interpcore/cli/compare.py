@@ -27,4 +27,5 @@ def compare(
     from interpcore.review.compare import compare as compare_runs
 
     told = [field for text in differ or [] for field in text.split(",")]
-    show_report(compare_runs(run_a, run_b, differ=told))
+    then = [f"interpcore show {run}" for run in (run_a, run_b) if Path(run).is_dir()]
+    show_report(compare_runs(run_a, run_b, differ=told), then)

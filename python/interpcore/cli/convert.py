@@ -31,4 +31,5 @@ def convert(
 
     from interpcore.cli.tables import show
 
-    show(pd.DataFrame(), f"{dtype}. {quantised}.", files=[folder])
+    then = f"interpcore lre run --model {folder} --out RUN"
+    show(pd.DataFrame(), f"{dtype}. {quantised}.", files=[folder], then=[then])

@@ -39,6 +39,7 @@ RUN = Experiment(
     options=Options,
     opens="interpcore.cli.generalize:open_run",
     extra="generalize",
+    then=("interpcore generalize replay published",),
 )
 
 
@@ -138,7 +139,8 @@ def list_trials(
             for t in trials
         ]
         settings = [f"  --set {s.name}={shown_default(s)}  {s.sentence}" for s in declared(found.settings)]
-        show(pd.DataFrame(rows), *([f"Settings of {found.name}:", *settings] if suite else []))
+        said = [f"Settings of {found.name}:", *settings] if suite else []
+        show(pd.DataFrame(rows), *said, then=[f"interpcore generalize run {suite or name} --out RUN"])
 
 
 @app.command()
@@ -164,7 +166,8 @@ def register(
             {"id": t.id, "definition": t.key, "registered": book.registered(t), "runs": len(book.attempts(t))}
             for t in trials
         ]
-    show(pd.DataFrame(rows), files=[registry])
+    then = f"interpcore generalize run {suite} --registry {registry} --out RUN"
+    show(pd.DataFrame(rows), files=[registry], then=[then])
 
 
 @app.command("replay")
@@ -194,7 +197,8 @@ def replay_published(
     ]
     if not run:
         notes += [f"{row['name']}: {row['note']}." for row in found.to_dict("records") if row["note"]]
-        show(found, *notes, shown=[c for c in found if c != "note"])
+        then = [f"interpcore generalize replay {found['name'].iloc[0]} --run --out RUN"]
+        show(found, *notes, shown=[c for c in found if c != "note"], then=then)
         return
     if name == "published" or out is None:
         raise Refused("Give the name of one published trial, and a run folder with --out.")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from interpcore.cli.record_kinds import card, claims, database, eval_log
 from interpcore.cli.tensor_kinds import Found, mib_scores, steering_file, tensor_file, torch_file
 from interpcore.errors import InterpcoreError, Refused
 from interpcore.runs.artifacts import read_json, read_tensors
@@ -78,7 +79,8 @@ def _run(path: Path) -> Found:
     said, files = [], 0
     for run in run_cards(path):
         found = state(run)
-        said.append(f"{found.kind}: {found.done} of {found.asked} cells finished")
+        cells = f": {found.done} of {found.asked} cells finished" if found.asked else ""
+        said.append(f"{found.kind if found.kind != 'a run' else run.name}{cells}")
         for file in sorted((run / "artifacts").rglob("*")):
             if file.suffix == ".safetensors":
                 read_tensors(file)
@@ -258,20 +260,6 @@ def _frame(path: Path, model: str | None = None) -> Found:
     return "table", f"{len(frame)} rows of {len(frame.columns)} columns"
 
 
-def _database(path: Path, model: str | None) -> Found:
-    from contextlib import closing
-
-    from interpcore.agent.ledger import SessionLedger
-    from interpcore.runs.ledger import Ledger
-
-    if path.name == "session.sqlite":
-        with closing(SessionLedger(path, read_only=True)) as session:
-            return "an agent's session", str(session.value("SELECT status FROM sessions"))
-    with Ledger(path, read_only=True) as ledger:
-        rows = list(ledger)
-    return "ledger", f"{sum(row.status == 'done' for row in rows)} of {len(rows)} cells done"
-
-
 def _trials(path: Path, model: str | None) -> Found:
     from interpcore.cli.generalize import read_trials
 
@@ -300,19 +288,6 @@ def _features(path: Path, model: str | None) -> Found:
     from interpcore.neurons.features import read_entries
 
     return "feature file", f"{len(read_entries(path))} rules"
-
-
-def _claims(path: Path, model: str | None) -> Found:
-    from interpcore.runs.claims import read_claims
-
-    return "claims", f"{len(read_claims(path))} claims"
-
-
-def _card(path: Path, model: str | None) -> Found:
-    from interpcore.runs.card import RunCard
-
-    card = RunCard.from_json(read_json(path), str(path))
-    return "run card", f"{card.model or 'no model'}, begun {card.created}"
 
 
 def _manifest(path: Path, model: str | None) -> Found:
@@ -350,12 +325,13 @@ Reader = Callable[[Path, str | None], Found]
 
 _BY_KEYS: tuple[tuple[set[str], Reader], ...] = (
     ({"metadata", "qParams", "nodes", "links"}, _graph),
+    ({"version", "status", "eval"}, eval_log),
     ({"prompt_templates", "samples"}, _relations),
     ({"cfg", "edges"}, mib_scores),
     ({"features"}, _features),
     ({"examples", "name"}, _tasks),
-    ({"claim", "statistic"}, _claims),
-    ({"model", "weights", "arguments", "created"}, _card),
+    ({"claim", "statistic"}, claims),
+    ({"model", "weights", "arguments", "created"}, card),
     ({"shards"}, _manifest),
     ({"model_type"}, _config),
     ({"pairs"}, _own_pairs),
@@ -385,10 +361,11 @@ _BY_SUFFIX: dict[str, Reader] = {
     ".safetensors": tensor_file,
     ".pt .pth": torch_file,
     ".txt .text .md .plan .txt.gz .txt.zst": _text,
-    ".sqlite": _database,
+    ".sqlite": database,
     ".py": _trials,
     ".npz": _dictionaries,
     ".yml .yaml": _recipe,
     ".npy": _shard,
+    ".eval": eval_log,
     ".gguf": _gguf,
 }

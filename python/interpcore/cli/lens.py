@@ -84,4 +84,4 @@ def compare(
         for name in ("rules", "count", "skip", "length")
         if getattr(lenses[0], name) != getattr(lenses[1], name)
     ]
-    show(table, *NOTES, *notes)
+    show(table, *NOTES, *notes, then=[f"interpcore lens read {first} --out RUN"])

@@ -16,7 +16,7 @@ from interpcore.runs.experiment import Report
 
 HEADS = (
     *("relation", "kind", "obj", "known", "faithful", "95%", "all", "control"),
-    *("causal", "95%", "all", "control", "depth", "rank"),
+    *("causal", "causal 95%", "causal all", "causal control", "depth", "rank"),
 )
 
 app = typer.Typer()
@@ -92,4 +92,5 @@ def compare(
         }
         for measure, r in found.correlations.items()
     ]
-    show_table(pd.DataFrame(rows), *(str(difference) for difference in found.differences))
+    said = [str(difference) for difference in found.differences]
+    show_table(pd.DataFrame(rows), *said, then=[f"interpcore compare {run_a} {run_b}"])

@@ -76,6 +76,7 @@ def tokens(
 
 
 @app.command()
+@in_forms
 def site(
     run: Annotated[
         Path, typer.Argument(help="The folder of a study that has its table (neurons dataframe).")
@@ -112,10 +113,15 @@ def site(
     shards = TokenShards.open(corpus)
     loaded = find_model(read_card(run / "summary"), model)
     facts = neuron_facts(run, loaded, shards, examples=examples, sample=sample)
-    typer.echo(str(write_site(facts, out or run / "site")))
-    if neuronpedia is not None:
-        for file in write_neuronpedia(facts, neuronpedia):
-            typer.echo(str(file))
+    files = [write_site(facts, out or run / "site")]
+    files += write_neuronpedia(facts, neuronpedia) if neuronpedia is not None else []
+    import pandas as pd
+
+    table = (
+        pd.DataFrame(list(facts.data), columns=["layer", "neuron"]).groupby("layer", as_index=False).count()
+    )
+    said = f"{facts.model} on {facts.corpus}, {facts.tokens:,} tokens. Open index.html in a browser."
+    show(table.rename(columns={"neuron": "neurons"}), said, files=files, then=[f"interpcore show {run}"])
 
 
 for experiment in EXPERIMENTS:

@@ -42,11 +42,12 @@ def job(
     if name == "list":
         import pandas as pd
 
-        show(pd.DataFrame([{"job": each, "does": what.does} for each, what in JOBS.items()]))
+        then = "interpcore steering job JOB --workspace WORKSPACE"
+        show(pd.DataFrame([{"job": each, "does": what.does} for each, what in JOBS.items()]), then=[then])
         return
     if workspace is None:
         raise Refused("Give --workspace, a folder that holds transformers/ and datasets/.")
     place = Workspace(workspace, count, limit, new_tokens, shots, workers, not quiet)
     place.check(name)
     require("harness" if JOBS[name].does == "lm-eval" else "steering")
-    show_and_end(place.run(name))
+    show_and_end(place.run(name), then=["interpcore steering job list"])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from interpcore.cli.study import Revision, add, load
+from interpcore.cli.tables import in_forms, show
 from interpcore.surgery.experiments import EXPERIMENTS
 
 app = typer.Typer()
@@ -14,6 +15,7 @@ for experiment in EXPERIMENTS:
 
 
 @app.command()
+@in_forms
 def recipe(
     plan: Annotated[str, typer.Argument(help="A plan, such as '0-2, 1 x5, 3' or 'skip 3'.")],
     out: Annotated[Path, typer.Argument(help="The file, .yml.")],
@@ -39,4 +41,8 @@ def recipe(
         raise Refused(f"{out} is no .yml; name the recipe so.")
     read = read_plan(plan, load(model, revision=revision).plan)
     write_recipe(out, read, named or model, dtype)
-    typer.echo(f"{out}: {len(read.blocks)} blocks of {named or model}, {read.text}")
+    import pandas as pd
+
+    facts = {"blocks": len(read.blocks), "of": named or model, "plan": read.text}
+    then = f"interpcore surgery run --plan {out} --model {model} --out RUN"
+    show(pd.DataFrame([facts]), files=[out], then=[then])

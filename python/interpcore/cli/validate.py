@@ -8,6 +8,24 @@ import typer
 
 from interpcore.errors import InterpcoreError, Refused, sentence
 
+_THEN = {
+    "prompt pairs": "interpcore circuits pareto --pairs {file} --out RUN",
+    "relation": "interpcore lre run --relations {file} --out RUN",
+    "relations": "interpcore lre run --relations {file} --out RUN",
+    "documents": "interpcore neurons tokens {file} --out RUN-tokens",
+    "token shards": "interpcore neurons report --tokens {file} --out RUN",
+    "questions": "interpcore steering directions --questions {file} --out RUN",
+    "evaluation log": "interpcore steering sweep --questions {file} --directions DIRECTIONS --out RUN",
+    "scores": "interpcore circuits draw {file} circuit.html",
+    "Jacobian lens": "interpcore lens read {file} --out RUN",
+    "run folder": "interpcore show {file}",
+    "study": "interpcore show {file}",
+    "model": "interpcore lre run --model {file} --out RUN",
+    "tasks": "interpcore surgery tasks --tasks {file} --out RUN",
+    "trials": "interpcore generalize run {file} --out RUN",
+}
+"""What to type after each kind of file."""
+
 
 def validate(
     files: Annotated[list[str], typer.Argument(help="Files or folders; or a plan, with --model.")],
@@ -36,6 +54,7 @@ def validate(
             rows.append({"file": file, "is": None, "holds": None, "fault": sentence(error)})
             wrong.append(sentence(error))
     fine = pd.DataFrame([row for row in rows if row["fault"] is None])
-    show(pd.DataFrame(rows), people=fine.drop(columns="fault", errors="ignore"))
+    then = dict.fromkeys(_THEN[row["is"]].format(**row) for row in rows if row["is"] in _THEN)
+    show(pd.DataFrame(rows), people=fine.drop(columns="fault", errors="ignore"), then=list(then))
     if wrong:
         raise Refused(" ".join(text if text.endswith((".", "?")) else f"{text}." for text in wrong))

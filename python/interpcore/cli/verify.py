@@ -44,7 +44,7 @@ def verify(
         run, model=model, cells=cells, seed=seed, data=moved(data or []), claims=claims, again=again
     )
     report = found.report()
-    show_report(report)
+    show_report(report, [f"interpcore show {run}"])
     if report.problems:
         more = len(report.problems) - FEW
         told = "; ".join(text.rstrip(".") for text in report.problems[:FEW])

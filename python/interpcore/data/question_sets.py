@@ -1,8 +1,8 @@
 """Published question sets as their files lie on a disk, read into `Question`s, and splits by question.
 
-A set is a file (.json, .jsonl, .parquet, .arrow, .csv, .tsv) or a folder of them: one that `datasets` saved,
-a clone of the hub's repository, or the hub's own cache folder (`datasets--owner--name`). Which set a record
-is of shows in its fields.
+A set is a file (.json, .jsonl, .parquet, .arrow, .csv, .tsv, or an evaluation log, .eval or .json) or a
+folder of them: one that `datasets` saved, a clone of the hub's repository, or the hub's own cache folder
+(`datasets--owner--name`). Which set a record is of shows in its fields.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from interpcore.data.documents import read_rows
+from interpcore.data.eval_logs import is_eval_log, questions_of
 from interpcore.data.questions import Question, generate
 from interpcore.errors import Refused
 from interpcore.runs.artifacts import read_json
@@ -25,7 +26,7 @@ from interpcore.runs.fields import Fields, is_text
 SPLITS = ("direction", "selection", "test")
 SHARES = (0.5, 0.2, 0.3)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv")
+_KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".eval")
 _NOTES = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 TINY = re.compile(r"tiny(?::(\d+))?")
 TINY_COUNT = 240
@@ -209,8 +210,13 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     yield f"line {line} of {path}", row
             except (csv.Error, UnicodeDecodeError) as error:
                 raise Refused(f"{path} is no table of text: {error}.") from error
+    elif path.suffix == ".eval":
+        yield from questions_of(path)
     elif path.suffix == ".json":
         content = read_json(path)
+        if is_eval_log(content):
+            yield from questions_of(path)
+            return
         if not isinstance(content, list):
             raise Refused(f"{path} is no list of questions.")
         yield from ((f"entry {i} of {path}", row) for i, row in enumerate(content))
@@ -316,8 +322,9 @@ def _open(row: Fields, number: int, name: str) -> Question:
         last.strip().replace(",", "") if marked else answer.strip(),
         None,
         _text(row.content, "category"),
-        "gsm8k" if marked else name,
+        _text(row.content, "src") or ("gsm8k" if marked else name),
         score,
+        accepted=row.texts("accepted") if row.content.get("accepted") else (),
         cot_content=solution.strip(),
     )
 

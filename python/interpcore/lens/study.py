@@ -135,7 +135,7 @@ class FitStudy(experiment.Study):
             whole_numbers(panel.xaxis)
         data = f"lens from {lens.site} to depth {lens.target_depth}, rules {lens.rules}"
         n = f"{lens.count} prompts of at most {lens.length} tokens"
-        said = caption(model=str(self.artifacts.card.model), data=data, n=n)
+        said = caption(model=str(self.artifacts.card.model), data=data, n=n, note=" ".join(NOTES[1:]))
         files = write_frame(place("tables/depths"), table) + save_figure(
             place("figures/depths"), figure, said
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interpcore.lre.tables import INTERVALS, READING_CONTROLS
-from interpcore.runs.plots import caption, named_ticks, new_figure
+from interpcore.runs.plots import caption, counted, named_ticks, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 COLORS = {"factual": "#3b6ea8", "commonsense": "#c8772e", "linguistic": "#4c9a57", "bias": "#8a5aa8"}
 MARKERS = dict(zip(READING_CONTROLS, "xo^s", strict=True))
+FEW = 8
+"""Relations that are all named."""
+NOTES = {
+    "faithfulness": f"Subjects beside each relation. {INTERVALS}",
+    "depths": "Lines: means over a category's relations, at the depth's best beta; bands: their standard "
+    "error; ▾: relations that the depth was chosen for.",
+    "causality_by_rank": "Lines: means over a category's relations, at the chosen depth; bands: their "
+    "standard error.",
+    "agreement": "A point is a relation, at the depth and rank chosen for it.",
+}
+"""What the marks of each picture are."""
 LABELS = {"b alone": "bias term alone", "shuffled": "shuffled subjects"}
 
 
@@ -52,29 +63,31 @@ def faithfulness_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def caption_of(table: pd.DataFrame, model: str) -> str:
-    """What goes below a picture of measured relations."""
+def caption_of(table: pd.DataFrame, model: str, note: str = INTERVALS) -> str:
+    """What goes below a picture of measured relations; `note` says what its marks are."""
     trials = int(table.trials.max())
     return caption(
         model=model,
-        data=f"{_counted(len(table), 'relation')}, {_counted(trials, 'trial')} each",
-        n=f"{int(table.n_known.sum())} facts that the model knows (subjects beside each relation)",
-        note=INTERVALS,
+        data=f"{counted(len(table), 'relation')}, {counted(trials, 'trial')} each",
+        n=f"{int(table.n_known.sum())} facts that the model knows",
+        note=note,
     )
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'s' if n > 1 else ''}"
-
-
-def depth_figure(curves: pd.DataFrame) -> Figure:
-    """Faithfulness and causality by source depth, one line per category, cross-fitted at each depth."""
+def depth_figure(curves: pd.DataFrame, table: pd.DataFrame | None = None) -> Figure:
+    """Faithfulness and causality by source depth, one line per category, cross-fitted at each depth; with a
+    table of relations, how many each depth was chosen for along the top."""
     figure, panels = new_figure(9, 3.8, panels=2)
-    for panel, measure in zip(panels, ("faithfulness", "causality"), strict=True):
+    chosen_by = {"faithfulness": "depth", "causality": "edit_depth"}
+    for panel, (measure, depth) in zip(panels, chosen_by.items(), strict=True):
         chosen = curves[curves.curve == f"{measure} by depth"]
         _mean_lines(panel, chosen, "o-")
         names = chosen.drop_duplicates("place").sort_values("place")
         named_ticks(panel.xaxis, list(names.place), list(names["at"]))
+        places = dict(zip(names["at"], names.place, strict=True))
+        counts = {} if table is None else table[depth].value_counts()
+        for at, count in counts.items():
+            panel.annotate(f"▾{count}", (places[at], 1.03), ha="center", fontsize=8, annotation_clip=False)
         panel.set(xlabel="source depth", ylabel=measure)
     return figure
 
@@ -88,8 +101,8 @@ def rank_figure(curves: pd.DataFrame) -> Figure:
 
 
 def agreement_figure(table: pd.DataFrame) -> Figure:
-    """Faithfulness against causality, one point per relation, those of equal place side by side; named where
-    the two differ by more than 0.2."""
+    """Faithfulness against causality, one point per relation, those of equal place side by side; few are all
+    named, of many those whose two differ by more than 0.2."""
     figure, [axes] = new_figure(6, 5)
     axes.plot([0, 1], [0, 1], ":", color="grey", lw=1)
     taken: Counter[tuple[float, float]] = Counter()
@@ -99,8 +112,17 @@ def agreement_figure(table: pd.DataFrame) -> Figure:
             place = (round(row.faithfulness, 2), round(row.causality, 2))
             places.append((row.faithfulness - 0.02 * taken[place], row.causality))
             taken[place] += 1
-            if abs(row.faithfulness - row.causality) > 0.2:
-                axes.annotate(row.relation, places[-1], (4, 4), textcoords="offset points", fontsize=6)
+            if len(table) <= FEW or abs(row.faithfulness - row.causality) > 0.2:
+                right = row.faithfulness > 0.7  # a name to the right would leave the axes
+                offset = (-4, 4 + 8 * (taken[place] - 1)) if right else (4, 4 + 8 * (taken[place] - 1))
+                axes.annotate(
+                    row.relation,
+                    places[-1],
+                    offset,
+                    textcoords="offset points",
+                    fontsize=6,
+                    ha="right" if right else "left",
+                )
         label = f"{kind} ({len(part)})"
         x, y = np.transpose(places)
         axes.scatter(x, y, color=COLORS[str(kind)], alpha=0.8, s=22, label=label)

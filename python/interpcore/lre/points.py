@@ -17,7 +17,7 @@ from interpcore.lre.trial import Trial, check_known, prepare
 from interpcore.runs import Row
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
-from interpcore.runs.plots import caption, named_ticks, new_figure, save_figure
+from interpcore.runs.plots import caption, counted, named_ticks, new_figure, save_figure, whole_numbers
 from interpcore.stats import mean_over_clusters
 
 if TYPE_CHECKING:
@@ -112,12 +112,13 @@ def report_points(study: Any, rows: Sequence[Row], name: str, notes: Sequence[st
     short = summary(table, by, measures)
     assert study.artifacts is not None
     files = write_frame(study.artifacts.artifact(f"tables/{name}"), table)
+    relations, trials = table.relation.nunique(), study.options.trials
     n = f"{int(table.groupby('relation').n_facts.max().sum())} facts that the model knows"
     said = caption(
         model=str(study.artifacts.card.model),
-        data=f"{table.relation.nunique()} relations, at most {study.options.trials} trials each",
+        data=f"{counted(relations, 'relation')}, {counted(trials, 'trial')} each",
         n=n,
-        note="Mean over relations, bar or band: its standard error.",
+        note=" ".join((*notes, "Means over relations; black bars or bands: their standard error.")),
     )
     drawn = save_figure(study.artifacts.artifact(f"figures/{name}"), points_figure(short, by, measures), said)
     said_of = (*notes, SUMMARY.format(name), INTERVALS.split(". ")[0] + ".", *left_out)
@@ -197,6 +198,8 @@ def _lines(panel: Axes, short: pd.DataFrame, by: list[str], measure: str) -> Non
         )
     if not numeric:
         named_ticks(panel.xaxis, list(at.values()), [str(value) for value in at])
+    elif short[along].dtype.kind == "i":
+        whole_numbers(panel.xaxis)
     panel.set(xlabel=along, ylabel=measure)
     if others:
         panel.legend(frameon=False, fontsize=7)

@@ -82,8 +82,8 @@ def write_report(folder: RunFolder) -> Report:
         for name, frame in written.items():
             files += write_frame(folder.artifact(f"tables/{name}"), frame)
         measured = table[table.trials > 0]
-        said = figures.caption_of(measured, model)
         for name, figure in _figures(measured, curves).items():
+            said = figures.caption_of(measured, model, figures.NOTES[name])
             files += save_figure(folder.artifact(f"figures/{name}"), figure, said)
     refused = list(dict.fromkeys(r["reason"] for r in results if r["status"] == "refused"))
     problems = [*refused, *broken]
@@ -165,7 +165,7 @@ def published_rows(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _figures(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
     return {
         "faithfulness": figures.faithfulness_figure(table),
-        "depths": figures.depth_figure(curves),
-        "ranks": figures.rank_figure(curves),
+        "depths": figures.depth_figure(curves, table),
+        "causality_by_rank": figures.rank_figure(curves),
         "agreement": figures.agreement_figure(table),
     }

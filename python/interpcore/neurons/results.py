@@ -16,7 +16,7 @@ from interpcore.neurons.dataframe import table_counts
 from interpcore.neurons.effects.interventions import parse_neurons
 from interpcore.neurons.effects.saved import cache as save
 from interpcore.neurons.effects.steps import deactivation as deactivate
-from interpcore.neurons.effects.steps import intervention_step, interventions
+from interpcore.neurons.effects.steps import deactivation_step, intervention_step, interventions
 from interpcore.neurons.latents import latents_report
 from interpcore.neurons.published import read_published, summarize_table
 from interpcore.neurons.report.neuron_page import neuron_page
@@ -164,7 +164,7 @@ def intervene(study: Study, asked: asked_for.Intervene) -> Report:
     chosen = None if asked.neurons is None else parse_neurons(asked.neurons, study.model)
     table, _ = interventions(study, chosen, asked.values, asked.kind, asked.site, asked.limit)
     shown = ("layer", "neuron", "kind", "value", "norm", "loss_change", "entropy_change", "rank_change")
-    folder = study.step(intervention_step(asked.kind, asked.site))
+    folder = study.step(intervention_step(asked.kind, asked.site, chosen))
     notes = (CHANGES, f"All rows: {folder / 'artifacts'}")
     return Report(table[table.kind != "none"].head(40), notes=notes, shown=shown)
 
@@ -177,7 +177,7 @@ def deactivation(study: Study, asked: asked_for.Deactivation) -> Report:
     strongest = heads.reindex(heads.pearson.abs().sort_values(ascending=False).index)
     best = ", ".join(f"{r.layer}.{r.neuron}" for r in scores.nlargest(10, "bos_score").itertuples())
     told = f"{int(scores.deactivates.sum())} neurons above random directions; the highest: {best}."
-    files = f"All rows: {study.step('deactivation') / 'artifacts'}"
+    files = f"All rows: {study.step(deactivation_step(chosen)) / 'artifacts'}"
     return Report(strongest.head(10), notes=(told, ABLATED, files))
 
 

@@ -53,6 +53,11 @@ def caption(*, model: str, data: str, n: str, note: str = "") -> str:
     return f"Model {model}; {data}; n = {n}." + (f" {note}" if note else "")
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things in words: "1 trial", "3 trials"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def say(figure: Figure, caption: str) -> Figure:
     """Write a caption below a figure.
 

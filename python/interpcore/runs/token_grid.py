@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interpcore.runs import pages
-from interpcore.runs.plots import caption, new_figure, save_figure
+from interpcore.runs.plots import caption, counted, new_figure, save_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,10 @@ def draw_token_grid(
         label.set_parse_math(False)
     axes.set_yticks(range(n_rows), labels)
     axes.set(xlabel="position", ylabel="depth.head" if "head" in table else "depth")
-    return save_figure(path, figure, caption(model=model, data=through, n=f"{n_positions} tokens")), ()
+    framed = "; framed: a hit" if "hit" in table else ""
+    note = f"Each cell: the likeliest token read there, as dark as it is likely, _ for a space{framed}."
+    said = caption(model=model, data=through, n=counted(n_positions, "token"), note=note)
+    return save_figure(path, figure, said), ()
 
 
 def _frame(axes: Axes, hits: Any) -> None:

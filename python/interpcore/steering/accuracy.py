@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from interpcore.steering.asking import Answers, AskingStudy, answer, measured
 from interpcore.steering.choice import text_losses
 from interpcore.steering.files import intervention_hash
 from interpcore.steering.interventions import Intervention
+from interpcore.steering.logs import write_logs
 from interpcore.steering.options import AccuracyOptions
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def ask(study: AccuracyStudy, condition: str, coefficient: float) -> dict[str, A
         asked = asking.prepare(study.model, options, options.part, options.prompt.replace("\\n", "\n"))
     intervention = study.condition(condition, coefficient)
     found = answer(study.model, asked, intervention, options.answers, options.new_tokens)
-    kept = {"right": found.right, "chance": found.chance, "unparsed": found.unparsed, "texts": found.texts}
-    return kept | {"losses": text_losses(study.model, study.neutral, intervention)}
+    return asdict(found) | {"losses": text_losses(study.model, study.neutral, intervention)}
 
 
 @dataclass(eq=False)
@@ -108,6 +108,7 @@ class AccuracyStudy(AskingStudy):
         assert self.artifacts is not None
         cells, plain, neutral, rows = self.conditions(), None, [], []
         answers: list[dict[str, Any]] = []
+        conditions: list[tuple[dict[str, Any], Answers]] = []
         for cell, row in zip(cells, self.run(), strict=True):
             kept = dict(row.result)
             losses = kept.pop("losses")
@@ -122,6 +123,7 @@ class AccuracyStudy(AskingStudy):
                 off |= {"off_target_difference_low": moved.low, "off_target_difference_high": moved.high}
             rows += [cell | one | off for one in measured(self.questions, found, plain)]
             answers += [cell | one for one in self._single(found)]
+            conditions.append((cell, found))
         table = pd.DataFrame(rows)
         table["unparsed"] = table.get("unparsed", float("nan"))
         table["chance"] = table.get("chance", float("nan"))
@@ -136,6 +138,9 @@ class AccuracyStudy(AskingStudy):
         files: tuple[Path, ...] = write_frame(place("tables/accuracy"), table)
         files += write_frame(place("tables/answers"), pd.DataFrame(answers))
         files += save_figure(place("figures/accuracy"), accuracy_figure(table), said)
+        if self.options.logs is not None:
+            card, tokenizer = self.artifacts.card, self.model.tokenizer
+            files += tuple(write_logs(Path(self.options.logs), card, self.items, conditions, tokenizer))
         shown = tuple(name for name in SHOWN if name in table)
         return Report(table, files, (f"{n}.", *asking.NOTES, NOTE), shown=shown)
 

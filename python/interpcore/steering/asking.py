@@ -45,12 +45,15 @@ class Answers:
         chance: probability of the right option among the options [question]; empty where texts are generated.
         unparsed: no answer was found [question]; empty where options are scored.
         texts: what was generated [question].
+        chosen: number of the most probable option [question]; empty where texts are generated, and in runs
+            of before it was kept.
     """
 
     right: list[bool]
     chance: list[float] = field(default_factory=list)
     unparsed: list[bool] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
 
 
 def answer(
@@ -75,13 +78,14 @@ def answer(
 
 def scored(asked: Sequence[Item], scores: Sequence[Sequence[float]]) -> Answers:
     """Answers from the log-probability of every option; of equal ones the first."""
-    right, chance = [], []
+    right, chance, chosen = [], [], []
     for item, given in zip(asked, scores, strict=True):
         own = torch.tensor(given[: len(item.options)], dtype=torch.float64)
         index = item.question.answer_index
-        right.append(int(own.argmax()) == index)
+        chosen.append(int(own.argmax()))
+        right.append(chosen[-1] == index)
         chance.append(float(own.softmax(-1)[index]))
-    return Answers(right, chance)
+    return Answers(right, chance, chosen=chosen)
 
 
 def measured(questions: Sequence[Question], found: Answers, plain: Answers | None) -> list[dict[str, Any]]:

@@ -120,7 +120,8 @@ class EffectStudy(AskingStudy):
             model=str(self.artifacts.card.model),
             data=f"direction at resid, {options.at} token(s), scale {options.scale}",
             n=f"{len(cells)} prompts",
-            note="Band: 95% interval over prompts; dashed: random directions of equal length.",
+            note="Band: 95% interval over prompts, down to a tenth of the lowest mean; dashed: random "
+            "directions of equal length.",
         )
         files: tuple[Path, ...] = write_frame(place_of("tables/effect"), table)
         files += save_figure(place_of("figures/effect"), effect_figure(table), said)
@@ -133,7 +134,11 @@ def effect_figure(table: pd.DataFrame) -> Figure:
     if "from_end" not in table:
         figure, [axes] = new_figure(6, 3.6)
         axes.plot(table.depth, table.second_order, "o-", ms=3, color="#c8772e", label="direction")
-        low, high = table.second_order_low.clip(lower=1e-300), table.second_order_high.clip(lower=1e-300)
+        known = [x for x in (*table.second_order, *table.random) if x > 0]
+        floor = (
+            min(known, default=1e-12) / 10
+        )  # the axis is logarithmic: an interval that reaches 0 ends here
+        low, high = table.second_order_low.clip(lower=floor), table.second_order_high.clip(lower=floor)
         axes.fill_between(table.depth, low, high, color="#c8772e", alpha=0.2, lw=0)
         axes.plot(table.depth, table.random, "--", color="#555555", label="random")
         axes.set(xlabel="depth", ylabel="KL / c², second order (nats)", yscale="log")

@@ -218,6 +218,11 @@ class AccuracyOptions(AnswerOptions, DirectionOptions):
         circumstance=True,
     )
     neutral_texts: int = option(32, "Texts of it.", least=2)
+    logs: str | None = option(
+        None,
+        "Also write a folder of evaluation logs in Inspect's form, a .eval per condition.",
+        circumstance=True,
+    )
 
     def check_data(self) -> None:
         """See `Options.check_data`: the questions, directions or file, and neutral text."""

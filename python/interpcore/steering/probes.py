@@ -49,14 +49,18 @@ def probes(study: StatesStudy, asked: ProbeOptions) -> Report:
     place, measure = study.artifacts.artifact, "test_loss" if asked.training == "paper" else "auroc"
     figure, [axes] = new_figure(6, 3.4)
     for site, part in table.groupby("site", sort=False):
-        axes.plot(part.depth, part[measure], "o-", ms=3, label=site)
-    axes.set(xlabel="depth", ylabel=measure.replace("_", " "))
+        [line] = axes.plot(part.depth, part[measure], "o-", ms=3, label=site)
+        if f"{measure}_low" in part:
+            ends = part[f"{measure}_low"], part[f"{measure}_high"]
+            axes.fill_between(part.depth, *ends, color=line.get_color(), alpha=0.15, lw=0)
+    axes.set(xlabel="depth", ylabel="AUROC" if measure == "auroc" else "test loss (nats)")
     axes.legend(frameon=False)
     whole_numbers(axes.xaxis)
     said = caption(
         model=str(study.artifacts.card.model),
         data=f"linear probes, training {asked.training}",
         n=f"{len(flags)} questions",
+        note=" ".join(notes),
     )
     name = f"probes-{asked.training}"
     files: tuple[Path, ...] = (file, *write_frame(place(f"tables/{name}"), table))

@@ -22,14 +22,15 @@ def draw_heat(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...]:
         return ()
     wide = table.pivot(index="task", columns="place", values="loss_change")
     wide = wide.loc[list(dict.fromkeys(table.task))]
-    figure, [axes] = new_figure(2.5 + 0.3 * wide.shape[1], 1.3 + 0.25 * len(wide))
+    figure, [axes] = new_figure(3.2 + 0.3 * wide.shape[1], max(2.4, 1.5 + 0.25 * len(wide)))
     image = axes.imshow(wide, aspect="auto", cmap="RdBu_r", vmin=-MOST_NATS, vmax=MOST_NATS)
     figure.colorbar(image, ax=axes, label="change of loss (nats)", extend="both")
     done = table.drop_duplicates("task").set_index("task").done
     axes.set_yticks(range(len(wide)), [t if done[t] else f"({t})" for t in wide.index])
     named_ticks(axes.xaxis, range(wide.shape[1]), list(map(str, wide.columns)), 31)
     axes.set(xlabel="block", title=kind)
-    return _saved(study, f"map-{kind}", figure, table, "Tasks in brackets: not done by the intact model.")
+    note = "Answers' loss under the plan minus under the intact one, mean over items. Tasks in brackets: not "
+    return _saved(study, f"map-{kind}", figure, table, f"{note}done by the intact model.")
 
 
 def draw_curves(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...]:
@@ -51,7 +52,13 @@ def draw_curves(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...
         each.set_xlabel("blocks kept" if kind == "keep" else "blocks dropped")
         whole_numbers(each.xaxis)
     axes[0].legend(fontsize=6, ncols=2)
-    return _saved(study, f"map-{kind}", figure, table, "Dotted: not done by the intact model. Bands: 95%.")
+    return _saved(
+        study,
+        f"map-{kind}",
+        figure,
+        table,
+        "Means over items; bands: 95% intervals; dotted: not done by the intact model.",
+    )
 
 
 def draw_pairs(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...]:

@@ -248,6 +248,7 @@ def _files(study: Study, table: pd.DataFrame, name: str, data: str, n: str) -> t
     figure.colorbar(image, ax=axes, label="restored share")
     axes.set_xticks(range(wide.shape[1]), list(map(str, wide.columns)))
     axes.set(xlabel=place, ylabel="depth")
-    said = caption(model=str(study.artifacts.card.model), data=data, n=n)
+    note = "Restored share: 1 where what is measured is the clean run's, 0 where it is the corrupted run's."
+    said = caption(model=str(study.artifacts.card.model), data=data, n=n, note=note)
     drawn = save_figure(study.artifacts.artifact(f"figures/{name}"), figure, said)
     return (*written(study, name, table), *drawn)

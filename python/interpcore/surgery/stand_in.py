@@ -215,9 +215,16 @@ def _draw(study: Study, table: pd.DataFrame, n: int) -> tuple[Path, ...]:
     spans = list(dict.fromkeys(zip(table.a, table.b, strict=True)))
     for name, one in table.groupby("method", sort=False):
         at = [spans.index(span) for span in zip(one.a, one.b, strict=True)]
-        axes.plot(at, one.kl.clip(lower=1e-6), "o-", ms=3, label=str(name))
+        [line] = axes.plot(at, one.kl.clip(lower=1e-6), "o-", ms=3, label=str(name))
+        ends = (one[end].clip(lower=1e-6) for end in ("kl_low", "kl_high"))
+        axes.fill_between(at, *ends, color=line.get_color(), alpha=0.12, lw=0)
     axes.set_xticks(range(len(spans)), [f"{a}-{b - 1}" if b > a + 1 else str(a) for a, b in spans])
     axes.set(yscale="log", xlabel="blocks stood in for", ylabel="KL to the intact model (nats)")
     axes.legend(fontsize=7)
-    said = caption(model=str(study.artifacts.card.model), data="stand-ins", n=f"{n} held-out documents")
+    said = caption(
+        model=str(study.artifacts.card.model),
+        data="maps in place of blocks",
+        n=f"{n} held-out documents",
+        note="Bands: 95% intervals, documents as units.",
+    )
     return save_figure(study.artifacts.artifact("figures/stand-in"), figure, said)

@@ -30,17 +30,29 @@ FEW = 2
 
 
 def attribute_cell(
-    study: Study, task: str, method: str, level: str = "edge", precision: str = FULL
+    study: Study,
+    task: str,
+    method: str,
+    level: str = "edge",
+    precision: str = FULL,
+    given: Sequence[str] = (),
+    segment: str | None = None,
 ) -> dict[str, Any]:
-    """Score a task's edges, nodes or neurons by one method and keep them; returns what to list."""
+    """Score a task's edges, nodes or neurons by one method and keep them; returns what to list.
+
+    Args:
+        study, task, method, level: what is scored, and how.
+        precision: of the products of exact patching.
+        given: edges corrupted already, by name.
+        segment: "position" or "example", for scores of each apart.
+    """
     chosen, began = method_of(method), time.process_time()
-    found = (
-        _exact(study, task, level, precision)
-        if chosen.exact
-        else {method: _attributed(study, task, chosen, level)}
-    )
+    if chosen.exact:
+        found = _exact(study, task, level, precision)
+    else:
+        found = {method: _attributed(study, task, chosen, level, given, segment)}
     for name, scores in found.items():
-        study.keep(scores, task, in_precision(at_level(name, level), precision))
+        study.keep(scores, task, in_precision(scores_name(name, level, given, segment), precision))
     scores = found[method]
     listed = ("steps", "completeness_gap", *(() if precision == FULL else ("rounding_error",)))
     notes = {key: scores.notes.get(key) for key in listed}
@@ -64,10 +76,25 @@ def in_precision(name: str, precision: str) -> str:
     return name if precision == FULL else f"{name}-{precision}"
 
 
-def _attributed(study: Study, task: str, method: Method, level: str) -> Scores:
+def scores_name(
+    method: str, level: str = "edge", given: Sequence[str] = (), segment: str | None = None
+) -> str:
+    """Name of a method's file of scores: with its level, the edges that it was given, its segments."""
+    name = at_level(method, level)
+    if given:
+        name += f"-given-{hashlib.sha256(' '.join(given).encode()).hexdigest()[:8]}"
+    return name if segment is None else f"{name}-by-{segment}"
+
+
+def _attributed(
+    study: Study, task: str, method: Method, level: str, given: Sequence[str], segment: str | None
+) -> Scores:
     discovery, _ = study.pairs(task)
     paper = study.options.protocol == "paper"
-    options = dict(method.options)
+    options = dict(method.options) | ({"segment": segment} if segment else {})
+    name = scores_name(method.name, level, given, segment)
+    checkpoint = study.artifacts.artifact(f"checkpoints/{task}-{name}-{study.options.batch_size}.safetensors")
+    options |= {"given": list(given)} if given else {"checkpoint": checkpoint}
     if "steps" in options and paper:
         options["nodes"] = "left"
     # The integrals over inputs follow the patched prompt, whatever circuits are measured with.
@@ -81,9 +108,6 @@ def _attributed(study: Study, task: str, method: Method, level: str) -> Scores:
         split="all" if paper else "discovery",
         level=level,
         batch_size=study.options.batch_size,
-        checkpoint=study.artifacts.artifact(
-            f"checkpoints/{task}-{at_level(method.name, level)}-{study.options.batch_size}.safetensors"
-        ),
         progress=study.cells_progress,
         **options,
     )
@@ -197,15 +221,18 @@ def run_scores(
     methods: Sequence[str],
     level: str = "edge",
     precision: str = FULL,
+    given: Sequence[str] = (),
+    segment: str | None = None,
 ) -> list[dict[str, Any]]:
     """Score all tasks' edges (or nodes, or neurons) by all methods, those that the folder lacks; returns one
-    row per task and method.
+    row per task and method. Further arguments: see `attribute_cell`.
 
     Raises: CellError at the first that fails; what is finished is kept.
     """
     study.options.chosen(tasks)
     names = list(dict.fromkeys(_whole(name) for name in methods))
-    what = ({} if level == "edge" else {"level": level}) | _precision(precision)
+    what: dict[str, Any] = ({} if level == "edge" else {"level": level}) | _precision(precision)
+    what |= ({"given": list(given)} if given else {}) | ({"segment": segment} if segment else {})
     grids = [
         [
             {"task": task, "method": name} | what

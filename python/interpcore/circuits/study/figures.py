@@ -112,10 +112,10 @@ def recovery_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     circuit."""
     figure, panels = new_figure(3.5 * len(tables), 3.0, len(tables))
     for panel, (title, table) in zip(panels, tables.items(), strict=True):
-        for level, color in (("node", COLORS["eap"]), ("edge", COLORS["eap-ig"])):
+        for level, color, width in (("node", COLORS["eap"], 3.6), ("edge", COLORS["eap-ig"], 1.2)):
             for name, line in (("EAP", ":"), ("EAP-IG", "-")):
                 x, y = table[f"{name}_{level}_recall"], table[f"{name}_{level}_precision"]
-                panel.plot(x, y, line, color=color, lw=1.3, label=f"{name} ({level})")
+                panel.plot(x, y, line, color=color, lw=width, label=f"{name} ({level})")
         _finish(panel, "recall", "precision", title)
         panel.set_ylim(-0.02, 1.03)
     panels[0].legend(frameon=False, fontsize=SMALL)
@@ -138,7 +138,14 @@ def steps_figure(rows: pd.DataFrame) -> Figure:
                 else (0.85 - 0.7 * i / len(methods),) * 2 + (0.9 - 0.3 * i / len(methods),)
             )
             name = "EAP" if method == "eap" else f"m = {steps_name(method)}"
-            panel.plot(part.requested, part.faithfulness, color=shade, lw=1.1, label=name)
+            # Where curves meet, their hollow marks nest, so that none is hidden.
+            style: dict[str, Any] = {
+                "marker": MARKERS[i % len(MARKERS)],
+                "ms": 2 + 0.7 * i,
+                "mfc": "none",
+                "mew": 0.6,
+            }
+            panel.plot(part.requested, part.faithfulness, color=shade, lw=1.1, label=name, **style)
         _log(panel)
         _finish(panel, "edges", "faithfulness" if panel is panels[0] else "", title_of(task))
     panels[-1].legend(frameon=False, fontsize=SMALL - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))

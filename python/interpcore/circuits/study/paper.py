@@ -11,6 +11,10 @@ from interpcore.circuits.options import Figures
 from interpcore.circuits.study import figures, tables
 from interpcore.circuits.study.published import GPT2_SMALL, manual_circuit, recovery
 from interpcore.circuits.study.report import (
+    CROSSED,
+    CURVES,
+    OVERLAPS,
+    STEPS,
     agreement_table,
     best_small,
     circuits_of,
@@ -32,6 +36,20 @@ if TYPE_CHECKING:
 
 # Requested sizes of the published overlap and cross-task figures on GPT-2 small.
 PAPER_CIRCUITS = dict(zip(tables.PAPER_ORDER, (800, 200, 200, 400, 500, 1600, 300, 200), strict=True))
+NOTES = {
+    1: f"Left: a drawing of one path, of no model. Right: {CURVES}",
+    3: CURVES,
+    4: "Bars: over all edges. Lines: mean over i up to n of the share that both sides' best i edges have in "
+    "common.",
+    5: f"{OVERLAPS} {CROSSED} One circuit per task, its smallest faithful one.",
+    6: "The best 1 to 199 edges (thin) and their nodes (thick) by each method.",
+    7: STEPS,
+    8: "Over all edges, or those among the best 400 of either side, against exact scores.",
+    9: "IoU of circuits of a size with those of exact scores: what both have over what either has.",
+    10: CURVES,
+    11: CURVES,
+}
+"""What the marks of each figure are."""
 STEP_TASKS = ("ioi", "greater-than", "gender-bias")
 
 
@@ -79,7 +97,7 @@ def _circuit_figures(study: Study, tasks: list[str], every: pd.DataFrame, exact:
     recall["cross-task faithfulness"] = normal
     return (
         *_figure(study, 5, figures.heatmap_figure(both)),
-        *save(study, "figure-5-recall", figures.heatmap_figure(recall)),
+        *save(study, "figure-5-recall", figures.heatmap_figure(recall), note=NOTES[5]),
     )
 
 
@@ -147,9 +165,9 @@ def _large_figures(study: Study, others: Sequence[str | Path], own: pd.DataFrame
             )
         rows, card = read_frame(path).rename(columns=tables.OLD_NAMES), read_card(other)
         shown = figures.faithfulness_figure(rows[rows.method != "random"], share=True)
-        files += save(study, f"figure-11-{card.model}", shown, card)
+        files += save(study, f"figure-11-{card.model}", shown, card, CURVES)
     return tuple(files)
 
 
 def _figure(study: Study, number: int, figure: Figure) -> tuple[Path, ...]:
-    return save(study, f"figure-{number}", figure)
+    return save(study, f"figure-{number}", figure, note=NOTES[number])

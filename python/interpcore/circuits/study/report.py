@@ -16,6 +16,7 @@ from interpcore.circuits.patching.faithfulness import more_faithful
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import figures, tables
 from interpcore.circuits.study.about import About
+from interpcore.circuits.study.apart import by_segment, given_edges
 from interpcore.circuits.study.cells import (
     FULL,
     enough,
@@ -82,8 +83,14 @@ SHOWN = (
 
 
 def attributed(study: Study, asked: Attribute) -> Report:
-    """Scores by gradients: one row per task and method."""
-    rows = run_scores(study, study.options.chosen(asked.tasks), asked.methods, asked.level)
+    """Scores by gradients: one row per task and method; of `given` edges one per edge that they change most,
+    by `segment` one per segment."""
+    tasks = study.options.chosen(asked.tasks)
+    if asked.given:
+        return _report(study, *given_edges(study, tasks, asked.methods, asked.given))
+    if asked.segment:
+        return _report(study, *by_segment(study, tasks, asked.methods, asked.segment))
+    rows = run_scores(study, tasks, asked.methods, asked.level)
     return _report(study, tables.frame(rows), (), SCORED, GAP, _scores_are_in(study))
 
 
@@ -241,7 +248,8 @@ def overlap(study: Study, asked: OfCircuits) -> Report:
         write_frame(study.artifacts.artifact(f"tables/jaccard/{name}"), table)
     shown = {"node IoU": found["node_ious"], "edge IoU": found["edge_ious"]}
     shown |= {"node recall": found["node_overlap"], "edge recall": found["edge_overlap"]}
-    files = save(study, "overlap", figures.heatmap_figure(shown))
+    note = f"{OVERLAPS} Circuits of {edges} edges by {method_of(asked.method).column}."
+    files = save(study, "overlap", figures.heatmap_figure(shown), note=note)
     return _report(study, tables.labelled(found["edge_ious"], "edge IoU"), files)
 
 
@@ -249,7 +257,8 @@ def cross_task(study: Study, asked: OfCircuits) -> Report:
     """Faithfulness of every task's circuit (columns) on every task (rows)."""
     tasks, edges = tables.in_paper_order(study.options.chosen(asked.tasks)), study.edges(asked.size)
     normal = crossed(study, tasks, asked.method, dict.fromkeys(tasks, edges))
-    files = save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal}))
+    note = f"{CROSSED} Circuits of {edges} edges by {method_of(asked.method).column}."
+    files = save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal}), note=note)
     return _report(study, tables.labelled(normal, "measured on"), files)
 
 
@@ -267,7 +276,7 @@ def ig_steps(study: Study, asked: IgSteps) -> Report:
     frame = stepped(study, study.options.chosen(asked.tasks), study.sizes(asked.sizes), asked.steps)
     shown = ("task", "method", "requested", "kept", "faithfulness", "completeness_gap")
     return _report(
-        study, frame, save(study, "ig-steps", figures.steps_figure(frame), note=CURVES), GAP, shown=shown
+        study, frame, save(study, "ig-steps", figures.steps_figure(frame), note=STEPS), GAP, shown=shown
     )
 
 
@@ -324,10 +333,12 @@ def circuits_of(study: Study, tasks: Sequence[str], method: str, sizes: dict[str
     return {task: study.circuits(task, method, [sizes[task]])[0] for task in tasks}
 
 
-CURVES = (
-    "Faithfulness on held-out pairs of circuits chosen on the others; bands: 95% intervals over pairs "
-    "(Fieller's). 1: the whole model, 0: every edge corrupted."
-)
+_HELD_OUT = "Faithfulness on held-out pairs of circuits chosen on the others"
+_ENDS = "1: the whole model, 0: every edge corrupted."
+CURVES = f"{_HELD_OUT}; bands: 95% intervals over pairs (Fieller's). {_ENDS}"
+STEPS = f"{_HELD_OUT}, by EAP and by EAP-IG with m steps. {_ENDS}"
+OVERLAPS = "IoU: what two tasks' circuits share over what either has; recall: over what the row's has."
+CROSSED = f"Faithfulness of the column's circuit on the row's held-out pairs. {_ENDS}"
 
 
 def save(

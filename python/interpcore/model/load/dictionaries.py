@@ -199,6 +199,8 @@ def _tracer(path: Path) -> list[tuple[dict[str, Tensor], Said]]:
         raise Refused(f"{path / TRACER} is no YAML ({str(error).splitlines()[0]}).") from error
     config = Fields.of(content, str(path / TRACER), Refused)
     kind = config.text("model_kind")
+    if kind == "cross_layer_transcoder":
+        raise Refused(f"{path} is a cross-layer transcoder, which is not read; sets of one a layer are.")
     if kind != "transcoder_set":
         raise Refused(f"{path}: model_kind {kind!r} is not read; transcoder_set is.")
     reads, writes = (config.text(f"feature_{side}_hook", empty=False) for side in ("input", "output"))

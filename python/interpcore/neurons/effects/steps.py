@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interpcore.neurons.study import Study
+
+FEW = 4
+"""Neurons whose step is called after them."""
 
 
 def interventions(
@@ -51,7 +55,7 @@ def interventions(
     chosen = list(zip(roles.layer.tolist(), roles.neuron.tolist(), strict=True))
     means = {d: study.summary.moments(d)[1].mean for d in {layer for layer, _ in chosen}}
     done = {(d, n): [*same, Intervention("fixed", float(means[d][n]), name="mean")] for d, n in chosen}
-    step = study.step(intervention_step(kind, site))
+    step = study.step(intervention_step(kind, site, neurons))
     table = intervention_study(
         study.model,
         study.tokens,
@@ -93,6 +97,7 @@ def deactivation(
     check_paths(study.model)
     bos = study.tokens.manifest["masks"].get("bos") or [int(study.tokens.sequences(0, 1)[0, 0])]
     scores, flat = score_table(study.folded, study.model, int(bos[0]), seed=study.options.seed)
+    chosen = neurons
     if neurons is None:
         top = scores.sort_values("bos_score", ascending=False)[:count]
         neurons = list(zip(top.layer.tolist(), top.neuron.tolist(), strict=True))
@@ -100,7 +105,7 @@ def deactivation(
         study.model,
         study.tokens,
         neurons,
-        study.step("deactivation"),
+        study.step(deactivation_step(chosen)),
         first=study.tokens.context // 4 if first is None else first,
         limit=limit,
         workers=study.workers,
@@ -109,13 +114,28 @@ def deactivation(
         about={"seed": study.options.seed, "bos": int(bos[0])},
     )
     values = first_value_table(study.model, study.tokens)
-    with RunFolder.open(study.step("deactivation"), shared=True) as run:
+    with RunFolder.open(study.step(deactivation_step(chosen)), shared=True) as run:
         write_frame(run.artifact("first_values"), values)
         write_frame(run.artifact("heads"), table)
         write_frame(run.artifact("scores"), scores)
     return table, scores, flat
 
 
-def intervention_step(kind: str, site: str) -> str:
-    """Name of the step with interventions of a kind at a site."""
-    return "intervene" if (kind, site) == ("fixed", "post") else f"intervene-{kind}-{site}"
+def intervention_step(kind: str, site: str, neurons: Sequence[Neuron] | None = None) -> str:
+    """Name of the step with interventions of a kind at a site, on the neurons named or (None) on those that
+    the report shows."""
+    step = "intervene" if (kind, site) == ("fixed", "post") else f"intervene-{kind}-{site}"
+    return f"{step}{_named(neurons)}"
+
+
+def deactivation_step(neurons: Sequence[Neuron] | None = None) -> str:
+    """Name of the step with path ablations of the neurons named or (None) of the highest scores."""
+    return f"deactivation{_named(neurons)}"
+
+
+def _named(neurons: Sequence[Neuron] | None) -> str:
+    """What tells the step of some neurons from that of others: their names, or a hash of many."""
+    if neurons is None:
+        return ""
+    names = "+".join(f"{layer}.{number}" for layer, number in neurons)
+    return f"-{names}" if len(neurons) <= FEW else f"-{hashlib.sha256(names.encode()).hexdigest()[:8]}"

@@ -85,16 +85,16 @@ def neuron_page(
     summary = Summary.open(folder / "summary") if there else None
     one = _Neuron(folder, model, shards, fold(model), layer, neuron, texts, summary)
     sections = [
-        ("In numbers", _numbers(one)),
-        ("Explained by", _explained(one)),
+        ("What it does to the next token", _effects(one)),
         ("Distribution", _distribution(one)),
         ("By subset", _subsets(one, sample)),
         ("Where it is most active", _contexts(one, examples)),
         ("Tokens at which it is most active", _tokens(one)),
-        ("What it does to the next token", _effects(one)),
+        ("Explained by", _explained(one)),
         ("Its partners in other models", _partners(one)),
         ("Its neighbours", _neighbours(one)),
         ("Attention heads", _heads(one)),
+        ("In numbers", _numbers(one)),
     ]
     return page(f"{model.spec.name.rstrip('/').rsplit('/', 1)[-1]}, neuron {one.name}", sections)
 
@@ -105,7 +105,12 @@ def _numbers(one: _Neuron) -> str:
         return ""
     import pandas as pd
 
-    facts = [(name, value) for name, value in row.items() if name not in ("layer", "neuron")]
+    missing = {name for name, value in row.items() if name.endswith(("_layer", "_head")) and value == -1}
+    facts = [
+        (name, value)
+        for name, value in row.items()
+        if name not in ("layer", "neuron", *missing) and not pd.isna(value)
+    ]
     third = -(-len(facts) // 3)
     parts = [facts[i : i + third] for i in range(0, len(facts), third)]
     return side_by_side([table(pd.DataFrame(part, columns=["", "value"])) for part in parts])
@@ -130,7 +135,9 @@ def _distribution(one: _Neuron) -> str:
         float(pre.minimum[one.number]),
         float(pre.maximum[one.number]),
     )
-    return picture(figure, "histogram of pre-activations")
+    where = "" if one.shards is None else f"Corpus {_corpus(one.shards)}, "
+    said = f"{where}n = {int(pre.count[one.number]):,} tokens; the dotted line is 0."
+    return joined([picture(figure, "histogram of pre-activations"), note(said)])
 
 
 def _subsets(one: _Neuron, sample: int) -> str:
@@ -144,7 +151,10 @@ def _subsets(one: _Neuron, sample: int) -> str:
         for number, name in enumerate(one.shards.subset_names)
         if len(rows := np.flatnonzero(one.shards.subset[: len(tokens)] == number)) and mask[rows].any()
     }
-    return picture(subset_figure(values), "pre-activations by subset") if values else ""
+    if not values:
+        return ""
+    said = f"{len(tokens)} sequences of corpus {_corpus(one.shards)}. Boxes: the middle half of the tokens."
+    return joined([picture(subset_figure(values), "pre-activations by subset"), note(said)])
 
 
 def _contexts(one: _Neuron, examples: int) -> str:

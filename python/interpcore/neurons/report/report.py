@@ -363,7 +363,7 @@ def _short(study: Study, table: pd.DataFrame, best: pd.DataFrame, corpus: str) -
         (f"../../../site/neuron.html#{row.layer}.{row.neuron}", f"{row.layer}.{row.neuron}")
         for row in look.itertuples()
     ]
-    parts = [pages.note(text) for text in told]
+    parts = [pages.note(text) for text in (*told, "Neurons to look at first:")]
     parts.append(pages.linked_table(links, look[["why", "value"]]))
     where = (
         "Links lead to the site of all neurons, which interpcore neurons site RUN makes beside this report."
@@ -378,7 +378,8 @@ def _numbers(study: Study, table: pd.DataFrame) -> str:
 
     counts = pd.DataFrame(list(table_counts(table).items()), columns=["", "neurons"])
     families = table.family[table.family != ""].value_counts().rename_axis("family").reset_index()
-    return pages.side_by_side([pages.table(study.comparison), pages.table(counts), pages.table(families)])
+    known = study.comparison.dropna(how="all", subset=study.comparison.columns[1:])  # where none is universal
+    return pages.side_by_side([pages.table(known), pages.table(counts), pages.table(families)])
 
 
 def corpus_name(shards: TokenShards) -> str:
