@@ -32,6 +32,7 @@ def test_info_shows_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for word in (*facts_shown, *BACKENDS, *FORMS, *ENVIRONMENT):
         assert word in result.output
+    assert "cuda (no GPU has checked it: triton runs)" in result.output
     facts = gather()
     assert facts["cpu"]["instruction set used"] == "baseline"
     assert facts["env"]["INTERPCORE_ISA"] == "baseline"

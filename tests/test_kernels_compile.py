@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from machine_code import element_loop, machine_code, resource_usage, widest_loop
 
 
 class Kernel(NamedTuple):
@@ -251,7 +252,24 @@ CASES += [
     Case("product_kernel", "fp32", PRODUCT | {"SPLIT": split}, 8, registers, shared)
     for split, registers, shared in ((False, 168, 65536), (True, 232, 65536))
 ]
-CUDA_REGISTERS = 80
+# The CUDA kernels by a part of their names: registers, values that a lane takes in one turn of its loop, and
+# instructions for each on sm_90a (0 and 2 thresholds; activations with a factor, a mask and 2 thresholds).
+CUDA = {
+    "norm_vjp_kernel": (80, 0, 0.0),
+    "settle_kernel": (80, 0, 0.0),
+    "merge_kernel": (80, 0, 0.0),
+    "column_sums_kernelINS_8BFloat16ELi0": (128, 32, 10),
+    "column_sums_kernelINS_7Float16ELi0": (128, 32, 10),
+    "column_sums_kernelINS_7Float32ELi0": (128, 16, 10),
+    "column_sums_kernelINS_8BFloat16ELi2": (128, 32, 12),
+    "column_sums_kernelINS_7Float16ELi2": (128, 32, 12),
+    "column_sums_kernelINS_7Float32ELi2": (128, 16, 14),
+}
+CUDA |= {
+    f"activation_sums_kernelINS_{dtype}ELi2ELNS_10ActivationE{code}E": (registers, 16, most)
+    for dtype, registers in (("8BFloat16", 184), ("7Float16", 184), ("7Float32", 224))
+    for code, most in enumerate((30, 36, 40, 54))
+}
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.
 UNIT_STRIDES = ("x_k", "weight_k")
 
@@ -296,34 +314,6 @@ def compile_case(case: Case, capability: int) -> dict:
         usage = resource_usage(Path(cubin.name))
         loop = element_loop(Path(cubin.name)) if case.elements else []
     return usage[0] | {"shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"], "loop": loop}
-
-
-def element_loop(binary: Path) -> list[str]:
-    """The machine instructions of the loop with the most 16-byte loads, by Triton's cuobjdump."""
-    from triton import knobs
-
-    command = [knobs.nvidia.cuobjdump.path, "-sass", str(binary)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    lines = [(int(at, 16), what) for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", text)]
-    loops: list[list[str]] = []
-    for at, what in lines:
-        back = re.search(r"\bBRA\S*\s.*?0x([0-9a-f]+)", what)
-        if back and int(back[1], 16) < at:
-            loops.append([body for place, body in lines if int(back[1], 16) <= place <= at])
-    return max(loops, key=lambda loop: sum("LDG.E.128" in body for body in loop))
-
-
-def resource_usage(binary: Path) -> list[dict]:
-    """Registers, stack and local bytes of every kernel in a cubin or a library, by Triton's cuobjdump."""
-    from triton import knobs
-
-    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
-    return [
-        {"name": name, "registers": int(reg), "stack": int(stack), "local": int(local)}
-        for name, reg, stack, local in rows
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -375,10 +365,23 @@ def test_cuda() -> None:
     pytest.importorskip("triton")
     module = pytest.importorskip("interpcore._C_cuda", reason="built without nvcc")
     kernels = [row for row in resource_usage(Path(module.__file__)) if "interpcore" in row["name"]]
-    assert len(kernels) == 6  # three dtypes, two architectures
-    for kernel in kernels:
-        assert (kernel["stack"], kernel["local"]) == (0, 0), kernel
-        assert kernel["registers"] <= CUDA_REGISTERS, kernel
+    code = machine_code(Path(module.__file__))
+    found = {part: [row for row in kernels if part in row["name"]] for part in CUDA}
+    assert sum(map(len, found.values())) == len(kernels)
+    for part, (registers, elements, most) in CUDA.items():
+        assert len(found[part]) == (6 if part == "norm_vjp_kernel" else 2), part  # two architectures
+        for kernel in found[part]:
+            assert (kernel["stack"], kernel["local"]) == (0, 0), kernel
+            assert kernel["registers"] <= registers, kernel
+        for (arch, name), text in code.items():
+            if elements and part in name and arch.startswith("sm_90"):
+                loop = widest_loop(text)
+                assert sum("LDG.E.128" in line for line in loop) >= 2, "16-byte loads under way"
+                assert not [
+                    line for line in loop if re.search(r"\bBAR\b|\bD(ADD|MUL|FMA|SETP)\b|\bLDL\b", line)
+                ]
+                assert len(loop) <= most * elements, (name, len(loop) / elements)
+                assert "Float32" in name or any("MNMX2" in line for line in loop), "packed extremes"
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_every_declared_op_is_in_the_table() -> None:
     assert set(reference.__all__) - {"batch_product"} == set(backend.FORMS)
 
 
-def test_a_gpu_without_triton_takes_cuda_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_takes_cuda_only_where_confirmed_or_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
     without = {"triton": "Triton is not installed"}
     monkeypatch.setattr(backend, "_problem", lambda name, x: without.get(name))
@@ -204,6 +204,11 @@ def test_a_gpu_without_triton_takes_cuda_only_where_there_is_one(monkeypatch: py
     assert backend.choose("norm_vjp", x, None) == "cuda"
     with pytest.raises(RuntimeError, match="gate: no backend runs on meta here: Triton is not installed"):
         backend.choose("gate", x, None)
+    without.clear()
+    assert not backend.CONFIRMED and backend.choose("column_moments", x, None) == "triton"
+    monkeypatch.setattr(backend, "CONFIRMED", {"column_moments"})
+    assert backend.choose("column_moments", x, None) == "cuda"
+    assert backend.choose("norm_vjp", x, None) == "triton"
     monkeypatch.setenv("INTERPCORE_BACKEND", "cuda")
     with pytest.raises(RuntimeError, match="gate: there is no cuda form; choose from reference, cpu, triton"):
         backend.choose("gate", x, None)

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include "interpcore/column_chunks.h"
 #include "interpcore/norm_vjp.h"
 
 namespace interpcore {
@@ -12,5 +13,13 @@ namespace interpcore {
 // T is float, __half or __nv_bfloat16.
 template <typename T>
 cudaError_t norm_vjp_cuda(const NormVjp<T>& params, cudaStream_t stream);
+
+// Of these and the next; more would fill the registers.
+constexpr int kDeviceThresholds = 2;
+cudaError_t column_moments_cuda(const ColumnChunks& params, cudaStream_t stream);
+cudaError_t activation_moments_cuda(const ActivationChunks& params, Activation activation, cudaStream_t stream);
+
+// What follows the sums of either: their moments, merged into the totals.
+cudaError_t finish_cuda(const ColumnChunks& params, cudaStream_t stream);
 
 }  // namespace interpcore

@@ -5,7 +5,8 @@
 
 namespace interpcore {
 
-enum class Activation { relu, silu, gelu_tanh };
+// gelu, by erf, is a device's alone.
+enum class Activation { relu, silu, gelu_tanh, gelu };
 
 // out = activation(x) * up, of the same shape as x; `post` reads out, and has the shape and mask of `pre`, which reads x.
 struct ActivationMoments {

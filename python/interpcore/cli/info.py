@@ -59,7 +59,7 @@ def gather() -> dict[str, Any]:
     Raises:
         RuntimeError: $INTERPCORE_ISA or $INTERPCORE_PRODUCT names something that is not available here.
     """
-    from interpcore.ops.backend import FORMS, forms, status
+    from interpcore.ops.backend import CONFIRMED, FORMS, forms, status
 
     backends: list[BackendStatus] = status()
     own = {"python": platform.python_version(), "interpcore": __version__}
@@ -67,11 +67,15 @@ def gather() -> dict[str, Any]:
         "versions": own | {name: _version(name) for name in PACKAGES},
         "cpu": _processor(),
         "backends": backends,
-        "forms": {op: forms(op) for op in FORMS},
+        "forms": {op: [_form(name, op in CONFIRMED) for name in forms(op)] for op in FORMS},
         "product": _product(),
         "precisions": _precisions(),
         "env": {name: os.environ.get(name) for name in ENVIRONMENT},
     }
+
+
+def _form(name: str, confirmed: bool) -> str:
+    return f"{name} (no GPU has checked it: triton runs)" if name == "cuda" and not confirmed else name
 
 
 def _version(package: str) -> str | None:

@@ -6,19 +6,16 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu, on
+from interpcore.ops.backend import choose, isa, native_cpu, native_cuda, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.column_moments import (
-    RunningMoments,
-    float32_thresholds,
-    merge_raw,
-    native_arguments,
-)
+from interpcore.ops.column_arguments import cuda_arguments, float32_thresholds, native_arguments
+from interpcore.ops.column_moments import RunningMoments, merge_raw
 from interpcore.ops.reference.activation_moments import ACTIVATIONS
 
 # Codes of the header's `Activation`. torch's gelu and two sums beat a fused gelu; and torch's erf is up to 10
 # units in the last place off, so that an accurate gelu would not equal it.
 _CODES = {"relu": 0, "silu": 1, "gelu_tanh": 2}
+_CUDA_CODES = _CODES | {"gelu": 3}
 
 
 def activation_moments(
@@ -47,7 +44,8 @@ def activation_moments(
         post_moments: totals of the result, changed in place; without thresholds.
         up: `[T, N]`, the other factor of a gated MLP.
         mask: `[T]` bool, the rows that count in the moments.
-        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
+        backend: "reference", "cpu", "triton", "cuda" (at most 2 thresholds) or None to choose by device and
+            dtype.
 
     Returns:
         `[T, N]`, of pre's dtype.
@@ -105,7 +103,7 @@ def launch_activation_moments(
     up = None if up is None else rows_contiguous(up)
     mask = None if mask is None else mask.contiguous()
     threshold = float32_thresholds(tuple(thresholds), pre.device)
-    fused = chosen == "triton" or (activation in _CODES and not half)
+    fused = chosen in ("triton", "cuda") or (activation in _CODES and not half)
     if fused:
         post = torch.empty_like(pre, memory_format=torch.contiguous_format)
     else:
@@ -116,6 +114,9 @@ def launch_activation_moments(
 
         with on(pre):
             kernel.launch(pre, up, activation, mask, threshold, post, *totals, go_on=go_on)
+        return post
+    if chosen == "cuda":
+        _launch_cuda(pre, up, activation, mask, thresholds, post, totals, go_on)
         return post
     native = native_cpu()
     assert native is not None
@@ -136,6 +137,33 @@ def launch_activation_moments(
     }
     native.activation_moments(args, isa(), torch.get_num_threads())
     return post
+
+
+def _launch_cuda(
+    pre: Tensor,
+    up: Tensor | None,
+    activation: str,
+    mask: Tensor | None,
+    thresholds: Sequence[float],
+    post: Tensor,
+    totals: tuple[Tensor, Tensor, Tensor, Tensor],
+    go_on: bool,
+) -> None:
+    """Fill `post` and add to `totals` by the CUDA form; arguments with contiguous last axes."""
+    of_pre, _pre_parts = cuda_arguments(pre, mask, thresholds, *totals[:2], go_on=go_on)
+    of_post, _post_parts = cuda_arguments(post, mask, (), *totals[2:], go_on=go_on)
+    args = {
+        "activation": _CUDA_CODES[activation],
+        "pre": of_pre,
+        "post": of_post,
+        "up": 0 if up is None else up.data_ptr(),
+        "up_stride": 0 if up is None else up.stride(0),
+        "out": post.data_ptr(),
+    }
+    native = native_cuda()
+    assert native is not None
+    with on(pre):
+        native.activation_moments(args, torch.cuda.current_stream(pre.device).cuda_stream)
 
 
 def _take(totals: tuple[Tensor, ...], *found: tuple[Tensor, Tensor]) -> None:

@@ -15,15 +15,15 @@ from interpcore.errors import Refused, Unavailable
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-# What each dispatched op has beside its definition. The CUDA form is for a GPU without Triton.
+# What each dispatched op has beside its definition: a CUDA form only where Triton cannot reach the roof.
 # `product` is dispatched for "tf32" and "tf32x3" alone; the rest is torch's own on every device.
 # `batch_product` is not: off the CPU it is torch's own.
 FORMS: dict[str, tuple[str, ...]] = {
-    "activation_moments": ("cpu", "triton"),
+    "activation_moments": ("cpu", "triton", "cuda"),
     "attn_jvp": ("cpu", "triton"),
     "attn_vjp": ("cpu", "triton"),
     "bin_counts": ("cpu", "triton"),
-    "column_moments": ("cpu", "triton"),
+    "column_moments": ("cpu", "triton", "cuda"),
     "column_top": ("cpu", "triton"),
     "comoments": ("cpu", "triton"),
     "edge_scores": ("cpu", "triton"),
@@ -34,6 +34,10 @@ FORMS: dict[str, tuple[str, ...]] = {
     "product": ("cpu", "triton"),
     "row_summary": ("cpu", "triton"),
 }
+
+# Ops whose CUDA form a GPU has found right, and faster than Triton's. The other CUDA forms run where they are
+# named, or where there is no Triton.
+CONFIRMED: frozenset[str] = frozenset()
 
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."
 
@@ -110,9 +114,9 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     """The backend that runs `op` on a tensor like `x`.
 
     Unless one is named: float64, and on the CPU every dtype but float32, run on the reference; float32 on
-    the CPU runs on `cpu`, or on the reference where `_C` was not built; on a GPU `triton`, or where Triton is
-    not installed `cuda`, if the op has that form. A backend named here or in $INTERPCORE_BACKEND runs or is
-    refused.
+    the CPU runs on `cpu`, or on the reference where `_C` was not built; on a GPU `triton`, or `cuda` if the
+    op is in `CONFIRMED`, or has that form where Triton is not installed. A backend named here or in
+    $INTERPCORE_BACKEND runs or is refused.
 
     Args:
         op: a key of `FORMS`.
@@ -135,7 +139,7 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
         return "reference"
     if x.device.type == "cpu":
         return "cpu" if _problem("cpu", x) is None else "reference"
-    for candidate in ("triton", "cuda"):
+    for candidate in ("cuda", "triton") if op in CONFIRMED else ("triton", "cuda"):
         if candidate in FORMS[op] and _problem(candidate, x) is None:
             return candidate
     raise Unavailable(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")

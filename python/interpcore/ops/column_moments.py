@@ -1,6 +1,5 @@
 """Moments of the columns of a matrix in one pass: mean to fourth power, extremes, frequencies."""
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from interpcore._shown import ShortRepr
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
+from interpcore.ops.column_arguments import float32_thresholds, launch_cuda, native_arguments
 
 # The CPU form keeps the counts of a tile of columns on its stack.
 MOST_THRESHOLDS = 8
-# Codes of the header's `Stored`.
-_STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,8 @@ def column_moments(
         shift: `[N]` float32, a value near each column's mean, or None to follow the mean. With one shift,
             results over parts cut at multiples of 256 kept rows merge to the whole's within 1e-12; without,
             within 1e-6. A poor shift costs time, not accuracy. Only the CPU form uses it.
-        backend: "reference", "cpu", "triton" or None to choose by device and dtype; "cpu" takes float32,
-            bfloat16 and float16.
+        backend: "reference", "cpu", "triton", "cuda" (at most 2 thresholds) or None to choose by device and
+            dtype; "cpu" takes float32, bfloat16 and float16.
 
     Returns:
         The moments of the N columns, with the same bits for any number of threads.
@@ -174,10 +172,12 @@ class RunningMoments:
         """Add rows x `[T, N]` where `mask` `[T]` is true; as `column_moments`."""
         _check(x, mask, self.shift)
         expect("RunningMoments", "x", x, {"counts": (self.counts[0], x.shape[1:], torch.int64)})
-        if not torch.compiler.is_compiling() and _chosen(x, backend) == "triton" and x.numel():
+        form = None if torch.compiler.is_compiling() or not x.numel() else _chosen(x, backend)
+        if form in ("triton", "cuda"):
             # Its last kernel goes on from the totals; by torch's ops that takes twenty launches more.
             expect_no_gradient("RunningMoments", x)
-            _launch_triton(x, mask, self.thresholds, self.counts, self.moments, go_on=self.started)
+            launch = _launch_triton if form == "triton" else launch_cuda
+            launch(x, mask, self.thresholds, self.counts, self.moments, go_on=self.started)
             self.started = True
             return
         declared = torch.ops.interpcore.column_moments
@@ -217,6 +217,9 @@ def launch_column_moments(
     if chosen == "triton":
         _launch_triton(x, mask, thresholds, counts, moments, go_on=False)
         return counts, moments
+    if chosen == "cuda":
+        launch_cuda(x, mask, thresholds, counts, moments, go_on=False)
+        return counts, moments
     x = rows_contiguous(x)
     mask = None if mask is None else mask.contiguous()
     shift = None if shift is None else shift.contiguous()
@@ -251,32 +254,6 @@ def _launch_triton(
         kernel.launch(rows_contiguous(x), mask, threshold, counts, moments, go_on=go_on)
 
 
-def native_arguments(
-    x: Tensor,
-    mask: Tensor | None,
-    threshold: Tensor,
-    shift: Tensor | None,
-    counts: Tensor,
-    moments: Tensor,
-    *,
-    go_on: bool,
-) -> dict[str, Any]:
-    """The dictionary that the C++ form reads; the tensors must outlive the call."""
-    return {
-        "shape": tuple(x.shape),
-        "thresholds": len(threshold),
-        "row_stride": x.stride(0),
-        "stored": _STORED[x.dtype],
-        "go_on": go_on,
-        "x": x.data_ptr(),
-        "mask": 0 if mask is None else mask.data_ptr(),
-        "threshold": threshold.data_ptr(),
-        "shift": 0 if shift is None else shift.data_ptr(),
-        "counts": counts.data_ptr(),
-        "moments": moments.data_ptr(),
-    }
-
-
 def merge_raw(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Raw results of the rows of both, by the formulas of Chan, Golub, LeVeque and Pebay."""
     (counts_a, a), (counts_b, b) = one, two
@@ -303,16 +280,6 @@ def _result(counts: Tensor, moments: Tensor, thresholds: tuple[float, ...]) -> C
     return ColumnMoments(counts[0], counts[1], mean, m2, m3, m4, low, high, counts[2:], thresholds)
 
 
-@functools.lru_cache(maxsize=64)
-def float32_thresholds(thresholds: tuple[float, ...], device: torch.device) -> Tensor:
-    """`[K]` float32: a float32 value exceeds one of them where it exceeds the threshold.
-
-    Kept, so that only the first call copies to a device and later ones can be captured in a graph.
-    """
-    limits = [_rounded_down(t) for t in thresholds]
-    return torch.tensor(limits, dtype=torch.float32).to(device)
-
-
 def check_thresholds(op: str, thresholds: Sequence[float]) -> tuple[float, ...]:
     """The thresholds as floats.
 
@@ -323,14 +290,6 @@ def check_thresholds(op: str, thresholds: Sequence[float]) -> tuple[float, ...]:
     if len(found) > MOST_THRESHOLDS or not all(math.isfinite(t) for t in found):
         raise ValueError(f"{op}: thresholds must be at most {MOST_THRESHOLDS} finite numbers, got {found}.")
     return found
-
-
-def _rounded_down(threshold: float) -> float:
-    """The largest float32 up to `threshold`: a float32 value exceeds either or neither."""
-    nearest = torch.tensor(threshold, dtype=torch.float64).float()
-    if nearest.double() > threshold:
-        nearest = nearest.nextafter(nearest.new_tensor(-torch.inf))
-    return float(nearest)
 
 
 def _check(x: Tensor, mask: Tensor | None, shift: Tensor | None) -> None:
