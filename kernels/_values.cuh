@@ -8,7 +8,6 @@
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #define INTERPCORE_BODY __device__ __forceinline__
 #else
 #define INTERPCORE_BODY inline
@@ -23,10 +22,6 @@ struct Float32 {
   static constexpr int words = 8;  // of 32 bits, for a lane's values
 };
 struct BFloat16 {
-  using Stored = uint16_t;
-  static constexpr int words = 4;
-};
-struct Float16 {
   using Stored = uint16_t;
   static constexpr int words = 4;
 };
@@ -54,19 +49,6 @@ INTERPCORE_BODY float widen(BFloat16, uint32_t word, int half) {
   return as_float(half ? word & 0xffff0000u : word << 16);
 }
 
-INTERPCORE_BODY float widen(Float16, uint32_t word, int half) {
-#ifdef __CUDACC__
-  __half2 pair;
-  memcpy(&pair, &word, sizeof pair);
-  return half ? __high2float(pair) : __low2float(pair);
-#else
-  const uint16_t bits = static_cast<uint16_t>(half ? word >> 16 : word);
-  _Float16 value;
-  memcpy(&value, &bits, sizeof value);
-  return static_cast<float>(value);
-#endif
-}
-
 template <typename T>
 INTERPCORE_BODY float value_of(const Eight<T>& v, int i) {
   return widen(T{}, v.word[i * T::words / kLane], i * T::words % kLane ? 1 : 0);
@@ -89,20 +71,6 @@ INTERPCORE_BODY uint32_t narrow(BFloat16, float first, float second) {
 #endif
 }
 
-INTERPCORE_BODY uint32_t narrow(Float16, float first, float second) {
-#ifdef __CUDACC__
-  const __half2 pair = __floats2half2_rn(first, second);
-  uint32_t word;
-  memcpy(&word, &pair, sizeof word);
-  return word;
-#else
-  const _Float16 pair[2] = {static_cast<_Float16>(first), static_cast<_Float16>(second)};
-  uint32_t word;
-  memcpy(&word, pair, sizeof word);
-  return word;
-#endif
-}
-
 // The smaller or larger value of each place; NaN where either is. float32 passes over NaN: its sums keep it.
 #ifdef __CUDACC__
 #define INTERPCORE_PAIRED(NAME, TYPE, PAIR, OPERATION) \
@@ -118,10 +86,6 @@ INTERPCORE_PAIRED(least, BFloat16, __nv_bfloat162, __hmin2_nan)
 INTERPCORE_PAIRED(most, BFloat16, __nv_bfloat162, __hmax2_nan)
 INTERPCORE_PAIRED(add, BFloat16, __nv_bfloat162, __hadd2)
 INTERPCORE_PAIRED(exceeds, BFloat16, __nv_bfloat162, __hgt2)
-INTERPCORE_PAIRED(least, Float16, __half2, __hmin2_nan)
-INTERPCORE_PAIRED(most, Float16, __half2, __hmax2_nan)
-INTERPCORE_PAIRED(add, Float16, __half2, __hadd2)
-INTERPCORE_PAIRED(exceeds, Float16, __half2, __hgt2)
 #undef INTERPCORE_PAIRED
 #else
 template <typename T, typename Operation>

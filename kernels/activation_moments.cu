@@ -56,9 +56,7 @@ static void launch_sums(const ActivationChunks& p, cudaStream_t stream) {
 
 template <typename T>
 static void launch_sums(const ActivationChunks& p, Activation activation, cudaStream_t stream) {
-  if (activation == Activation::relu) return launch_sums<T, Activation::relu>(p, stream);
   if (activation == Activation::silu) return launch_sums<T, Activation::silu>(p, stream);
-  if (activation == Activation::gelu) return launch_sums<T, Activation::gelu>(p, stream);
   launch_sums<T, Activation::gelu_tanh>(p, stream);
 }
 
@@ -67,7 +65,6 @@ cudaError_t activation_moments_cuda(const ActivationChunks& p, Activation activa
   if (x.rows == 0 || x.columns == 0) return cudaSuccess;
   if (x.stored == Stored::float32) launch_sums<Float32>(p, activation, stream);
   if (x.stored == Stored::bfloat16) launch_sums<BFloat16>(p, activation, stream);
-  if (x.stored == Stored::float16) launch_sums<Float16>(p, activation, stream);
   const cudaError_t error = finish_cuda(p.pre, stream);
   return error == cudaSuccess ? finish_cuda(p.post, stream) : error;
 }

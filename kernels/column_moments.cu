@@ -67,7 +67,6 @@ cudaError_t column_moments_cuda(const ColumnChunks& p, cudaStream_t stream) {
   if (p.totals.rows == 0 || p.totals.columns == 0) return cudaSuccess;
   if (p.totals.stored == Stored::float32) launch_sums<Float32>(p, stream);
   if (p.totals.stored == Stored::bfloat16) launch_sums<BFloat16>(p, stream);
-  if (p.totals.stored == Stored::float16) launch_sums<Float16>(p, stream);
   return finish_cuda(p, stream);
 }
 

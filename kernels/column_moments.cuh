@@ -185,8 +185,7 @@ INTERPCORE_BODY void walk(const ColumnChunks& p, const Place& at, const float (&
 
 INTERPCORE_BODY float read_value(const ColumnMoments& p, int64_t at) {
   if (p.stored == Stored::float32) return static_cast<const float*>(p.x)[at];
-  const uint16_t half = static_cast<const uint16_t*>(p.x)[at];
-  return p.stored == Stored::bfloat16 ? widen(BFloat16{}, half, 0) : widen(Float16{}, half, 0);
+  return widen(BFloat16{}, static_cast<const uint16_t*>(p.x)[at], 0);
 }
 
 // Moments of a chunk's finite values of one column, from the values: two passes in float64.

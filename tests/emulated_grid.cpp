@@ -108,9 +108,7 @@ void fused(const ActivationChunks& p) {
 
 template <typename T>
 void fused(const ActivationChunks& p, Activation activation) {
-  if (activation == Activation::relu) return fused<T, Activation::relu>(p);
   if (activation == Activation::silu) return fused<T, Activation::silu>(p);
-  if (activation == Activation::gelu) return fused<T, Activation::gelu>(p);
   fused<T, Activation::gelu_tanh>(p);
 }
 
@@ -119,12 +117,10 @@ void fused(const ActivationChunks& p, Activation activation) {
 extern "C" void column_moments(const ColumnChunks* p) {
   if (p->totals.stored == Stored::float32) plain<Float32>(*p);
   if (p->totals.stored == Stored::bfloat16) plain<BFloat16>(*p);
-  if (p->totals.stored == Stored::float16) plain<Float16>(*p);
 }
 
 extern "C" void activation_moments(const ActivationChunks* p, int activation) {
   const auto which = static_cast<Activation>(activation);
   if (p->pre.totals.stored == Stored::float32) fused<Float32>(*p, which);
   if (p->pre.totals.stored == Stored::bfloat16) fused<BFloat16>(*p, which);
-  if (p->pre.totals.stored == Stored::float16) fused<Float16>(*p, which);
 }

@@ -259,16 +259,14 @@ CUDA = {
     "settle_kernel": (80, 0, 0.0),
     "merge_kernel": (80, 0, 0.0),
     "column_sums_kernelINS_8BFloat16ELi0": (128, 32, 10),
-    "column_sums_kernelINS_7Float16ELi0": (128, 32, 10),
     "column_sums_kernelINS_7Float32ELi0": (128, 16, 10),
     "column_sums_kernelINS_8BFloat16ELi2": (128, 32, 12),
-    "column_sums_kernelINS_7Float16ELi2": (128, 32, 12),
     "column_sums_kernelINS_7Float32ELi2": (128, 16, 14),
 }
 CUDA |= {
     f"activation_sums_kernelINS_{dtype}ELi2ELNS_10ActivationE{code}E": (registers, 16, most)
-    for dtype, registers in (("8BFloat16", 184), ("7Float16", 184), ("7Float32", 224))
-    for code, most in enumerate((30, 36, 40, 54))
+    for dtype, registers in (("8BFloat16", 184), ("7Float32", 224))
+    for code, most in ((1, 36), (2, 40))
 }
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.
 UNIT_STRIDES = ("x_k", "weight_k")

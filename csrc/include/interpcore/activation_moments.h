@@ -5,8 +5,7 @@
 
 namespace interpcore {
 
-// gelu, by erf, is a device's alone.
-enum class Activation { relu, silu, gelu_tanh, gelu };
+enum class Activation { relu, silu, gelu_tanh };
 
 // out = activation(x) * up, of the same shape as x; `post` reads out, and has the shape and mask of `pre`, which reads x.
 struct ActivationMoments {

@@ -5,7 +5,7 @@
 
 namespace interpcore {
 
-// Sums over chunks of the rows of a matrix; `totals` says which matrix, and where the result goes.
+// Sums over chunks of the rows of a float32 or bfloat16 matrix; `totals` says which matrix, and where the result goes.
 struct ColumnChunks {
   ColumnMoments totals;
   int64_t chunk_rows;  // a multiple of 32, at most 64 of them
@@ -13,7 +13,7 @@ struct ColumnChunks {
   double* sums;        // [chunks, 7, N]: power sums about a shift, extremes, the shift; then the chunk's moments
 };
 
-// out = activation(x) * up; `post` is over out, of the same shape, dtype and chunks as x.
+// out = activation(x) * up, silu or gelu_tanh; `post` is over out, of the same shape, dtype and chunks as x.
 struct ActivationChunks {
   ColumnChunks pre, post;
   const void* up;  // [T, N] or null for 1

@@ -8,14 +8,19 @@ from torch import Tensor
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, native_cuda, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.column_arguments import cuda_arguments, float32_thresholds, native_arguments
+from interpcore.ops.column_arguments import (
+    cuda_arguments,
+    float32_thresholds,
+    launch_cuda,
+    native_arguments,
+)
 from interpcore.ops.column_moments import RunningMoments, merge_raw
 from interpcore.ops.reference.activation_moments import ACTIVATIONS
 
 # Codes of the header's `Activation`. torch's gelu and two sums beat a fused gelu; and torch's erf is up to 10
 # units in the last place off, so that an accurate gelu would not equal it.
 _CODES = {"relu": 0, "silu": 1, "gelu_tanh": 2}
-_CUDA_CODES = _CODES | {"gelu": 3}
+_CUDA_CODES = {"silu": 1, "gelu_tanh": 2}
 
 
 def activation_moments(
@@ -44,8 +49,8 @@ def activation_moments(
         post_moments: totals of the result, changed in place; without thresholds.
         up: `[T, N]`, the other factor of a gated MLP.
         mask: `[T]` bool, the rows that count in the moments.
-        backend: "reference", "cpu", "triton", "cuda" (at most 2 thresholds) or None to choose by device and
-            dtype.
+        backend: "reference", "cpu", "triton", "cuda" (at most 2 thresholds, not float16) or None to choose by
+            device and dtype.
 
     Returns:
         `[T, N]`, of pre's dtype.
@@ -103,7 +108,8 @@ def launch_activation_moments(
     up = None if up is None else rows_contiguous(up)
     mask = None if mask is None else mask.contiguous()
     threshold = float32_thresholds(tuple(thresholds), pre.device)
-    fused = chosen in ("triton", "cuda") or (activation in _CODES and not half)
+    fused = activation in _CUDA_CODES if chosen == "cuda" else activation in _CODES and not half
+    fused = fused or chosen == "triton"
     if fused:
         post = torch.empty_like(pre, memory_format=torch.contiguous_format)
     else:
@@ -114,6 +120,10 @@ def launch_activation_moments(
 
         with on(pre):
             kernel.launch(pre, up, activation, mask, threshold, post, *totals, go_on=go_on)
+        return post
+    if chosen == "cuda" and not fused:
+        launch_cuda(pre, mask, thresholds, *totals[:2], go_on=go_on)
+        launch_cuda(post, mask, (), *totals[2:], go_on=go_on)
         return post
     if chosen == "cuda":
         _launch_cuda(pre, up, activation, mask, thresholds, post, totals, go_on)

@@ -65,8 +65,10 @@ def cuda_arguments(
     """The dictionary that the CUDA forms read, and tensors that must outlive its making.
 
     Raises:
-        ValueError: there are more thresholds than they take.
+        ValueError: there are more thresholds than they take, or x is float16.
     """
+    if x.dtype == torch.float16:
+        raise ValueError("column_moments: the cuda form takes float32 and bfloat16, not float16; use triton.")
     if len(thresholds) > CUDA_THRESHOLDS:
         raise ValueError(
             f"column_moments: the cuda form takes at most {CUDA_THRESHOLDS} thresholds, not "

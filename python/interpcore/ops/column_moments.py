@@ -123,8 +123,8 @@ def column_moments(
         shift: `[N]` float32, a value near each column's mean, or None to follow the mean. With one shift,
             results over parts cut at multiples of 256 kept rows merge to the whole's within 1e-12; without,
             within 1e-6. A poor shift costs time, not accuracy. Only the CPU form uses it.
-        backend: "reference", "cpu", "triton", "cuda" (at most 2 thresholds) or None to choose by device and
-            dtype; "cpu" takes float32, bfloat16 and float16.
+        backend: "reference", "cpu", "triton", "cuda" (at most 2 thresholds, not float16) or None to choose by
+            device and dtype; "cpu" takes float32, bfloat16 and float16.
 
     Returns:
         The moments of the N columns, with the same bits for any number of threads.
