@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import reference
@@ -24,16 +25,19 @@ def bench_batch_product(
     report: Callable[[str], None],
 ) -> None:
     make = torch.Generator().manual_seed(0)
+    scale: Tensor | None = None
     if form == "fold":
-        down, up = (torch.randn(4 * d, d, generator=make) for _ in range(2))
-        args = down.t(), up, torch.randn(4, 4 * d, generator=make)
-        plain = lambda: torch.matmul(args[0] * args[2][:, None], args[1])  # noqa: E731
+        down, weight = (torch.randn(4 * d, d, generator=make) for _ in range(2))
+        x, scale = down.t(), torch.randn(4, 4 * d, generator=make)
         work = 2e-9 * 4 * d * 4 * d * d
     else:
-        g, matrices = torch.randn(96, 32, d, generator=make), torch.randn(32, d, d, generator=make)
-        args = g.transpose(0, 1), matrices
-        plain = lambda: torch.matmul(*args)  # noqa: E731
-        work = 2e-9 * g.numel() * d
+        g, weight = torch.randn(96, 32, d, generator=make), torch.randn(32, d, d, generator=make)
+        x, work = g.transpose(0, 1), 2e-9 * g.numel() * d
+
+    def plain() -> Tensor:
+        return torch.matmul(x if scale is None else x * scale[:, None], weight)
+
+    args = x, weight, scale
     exact = reference.batch_product(*args)
     assert (ops.batch_product(*args).double() - exact).norm() < 1e-6 * exact.norm()
 

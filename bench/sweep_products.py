@@ -105,11 +105,18 @@ def products_of(run: Run) -> Counter[Product]:
         found[Product(Layout.of(g.transpose(1, 2)), Layout.of(matrices), False)] += 1
         return plain_matrices(g, matrices)
 
-    def counted_batch(x: Tensor, weight: Tensor, *more: Tensor, **how: Any) -> Tensor:
-        if weight.dim() == 2:  # an MLP's matrices; cotangents through them are counted above
-            scaled = Layout((len(more[0]), *x.shape), (x.numel(), x.shape[1], 1))
+    def counted_batch(
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None = None,
+        x2: Tensor | None = None,
+        scale2: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if scale is not None:  # an MLP's matrices; cotangents through them are counted above
+            scaled = Layout((len(scale), *x.shape), (x.numel(), x.shape[1], 1))
             found[Product(scaled, Layout.of(weight), False)] += 1
-        return plain_batch(x, weight, *more, **how)
+        return plain_batch(x, weight, scale, x2, scale2, **options)
 
     projection.product, linear_mlp.apply_matrices = counted, counted_matrices
     linear_mlp.batch_product = counted_batch
