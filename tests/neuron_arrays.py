@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpcore.neurons.correlation.correlate import Correlations, Settings
 from interpcore.neurons.correlation.cross_sums import CrossSums, plan_passes
-from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet
+from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Span
 from interpcore.neurons.correlation.reduction import Reduction
 from interpcore.ops import Pilot, centered, column_moments
 
@@ -37,7 +37,8 @@ class ArrayReader:
         if settings.similarity == "jaccard":
             self.pilots = [Pilot(torch.zeros_like(p.shift), torch.ones_like(p.scale)) for p in self.pilots]
 
-    def read(self, start: int, stop: int, depths: Any) -> tuple[list[Tensor], list[ColumnSums]]:
+    def read(self, spans: Sequence[Span], depths: Any) -> tuple[list[Tensor], list[list[ColumnSums]]]:
+        ((start, stop, _),) = spans
         values, sums, kept = [], [], self.mask[start:stop]
         for x, pilot in zip(self.arrays, self.pilots, strict=True):
             c = centered(x[start:stop], kept, pilot)
@@ -45,7 +46,8 @@ class ArrayReader:
             nonfinite = column_moments(x[start:stop], kept).nonfinite
             mean = m.mean.nan_to_num()
             values.append(c)
-            sums.append(ColumnSums(int(kept.sum()), m.count * mean, m.m2 + m.count * mean**2, nonfinite))
+            square = m.m2 + m.count * mean**2
+            sums.append([ColumnSums(int(kept.sum()), m.count * mean, square, nonfinite)])
         return values, sums
 
 
@@ -67,6 +69,6 @@ def correlate_arrays(
     for number, tiles in enumerate(plan_passes(reader.sets, settings.budget, within=settings.rotates)):
         sums = CrossSums(reader, tiles, groups if number == 0 else 0)
         for group in range(groups):
-            sums.add(group * n // groups, (group + 1) * n // groups, group)
+            sums.add([Span(group * n // groups, (group + 1) * n // groups, group)])
         reduction.add(sums.state, tiles)
     return reduction.result()

@@ -18,7 +18,7 @@ from interpcore.neurons.correlation.correlate import (
     Settings,
     correlate,
 )
-from interpcore.neurons.correlation.cross_sums import Tile, columns_of
+from interpcore.neurons.correlation.cross_sums import CrossSums, Tile, columns_of
 from interpcore.neurons.correlation.jackknife import jackknife
 from interpcore.neurons.correlation.nulls import null_baseline
 from interpcore.neurons.correlation.reader import activations, neuron_set
@@ -74,6 +74,24 @@ def test_all_pairs_against_numpy(found: Correlations, models: list[Model], shard
         assert (got.same[:width] - exact.diagonal()).abs().max() < 2e-6
         layer, neuron = found.sets[b].address(index[:, 0])
         assert torch.equal(layer * found.sets[b].widths[0] + neuron, index[:, 0])
+
+
+def test_blocks_multiplied_together_have_the_sums_of_each_alone(
+    models: list[Model], shards: TokenShards
+) -> None:
+    study = Study(models, shards, Settings(groups=7), NAMES)
+    study.reader.measure_pilots()
+    steps = [span for step in study.steps(range(study.n_blocks)) for span in step]
+    assert len(steps) == study.n_blocks > 7 and study.stride > 1
+    together, apart = (CrossSums(study.reader, study.passes[0][-2:], 7) for _ in range(2))
+    together.add(steps)
+    for span in steps:
+        apart.add([span])
+    assert int((together.state["count"] > 0).sum()) == 7
+    for name, got in together.state.items():
+        # What a forward rounds depends on its rows, and is relative to the largest of a column.
+        scale = float(apart.state[name].abs().max())
+        torch.testing.assert_close(got, apart.state[name], rtol=1e-5, atol=1e-6 * scale, msg=name)
 
 
 def test_rotation_without_a_second_pass(
@@ -234,7 +252,7 @@ def test_sketch_is_unbiased_and_its_error_is_as_said(models: list[Model], shards
         study.reader.measure_pilots()
         sketch = SketchSums(study.reader, 256, 1, seed)
         for block in range(study.n_blocks):
-            sketch.add(*study.sequences(block), study.group(block))
+            sketch.add([study.span(block)])
         columns = columns_of(sketch.state, study.sets)
         tile = Tile(0, 1, 2, 3)
         blocks = [Block.of(columns[i], study.sets[i].span(d), "pearson") for i, d in ((0, 1), (2, 3))]

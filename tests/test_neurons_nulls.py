@@ -11,6 +11,7 @@ from families import transformers_model
 import interpcore
 from interpcore.model.generic import GenericModel
 from interpcore.neurons.correlation.nulls import _NullReader
+from interpcore.neurons.correlation.reader import Span
 from interpcore.neurons.correlation.setup import Settings, Study
 from interpcore.neurons.correlation.similarity import rotation_matrix
 
@@ -28,7 +29,8 @@ def read(study, kind, seed=0):
     """Kept tokens' values of the models and of their stand-ins, in units of the pilots, and the sums."""
     reader = _NullReader(study.reader, kind, seed)
     every = [list(range(len(s.widths))) for s in study.sets] * 2
-    values, sums = reader.read(*BLOCK, every)
+    values, found = reader.read([Span(*BLOCK, 0)], every)
+    sums = [of_span for (of_span,) in found]
     kept = study.shards.mask(study.shards.sequences(*BLOCK)).flatten()
     count = len(study.sets)
     return (

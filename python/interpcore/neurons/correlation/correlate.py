@@ -99,19 +99,14 @@ def correlate(
 
 def _sum(study: Study, number: int, blocks: range, path: Path | None, progress: bool) -> CrossSums:
     """One pass over some blocks of tokens."""
-    tiles = study.passes[number]
+    tiles, steps = study.passes[number], study.steps(blocks)
     sums = CrossSums(study.reader, tiles, study.settings.groups if number == 0 else 0)
-
-    def step(index: int) -> None:
-        start, stop = study.sequences(blocks[index])
-        sums.add(start, stop, study.group(blocks[index]))
-
     checkpointed(
         None if path is None else sums_path(path, number),
         sums.state,
-        len(blocks),
-        step,
-        meaning=study.meaning([tile.name for tile in tiles], blocks),
+        len(steps),
+        lambda index: sums.add(steps[index]),
+        meaning=study.meaning_of_steps([tile.name for tile in tiles], blocks),
         label=f"correlate {number + 1}/{len(study.passes)}",
         progress=progress,
     )
@@ -165,7 +160,7 @@ def merge_sums(
                 f"The parts are the blocks {ranges} of {study.n_blocks}; they must be all of them, each once."
             )
         blocks = range(study.n_blocks)
-        header = {"done": str(len(blocks)), "meaning": study.meaning(what, blocks)}
+        header = {"done": str(len(study.steps(blocks))), "meaning": study.meaning_of_steps(what, blocks)}
         write_tensors(sums_path(Path(folder), number), total, header)
 
 
@@ -177,10 +172,11 @@ def sums_path(folder: Path, number: int) -> Path:
 def _blocks_of(study: Study, path: Path, header: dict[str, str], what: Any) -> tuple[int, int]:
     """The range of blocks that a file's sums are over."""
     start, stop = json.loads(header.get("meaning", '{"blocks": [0, 0]}'))["blocks"]
-    if header.get("meaning") != study.meaning(what, range(start, stop)):
+    if header.get("meaning") != study.meaning_of_steps(what, range(start, stop)):
         raise RunError(f"{path} holds sums over other models, tokens, masks or settings; check the folder.")
-    if int(header["done"]) < stop - start:
-        raise RunError(f"{path} is unfinished: {header['done']} of {stop - start} blocks; finish it first.")
+    steps = len(study.steps(range(start, stop)))
+    if int(header["done"]) < steps:
+        raise RunError(f"{path} is unfinished: {header['done']} of {steps} steps; finish it first.")
     return start, stop
 
 
@@ -226,20 +222,20 @@ def estimate(
     """
     study = Study(models, shards, settings or Settings(), names)
     study.reader.measure_pilots()
-    start, stop = study.sequences(0)
+    steps = study.steps(range(study.n_blocks))
     depths = [range(len(neurons.widths)) for neurons in study.sets]
-    values, _ = study.reader.read(start, stop, depths)
-    reading = _timed(lambda: study.reader.read(start, stop, depths))
+    values, _ = study.reader.read(steps[0], depths)
+    reading = _timed(lambda: study.reader.read(steps[0], depths))
     tile = study.passes[-1][-1]
     a = values[tile.a][:, study.sets[tile.a].span(tile.depth_a)]
     b = values[tile.b][:, study.sets[tile.b].span(tile.depth_b)]
     cross = torch.zeros((a.shape[1], b.shape[1]), dtype=torch.float64, device=a.device)
     multiplying = _timed(lambda: add_products(cross, a, b, precision=study.reader.precision)) / cross.numel()
     sizes = [sum(tile_bytes(study.sets, tile) for tile in tiles) for tiles in study.passes]
-    forward = len(sizes) * study.n_blocks * reading
+    forward = len(sizes) * len(steps) * reading
     return Estimate(
         passes=len(sizes),
-        seconds=forward + study.n_blocks * multiplying * sum(sizes) / 8,
+        seconds=forward + len(steps) * multiplying * sum(sizes) / 8,
         forward_seconds=forward,
         multiplications=sum(sizes) / 8 * shards.n_tokens,
         memory=max(sizes) + sum(side.nbytes for side in values),

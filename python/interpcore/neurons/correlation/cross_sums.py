@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
-from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader
+from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader, Span
 from interpcore.ops import Pilot, add_products
 
 
@@ -141,16 +141,16 @@ class CrossSums:
             device = reader.pilots[tile.a].shift.device
             self.state[tile.name] = torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def add(self, start: int, stop: int, group: int) -> None:
-        """Adds the sequences from `start` up to `stop`, which belong to a group."""
-        values, sums = self._reader.read(start, stop, self._depths)
+    def add(self, spans: Sequence[Span]) -> None:
+        """Adds spans of sequences, multiplied together."""
+        values, sums = self._reader.read(spans, self._depths)
         sets = self._reader.sets
         for tile in self._tiles:
             a = values[tile.a][:, sets[tile.a].span(tile.depth_a)]
             b = values[tile.b][:, sets[tile.b].span(tile.depth_b)]
             add_products(self.state[tile.name], a, b, precision=self._reader.precision)
         if self._groups:
-            add_columns(self.state, group, sums)
+            add_columns(self.state, spans, sums)
 
 
 def empty_columns(reader: Reader, groups: int) -> dict[str, Tensor]:
@@ -167,13 +167,16 @@ def empty_columns(reader: Reader, groups: int) -> dict[str, Tensor]:
     return state
 
 
-def add_columns(state: dict[str, Tensor], group: int, sums: Sequence[ColumnSums]) -> None:
-    """Adds the sums over single columns of some sequences of a group, of each model."""
-    state["count"][group] += sums[0].count
-    for index, of_model in enumerate(sums):
-        state[f"total/{index}"][group] += of_model.total
-        state[f"square/{index}"][group] += of_model.square
-        state[f"nonfinite/{index}"] += of_model.nonfinite
+def add_columns(
+    state: dict[str, Tensor], spans: Sequence[Span], sums: Sequence[Sequence[ColumnSums]]
+) -> None:
+    """Adds the sums over single columns of each span, of each model."""
+    for k, span in enumerate(spans):
+        state["count"][span.group] += sums[0][k].count
+        for index, of_model in enumerate(sums):
+            state[f"total/{index}"][span.group] += of_model[k].total
+            state[f"square/{index}"][span.group] += of_model[k].square
+            state[f"nonfinite/{index}"] += of_model[k].nonfinite
 
 
 def columns_of(state: Mapping[str, Tensor], sets: Sequence[NeuronSet]) -> list[Columns]:

@@ -140,8 +140,7 @@ def exact_pairs(
     sums = PairSums(study.reader, pairs, matrices, study.settings.groups)
 
     def step(block: int) -> None:
-        start, stop = study.sequences(block)
-        sums.add(start, stop, study.group(block))
+        sums.add(study.span(block))
 
     what = [[p.a, p.b, p.rotated, tensors_hash({"i": p.i, "j": p.j})] for p in pairs]
     turned = {".".join(map(str, key)): matrix for key, matrix in matrices.items()}

@@ -12,7 +12,7 @@ from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.correlation.cross_sums import CrossSums, Tile, columns_of, pack_tiles
 from interpcore.neurons.correlation.partners import Partners
-from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader
+from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader, Span
 from interpcore.neurons.correlation.setup import Pair, Settings, Study
 from interpcore.neurons.correlation.similarity import Block, similarities
 from interpcore.neurons.statistics.mlp_sides import activation_of
@@ -66,7 +66,7 @@ def null_baseline(
     for chosen in pack_tiles(reader.sets, tiles, study.settings.budget):
         sums = CrossSums(reader, chosen, 1)
         for block in range(blocks):
-            sums.add(*study.sequences(block), 0)
+            sums.add([study.span(block)._replace(group=0)])
         columns = columns_of(sums.state, reader.sets)
         for tile in chosen:
             spans = reader.sets[tile.a].span(tile.depth_a), reader.sets[tile.b].span(tile.depth_b)
@@ -104,27 +104,28 @@ class _NullReader(Reader):
             self.pilots.append(pilot if kind == "permutation" else plain)
 
     def read(
-        self, start: int, stop: int, depths: Sequence[Sequence[int]]
-    ) -> tuple[list[Tensor], list[ColumnSums]]:
-        """As `Reader.read`, of the models and then of their stand-ins."""
+        self, spans: Sequence[Span], depths: Sequence[Sequence[int]]
+    ) -> tuple[list[Tensor], list[list[ColumnSums]]]:
+        """As `Reader.read` of one span, of the models and then of their stand-ins."""
+        (span,) = spans
         count = len(self._real.sets)
         needed = [sorted({*depths[i], *depths[count + i]}) for i in range(count)]
-        values, sums = self._real.read(start, stop, needed)
-        kept = self._mask(self.shards.sequences(start, stop)).nonzero()[:, 0]
-        make = torch.Generator().manual_seed(cell_seed(self._seed, f"{self._kind} from {start}"))
+        values, sums = self._real.read(spans, needed)
+        kept = self._mask(self.shards.sequences(span.start, span.stop)).nonzero()[:, 0]
+        make = torch.Generator().manual_seed(cell_seed(self._seed, f"{self._kind} from {span.start}"))
         shuffled = kept[torch.randperm(len(kept), generator=make).to(kept.device)]
         stand_ins, their_sums = [], []
-        for index, (side, of_model) in enumerate(zip(values, sums, strict=True)):
+        for index, (side, (of_model,)) in enumerate(zip(values, sums, strict=True)):
             null = torch.zeros_like(side)
             shuffle = self._kind == "permutation"
             null[kept] = side[shuffled] if shuffle else self._noise(index, len(kept), make).to(side)
             stand_ins.append(null)
             if shuffle:
-                their_sums.append(of_model)
+                their_sums.append([of_model])
                 continue
             m = column_moments(null[kept])
             square = m.m2 + m.count * m.mean.square()
-            their_sums.append(ColumnSums(of_model.count, m.count * m.mean, square, m.nonfinite))
+            their_sums.append([ColumnSums(of_model.count, m.count * m.mean, square, m.nonfinite)])
         return [*values, *stand_ins], [*sums, *their_sums]
 
     def _noise(self, index: int, tokens: int, make: torch.Generator) -> Tensor:

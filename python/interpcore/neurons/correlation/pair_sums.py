@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.neurons.correlation.cross_sums import Columns
-from interpcore.neurons.correlation.reader import Reader
+from interpcore.neurons.correlation.reader import Reader, Span
 from interpcore.ops import product
 
 _ROWS = 512  # tokens multiplied at once, so that copies of their columns stay in the cache
@@ -76,21 +76,21 @@ class PairSums:
             for name in ("total", "square"):
                 self.state[f"{name}/{b}.{draw}"] = zeros(len(units))
 
-    def add(self, start: int, stop: int, group: int) -> None:
-        """Adds the sequences from `start` up to `stop`, which belong to a group."""
-        values, _ = self._reader.read(start, stop, self._depths)
+    def add(self, span: Span) -> None:
+        """Adds a span of sequences."""
+        values, _ = self._reader.read([span], self._depths)
         for first in range(0, len(values[0]), _ROWS):
             rows = [side[first : first + _ROWS] for side in values]
             turned = {key: self._rotate(rows[key[0]], key) for key in self.units}
             for (b, draw), z in turned.items():
-                self.state[f"total/{b}.{draw}"][group] += z.sum(0)
-                self.state[f"square/{b}.{draw}"][group] += z.square().sum(0)
+                self.state[f"total/{b}.{draw}"][span.group] += z.sum(0)
+                self.state[f"square/{b}.{draw}"][span.group] += z.square().sum(0)
             for k, pair in enumerate(self._pairs):
                 if pair.turned is None:
                     other = rows[pair.b][:, pair.j]
                 else:
                     other = turned[pair.turned][:, self._at(pair)]
-                self.state[f"pairs/{k}"][group] += (rows[pair.a][:, pair.i] * other).sum(0)
+                self.state[f"pairs/{k}"][span.group] += (rows[pair.a][:, pair.i] * other).sum(0)
 
     def unit_sums(self, pair: PairList) -> tuple[Tensor, Tensor]:
         """Sums of the rotated neurons of pairs and of their squares, `[group, p]` each."""

@@ -3,8 +3,10 @@ products."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,9 +52,17 @@ class NeuronSet:
         return depth.where(index >= 0, -1), neuron.where(index >= 0, -1)
 
 
+class Span(NamedTuple):
+    """The sequences from `start` up to `stop`, which belong to a group."""
+
+    start: int
+    stop: int
+    group: int
+
+
 @dataclass(frozen=True)
 class ColumnSums(ShortRepr):
-    """Sums over the kept tokens of a block, of shifted and scaled activations c = (x - shift) scale.
+    """Sums over the kept tokens of a span, of shifted and scaled activations c = (x - shift) scale.
 
     Args:
         count: number of kept tokens.
@@ -137,47 +147,50 @@ class Reader:
 
     @torch.no_grad()
     def read(
-        self, start: int, stop: int, depths: Sequence[Sequence[int]]
-    ) -> tuple[list[Tensor], list[ColumnSums]]:
-        """Shifted and scaled activations on the sequences from `start` up to `stop`.
+        self, spans: Sequence[Span], depths: Sequence[Sequence[int]]
+    ) -> tuple[list[Tensor], list[list[ColumnSums]]]:
+        """Shifted and scaled activations on spans of sequences, each of which begins where the one before
+        ends.
 
         Args:
             depths: block calls of each model; the columns of the others are not filled.
 
         Returns:
-            By model: values [token, neuron], 0 at tokens without mask (overwritten by the next call), and
-                sums over the kept tokens, 0 in columns that are not filled.
+            By model: values [token, neuron], 0 at tokens without mask (overwritten by the next call), and for
+                each span sums over the kept tokens, 0 in columns that are not filled.
         """
-        tokens = self.shards.sequences(start, stop)
-        mask = self._mask(tokens)
-        found, sums = [], []
-        for index, chosen in enumerate(depths):
-            values, of_model = self._read_model(index, tokens, mask, chosen)
-            found.append(values)
-            sums.append(of_model)
-        return found, sums
+        tokens = self.shards.sequences(spans[0].start, spans[-1].stop)
+        mask, context = self._mask(tokens), tokens.shape[1]
+        cuts = [0, *((span.stop - spans[0].start) * context for span in spans)]
+        found = [self._read_model(index, tokens, mask, chosen, cuts) for index, chosen in enumerate(depths)]
+        return [values for values, _ in found], [sums for _, sums in found]
 
     def _read_model(
-        self, index: int, tokens: Tensor, mask: Tensor, depths: Sequence[int]
-    ) -> tuple[Tensor, ColumnSums]:
+        self, index: int, tokens: Tensor, mask: Tensor, depths: Sequence[int], cuts: Sequence[int]
+    ) -> tuple[Tensor, list[ColumnSums]]:
+        """As `read`, of one model; spans end at the rows `cuts[1:]`."""
         model, neurons, pilot = self.models[index], self.sets[index], self.pilots[index]
         values = self._buffer(index, tokens.numel())
-        total = torch.zeros(neurons.total, dtype=torch.float64, device=model.device)
+        size = (len(cuts) - 1, neurons.total)
+        total = torch.zeros(size, dtype=torch.float64, device=model.device)
         square, nonfinite = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.int64)
         for rows, depth, raw in activations(model, tokens, depths):
             span = neurons.span(depth)
             kept, own = mask[rows], Pilot(pilot.shift[span], pilot.scale[span])
+            bad = None
             if self.similarity == "jaccard":
-                nonfinite[span] += (~raw.isfinite() & kept[:, None]).sum(0)
+                bad = ~raw.isfinite() & kept[:, None]
                 raw = (raw > self.jaccard_threshold).to(raw.dtype)
             centered(raw, kept, own, precision=self.precision, out=values[rows, span])
-            moments = column_moments(raw, kept, shift=own.shift)
-            off = torch.where(moments.count > 0, moments.mean - own.shift.double(), 0)
-            scale = own.scale.double()
-            total[span] += moments.count * off * scale
-            square[span] += (moments.m2 + moments.count * off.square()) * scale.square()
-            nonfinite[span] += moments.nonfinite
-        return values, ColumnSums(int(mask.sum()), total, square, nonfinite)
+            for k, some in _pieces(cuts, rows):
+                moments = column_moments(raw[some], kept[some], shift=own.shift)
+                off = torch.where(moments.count > 0, moments.mean - own.shift.double(), 0)
+                scale = own.scale.double()
+                total[k, span] += moments.count * off * scale
+                square[k, span] += (moments.m2 + moments.count * off.square()) * scale.square()
+                nonfinite[k, span] += moments.nonfinite if bad is None else bad[some].sum(0)
+        counts = [int(mask[begin:end].sum()) for begin, end in itertools.pairwise(cuts)]
+        return values, [ColumnSums(*each) for each in zip(counts, total, square, nonfinite, strict=True)]
 
     def _mask(self, tokens: Tensor) -> Tensor:
         return self.shards.mask(tokens).flatten().to(self.models[0].device)
@@ -192,3 +205,11 @@ class Reader:
             kept = torch.zeros((rows, self.sets[index].total), dtype=dtype, device=model.device)
             self._buffers[index] = kept
         return kept[:rows]
+
+
+def _pieces(cuts: Sequence[int], rows: slice) -> Iterator[tuple[int, slice]]:
+    """Which of some rows lie between each two cuts that follow one another, where any do."""
+    for k, (begin, end) in enumerate(itertools.pairwise(cuts)):
+        first, last = max(begin, rows.start), min(end, rows.stop)
+        if first < last:
+            yield k, slice(first - rows.start, last - rows.start)

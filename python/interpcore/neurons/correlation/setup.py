@@ -16,11 +16,13 @@ from interpcore.model import Model
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.correlation.cross_sums import Columns, plan_passes
 from interpcore.neurons.correlation.partners import Partners
-from interpcore.neurons.correlation.reader import SIMILARITIES, NeuronSet, Reader, neuron_set
+from interpcore.neurons.correlation.reader import SIMILARITIES, NeuronSet, Reader, Span, neuron_set
 from interpcore.neurons.correlation.similarity import ROTATIONS, Rotation
 from interpcore.runs import RunCard, canonical_json, tensors_hash
 
 BLOCK_TOKENS = 8192
+PARTS = 4
+"""Parts that tokens of so many blocks can be cut into: float32 rounds alike only between the same cuts."""
 GROUPS = 20
 Pair = tuple[int, int]
 
@@ -131,6 +133,7 @@ class Study:
             )
         self.block = max(min(BLOCK_TOKENS // shards.context, shards.n_sequences // settings.groups), 1)
         self.n_blocks = -(-shards.n_sequences // self.block)
+        self.stride = max(min(BLOCK_TOKENS // (self.block * shards.context), self.n_blocks // PARTS), 1)
         self.passes = plan_passes(self.sets, settings.budget, within=settings.rotates)
         self.reader = Reader(
             self.models,
@@ -141,13 +144,21 @@ class Study:
             precision=settings.precision,
         )
 
-    def group(self, block: int) -> int:
-        """The group of sequences that a block belongs to."""
-        return block * self.settings.groups // self.n_blocks
+    @property
+    def step(self) -> int:
+        """Sequences that are read and multiplied together."""
+        return self.stride * self.block
 
-    def sequences(self, block: int) -> tuple[int, int]:
-        """The first sequence of a block, and the one after its last."""
-        return block * self.block, min((block + 1) * self.block, self.shards.n_sequences)
+    def span(self, block: int) -> Span:
+        """A block's sequences, and the group that they belong to."""
+        stop = min((block + 1) * self.block, self.shards.n_sequences)
+        return Span(block * self.block, stop, block * self.settings.groups // self.n_blocks)
+
+    def steps(self, blocks: range) -> list[list[Span]]:
+        """Blocks that are read and multiplied together: what a product adds to its sums costs as much for few
+        tokens as for many."""
+        starts = range(blocks.start, blocks.stop, self.stride)
+        return [[self.span(b) for b in range(at, min(at + self.stride, blocks.stop))] for at in starts]
 
     @cached_property
     def cards(self) -> tuple[RunCard, ...]:
@@ -173,6 +184,10 @@ class Study:
         """Everything that sums depend on, what is summed and over which blocks, for a file."""
         of = [self.identity(), *(card.key for card in self.cards)]
         return canonical_json({"of": of, "what": what, "blocks": [blocks.start, blocks.stop]})
+
+    def meaning_of_steps(self, what: Any, blocks: range) -> str:
+        """As `meaning`, of sums that are saved after one of the `steps`."""
+        return self.meaning(what if self.stride == 1 else [what, f"{self.stride} blocks a step"], blocks)
 
     def described(self) -> dict[str, Any]:
         """The settings as JSON; a rotation that is a function by the hash of its matrices."""
@@ -201,10 +216,10 @@ class Study:
         if span is None:
             return range(self.n_blocks)
         start, stop = span
-        ends = stop == self.shards.n_sequences or stop % self.block == 0
-        if not (0 <= start < stop <= self.shards.n_sequences and start % self.block == 0 and ends):
+        ends = stop == self.shards.n_sequences or stop % self.step == 0
+        if not (0 <= start < stop <= self.shards.n_sequences and start % self.step == 0 and ends):
             raise Refused(
-                f"Sequences {start} to {stop} do not begin and end on the grid of blocks of {self.block} in "
+                f"Sequences {start} to {stop} do not begin and end on the grid of blocks of {self.step} in "
                 f"{self.shards.n_sequences}; round them."
             )
         return range(start // self.block, -(-stop // self.block))

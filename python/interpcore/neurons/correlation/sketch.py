@@ -25,7 +25,7 @@ from interpcore.neurons.correlation.cross_sums import Tile, add_columns, empty_c
 from interpcore.neurons.correlation.jackknife import exact_pairs, replicates
 from interpcore.neurons.correlation.pair_sums import PairList
 from interpcore.neurons.correlation.partners import Partners
-from interpcore.neurons.correlation.reader import Reader
+from interpcore.neurons.correlation.reader import Reader, Span
 from interpcore.neurons.correlation.reduction import Reduction
 from interpcore.neurons.correlation.setup import Correlations, Pair, Settings, Study
 from interpcore.neurons.correlation.similarity import Block, rotated_similarities, similarities
@@ -143,11 +143,11 @@ class SketchSums:
         for index, (neurons, pilot) in enumerate(zip(reader.sets, reader.pilots, strict=True)):
             self.state[f"sketch/{index}"] = torch.zeros((buckets, neurons.total), device=pilot.shift.device)
 
-    def add(self, start: int, stop: int, group: int) -> None:
-        """Adds the sequences from `start` up to `stop`, which belong to a group."""
-        values, sums = self._reader.read(start, stop, self._depths)
-        add_columns(self.state, group, sums)
-        first, count = start * self._reader.shards.context, len(values[0])
+    def add(self, spans: Sequence[Span]) -> None:
+        """Adds spans of sequences."""
+        values, sums = self._reader.read(spans, self._depths)
+        add_columns(self.state, spans, sums)
+        first, count = spans[0].start * self._reader.shards.context, len(values[0])
         make = torch.Generator().manual_seed(cell_seed(self._seed, f"signs from token {first}"))
         signs = (torch.randint(0, 2, (count, 1), generator=make) * 2 - 1).to(values[0])
         # Token t goes to bucket t mod k: the signs alone make the estimate unbiased, and tokens that share a
@@ -188,11 +188,11 @@ class RowSums:
             if a != b and len(chosen)
         }
 
-    def add(self, start: int, stop: int, group: int) -> None:
-        """Adds the sequences from `start` up to `stop`."""
+    def add(self, spans: Sequence[Span]) -> None:
+        """Adds spans of sequences."""
         if not self.state:
             return
-        values, _ = self._reader.read(start, stop, self._depths)
+        values, _ = self._reader.read(spans, self._depths)
         for a, chosen in enumerate(self.rows):
             side = values[a][:, chosen]
             for b, other in enumerate(values):
@@ -204,20 +204,25 @@ class RowSums:
 def _run(
     study: Study,
     state: dict[str, Tensor],
-    add: Callable[[int, int, int], None],
+    add: Callable[[Sequence[Span]], None],
     path: Path | None,
     label: str,
     progress: bool,
 ) -> None:
     """One checkpointed pass over all blocks."""
-
-    def step(block: int) -> None:
-        start, stop = study.sequences(block)
-        add(start, stop, study.group(block))
-
-    name, meaning = label.split()[0], study.meaning(label, range(study.n_blocks))
+    blocks = range(study.n_blocks)
+    steps = study.steps(blocks)
+    name, meaning = label.split()[0], study.meaning_of_steps(label, blocks)
     file = None if path is None else study.file(path, name, meaning)
-    checkpointed(file, state, study.n_blocks, step, meaning=meaning, label=name, progress=progress)
+    checkpointed(
+        file,
+        state,
+        len(steps),
+        lambda index: add(steps[index]),
+        meaning=meaning,
+        label=name,
+        progress=progress,
+    )
 
 
 def _estimate(study: Study, sketch: SketchSums) -> tuple[Reduction, float]:

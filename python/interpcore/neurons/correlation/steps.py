@@ -53,7 +53,7 @@ class CorrelationSteps:
     @cached_property
     def correlations(self) -> Correlations:
         """Correlations of all neurons."""
-        parts = () if self._summed else self.share(self.of.n_blocks, self._size)
+        parts = () if self._summed else self.share(-(-self.of.n_blocks // self.of.stride), self._size)
         if parts:
             self._merge(parts)
         with self._run("correlation") as run:
@@ -70,7 +70,7 @@ class CorrelationSteps:
         """Sums of part `number` (from 1) of `of` of the tokens, so that several processes share them; returns
         the step's folder."""
         step = f"correlation-{number}-of-{of}"
-        span = part_range(self.of.shards, number, of, self.of.block)
+        span = part_range(self.of.shards, number, of, self.of.step)
         with self._run(step) as run:
             self._correlate(run, span)
         return self.folder / step
