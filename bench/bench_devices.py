@@ -6,7 +6,6 @@ The CPU's rows are those of bench_<op>.py. Without a GPU these are skipped, and 
 from collections.abc import Callable
 
 import gpu_check
-import gpu_kernels
 import pytest
 import torch
 from gpu_kernels import Case
@@ -25,7 +24,7 @@ def limits() -> gpu_check.Limits:
 def bench_device(
     case: Case, limits: gpu_check.Limits, benchmark: BenchmarkFixture, report: Callable[[str], None]
 ) -> None:
-    problem = gpu_kernels.PROBLEMS[case.op](case)
+    problem = gpu_check.PROBLEMS[case.op](case)
 
     def run() -> None:
         problem.run()

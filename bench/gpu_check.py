@@ -1,12 +1,14 @@
 """Correctness and speed of every device kernel on this machine's GPU: python bench/gpu_check.py.
 
-Each case runs against the float64 definition: float32 within 1e-5 of the result's norm, half precision within
-twice the error of the same computation in plain torch; odd shapes again on a second stream and in a captured
-graph. Then it is timed on a cold cache, and its bandwidth or rate is given beside the bandwidths and matmul
-rates measured before. Whole Jacobian sweeps run against `torch.func.jacrev`, and a forward that gathers
-statistics. Each part runs in a process of its own, so that a kernel that faults or hangs takes no other
-part's results with it; the most valuable comes first, and none begins after `--seconds`. The results go to
-bench/results/ as JSON, after every case. `--dry-run` walks every case, small and on the CPU.
+Each case runs against the float64 definition: float32 within 1e-5 of the result's norm and what the precision
+asked for states, half precision within twice the error of the same computation in plain torch; odd shapes
+again on a second stream and in a captured graph. Then it is timed on a cold cache, and its bandwidth or rate
+is given beside the bandwidths and matmul rates measured before. A CUDA form is confirmed, and the JSON says
+so, where all its cases are right and its large ones faster than Triton's: `interpcore.ops.backend.CONFIRMED`
+takes no other. Whole Jacobian sweeps run against `torch.func.jacrev`, and a forward that gathers statistics.
+Each part runs in a process of its own, so that a kernel that faults or hangs takes no other part's results
+with it; the most valuable comes first, and none begins after `--seconds`. The results go to bench/results/ as
+JSON, after every case. `--dry-run` walks every case, small and on the CPU.
 """
 
 import functools
@@ -28,13 +30,17 @@ from typing import Annotated, Any
 import forward_statistics
 import gpu_jacobian
 import gpu_kernels
+import gpu_statistics
 import torch
 import typer
-from gpu_kernels import DTYPES, PROBLEMS, Case, Results, cases, smallest
+from gpu_kernels import DTYPES, Case, Results
 from torch import Tensor
+
+from interpcore.ops.backend import FORMS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HALF_ERROR, FLOAT_ERROR = 2.0, 1e-5
+PROBLEMS = gpu_kernels.PROBLEMS | gpu_statistics.PROBLEMS
 COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "comoments", "product")
 # Several times any GPU's second-level cache.
 FLUSHED_BYTES = 256 << 20
@@ -51,7 +57,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("attn_vjp", "attn_vjp keys", "attn_jvp"),
     "jacobians": (),
     "comoments": ("comoments",),
-    "product": ("product",),
+    "product": ("product", "product tf32", "product tf32x3", "product bf16x3"),
+    "counts": ("column_top", "bin_counts", "group_sums", "row_summary"),
     "gate": ("gate both", "gate sum", "gate"),
 }
 
@@ -61,13 +68,25 @@ Clock = Callable[..., float]
 Run = Callable[[Limits], Row]
 
 
+def cases() -> Iterator[Case]:
+    """Every case of every op."""
+    yield from gpu_kernels.cases()
+    yield from gpu_statistics.cases()
+
+
+@functools.cache
+def smallest(op: str) -> tuple[int, ...]:
+    """The op's odd shape, on which it is checked in every way that costs time."""
+    return min((case.shape for case in cases() if case.op == op), key=math.prod)
+
+
 def relative_error(values: Results, exact: Results) -> float:
     """Norm of the error over the norm of the exact result, the largest of several results; NaN if one is."""
     several = (
         ((values,) if isinstance(values, Tensor) else values),
         ((exact,) if isinstance(exact, Tensor) else exact),
     )
-    errors = [(value.double() - x).norm() / x.norm() for value, x in zip(*several, strict=True)]
+    errors = [(value.double() - x).norm() / x.double().norm() for value, x in zip(*several, strict=True)]
     return float(torch.stack(errors).max())
 
 
@@ -98,6 +117,9 @@ def ceilings() -> Limits:
     for dtype in DTYPES:
         x = torch.randn(n, n, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
         found[f"{dtype} TFLOP/s"] = 2e-9 * n**3 / milliseconds(functools.partial(torch.mm, x, x), 10)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    x = x.float()
+    found["tf32 TFLOP/s"] = 2e-9 * n**3 / milliseconds(functools.partial(torch.mm, x, x), 10)
     return found
 
 
@@ -105,9 +127,11 @@ def check(case: Case, limits: Limits, clock: Clock = milliseconds) -> Row:
     """Run one case; returns its errors, speed and verdict."""
     problem = PROBLEMS[case.op](case)
     exact = problem.exact()
-    row: Row = {"case": str(case), "error": relative_error(problem.run(), exact)}
+    row: Row = {"case": str(case), "against": "the float64 definition"}
+    row["error"] = relative_error(problem.run(), exact)
     row["torch error"] = relative_error(problem.plain(), exact)
-    allowed = FLOAT_ERROR if case.dtype == torch.float32 else HALF_ERROR * row["torch error"]
+    is_float = case.dtype == torch.float32
+    row["allowed"] = allowed = problem.stated + FLOAT_ERROR if is_float else HALF_ERROR * row["torch error"]
     row["ok"] = row["error"] <= allowed
     row["ms"] = clock(problem.run)
     row["times torch"] = clock(problem.plain) / row["ms"]
@@ -116,11 +140,41 @@ def check(case: Case, limits: Limits, clock: Clock = milliseconds) -> Row:
     row[f"of {bound}"] = row["GB/s"] / limits.get(f"{bound} GB/s", math.nan)
     if case.op.startswith(COUNTED_IN_FLOPS):
         row["TFLOP/s"] = 1e-9 * problem.flops / row["ms"]
-        row["of matmul"] = row["TFLOP/s"] / limits.get(f"{case.dtype} TFLOP/s", math.nan)
+        ceiling = problem.ceiling or case.dtype
+        row["of matmul"] = row["TFLOP/s"] / limits.get(f"{ceiling} TFLOP/s", math.nan)
     if case.shape == smallest(case.op) and torch.cuda.is_available():
         row |= elsewhere(problem.run, exact, allowed)
         row["ok"] = row["ok"] and row["on a second stream"]
     return row
+
+
+def confirmations(rows: list[Row]) -> dict[str, Row]:
+    """Which CUDA forms these rows confirm.
+
+    Returns: by op of `cases` that has one, "right" (all its cases ran and agree with float64), "faster" (its
+        large cases are, than Triton's of the same problem; None where one of both did not run), "confirmed"
+        where both hold, and "slowest" (the least of Triton's time over its own in a large case).
+    """
+    by_case = {row["case"]: row for row in rows}
+    found: dict[str, Row] = {}
+    for op in sorted({case.op for case in cases() if case.backend == "cuda" and is_form(case.op)}):
+        mine = [case for case in cases() if case.op == op and case.backend == "cuda"]
+        large = [case for case in mine if case.shape != smallest(op)]
+        both = [
+            [by_case.get(str(c), {}).get("ms") for c in (case, case._replace(backend="triton"))]
+            for case in large
+        ]
+        ratios = [theirs / ours for ours, theirs in both if ours and theirs]
+        right = all(by_case.get(str(case), {}).get("ok", False) for case in mine)
+        faster = min(ratios) > 1 if len(ratios) == len(large) else None
+        found[op] = {"against": "the float64 definition", "right": right, "faster": faster}
+        found[op] |= {"confirmed": right and bool(faster), "slowest": min(ratios, default=None)}
+    return found
+
+
+def is_form(op: str) -> bool:
+    """Whether the op has a CUDA form of ours beside Triton's."""
+    return {"cuda", "triton"} <= set(FORMS.get(op, ()))
 
 
 def elsewhere(run: Callable[[], Results], exact: Results, allowed: float) -> Row:
@@ -305,13 +359,23 @@ def run_all(device: str, seconds: float) -> int:
                 limits = row["ceilings"]
             else:
                 rows.append(row)
-            path.write_text(json.dumps(facts | {"ceilings": limits, "cases": rows}, indent=1) + "\n")
+            write(path, facts, limits, rows)
     failed = [row for row in rows if not row["ok"]]
     for row in failed:
         typer.echo(f"failed: {row['case']}: {row.get('failure', 'error ' + str(row.get('error')))}")
-    path.write_text(json.dumps(facts | {"ceilings": limits, "cases": rows}, indent=1) + "\n")
+    write(path, facts, limits, rows)
+    for op, said in confirmations(rows).items():
+        typer.echo(
+            f"{op}, CUDA form: {'confirmed' if said['confirmed'] else 'not confirmed'}: {json.dumps(said)}"
+        )
     typer.echo(f"{len(rows) - len(failed)} of {len(rows)} cases passed; results in bench/results/{path.name}")
     return 1 if failed else 0
+
+
+def write(path: Path, facts: Row, limits: Limits, rows: list[Row]) -> None:
+    """The JSON of what has been measured so far."""
+    found = {"ceilings": limits, "cuda forms": confirmations(rows), "cases": rows}
+    path.write_text(json.dumps(facts | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

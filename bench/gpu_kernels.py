@@ -1,11 +1,9 @@
 """The cases of a device: for each op its inputs, ours, the definition and plain torch.
 
-bench/gpu_check.py and bench/bench_devices.py run them.
+bench/gpu_check.py and bench/bench_devices.py run them; those of statistics are in gpu_statistics.py.
 """
 
-import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import reference
+from interpcore.ops.product_parts import SIGNIFICANT, product_error
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,17 +33,23 @@ class Case(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A case's inputs, ready to run: ours, the exact result, plain torch, bytes moved and operations."""
+    """A case's inputs, ready to run: ours, the exact result, plain torch, bytes moved and operations.
+
+    stated: the error that the op itself states, over the result's norm. ceiling: name of the matmul rate that
+    bounds it, where that is not the rate of its dtype.
+    """
 
     run: Callable[[], Results]
     exact: Callable[[], Results]
     plain: Callable[[], Results]
     bytes: int
     flops: int
+    stated: float = 0.0
+    ceiling: str = ""
 
 
 def cases() -> Iterator[Case]:
-    """Every case: odd shapes for correctness, large ones for speed."""
+    """Every case of these ops: odd shapes for correctness, large ones for speed."""
     rows = ((2, 3, 5, 123), (1, 1, 1, 12000), (4, 64, 128, 768), (1, 256, 128, 4096))
     for backend, dtype, shape in itertools.product(("triton", "cuda"), DTYPES, rows):
         yield Case("norm_vjp", backend, dtype, shape)
@@ -64,23 +69,16 @@ def cases() -> Iterator[Case]:
         yield Case(op, "triton", dtype, problem)
     for dtype, problem in itertools.product(DTYPES, (attention[0], attention[3])):
         yield Case("attn_vjp keys", "triton", dtype, problem)
-    for dtype, matrix in itertools.product(DTYPES, ((257, 123), (65_536, 4096), (400_000, 768))):
-        yield Case("column_moments", "triton", dtype, matrix)
-        yield Case("activation_moments", "triton", dtype, matrix)
-    for dtype, sides in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
-        yield Case("comoments", "triton", dtype, sides)
     # S, D, B, P, d: odd, a layer of GPT-2 small, a layer of GPT-2 XL
     edges = ((33, 70, 3, 5, 123), (145, 37, 8, 16, 768), (1249, 76, 2, 16, 1600))
     for dtype, sizes in itertools.product(DTYPES, edges):
         yield Case("edge_scores", "triton", dtype, sizes)
-    for dtype, size in itertools.product(DTYPES, ((33, 77, 123), (4096, 4096, 4096))):
-        yield Case("product", "cuda", dtype, size)
-
-
-@functools.cache
-def smallest(op: str) -> tuple[int, ...]:
-    """The op's odd shape, on which it is checked in every way that costs time."""
-    return min((case.shape for case in cases() if case.op == op), key=math.prod)
+    for size in ((33, 77, 123), (4096, 4096, 4096)):
+        for dtype in DTYPES:
+            yield Case("product", "cuda", dtype, size)
+        for precision in SIGNIFICANT:
+            library = "cuda" if precision == "bf16x3" else "triton"
+            yield Case(f"product {precision}", library, torch.float32, size)
 
 
 def norm_vjp_problem(case: Case) -> Problem:
@@ -236,77 +234,6 @@ def attn_jvp_problem(case: Case) -> Problem:
     )
 
 
-def column_moments_problem(case: Case) -> Problem:
-    """x [T, N] with a threshold; the results compared are mean, variance, kurtosis and frequency."""
-    x = generator(case)(*case.shape)
-
-    def parts(backend: str | None) -> Results:
-        m = ops.column_moments(x, thresholds=(0.0,), backend=backend)
-        return m.mean, m.variance, m.kurtosis, m.frequency
-
-    def plain() -> Results:
-        mean = x.mean(0)
-        d = x - mean
-        variance = d.square().mean(0)
-        kurtosis = d.pow(4).mean(0) / variance.square()
-        return mean, variance, kurtosis, (x > 0).to(x.dtype).mean(0)[None]
-
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=x.nbytes,
-        flops=9 * x.numel(),
-    )
-
-
-def comoments_problem(case: Case) -> Problem:
-    """x [T, N] and y [T, N']; the result compared is the correlation."""
-    rows, n, m = case.shape
-    make = generator(case)
-    x, y = make(rows, n), make(rows, m)
-    pilot_x, pilot_y = ops.Pilot.of(x[:512]), ops.Pilot.of(y[:512])
-
-    def ours() -> Results:
-        found = ops.comoments(x, y, pilot_x=pilot_x, pilot_y=pilot_y, backend=case.backend)
-        return found.correlation
-
-    def plain() -> Results:
-        a, b = x - x.mean(0), y - y.mean(0)
-        return (a.t() @ b) / (a.norm(dim=0).float()[:, None] * b.norm(dim=0).float())
-
-    return Problem(
-        run=ours,
-        exact=lambda: ops.comoments(x, y, backend="reference").correlation,
-        plain=plain,
-        bytes=x.nbytes + y.nbytes,
-        flops=2 * rows * n * m,
-    )
-
-
-def activation_moments_problem(case: Case) -> Problem:
-    """x [T, N] through a GELU; compared are the activation and both sides' mean and variance."""
-    x = generator(case)(*case.shape)
-
-    def parts(backend: str | None) -> Results:
-        sides = [ops.RunningMoments(case.shape[1], device=DEVICE) for _ in range(2)]
-        post = ops.activation_moments(x, "gelu_tanh", sides[0], sides[1], backend=backend)
-        found = [side.result() for side in sides]
-        return post, *(y for m in found for y in (m.mean, m.variance))
-
-    def plain() -> Results:
-        post = torch.nn.functional.gelu(x, approximate="tanh")
-        return post, x.mean(0), x.var(0, correction=0), post.mean(0), post.var(0, correction=0)
-
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=2 * x.nbytes,
-        flops=30 * x.numel(),
-    )
-
-
 def edge_scores_problem(case: Case) -> Problem:
     """differences [S, B, P, d] and gradients [D, B, P, d] of a serial model's growing prefixes."""
     s, t, b, p, d = case.shape
@@ -334,21 +261,37 @@ def generator(case: Case) -> Callable[..., Tensor]:
 
 
 def product_problem(case: Case) -> Problem:
-    """x [rows, k] @ weight [k, n], the weight stored out-by-in."""
+    """x [rows, k] @ weight [k, n], the weight stored out-by-in; in a precision where the op names one.
+
+    Plain torch takes tf32 where that is asked for, and a float32 product beside the "x3".
+    """
     rows, k, n = case.shape
-    make = torch.Generator(device=DEVICE).manual_seed(0)
-    x = torch.randn(rows, k, generator=make, device=DEVICE).to(case.dtype)
-    weight = torch.randn(n, k, generator=make, device=DEVICE).to(case.dtype).t()
+    random = generator(case)
+    x, weight = random(rows, k), random(n, k).t()
+    precision = case.op.removeprefix("product").strip() or "float32"
+    tf32 = precision == "tf32" and torch.cuda.is_available()
+
+    def plain() -> Tensor:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = tf32 or before
+        try:
+            return x @ weight
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    ceilings = {"bf16x3": "torch.bfloat16", "tf32": "tf32", "tf32x3": "tf32"}
     return Problem(
-        run=lambda: ops.product(x, weight, out_dtype=torch.float32),
-        exact=lambda: reference.product(x, weight),
-        plain=lambda: x @ weight,
+        run=lambda: ops.product(x, weight, precision=precision, out_dtype=torch.float32),
+        exact=lambda: x.double() @ weight.double(),
+        plain=plain,
         bytes=x.nbytes + weight.nbytes + 4 * rows * n,
         flops=2 * rows * k * n,
+        stated=product_error(precision),
+        ceiling=ceilings.get(precision, ""),
     )
 
 
-PROBLEMS = {
+PROBLEMS: dict[str, Callable[[Case], Problem]] = {
     "edge_scores": edge_scores_problem,
     "norm_vjp": norm_vjp_problem,
     "norm_jvp": norm_jvp_problem,
@@ -358,8 +301,8 @@ PROBLEMS = {
     "attn_vjp": attn_vjp_problem,
     "attn_vjp keys": attn_vjp_problem,
     "attn_jvp": attn_jvp_problem,
-    "column_moments": column_moments_problem,
-    "activation_moments": activation_moments_problem,
-    "comoments": comoments_problem,
     "product": product_problem,
+    "product tf32": product_problem,
+    "product tf32x3": product_problem,
+    "product bf16x3": product_problem,
 }
