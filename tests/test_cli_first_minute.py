@@ -84,6 +84,8 @@ def test_a_wrong_name_is_told_with_the_like_without_torch():
         ("lre", "run", "--model", "tiney", "--out", NEVER): "Did you mean tiny?",
         ("steering", "sweep", "--edit", "amplfy", "--out", NEVER): "amplify",
         ("lre", "run", "--trails", "3", "--out", NEVER): "--trials",
+        ("neurons", "tokens", "tiny", "--model", "tiney", "--out", NEVER): "Did you mean tiny?",
+        ("neurons", "report", "--position", "last", "--out", NEVER): "give whole numbers, such as 1,2.",
         ("generalize", "run", "relation", "--out", NEVER): "Did you mean relations?",
     }
     for words, said in told.items():
@@ -91,11 +93,15 @@ def test_a_wrong_name_is_told_with_the_like_without_torch():
         assert result.exit_code and said in f"{result.output}{result.exception}", words
     code = (
         "import sys; from interpcore.model.load.location import locate\n"
+        "from interpcore.cli.neurons_corpus import make_shards\n"
         "try: locate('tiney')\nexcept ValueError as error: print(error)\n"
+        "try: make_shards('mine.txt', None, 'tiney', documents=1)\nexcept ValueError as error: print(error)\n"
         "print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == ["There is no folder tiney, and no model tiney. Did you mean tiny?", "False"]
+    model = "There is no folder tiney, and no model tiney. Did you mean tiny?"
+    corpus = "There is no file or folder mine.txt to read documents from."
+    assert out.splitlines() == [model, corpus, "False"]
 
 
 def test_options_are_told_by_what_is_typed():

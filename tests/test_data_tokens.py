@@ -297,6 +297,8 @@ def test_refusals(tokenizer: Any, texts: list[str], tmp_path: Path, monkeypatch:
         prepare_tokens(source, tmp_path / "cut", tokenizer, context=16)
     with pytest.raises(Refused, match="There is no file or folder"):
         prepare_tokens(tmp_path / "nothing", tmp_path / "none", tokenizer)
+    with pytest.raises(Refused, match="Did you mean tiny"):
+        prepare_tokens(source, tmp_path / "none", "tiney")
     with pytest.raises(TokenShardError, match="is not empty"):
         write_shards(tmp_path, np.zeros((2, 3), int), 61)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))

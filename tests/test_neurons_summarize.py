@@ -255,7 +255,7 @@ def test_one_position_alone(gpt2: Model, tmp_path: Path) -> None:
     np.testing.assert_allclose(of_two.frequency, (pre > 0).double().mean(0))
     assert repr(got).startswith("Summary(") and len(repr(got)) < 200 + len(str(tmp_path))
     assert got.groups("position", 2).count.nonzero()[:, 0].tolist() == [CONTEXT - 1]
-    with pytest.raises(ValueError, match="Position 16 is outside sequences of 16 tokens"):
+    with pytest.raises(ValueError, match="Position 16 is outside sequences of 16 tokens; give 0 to 15"):
         shards().with_positions([16])
 
 

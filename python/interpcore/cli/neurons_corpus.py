@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from interpcore.data.tokens import TokenShards, prepare_tokens
+from interpcore.data.corpus import open_corpus
+from interpcore.model.load.location import locate
+
+if TYPE_CHECKING:
+    from interpcore.data.tokens import TokenShards
 
 
 def make_shards(source: str, out: Path, model: str, *, documents: int, **options: Any) -> TokenShards:
@@ -21,9 +25,15 @@ def make_shards(source: str, out: Path, model: str, *, documents: int, **options
         documents: how many of the tiny world.
         options: of `prepare_tokens`.
     """
-    tokenizer = _tokenizer(model)
-    if source != "tiny" or Path(source).exists():
-        return prepare_tokens(source, out, tokenizer, **options)
+    own = source != "tiny" or Path(source).exists()
+    if own:
+        open_corpus(source)  # what is not there, here and below, is told before torch is loaded
+    if not Path(model).is_dir():  # which needs no weights
+        locate(model, options.get("revision"))
+    from interpcore.data.tokens import prepare_tokens
+
+    if own:
+        return prepare_tokens(source, out, model, **options)
     from interpcore.data.tinyworld.corpus import labelled_documents
 
     with tempfile.TemporaryDirectory() as folder:
@@ -31,14 +41,4 @@ def make_shards(source: str, out: Path, model: str, *, documents: int, **options
         drawn = labelled_documents(f"neurons {options.get('seed')}", documents)
         lines = (json.dumps({"text": text, "subset": kind}) for kind, text in drawn)
         path.write_text("\n".join(lines) + "\n")
-        return prepare_tokens(path, out, tokenizer, **options)
-
-
-def _tokenizer(model: str) -> Any:
-    """A shipped model's tokenizer, else the name for `prepare_tokens` to load."""
-    from interpcore.data.tinyworld.models import model_folder
-
-    try:
-        return str(model_folder(model))
-    except FileNotFoundError:
-        return model
+        return prepare_tokens(path, out, model, **options)

@@ -172,7 +172,8 @@ def _listed(option: Option, typed: Any) -> Iterator[Any]:
             try:
                 yield option.kind(item)
             except ValueError as error:
-                raise Refused(f"{option.typed} holds {item!r}; give numbers, such as 1,2.5.") from error
+                told = "whole numbers, such as 1,2" if option.kind is int else "numbers, such as 1,2.5"
+                raise Refused(f"{option.typed} holds {item!r}; give {told}.") from error
 
 
 def _worded(option: Option, typed: Any) -> Any:

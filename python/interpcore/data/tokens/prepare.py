@@ -17,6 +17,7 @@ from interpcore.data.documents import Document, read_documents
 from interpcore.data.tokens.manifest import MASKS, TokenShardError, check_masks
 from interpcore.data.tokens.shards import TokenShards, id_dtype
 from interpcore.data.tokens.writing import check_empty, made_before, scratch_folder, write_shards
+from interpcore.model.load.location import Location, embedded_folder, first_line, locate
 from interpcore.model.load.source import TOKENIZER_FILES
 from interpcore.model.prompts import bos_rule, first_ids
 from interpcore.model.token_text import token_texts
@@ -204,13 +205,20 @@ def _tokenizer(tokenizer: Any, revision: str | None) -> tuple[str, Any]:
         return Path(tokenizer.name_or_path).name, tokenizer
     from transformers import AutoTokenizer
 
-    # transformers makes an empty tokenizer of a folder without one, and that would drop every character.
-    if Path(tokenizer).is_dir() and not any((Path(tokenizer) / file).is_file() for file in TOKENIZER_FILES):
-        raise TokenShardError(f"{tokenizer} holds no tokenizer, such as a tokenizer.json.")
+    source, found = str(tokenizer), Path(tokenizer)
+    if embedded_folder(source) is None and found.is_dir():  # of which no weights are asked
+        # transformers makes an empty tokenizer of a folder without one, and that would drop every character.
+        if not any((found / file).is_file() for file in TOKENIZER_FILES):
+            raise TokenShardError(f"{tokenizer} holds no tokenizer, such as a tokenizer.json.")
+        place = Location(source, source, revision)
+    else:
+        place = locate(source, revision)
+    how: dict[str, Any] = {"revision": place.revision, "local_files_only": place.cached}
     try:
-        return Path(tokenizer).name, AutoTokenizer.from_pretrained(tokenizer, revision=revision)
+        return found.name, AutoTokenizer.from_pretrained(place.place, **how)
     except (OSError, ValueError) as error:
-        raise TokenShardError(f"No tokenizer could be loaded from {tokenizer}: {error}") from error
+        said = f"No tokenizer could be loaded from {tokenizer}: {first_line(error)}"
+        raise TokenShardError(said) from error
 
 
 def _documents(corpus: Corpus, fields: dict[str, Any], progress: bool) -> Iterator[Document]:

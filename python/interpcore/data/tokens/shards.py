@@ -260,7 +260,10 @@ class TokenShards(AsFacts):
         """
         wrong = [i for i in positions if not -self.context <= i < self.context]
         if wrong:
-            raise TokenShardError(f"Position {wrong[0]} is outside sequences of {self.context} tokens.")
+            raise TokenShardError(
+                f"Position {wrong[0]} is outside sequences of {self.context} tokens; give 0 to "
+                f"{self.context - 1}, or -{self.context} to -1 from the end."
+            )
         return replace(self, positions=tuple(sorted({i % self.context for i in positions})))
 
     def with_mask(self, masked: Sequence[str]) -> TokenShards:
