@@ -30,6 +30,7 @@ from typing import Annotated, Any
 import forward_statistics
 import gpu_jacobian
 import gpu_kernels
+import gpu_runs
 import gpu_statistics
 import torch
 import typer
@@ -48,18 +49,24 @@ FLUSHED_BYTES = 256 << 20
 MOST_SECONDS = 60
 # Of all parts; and what a part needs at least, to start and to compile.
 ALL_SECONDS, LEAST_SECONDS = 290, 10
-# Which ops share a process, the most valuable first; "jacobians" and "forward" are whole runs.
+# Which ops share a process, the most valuable first; those without ops are whole runs.
 PARTS: dict[str, tuple[str, ...]] = {
     "moments": ("column_moments", "activation_moments"),
     "edge_scores": ("edge_scores",),
-    "norms": ("norm_vjp", "norm_jvp"),
     "forward": (),
+    "tokens": (),
+    "jacobians GPT-2 XL": (),
+    "jacobians GPT-J": (),
+    "norms": ("norm_vjp", "norm_jvp"),
     "attention": ("attn_vjp", "attn_vjp keys", "attn_jvp"),
-    "jacobians": (),
+    "exact": (),
+    "attribution": (),
+    "lens": (),
     "comoments": ("comoments",),
     "product": ("product", "product tf32", "product tf32x3", "product bf16x3"),
-    "counts": ("column_top", "bin_counts", "group_sums", "row_summary"),
+    "jacobians": (),
     "gate": ("gate both", "gate sum", "gate"),
+    "counts": ("column_top", "bin_counts", "group_sums", "row_summary"),
 }
 
 Row = dict[str, Any]
@@ -217,7 +224,7 @@ def parts(dry: bool = False) -> dict[str, list[tuple[str, Run]]]:
     found["forward"] = [
         ("forward with statistics bfloat16 d=1024 blocks=24", functools.partial(forward_cost, dry))
     ]
-    return found
+    return found | {name: [(called, run)] for name, (called, run) in gpu_runs.whole_runs(dry).items()}
 
 
 def cases_by_worth() -> list[Case]:
@@ -254,7 +261,7 @@ def sweep(d_model: int, blocks: int, dry: bool, limits: Limits) -> Row:
     if dry:
         return _dry_sweep()
     clock = functools.partial(milliseconds, calls=3)
-    peak = limits.get("torch.float32 TFLOP/s", math.nan)
+    peak = limits.get(gpu_jacobian.FLOAT_PEAK, math.nan)
     return gpu_jacobian.sweep_row(d_model, blocks, "cuda", clock, peak)
 
 

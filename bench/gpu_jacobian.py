@@ -1,20 +1,41 @@
-"""The Jacobian sweep on a GPU against `torch.func.jacrev`: one part of `bench/gpu_check.py`."""
+"""The Jacobian sweep on a GPU against `torch.func.jacrev`: parts of `bench/gpu_check.py`."""
 
 import functools
+import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
 import study_jacobian as study
 import torch
+import transformers
 from sweep_products import products_of
 
 import interpcore
 from interpcore.model import Model
+from interpcore.ops.meter import metered
 
 SHAPES = ((384, 6), (768, 12), (1600, 12))
+# Their configurations' names and values.
+LARGE: dict[str, dict[str, Any]] = {
+    "GPT-2 XL": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+    "GPT-J": {"n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64},
+}
 TOLERANCE = 1e-4
+FLOAT_PEAK = "torch.float32 TFLOP/s"
 
 Clock = Callable[[Callable[[], object]], float]
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """Wall milliseconds of one call, until the device is done, and what it returned."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    found = run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begun), found
 
 
 def sweep_row(d_model: int, blocks: int, device: str, clock: Clock, peak: float) -> dict[str, Any]:
@@ -53,4 +74,68 @@ def sweep_row(d_model: int, blocks: int, device: str, clock: Clock, peak: float)
         "jacrev ms": theirs,
         "jacrev / ours": theirs / ours,
         "percent of matmul peak": 100 * rate / peak,
+    }
+
+
+def large_model(name: str, small: bool) -> Any:
+    """A random transformers model of the shape of GPT-2 XL or GPT-J, frozen, with few token ids.
+
+    small: of the same family, but tiny.
+    """
+    common: dict[str, Any] = {
+        "vocab_size": 1000,
+        "n_positions": 1024,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "attn_implementation": "eager",
+    } | LARGE[name]
+    if small:
+        common |= {"n_embd": 64, "n_layer": 2, "n_head": 2}
+    if small and name == "GPT-J":
+        common["rotary_dim"] = 16
+    if name == "GPT-2 XL":
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**common))
+    return transformers.GPTJForCausalLM(transformers.GPTJConfig(**common))
+
+
+def large_row(name: str, device: str, peak: float, small: bool = False) -> dict[str, Any]:
+    """All depths of a large shape in one sweep; jacrev at the middle depth, and from that at all depths.
+
+    Args:
+        name: a key of `LARGE`; random weights, float32.
+        device: where to make and run it.
+        peak: measured float32 matmul rate of the device in TFLOP/s.
+        small: a tiny model of the family instead.
+    Returns: times, their ratio, percent of the peak, and whether both agree at the middle depth.
+    """
+    torch.manual_seed(0)
+    with torch.device(device):
+        hf = large_model(name, small).eval().requires_grad_(False)
+    model = interpcore.load(hf)
+    assert isinstance(model, Model)
+    blocks = len(hf.transformer.h)
+    middle, tokens = blocks // 2, study.prompt(study.PREFIX + study.LIVE).to(device)
+    sweep = functools.partial(interpcore.jacobians, model, tokens, source_position=study.PREFIX)
+    sweep(source_depths=[blocks - 1])
+    with metered() as meter:
+        ours, swept = timed(lambda: sweep(source_depths=[*range(blocks)]), device)
+    assert isinstance(swept.values, torch.Tensor)
+    found = swept.values[0, middle].clone()
+    del swept
+    gc.collect()
+    cache = hf(tokens[:, : study.PREFIX], use_cache=True).past_key_values
+    study.jacrev(hf, cache, tokens, blocks - 1, None)
+    theirs, expected = timed(lambda: study.jacrev(hf, cache, tokens, middle, None), device)
+    error = float((found - expected).norm() / expected.norm())
+    # Of depth d it goes through blocks - d blocks.
+    total = theirs * sum(range(1, blocks + 1)) / (blocks - middle)
+    return {
+        "case": f"jacobians float32 {name} shape, {study.PREFIX}+{study.LIVE} tokens, all {blocks} depths",
+        "ok": error < TOLERANCE,
+        "error": error,
+        "ms": ours,
+        "jacrev at one depth ms": theirs,
+        "jacrev ms, extrapolated": total,
+        "jacrev / ours, extrapolated": total / ours,
+        "percent of matmul peak": 100 * 2e-9 * meter.done / ours / peak,
     }

@@ -41,10 +41,10 @@ def random_gpt2(width: int, blocks: int, folder: Path) -> Any:
     return hf
 
 
-def published(hf: Any, ids: Tensor, replicas: int) -> Tensor:
+def published(hf: Any, ids: Tensor, replicas: int, skip: int = SKIP) -> Tensor:
     """The published loop: a cotangent of one coordinate at every target, back to every block's output,
     averaged over sources; as many coordinates at once as the prompt is repeated [block, d_model, d_model]."""
-    d, valid = hf.config.n_embd, slice(SKIP, len(ids) - 1)
+    d, valid = hf.config.n_embd, slice(skip, len(ids) - 1)
     for parameter in hf.parameters():
         parameter.requires_grad_(False)
     states: list[Tensor] = []
@@ -60,7 +60,7 @@ def published(hf: Any, ids: Tensor, replicas: int) -> Tensor:
     hf.transformer(ids.expand(replicas, -1))
     for hook in hooks:
         hook.remove()
-    out = torch.zeros(len(states) - 1, d, d)
+    out = torch.zeros(len(states) - 1, d, d, device=ids.device)
     for start in range(0, d, replicas):
         n = min(replicas, d - start)
         cotangent = torch.zeros_like(states[-1])

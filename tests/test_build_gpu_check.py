@@ -33,6 +33,12 @@ def test_dry_run_walks_every_device_kernel() -> None:
         "activation_moments triton bfloat16",
         "edge_scores triton bfloat16",
         "forward with statistics bfloat16 d=1024",
+        "moments of 2M tokens",
+        "jacobians float32 GPT-2 XL shape",
+        "jacobians float32 GPT-J shape",
+        "EAP-IG d=768",
+        "exact edges d=768",
+        "lens fit d=768",
     ):
         assert words in done.stdout
 
@@ -148,6 +154,20 @@ def test_every_op_has_a_part_and_its_large_case_in_bfloat16_comes_first(gpu_chec
         first = gpu_check.parts()[part][0][0]
         if set(gpu_check.PARTS[part]) - {"column_top", "bin_counts", "group_sums", "row_summary"}:
             assert " bfloat16 " in first, first
+
+
+def test_a_whole_run_agrees_with_plain_torch_and_says_what_is_extrapolated(gpu_check: ModuleType) -> None:
+    runs = sys.modules["gpu_runs"].whole_runs(dry=True)
+    rows = {name: run({}) for name, (_, run) in runs.items()}
+    assert set(rows) <= set(gpu_check.PARTS) and all(row["ok"] for row in rows.values())
+    assert all(rows[f"jacobians {name}"]["error"] < 1e-5 for name in ("GPT-2 XL", "GPT-J"))
+    assert rows["lens"]["error"] < 1e-5
+    for name, row in rows.items():
+        said = [key for key in row if "extrapolated" in key]
+        assert bool(said) == (name not in ("attribution", "lens")), name
+    xl = rows["jacobians GPT-2 XL"]
+    # of 2 depths, jacrev is timed at 1, the last: a third of both
+    assert xl["jacrev ms, extrapolated"] == pytest.approx(3 * xl["jacrev at one depth ms"])
 
 
 def test_every_op_with_a_triton_form_has_cases(gpu_check: ModuleType) -> None:
