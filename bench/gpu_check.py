@@ -5,7 +5,7 @@ asked for states, half precision within twice the error of the same computation 
 again on a second stream and in a captured graph. Then it is timed on a cold cache, and its bandwidth or rate
 is given beside the bandwidths and matmul rates measured before. A CUDA form is confirmed, and the JSON says
 so, where all its cases are right and its large ones faster than Triton's: `interpcore.ops.backend.CONFIRMED`
-takes no other. Whole Jacobian sweeps run against `torch.func.jacrev`, and a forward that gathers statistics.
+takes no other. Whole runs (gpu_whole.py) stand beside plain torch.
 Each part runs in a process of its own, so that a kernel that faults or hangs takes no other part's results
 with it; the most valuable comes first, and none begins after `--seconds`. The results go to bench/results/ as
 JSON, after every case. `--dry-run` walks every case, small and on the CPU.
@@ -27,11 +27,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import forward_statistics
-import gpu_jacobian
 import gpu_kernels
-import gpu_runs
 import gpu_statistics
+import gpu_whole
 import torch
 import typer
 from gpu_kernels import DTYPES, Case, Results
@@ -214,17 +212,7 @@ def parts(dry: bool = False) -> dict[str, list[tuple[str, Run]]]:
         name: [(str(case), functools.partial(check_one, case)) for op in ops for case in by_op[op]]
         for name, ops in PARTS.items()
     }
-    found["jacobians"] = [
-        (
-            f"jacobians float32 d={d_model} blocks={blocks} against torch.func.jacrev",
-            functools.partial(sweep, d_model, blocks, dry),
-        )
-        for d_model, blocks in gpu_jacobian.SHAPES
-    ]
-    found["forward"] = [
-        ("forward with statistics bfloat16 d=1024 blocks=24", functools.partial(forward_cost, dry))
-    ]
-    return found | {name: [(called, run)] for name, (called, run) in gpu_runs.whole_runs(dry).items()}
+    return found | gpu_whole.whole_runs(dry, untimed if dry else milliseconds)
 
 
 def cases_by_worth() -> list[Case]:
@@ -249,28 +237,6 @@ def dry_check(case: Case, limits: Limits) -> Row:
     """Run the op of a case on its odd shape, by the backend that the CPU takes."""
     gpu_kernels.DEVICE = "cpu"
     return _dry(case.op, case.dtype)
-
-
-@functools.cache
-def _dry_sweep() -> Row:
-    return gpu_jacobian.sweep_row(64, 2, "cpu", untimed, 1.0)
-
-
-def sweep(d_model: int, blocks: int, dry: bool, limits: Limits) -> Row:
-    """A row of `gpu_jacobian`."""
-    if dry:
-        return _dry_sweep()
-    clock = functools.partial(milliseconds, calls=3)
-    peak = limits.get(gpu_jacobian.FLOAT_PEAK, math.nan)
-    return gpu_jacobian.sweep_row(d_model, blocks, "cuda", clock, peak)
-
-
-def forward_cost(dry: bool, limits: Limits) -> Row:
-    """The row of `forward_statistics`."""
-    if dry:
-        return forward_statistics.cost_row(64, 1, "cpu", torch.float32, untimed)
-    clock = functools.partial(milliseconds, calls=10)
-    return forward_statistics.cost_row(1024, 24, "cuda", torch.bfloat16, clock)
 
 
 def run_part(name: str, limits: Limits) -> Iterator[Row]:

@@ -15,7 +15,6 @@ import interpcore
 from interpcore.model import Model
 from interpcore.ops.meter import metered
 
-SHAPES = ((384, 6), (768, 12), (1600, 12))
 # Their configurations' names and values.
 LARGE: dict[str, dict[str, Any]] = {
     "GPT-2 XL": {"n_embd": 1600, "n_layer": 48, "n_head": 25},

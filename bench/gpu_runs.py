@@ -5,11 +5,9 @@ not measured whole says "extrapolated" in its name.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
-import gpu_jacobian
 import study_circuits
 import study_lens
 import torch
@@ -24,8 +22,7 @@ from interpcore.lens.sweep import slice_moments
 from interpcore.model import Model
 
 Row = dict[str, Any]
-Run = Callable[[dict[str, float]], Row]
-STEPS, EDGES = 5, 2000
+STEPS = 5
 # Of a result's norm: float32 on another device or in another order, and half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2
 
@@ -222,30 +219,4 @@ def exact_row(d_model: int, blocks: int, device: str, edges: int, length: int) -
         f"seconds of all {graph.n_edges} edges, extrapolated": 1e-3 * taken * graph.n_edges / n,
         "a forward of transformers per edge, edges/s, extrapolated": 1e3 / theirs,
         "forwards per edge / ours": theirs * n / taken,
-    }
-
-
-def whole_runs(dry: bool) -> dict[str, tuple[str, Run]]:
-    """By the name of its part of `gpu_check.py`, each run: what it is called and what runs it.
-
-    dry: of a tiny shape on the CPU.
-    """
-    where = "cpu" if dry else "cuda"
-    shape = (64, 2, where) if dry else (768, 12, where)
-    lens, pairs, edges = ((24, 8), (2, 6), (20, 6)) if dry else ((128, 32), (32, 16), (EDGES, 16))
-    medium = (64, 2, where, torch.bfloat16) if dry else (1024, 24, where, torch.bfloat16)
-    tokens = (256, 2, 16) if dry else (1 << 21, 64, 512)
-
-    def large(name: str) -> Run:
-        return lambda limits: gpu_jacobian.large_row(
-            name, where, limits.get(gpu_jacobian.FLOAT_PEAK, math.nan), dry
-        )
-
-    return {
-        "tokens": ("moments of 2M tokens d=1024 blocks=24", lambda _: tokens_row(*medium, *tokens)),
-        "jacobians GPT-2 XL": ("jacobians float32 GPT-2 XL shape", large("GPT-2 XL")),
-        "jacobians GPT-J": ("jacobians float32 GPT-J shape", large("GPT-J")),
-        "exact": ("exact edges d=768 blocks=12", lambda _: exact_row(*shape, *edges)),
-        "attribution": ("EAP-IG d=768 blocks=12", lambda _: attribution_row(*shape, *pairs)),
-        "lens": ("lens fit d=768 blocks=12", lambda _: lens_row(*shape, *lens)),
     }
