@@ -208,6 +208,7 @@ def test_a_gpu_takes_cuda_only_where_confirmed_or_without_triton(monkeypatch: py
     assert not backend.CONFIRMED and backend.choose("column_moments", x, None) == "triton"
     monkeypatch.setattr(backend, "CONFIRMED", {"column_moments"})
     assert backend.choose("column_moments", x, None) == "cuda"
+    assert backend.choose("column_moments", x.half(), None) == "triton", "its CUDA form takes no float16"
     assert backend.choose("norm_vjp", x, None) == "triton"
     monkeypatch.setenv("INTERPCORE_BACKEND", "cuda")
     with pytest.raises(RuntimeError, match="gate: there is no cuda form; choose from reference, cpu, triton"):

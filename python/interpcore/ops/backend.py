@@ -39,6 +39,12 @@ FORMS: dict[str, tuple[str, ...]] = {
 # named, or where there is no Triton.
 CONFIRMED: frozenset[str] = frozenset()
 
+# What a CUDA form does not take, though Triton's does: no one is given it unasked.
+CUDA_LACKS: dict[str, tuple[torch.dtype, ...]] = {
+    "activation_moments": (torch.float16,),
+    "column_moments": (torch.float16,),
+}
+
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."
 
 
@@ -140,6 +146,8 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     if x.device.type == "cpu":
         return "cpu" if _problem("cpu", x) is None else "reference"
     for candidate in ("cuda", "triton") if op in CONFIRMED else ("triton", "cuda"):
+        if candidate == "cuda" and x.dtype in CUDA_LACKS.get(op, ()):
+            continue
         if candidate in FORMS[op] and _problem(candidate, x) is None:
             return candidate
     raise Unavailable(f"{op}: no backend runs on {x.device.type} here: {_problem('triton', x)}.")
