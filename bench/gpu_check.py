@@ -346,9 +346,11 @@ def run_all(device: str, seconds: float) -> int:
 
 
 def write(path: Path, facts: Row, limits: Limits, rows: list[Row]) -> None:
-    """The JSON of what has been measured so far."""
+    """The JSON of what has been measured so far, whole at any moment that the run may be cut off."""
     found = {"ceilings": limits, "cuda forms": confirmations(rows), "cases": rows}
-    path.write_text(json.dumps(facts | found, indent=1) + "\n")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(facts | found, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 if __name__ == "__main__":

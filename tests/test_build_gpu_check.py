@@ -137,6 +137,23 @@ def test_a_process_that_dies_costs_its_part_alone(
     assert all(not row["ok"] and "ended with code 1" in row["failure"] for row in rows)
 
 
+def test_a_run_cut_off_while_it_writes_leaves_what_it_measured_before(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, row = tmp_path / "gpu.json", {"case": "one", "ok": True}
+    gpu_check.write(path, {"device": "A GPU"}, {}, [row])
+
+    def cut_off(self: Path, text: str) -> None:
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.write(path, {"device": "A GPU"}, {}, [row, row])
+    assert json.loads(path.read_text())["cases"] == [row]
+
+
 def test_no_part_begins_when_the_time_is_over(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
