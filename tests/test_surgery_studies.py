@@ -163,6 +163,17 @@ def test_a_head_is_patched_at_all_positions_and_alone(tiny, folder):
         Patch(by="head")
 
 
+def test_an_answer_is_the_same_with_its_space_and_positions_say_their_tokens(tiny, folder):
+    """The model knows the answer, whose first token is what follows the prompt, not a space."""
+    with TRACE.open(tiny, folder, Options()) as study:
+        plain = TRACE.run(study, Trace(draws=1, answer="Paris"))
+        cells = len(study.folder.ledger)
+        spaced = TRACE.run(study, Trace(draws=1, answer=" Paris "))
+        assert spaced.table.equals(plain.table) and len(study.folder.ledger) == cells
+    assert float(plain.table.value.max()) > 0.9 and "'Paris'" in spaced.notes[0]
+    assert list(plain.table.token[:7])[-2:] == [" France", " is"]
+
+
 def test_a_block_that_does_nothing_has_no_effect():
     hf = transformers_model("gpt2", dtype=torch.float64)
     block = hf.transformer.h[2]

@@ -44,11 +44,11 @@ def draw_token_grid(
         for position in range(n_positions):
             colour = "white" if chances[row, position] > 0.6 else "black"
             place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
-            axes.text(position, row, _shown(firsts[row, position]), parse_math=False, **place)
+            axes.text(position, row, shown(firsts[row, position]), parse_math=False, **place)
     if "hit" in table:
         _frame(axes, _grids(table, "hit")[1])
     asked = table.drop_duplicates("position").token
-    axes.set_xticks(range(n_positions), [_shown(t) for t in asked], rotation=45, ha="right", fontsize=7)
+    axes.set_xticks(range(n_positions), [shown(t) for t in asked], rotation=45, ha="right", fontsize=7)
     for label in axes.get_xticklabels():
         label.set_parse_math(False)
     axes.set_yticks(range(n_rows), labels)
@@ -80,7 +80,7 @@ def token_grid_page(
     cells = [
         [
             (
-                f"[{_shown(firsts[r, p])}]" if hits[r, p] else _shown(firsts[r, p]),
+                f"[{shown(firsts[r, p])}]" if hits[r, p] else shown(firsts[r, p]),
                 float(chances[r, p]),
                 f"{tops[r, p]}\n{likely[r, p]}",
             )
@@ -88,7 +88,7 @@ def token_grid_page(
         ]
         for r, row in enumerate(chances)
     ]
-    heads = [_shown(t) for t in table.drop_duplicates("position").token]
+    heads = [shown(t) for t in table.drop_duplicates("position").token]
     grid = pages.grid(heads, labels[::-1], cells[::-1])
     said = pages.note(caption(model=model, data=through, n=f"{len(heads)} tokens"))
     under = pages.joined([pages.note(text) for text in notes])
@@ -103,7 +103,7 @@ def _grids(table: pd.DataFrame, what: str = "first") -> tuple[Any, Any, list[str
     return chances.to_numpy(), texts.to_numpy(), names
 
 
-def _shown(token: str) -> str:
+def shown(token: str) -> str:
     """A token as a cell shows it: in one line, its spaces visible, cut where it is long."""
     plain = token.replace("\n", "\\n").replace("\t", "\\t")
     plain = f"_{plain[1:]}" if plain.startswith(" ") else plain

@@ -15,7 +15,8 @@ from interpcore.model.prompts import token_ids, token_offsets
 from interpcore.model.token_text import token_texts
 from interpcore.model.versions import run_versions
 from interpcore.runs.experiment import Report
-from interpcore.runs.plots import caption, new_figure, save_figure
+from interpcore.runs.plots import caption, new_figure, save_figure, whole_numbers
+from interpcore.runs.token_grid import shown
 from interpcore.surgery.items import read_items
 from interpcore.surgery.options import Patch, Places, Trace
 from interpcore.surgery.tables import written
@@ -193,8 +194,8 @@ def trace_report(study: Study, asked: Trace) -> Report:
         raise Refused("Tracing needs a subject, which is a part of the prompt, and an answer; give both.")
     if asked.subject not in asked.prompt:
         raise Refused(f"The subject {asked.subject!r} is not in the prompt {asked.prompt!r}.")
-    names = ("prompt", "subject", "answer", "sigma", "draws", "seed", "site")
-    cell = {name: getattr(asked, name) for name in names} | _by(asked)
+    names = ("prompt", "subject", "sigma", "draws", "seed", "site")
+    cell = {name: getattr(asked, name) for name in names} | _by(asked) | {"answer": asked.answer.strip()}
     [row] = study.sweep(trace_cell, [cell], on_error="raise")
     found: Any = row.result
     noisy = sum(found["noisy"]) / len(found["noisy"])
@@ -206,7 +207,7 @@ def trace_report(study: Study, asked: Trace) -> Report:
         table.insert(2, "token", [texts[found["tokens"][p]] for p in table.position])
     notes = (
         f"restored: (restored - noisy) / (clean - noisy), means of {asked.draws} draws before the ratio; "
-        f"probability of {asked.answer!r}: clean {found['clean']:.3f}, noisy {noisy:.3f}.",
+        f"probability of {asked.answer.strip()!r}: clean {found['clean']:.3g}, noisy {noisy:.3g}.",
     )
     said = f"{asked.site} put back, prompt {asked.prompt!r}"
     return Report(table, _files(study, table, "trace", said, f"{asked.draws} draws of noise"), notes)
@@ -243,10 +244,18 @@ def _files(study: Study, table: pd.DataFrame, name: str, data: str, n: str) -> t
     place = "head" if "head" in table else "position"
     name = name if place == "position" else f"{name}-heads"
     wide = table.pivot(index="depth", columns=place, values="restored")
-    figure, [axes] = new_figure(2.5 + 0.3 * wide.shape[1], 2 + 0.15 * len(wide))
+    below = 1.0 if "token" in table else 0.0  # inches that the tokens' texts take
+    figure, [axes] = new_figure(2.5 + 0.3 * wide.shape[1], 2 + below + 0.15 * len(wide))
     image = axes.imshow(wide, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
     figure.colorbar(image, ax=axes, label="restored share")
-    axes.set_xticks(range(wide.shape[1]), list(map(str, wide.columns)))
+    names = list(map(str, wide.columns))
+    if "token" in table:
+        names = [f"{shown(t)} {p}" for t, p in zip(table.token, names, strict=False)]  # the first depth's
+        axes.tick_params(axis="x", rotation=90, labelsize=8)
+    axes.set_xticks(range(wide.shape[1]), names)
+    for label in axes.get_xticklabels():
+        label.set_parse_math(False)
+    whole_numbers(axes.yaxis)
     axes.set(xlabel=place, ylabel="depth")
     note = "Restored share: 1 where what is measured is the clean run's, 0 where it is the corrupted run's."
     said = caption(model=str(study.artifacts.card.model), data=data, n=n, note=note)
