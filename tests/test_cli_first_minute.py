@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from interpcore import cli
 from interpcore._version import __version__
 from interpcore.cli import app
 from interpcore.cli.kinds import look
@@ -102,6 +104,23 @@ def test_a_wrong_name_is_told_with_the_like_without_torch():
     model = "There is no folder tiney, and no model tiney. Did you mean tiny?"
     corpus = "There is no file or folder mine.txt to read documents from."
     assert out.splitlines() == [model, corpus, "False"]
+
+
+def test_a_warning_of_ours_is_a_sentence_and_of_others_says_where(monkeypatch):
+    """What pytest records of warnings is not formatted; the form is asked for as Python would."""
+    forms = []
+
+    def command() -> None:
+        told, files = ("This is slow.", UserWarning), (cli.__file__, "/other/library.py")
+        forms.extend(warnings.formatwarning(*told, file, 7) for file in files)
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr(cli, "app", command)
+    cli.main()
+    assert forms[0] == "interpcore: This is slow.\n" and forms[1].startswith(
+        "/other/library.py:7: UserWarning"
+    )
+    assert warnings.formatwarning is usual
 
 
 def test_options_are_told_by_what_is_typed():

@@ -1,7 +1,9 @@
 """Command line: one file per command or group, joined into one Typer application here."""
 
+import warnings
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -77,8 +79,19 @@ def options(
 
 def main() -> None:
     """Run the `interpcore` command; an expected failure prints its sentence and exits with 1."""
-    with exit_on_error("interpcore"):
-        app()
+    usual, own = warnings.formatwarning, str(Path(__file__).parents[1])
+
+    def told(message: Warning | str, category: Any, filename: str, lineno: int, line: Any = None) -> str:
+        if filename.startswith(own):  # where in the code it arose helps nobody who typed a command
+            return f"interpcore: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = told
+    try:
+        with exit_on_error("interpcore"):
+            app()
+    finally:
+        warnings.formatwarning = usual
 
 
 __all__ = ["app", "main"]
