@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interpcore.runs.plots import caption, named_ticks, new_figure, save_figure, whole_numbers
+from interpcore.runs.plots import caption, counted, named_ticks, new_figure, save_figure, whole_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,5 +83,5 @@ def _saved(study: Study, name: str, figure: Any, table: pd.DataFrame, note: str)
     counts = sorted(set(table.n))
     n = f"{counts[0]} items" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} items"
     model = str(study.artifacts.card.model)
-    said = caption(model=model, data=f"answers of {table.task.nunique()} tasks", n=n, note=note)
+    said = caption(model=model, data=f"answers of {counted(table.task.nunique(), 'task')}", n=n, note=note)
     return save_figure(study.artifacts.artifact(f"figures/{name.replace(' ', '-')}"), figure, said)
