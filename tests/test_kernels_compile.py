@@ -269,7 +269,7 @@ CUDA |= {
     for code, most in ((1, 36), (2, 40))
 }
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.
-UNIT_STRIDES = ("x_k", "weight_k")
+UNIT_STRIDES = ("m_out", "x_k", "weight_k")
 
 
 def compile_case(case: Case, capability: int) -> dict:

@@ -72,7 +72,7 @@ def test_a_run_writes_everything_and_says_so(finished):
     ):
         assert words in result.output
     artifacts = base / "run" / "artifacts"
-    for figure in ("faithfulness", "depths", "ranks", "agreement"):
+    for figure in ("faithfulness", "depths", "causality_by_rank", "agreement"):
         assert (artifacts / f"figures/{figure}.png").stat().st_size > 5000
     hparams = json.loads((artifacts / "hparams/trained_gpt2_model/even_again.json").read_text())
     assert set(hparams) == {

@@ -122,7 +122,8 @@ def test_a_workspace_that_lacks_something_is_told_before_a_model_is_loaded(tmp_p
         empty.check("save_hidden_states")
     empty.check("mmlu_evaluate_lm_eval")
     result = CliRunner().invoke(app, ["steering", "job", "list"])
-    listed = [line.split()[0] for line in result.output.splitlines() if line.split()[0] != "job"]
+    table = result.output.split("Try next")[0]
+    listed = [line.split()[0] for line in table.splitlines() if line.split()[0] != "job"]
     assert result.exit_code == 0 and listed == list(JOBS) and set(listed) == set(PUBLISHED)
     result = CliRunner().invoke(app, ["steering", "job", "save_hidden_states"])
     assert result.exit_code == 1

@@ -299,7 +299,7 @@ def test_a_plan_is_written_as_a_recipe_by_a_command(tiny, tmp_path):
         return CliRunner().invoke(app, ["surgery", "recipe", *words, "--model", "tiny"])
 
     said = call("repeat 1 x3", str(tmp_path / "r.yml"), "--as", "me/model")
-    assert said.exit_code == 0 and "6 blocks of me/model" in said.output
+    assert said.exit_code == 0 and "6  me/model  0, 1 x3, 2-3" in said.output
     assert read_recipe(tmp_path / "r.yml", tiny.plan) == Plan.parse("0, 1 x3, 2-3", tiny.plan)
     for plan, file, sentence in (("skip 9", "a.yml", "no block"), ("0-3", "a.txt", "no .yml")):
         assert sentence in str(call(plan, str(tmp_path / file)).exception)

@@ -108,7 +108,7 @@ def made(family: str, model: str, out: Path, data: Path) -> None:
 def caught(fault: Fault, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch, cells: int) -> bool:
     """Whether verifying a run with the fault, which is still there, tells it."""
     load(fault.model)  # whose load check would tell a fault of the forward
-    monkeypatch.setattr(summarize, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(summarize, "CPU_TOKENS", 48)
     fault.patch(monkeypatch)
     made(fault.family, fault.model, out, data)
     return bool(verify(out, model=load(fault.model), cells=cells).problems)

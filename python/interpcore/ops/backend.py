@@ -111,6 +111,14 @@ def named(op: str, backend: str | None) -> str | None:
     return backend
 
 
+def named_form(op: str, backend: str | None) -> str | None:
+    """As `named`, of an op in `FORMS`. Raises: ValueError as there; RuntimeError where it has none."""
+    wanted = named(op, backend)
+    if wanted is not None and wanted not in forms(op):
+        raise Unavailable(f"{op}: there is no {wanted} form; choose from {', '.join(forms(op))}.")
+    return wanted
+
+
 def forms(op: str) -> tuple[str, ...]:
     """The backends that have a form of `op`, in the order of `BACKENDS`."""
     return ("reference", *FORMS[op])
@@ -133,10 +141,8 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
         ValueError: an unknown backend is named.
         RuntimeError: the op has no such form, the named backend cannot run here, or no backend can.
     """
-    wanted = named(op, backend)
+    wanted = named_form(op, backend)
     if wanted is not None:
-        if wanted not in forms(op):
-            raise Unavailable(f"{op}: there is no {wanted} form; choose from {', '.join(forms(op))}.")
         problem = _problem(wanted, x)
         if problem:
             raise Unavailable(f"{op}: backend {wanted!r} cannot run: {problem}.")

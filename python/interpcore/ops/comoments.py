@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
-from interpcore.ops.backend import choose, named, on
+from interpcore.ops.backend import choose, named_form, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 from interpcore.ops.column_moments import ColumnMoments, column_moments
 from interpcore.ops.product import PRECISIONS, product
@@ -135,7 +135,7 @@ def comoments(
         RuntimeError: the backend named is missing; a gradient is asked for.
     """
     _check(x, y, mask, precision)
-    if named("comoments", backend) == "reference":
+    if named_form("comoments", backend) == "reference":
         x, y = x.double(), y.double()
     pilot_x = Pilot.of(x, mask) if pilot_x is None else pilot_x
     pilot_y = Pilot.of(y, mask) if pilot_y is None else pilot_y
