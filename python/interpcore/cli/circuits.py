@@ -41,7 +41,8 @@ def compare_files(
         if said[0] != said[1]:
             notes.append(f"The {name} differs: {said[0]} and {said[1]}.")
     then = [f"interpcore circuits draw {scores} circuit.html"]
-    show(frame([asdict(agreement(first, second))]), *notes, then=then)
+    found = frame([asdict(agreement(first, second))]).rename(columns={"edges": f"{first.level}s"})
+    show(found, *notes, then=then)
 
 
 @app.command()

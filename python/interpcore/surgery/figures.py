@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from interpcore.runs.plots import caption, counted, named_ticks, new_figure, save_figure, whole_numbers
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from interpcore.surgery.study import Study
 
 MOST_NATS = 10.0
-"""Where the colours of a heat map end, so that one ruined task does not hide the others."""
+"""The farthest that the colours of a heat map go, so that one ruined task does not hide the others."""
 
 
 def draw_heat(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...]:
@@ -23,7 +25,8 @@ def draw_heat(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...]:
     wide = table.pivot(index="task", columns="place", values="loss_change")
     wide = wide.loc[list(dict.fromkeys(table.task))]
     figure, [axes] = new_figure(3.2 + 0.3 * wide.shape[1], max(2.4, 1.5 + 0.25 * len(wide)))
-    image = axes.imshow(wide, aspect="auto", cmap="RdBu_r", vmin=-MOST_NATS, vmax=MOST_NATS)
+    most = _most(wide.to_numpy())
+    image = axes.imshow(wide, aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most)
     figure.colorbar(image, ax=axes, label="change of loss (nats)", extend="both")
     done = table.drop_duplicates("task").set_index("task").done
     axes.set_yticks(range(len(wide)), [t if done[t] else f"({t})" for t in wide.index])
@@ -68,14 +71,20 @@ def draw_pairs(study: Study, table: pd.DataFrame, kind: str) -> tuple[Path, ...]
     tasks = list(dict.fromkeys(table.task))
     columns = min(4, len(tasks))
     figure, axes = new_figure(2.6 * columns, 2.4 * -(-len(tasks) // columns), len(tasks), columns)
+    most = _most(table.second.to_numpy())
     for each, name in zip(axes, tasks, strict=True):
         wide = table[table.task == name].pivot(index="i", columns="j", values="second")
-        image = each.imshow(wide, origin="lower", cmap="RdBu_r", vmin=-MOST_NATS, vmax=MOST_NATS)
+        image = each.imshow(wide, origin="lower", cmap="RdBu_r", vmin=-most, vmax=most)
         each.set(title=name, xlabel="j", ylabel="i")
         whole_numbers(each.xaxis, each.yaxis)
     figure.colorbar(image, ax=axes, label="change of loss (nats)", extend="both")
     said = f"Second half of the items; n: pairs of {kind}."
     return _saved(study, f"map-{kind}", figure, table.assign(n=len(table) // len(tasks)), said)
+
+
+def _most(changes: np.ndarray) -> float:
+    """Where the colours end: at the largest change of a loss (nats), at most at `MOST_NATS`."""
+    return min(float(np.nanmax(np.abs(changes), initial=1e-3)), MOST_NATS)
 
 
 def _saved(study: Study, name: str, figure: Any, table: pd.DataFrame, note: str) -> tuple[Path, ...]:
