@@ -31,6 +31,11 @@ if __name__ == "__main__":
 """
 
 
+def _take_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so does what they start; the tests may be such a job."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Study:
     """A script that sweeps `count` cells into `folder`, and what it leaves there."""
 
@@ -44,7 +49,12 @@ class Study:
         words = [sys.executable, self.script, self.folder, self.log, workers, self.count]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            [str(w) for w in words], stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            [str(w) for w in words],
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_take_interrupts,
         )
 
     def finish(self, workers: int) -> list[dict]:
