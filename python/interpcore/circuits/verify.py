@@ -13,11 +13,11 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.circuits.graph import Graph
-from interpcore.circuits.methods import method_of
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study.cells import FULL, attribute_cell, curve_cell, in_precision, scores_name
+from interpcore.circuits.study.cells import attribute_cell, curve_cell
+from interpcore.circuits.study.scored import Scored
 from interpcore.circuits.study.study import Study
 from interpcore.model import Model
 from interpcore.model.plain import Found, check_plain, plain_model, plain_run
@@ -215,23 +215,14 @@ class _Again:
         return self._kept[1][number]
 
 
-def _scores(
-    again: _Again,
-    task: str,
-    method: str,
-    level: str = "edge",
-    precision: str = FULL,
-    given: Sequence[str] = (),
-    segment: str | None = None,
-) -> tuple[list[Table], list[str]]:
+def _scores(again: _Again, task: str, **what: Any) -> tuple[list[Table], list[str]]:
     """Tables of a cell's score files, and what of them is not recomputed."""
-    chosen, study = method_of(method), again.study
+    asked, study = Scored(**what), again.study
+    chosen = asked.by
     options = {"rules", "qk_fix"} & set(chosen.options)
-    apart = level != "edge" or precision != FULL or given or segment
-    if apart or options or not (chosen.exact or chosen.options["method"] in BY_GRADIENT):
-        name = in_precision(scores_name(method, level, given, segment), precision)
-        return [], [f"{name} scores of {task}"]
-    made = [(method, None)] if not chosen.exact else [("exact", None), ("exact-kl", "kl")]
+    if not asked.plain or options or not (chosen.exact or chosen.options["method"] in BY_GRADIENT):
+        return [], [f"{asked.file} scores of {task}"]
+    made = [(asked.method, None)] if not chosen.exact else [("exact", None), ("exact-kl", "kl")]
     tables = []
     for name, metric in made:
         scores = study.scores(task, name)

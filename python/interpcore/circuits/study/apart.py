@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study.cells import run_scores, scores_name
+from interpcore.circuits.study.cells import run_scores
+from interpcore.circuits.study.scored import Scored
 from interpcore.circuits.study.study import Study
 from interpcore.circuits.study.tables import frame
 from interpcore.runs.frames import write_frame
@@ -43,7 +44,7 @@ def given_edges(study: Study, tasks: Sequence[str], methods: Sequence[str], give
     files: list[Path] = []
     for task in tasks:
         for method in methods:
-            name = scores_name(method, given=given)
+            name = Scored(method, given=given).file
             table = _together(study.scores(task, method), study.scores(task, name))
             files += write_frame(study.artifacts.artifact(f"tables/given/{task}-{name}"), table)
             listed += [
@@ -75,7 +76,7 @@ def by_segment(study: Study, tasks: Sequence[str], methods: Sequence[str], segme
     rows, files = [], []
     for task in tasks:
         for method in methods:
-            name = scores_name(method, segment=segment)
+            name = Scored(method, segment=segment).file
             files.append(study.score_file(task, name))
             mine = _segments(study, task, study.scores(task, name), segment)
             rows += [{"task": task, "method": method} | row for row in mine]

@@ -6,59 +6,45 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from interpcore.circuits.attribution.attribute import attribute
 from interpcore.circuits.circuit import nested, random_circuit, select, sizes_of
 from interpcore.circuits.files import load_scores
-from interpcore.circuits.methods import Method, method_of
-from interpcore.circuits.options import PRECISIONS
+from interpcore.circuits.methods import method_of
 from interpcore.circuits.patching.exact import exact, verify
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
+from interpcore.circuits.study.scored import FULL, Scored, in_precision
 from interpcore.circuits.study.study import Study
 from interpcore.errors import Refused
 from interpcore.model.made_on import check_made_on
 from interpcore.runs import Ledger, cell_seed, write_tensors
 
-FULL = PRECISIONS[0]
-"""The model's own precision."""
 ENOUGH = 0.85
 """Faithfulness that the paper calls enough."""
 FEW = 2
 
 
-def attribute_cell(
-    study: Study,
-    task: str,
-    method: str,
-    level: str = "edge",
-    precision: str = FULL,
-    given: Sequence[str] = (),
-    segment: str | None = None,
-) -> dict[str, Any]:
+def attribute_cell(study: Study, task: str, **what: Any) -> dict[str, Any]:
     """Score a task's edges, nodes or neurons by one method and keep them; returns what to list.
 
     Args:
-        study, task, method, level: what is scored, and how.
-        precision: of the products of exact patching.
-        given: edges corrupted already, by name.
-        segment: "position" or "example", for scores of each apart.
+        study, task: whose pairs.
+        what: the fields of `Scored`.
     """
-    chosen, began = method_of(method), time.process_time()
-    if chosen.exact:
-        found = _exact(study, task, level, precision)
-    else:
-        found = {method: _attributed(study, task, chosen, level, given, segment)}
-    for name, scores in found.items():
-        study.keep(scores, task, in_precision(scores_name(name, level, given, segment), precision))
-    scores = found[method]
-    listed = ("steps", "completeness_gap", *(() if precision == FULL else ("rounding_error",)))
+    asked, began = Scored(**what), time.process_time()
+    found = _exact(study, task, asked) if asked.by.exact else {asked.method: _attributed(study, task, asked)}
+    for method, scores in found.items():
+        study.keep(scores, task, replace(asked, method=method).file)
+    scores = found[asked.method]
+    listed = ("steps", "completeness_gap", *(() if asked.precision == FULL else ("rounding_error",)))
     notes = {key: scores.notes.get(key) for key in listed}
     return {
         "task": task,
-        "method": in_precision(at_level(method, level), precision),
+        "method": asked.shown,
         "metric": scores.metric,
         "pairs": scores.examples,
         "cpu_seconds": time.process_time() - began,
@@ -66,35 +52,13 @@ def attribute_cell(
     }
 
 
-def at_level(method: str, level: str) -> str:
-    """Name of a method's scores of edges ("eap"), nodes ("eap-node") or neurons ("eap-neuron")."""
-    return method if level == "edge" else f"{method}-{level}"
-
-
-def in_precision(name: str, precision: str) -> str:
-    """Name of exact scores with products in a precision: "exact", "exact-bfloat16"."""
-    return name if precision == FULL else f"{name}-{precision}"
-
-
-def scores_name(
-    method: str, level: str = "edge", given: Sequence[str] = (), segment: str | None = None
-) -> str:
-    """Name of a method's file of scores: with its level, the edges that it was given, its segments."""
-    name = at_level(method, level)
-    if given:
-        name += f"-given-{hashlib.sha256(' '.join(given).encode()).hexdigest()[:8]}"
-    return name if segment is None else f"{name}-by-{segment}"
-
-
-def _attributed(
-    study: Study, task: str, method: Method, level: str, given: Sequence[str], segment: str | None
-) -> Scores:
+def _attributed(study: Study, task: str, asked: Scored) -> Scores:
     discovery, _ = study.pairs(task)
     paper = study.options.protocol == "paper"
-    options = dict(method.options) | ({"segment": segment} if segment else {})
-    name = scores_name(method.name, level, given, segment)
-    checkpoint = study.artifacts.artifact(f"checkpoints/{task}-{name}-{study.options.batch_size}.safetensors")
-    options |= {"given": list(given)} if given else {"checkpoint": checkpoint}
+    options = dict(asked.by.options) | ({"segment": asked.segment} if asked.segment else {})
+    kept = f"checkpoints/{task}-{asked.file}-{study.options.batch_size}.safetensors"
+    checkpoint = study.artifacts.artifact(kept)
+    options |= {"given": list(asked.given)} if asked.given else {"checkpoint": checkpoint}
     if "steps" in options and paper:
         options["nodes"] = "left"
     # The integrals over inputs follow the patched prompt, whatever circuits are measured with.
@@ -102,18 +66,18 @@ def _attributed(
     return attribute(
         study.model,
         discovery,
-        study.metric(task, method.metric),
+        study.metric(task, asked.by.metric),
         graph=study.graph,
         intervention="patching" if patched else study.intervention(task),
         split="all" if paper else "discovery",
-        level=level,
+        level=asked.level,
         batch_size=study.options.batch_size,
         progress=study.cells_progress,
         **options,
     )
 
 
-def _exact(study: Study, task: str, level: str, precision: str) -> dict[str, Scores]:
+def _exact(study: Study, task: str, asked: Scored) -> dict[str, Scores]:
     """Exact scores under the task's metric and under KL, in one run."""
     discovery, _ = study.pairs(task)
     metrics = [study.metric(task), study.metric(task, "kl")]
@@ -124,13 +88,13 @@ def _exact(study: Study, task: str, level: str, precision: str) -> dict[str, Sco
             discovery,
             with_kl,
             graph=study.graph,
-            level=level,
+            level=asked.level,
             intervention=study.intervention(task),
             batch_size=study.options.eval_batch_size,
             ledger=ledger,
             progress=study.cells_progress,
             split="all" if study.options.protocol == "paper" else "discovery",
-            precision=precision,
+            precision=asked.precision,
         )
     return {"exact": found[metrics[0].name], "exact-kl": found[metrics[1].name]}
 
@@ -216,30 +180,20 @@ def random_cell(study: Study, task: str, size: int, draws: int) -> list[dict[str
 
 
 def run_scores(
-    study: Study,
-    tasks: Sequence[str],
-    methods: Sequence[str],
-    level: str = "edge",
-    precision: str = FULL,
-    given: Sequence[str] = (),
-    segment: str | None = None,
+    study: Study, tasks: Sequence[str], methods: Sequence[str], **what: Any
 ) -> list[dict[str, Any]]:
     """Score all tasks' edges (or nodes, or neurons) by all methods, those that the folder lacks; returns one
-    row per task and method. Further arguments: see `attribute_cell`.
+    row per task and method.
 
+    Args:
+        study, tasks, methods: whose pairs, and by which methods.
+        what: further fields of `Scored`.
     Raises: CellError at the first that fails; what is finished is kept.
     """
     study.options.chosen(tasks)
-    names = list(dict.fromkeys(_whole(name) for name in methods))
-    what: dict[str, Any] = ({} if level == "edge" else {"level": level}) | _precision(precision)
-    what |= ({"given": list(given)} if given else {}) | ({"segment": segment} if segment else {})
+    asked = [Scored(name, **what) for name in dict.fromkeys(_whole(name) for name in methods)]
     grids = [
-        [
-            {"task": task, "method": name} | what
-            for task in tasks
-            for name in names
-            if method_of(name).exact is exact_ones
-        ]
+        [{"task": task} | each.cell for task in tasks for each in asked if each.by.exact is exact_ones]
         for exact_ones in (False, True)
     ]
     # Few cells, or long ones, each show how far they are.
@@ -249,13 +203,8 @@ def run_scores(
         for grid, each in zip(grids, long, strict=True)
         for row in study.cells(attribute_cell, grid, long=each)
     ]
-    order = [in_precision(at_level(name, level), precision) for name in names]
+    order = [each.shown for each in asked]
     return sorted(rows, key=lambda row: (list(tasks).index(row["task"]), order.index(row["method"])))
-
-
-def _precision(precision: str) -> dict[str, str]:
-    """What a cell says of the precision of exact scores; nothing of the model's own."""
-    return {} if precision == FULL else {"precision": precision}
 
 
 def _whole(method: str) -> str:
@@ -268,7 +217,7 @@ def run_verified(
 ) -> list[dict[str, Any]]:
     """Scores by a method, then exact ones of its best `top` edges; returns one row per task."""
     run_scores(study, tasks, [method])
-    cell = {"method": method, "top": top} | _precision(precision)
+    cell = {"top": top} | Scored(method, precision=precision).cell
     return study.cells(verify_cell, [{"task": task} | cell for task in tasks])
 
 

@@ -18,7 +18,6 @@ from interpcore.circuits.study import figures, tables
 from interpcore.circuits.study.about import About
 from interpcore.circuits.study.apart import by_segment, given_edges
 from interpcore.circuits.study.cells import (
-    FULL,
     enough,
     run_cross,
     run_curves,
@@ -29,6 +28,7 @@ from interpcore.circuits.study.cells import (
     run_verified,
 )
 from interpcore.circuits.study.page import circuit_page
+from interpcore.circuits.study.scored import FULL
 from interpcore.circuits.study.study import MEASURED, Study
 from interpcore.errors import Refused
 from interpcore.runs import RunCard, read_tensors, write_json
@@ -90,7 +90,7 @@ def attributed(study: Study, asked: Attribute) -> Report:
         return _report(study, *given_edges(study, tasks, asked.methods, asked.given))
     if asked.segment:
         return _report(study, *by_segment(study, tasks, asked.methods, asked.segment))
-    rows = run_scores(study, tasks, asked.methods, asked.level)
+    rows = run_scores(study, tasks, asked.methods, level=asked.level)
     return _report(study, tables.frame(rows), (), SCORED, GAP, _scores_are_in(study))
 
 
@@ -98,7 +98,7 @@ def exactly(study: Study, asked: Exact) -> Report:
     """Scores by exact patching, of every edge or of the best few of a method: one row per task."""
     if asked.top is None:
         tasks = study.options.chosen(asked.tasks)
-        rows = run_scores(study, tasks, ["exact"], asked.level, asked.precision)
+        rows = run_scores(study, tasks, ["exact"], level=asked.level, precision=asked.precision)
     elif asked.level != "edge":
         raise Refused("--top verifies edges; leave it out, or --level.")
     else:

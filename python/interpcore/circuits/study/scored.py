@@ -1,0 +1,69 @@
+"""What the scores of one file are of and how they are made: what a cell says, and the file's name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from interpcore.circuits.methods import Method, method_of
+from interpcore.circuits.options import PRECISIONS
+
+FULL = PRECISIONS[0]
+"""The model's own precision."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored, and how.
+
+    Args:
+        method: by name.
+        level: "edge", "node" or "neuron".
+        precision: of the products of exact patching.
+        given: edges corrupted already, by name.
+        segment: "position" or "example", for scores of each apart; None for the whole alone.
+    """
+
+    method: str
+    level: str = "edge"
+    precision: str = FULL
+    given: Sequence[str] = ()
+    segment: str | None = None
+
+    @property
+    def by(self) -> Method:
+        """The method."""
+        return method_of(self.method)
+
+    @property
+    def plain(self) -> bool:
+        """Whether these are whole scores of edges in the model's own precision, with no edge given."""
+        return set(self.cell) == {"method"}
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """The parameters of the cell that makes them: the method, and what is not as it is by default."""
+        said = {each.name: getattr(self, each.name) for each in fields(self)}
+        usual = {each.name: each.default for each in fields(self)}
+        return {name: value for name, value in said.items() if value != usual[name]}
+
+    @property
+    def shown(self) -> str:
+        """Name in tables: "eap", "eap-node", "exact-neuron-bfloat16"."""
+        name = self.method if self.level == "edge" else f"{self.method}-{self.level}"
+        return in_precision(name, self.precision)
+
+    @property
+    def file(self) -> str:
+        """Name of their file: as in tables, with a hash of the edges that were given, and the segments."""
+        name = self.shown
+        if self.given:
+            name += f"-given-{hashlib.sha256(' '.join(self.given).encode()).hexdigest()[:8]}"
+        return name if self.segment is None else f"{name}-by-{self.segment}"
+
+
+def in_precision(name: str, precision: str) -> str:
+    """Name of exact scores with products in a precision: "exact", "exact-bfloat16"."""
+    return name if precision == FULL else f"{name}-{precision}"
