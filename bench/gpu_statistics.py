@@ -12,8 +12,8 @@ import torch
 from gpu_kernels import DTYPES, Case, Problem, Results, generator
 
 from interpcore import ops
-from interpcore.ops.backend import CUDA_LACKS
 from interpcore.ops.bins import OctaveBins
+from interpcore.ops.column_arguments import cuda_lacks
 
 FIRST, BINS, GROUPS = 50, 101, 1024
 
@@ -24,7 +24,7 @@ def cases() -> Iterator[Case]:
     for dtype, matrix in itertools.product(DTYPES, matrices):
         for op in ("column_moments", "activation_moments"):
             yield Case(op, "triton", dtype, matrix)
-            if dtype not in CUDA_LACKS[op]:
+            if cuda_lacks(dtype, ()) is None:
                 yield Case(op, "cuda", dtype, matrix)
     for dtype, sides in itertools.product(DTYPES, ((257, 123, 70), (65_536, 4096, 4096))):
         yield Case("comoments", "triton", dtype, sides)
@@ -33,6 +33,23 @@ def cases() -> Iterator[Case]:
             yield Case(op, "triton", torch.float32, matrix)
     for matrix in ((123, 257), (4096, 8192)):
         yield Case("row_summary", "triton", torch.float32, matrix)
+
+
+def _problem(
+    case: Case,
+    parts: Callable[[str | None], Results],
+    plain: Callable[[], Results],
+    size: int,
+    flops: int,
+) -> Problem:
+    """The problem of a case: what is compared, by backend, and by plain torch."""
+    return Problem(
+        run=lambda: parts(case.backend),
+        exact=lambda: parts("reference"),
+        plain=plain,
+        bytes=size,
+        flops=flops,
+    )
 
 
 def column_moments_problem(case: Case) -> Problem:
@@ -50,13 +67,7 @@ def column_moments_problem(case: Case) -> Problem:
         kurtosis = d.pow(4).mean(0) / variance.square()
         return mean, variance, kurtosis, (x > 0).to(x.dtype).mean(0)[None]
 
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=x.nbytes,
-        flops=9 * x.numel(),
-    )
+    return _problem(case, parts, plain, x.nbytes, 9 * x.numel())
 
 
 def comoments_problem(case: Case) -> Problem:
@@ -97,13 +108,7 @@ def activation_moments_problem(case: Case) -> Problem:
         post = torch.nn.functional.gelu(x, approximate="tanh")
         return post, x.mean(0), x.var(0, correction=0), post.mean(0), post.var(0, correction=0)
 
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=2 * x.nbytes,
-        flops=30 * x.numel(),
-    )
+    return _problem(case, parts, plain, 2 * x.nbytes, 30 * x.numel())
 
 
 def column_top_problem(case: Case) -> Problem:
@@ -117,13 +122,7 @@ def column_top_problem(case: Case) -> Problem:
         ops.column_top(x, index, value, place, backend=backend)
         return value, place
 
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=lambda: tuple(torch.topk(x, FIRST, 0)),
-        bytes=x.nbytes,
-        flops=x.numel(),
-    )
+    return _problem(case, parts, lambda: tuple(torch.topk(x, FIRST, 0)), x.nbytes, x.numel())
 
 
 def bin_counts_problem(case: Case) -> Problem:
@@ -141,13 +140,7 @@ def bin_counts_problem(case: Case) -> Problem:
         place = torch.searchsorted(edges, x, right=True) + width * torch.arange(x.shape[1], device=x.device)
         return torch.bincount(place.flatten(), minlength=x.shape[1] * width).view(-1, width)
 
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=x.nbytes,
-        flops=x.numel(),
-    )
+    return _problem(case, parts, plain, x.nbytes, x.numel())
 
 
 def group_sums_problem(case: Case) -> Problem:
@@ -165,13 +158,7 @@ def group_sums_problem(case: Case) -> Problem:
         zero = x.new_zeros(GROUPS, len(shift))
         return zero.index_add(0, group, x), zero.index_add(0, group, x.square())
 
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=x.nbytes,
-        flops=4 * x.numel(),
-    )
+    return _problem(case, parts, plain, x.nbytes, 4 * x.numel())
 
 
 def row_summary_problem(case: Case) -> Problem:
@@ -194,13 +181,7 @@ def row_summary_problem(case: Case) -> Problem:
         top, bottom = (r.topk(FIRST, 1, largest=largest).values for largest in (True, False))
         return histogram, top, bottom, torch.stack([r.pow(n).sum(1) for n in range(1, 5)])
 
-    return Problem(
-        run=lambda: parts(case.backend),
-        exact=lambda: parts("reference"),
-        plain=plain,
-        bytes=r.nbytes,
-        flops=8 * r.numel(),
-    )
+    return _problem(case, parts, plain, r.nbytes, 8 * r.numel())
 
 
 PROBLEMS: dict[str, Callable[[Case], Problem]] = {

@@ -1,5 +1,6 @@
 """Declarations of the ops in torch's library, and the choice of backend."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from interpcore import ops
 from interpcore.ops import backend, reference
+from interpcore.ops.column_arguments import cuda_arguments, cuda_lacks
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
@@ -208,8 +210,48 @@ def test_a_gpu_takes_cuda_only_where_confirmed_or_without_triton(monkeypatch: py
     assert not backend.CONFIRMED and backend.choose("column_moments", x, None) == "triton"
     monkeypatch.setattr(backend, "CONFIRMED", {"column_moments"})
     assert backend.choose("column_moments", x, None) == "cuda"
-    assert backend.choose("column_moments", x.half(), None) == "triton", "its CUDA form takes no float16"
+    assert backend.choose("column_moments", x, None, "takes no such values") == "triton"
     assert backend.choose("norm_vjp", x, None) == "triton"
     monkeypatch.setenv("INTERPCORE_BACKEND", "cuda")
     with pytest.raises(RuntimeError, match="gate: there is no cuda form; choose from reference, cpu, triton"):
         backend.choose("gate", x, None)
+
+
+class Chosen(Exception):
+    """What a launch has chosen."""
+
+
+@pytest.mark.parametrize("op", ["column_moments", "activation_moments"])
+def test_a_confirmed_cuda_form_is_given_nothing_unasked_that_it_refuses(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> str:
+        raise Chosen(backend.choose(*args))  # type: ignore[arg-type]
+
+    monkeypatch.delenv("INTERPCORE_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "_problem", lambda name, x: None)
+    monkeypatch.setattr(backend, "CONFIRMED", {op})
+    module = import_module(f"interpcore.ops.{op}")
+    monkeypatch.setattr(module, "choose", stop)
+    x = torch.zeros(2, 3, device="meta")
+
+    def chosen(dtype: torch.dtype, thresholds: list[float], named: str | None = None) -> str:
+        with pytest.raises(Chosen) as found:
+            if op == "column_moments":
+                module.launch_column_moments(x.to(dtype), None, thresholds, None, named)
+            else:
+                totals = (x, x, x, x)
+                module.launch_activation_moments(
+                    x.to(dtype), None, "silu", None, thresholds, (None, None), totals, False, named
+                )
+        return str(found.value)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for thresholds in ([], [0.0, 1.0], [0.0, 1.0, 2.0]):
+            refused = cuda_lacks(dtype, thresholds) is not None
+            assert refused == (dtype == torch.float16 or len(thresholds) > 2)
+            assert chosen(dtype, thresholds) == ("triton" if refused else "cuda")
+            assert chosen(dtype, thresholds, "cuda") == "cuda"
+            if refused:
+                with pytest.raises(ValueError, match=r"the cuda form takes .* use triton"):
+                    cuda_arguments(x.to(dtype), None, thresholds, x, x, go_on=False)

@@ -10,6 +10,7 @@ from interpcore.ops.backend import choose, isa, native_cpu, native_cuda, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
 from interpcore.ops.column_arguments import (
     cuda_arguments,
+    cuda_lacks,
     float32_thresholds,
     launch_cuda,
     native_arguments,
@@ -99,7 +100,8 @@ def launch_activation_moments(
 ) -> Tensor:
     """Choose the backend; adds to `totals` (counts and moments of pre and post), returns the activation."""
     half = pre.is_cpu and pre.itemsize == 2
-    chosen = choose("activation_moments", pre.new_empty(0, dtype=torch.float32) if half else pre, backend)
+    like = pre.new_empty(0, dtype=torch.float32) if half else pre
+    chosen = choose("activation_moments", like, backend, cuda_lacks(pre.dtype, thresholds))
     if chosen == "reference" or pre.numel() == 0:
         post, *raw = reference.activation_moments(pre, activation, up, mask, thresholds)
         _take(totals, *raw)

@@ -39,12 +39,6 @@ FORMS: dict[str, tuple[str, ...]] = {
 # named, or where there is no Triton.
 CONFIRMED: frozenset[str] = frozenset()
 
-# What a CUDA form does not take, though Triton's does: no one is given it unasked.
-CUDA_LACKS: dict[str, tuple[torch.dtype, ...]] = {
-    "activation_moments": (torch.float16,),
-    "column_moments": (torch.float16,),
-}
-
 HOW_TO_BUILD = "reinstall from the repository root: pip install --no-build-isolation --no-deps ."
 
 
@@ -124,7 +118,7 @@ def forms(op: str) -> tuple[str, ...]:
     return ("reference", *FORMS[op])
 
 
-def choose(op: str, x: Tensor, backend: str | None) -> str:
+def choose(op: str, x: Tensor, backend: str | None, cuda_lacks: str | None = None) -> str:
     """The backend that runs `op` on a tensor like `x`.
 
     Unless one is named: float64, and on the CPU every dtype but float32, run on the reference; float32 on
@@ -136,6 +130,8 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
         op: a key of `FORMS`.
         x: any tensor of the op's dtype and device.
         backend: the name given to the op.
+        cuda_lacks: why the op's CUDA form does not take these arguments, which Triton's does; None where it
+            does. No one is given it then unasked.
 
     Raises:
         ValueError: an unknown backend is named.
@@ -152,7 +148,7 @@ def choose(op: str, x: Tensor, backend: str | None) -> str:
     if x.device.type == "cpu":
         return "cpu" if _problem("cpu", x) is None else "reference"
     for candidate in ("cuda", "triton") if op in CONFIRMED else ("triton", "cuda"):
-        if candidate == "cuda" and x.dtype in CUDA_LACKS.get(op, ()):
+        if candidate == "cuda" and cuda_lacks:
             continue
         if candidate in FORMS[op] and _problem(candidate, x) is None:
             return candidate

@@ -34,6 +34,15 @@ def _rounded_down(threshold: float) -> float:
     return float(nearest)
 
 
+def cuda_lacks(dtype: torch.dtype, thresholds: Sequence[float]) -> str | None:
+    """Why the CUDA forms do not take values of a dtype with these thresholds; None where they do."""
+    if dtype == torch.float16:
+        return "takes float32 and bfloat16, not float16"
+    if len(thresholds) > CUDA_THRESHOLDS:
+        return f"takes at most {CUDA_THRESHOLDS} thresholds, not {len(thresholds)}"
+    return None
+
+
 def launch_cuda(
     x: Tensor,
     mask: Tensor | None,
@@ -65,15 +74,11 @@ def cuda_arguments(
     """The dictionary that the CUDA forms read, and tensors that must outlive its making.
 
     Raises:
-        ValueError: there are more thresholds than they take, or x is float16.
+        ValueError: `cuda_lacks` says why.
     """
-    if x.dtype == torch.float16:
-        raise ValueError("column_moments: the cuda form takes float32 and bfloat16, not float16; use triton.")
-    if len(thresholds) > CUDA_THRESHOLDS:
-        raise ValueError(
-            f"column_moments: the cuda form takes at most {CUDA_THRESHOLDS} thresholds, not "
-            f"{len(thresholds)}; use triton."
-        )
+    problem = cuda_lacks(x.dtype, thresholds)
+    if problem:
+        raise ValueError(f"column_moments: the cuda form {problem}; use triton.")
     threshold = float32_thresholds(tuple(thresholds), x.device)
     rows = chunk_rows(*x.shape)
     chunks = -(-len(x) // rows)

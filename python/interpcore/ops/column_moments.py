@@ -12,7 +12,7 @@ from interpcore._shown import ShortRepr
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.column_arguments import float32_thresholds, launch_cuda, native_arguments
+from interpcore.ops.column_arguments import cuda_lacks, float32_thresholds, launch_cuda, native_arguments
 
 # The CPU form keeps the counts of a tile of columns on its stack.
 MOST_THRESHOLDS = 8
@@ -172,7 +172,9 @@ class RunningMoments:
         """Add rows x `[T, N]` where `mask` `[T]` is true; as `column_moments`."""
         _check(x, mask, self.shift)
         expect("RunningMoments", "x", x, {"counts": (self.counts[0], x.shape[1:], torch.int64)})
-        form = None if torch.compiler.is_compiling() or not x.numel() else _chosen(x, backend)
+        form = (
+            None if torch.compiler.is_compiling() or not x.numel() else _chosen(x, self.thresholds, backend)
+        )
         if form in ("triton", "cuda"):
             # Its last kernel goes on from the totals; by torch's ops that takes twenty launches more.
             expect_no_gradient("RunningMoments", x)
@@ -210,7 +212,7 @@ def launch_column_moments(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the backend; returns the raw result. Arguments as in `column_moments`, checked."""
-    chosen = _chosen(x, backend)
+    chosen = _chosen(x, thresholds, backend)
     if chosen == "reference" or x.numel() == 0:
         return reference.column_moments(x, mask, thresholds)
     counts, moments = new_raw(x, thresholds)
@@ -231,10 +233,11 @@ def launch_column_moments(
     return counts, moments
 
 
-def _chosen(x: Tensor, backend: str | None) -> str:
+def _chosen(x: Tensor, thresholds: Sequence[float], backend: str | None) -> str:
     """The backend of x; the CPU form widens half precision as it reads it."""
     widened = x.is_cpu and x.itemsize == 2
-    return choose("column_moments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
+    like = x.new_empty(0, dtype=torch.float32) if widened else x
+    return choose("column_moments", like, backend, cuda_lacks(x.dtype, thresholds))
 
 
 def _launch_triton(
