@@ -26,6 +26,7 @@ from interpcore.neurons.correlation.setup import Study
 from interpcore.neurons.correlation.similarity import Block, rotation_matrix, similarities
 from interpcore.neurons.correlation.sketch import SketchSums
 from interpcore.neurons.correlation.universal import similar_shares, universality
+from interpcore.neurons.statistics import mlp_sides
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,20 @@ def all_activations(model: Model, shards: TokenShards) -> Tensor:
     for rows, depth, values in activations(model, tokens, range(len(neurons.widths))):
         out[rows, neurons.span(depth)] = values.double()
     return out[shards.mask(tokens).flatten()]
+
+
+def test_forwards_of_a_block_are_as_long_as_those_of_a_token_pass(
+    models: list[Model], shards: TokenShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = shards.sequences(0, 5)
+    whole = {depth: x for _, depth, x in activations(models[0], tokens, [0, 1])}
+    monkeypatch.setattr(mlp_sides, "CPU_TOKENS", 2 * shards.context)
+    parts = list(activations(models[0], tokens, [0, 1]))
+    length = [x.stop - x.start for x, depth, _ in parts if depth == 0]
+    assert length == [2 * shards.context, 2 * shards.context, shards.context]
+    for depth, wanted in whole.items():
+        got = torch.cat([x for _, at, x in parts if at == depth])
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from interpcore.data.tokens import TokenShards
 from interpcore.model import Model, Tap
 from interpcore.model.generic import GenericModel
 from interpcore.neurons.statistics.accumulate import Sizes, Statistics, plan_passes
-from interpcore.neurons.statistics.summarize import default_batch, estimate, part_range
+from interpcore.neurons.statistics.mlp_sides import default_batch
+from interpcore.neurons.statistics.summarize import estimate, part_range
 from interpcore.neurons.statistics.summary import merge_summaries
 from interpcore.runs import RunError
 from interpcore.stats import GroupSums, Histogram, LinearBins, MergeError, OctaveBins, TokenBlock, TopExamples
@@ -191,9 +192,9 @@ def test_parts_cover_the_tokens_on_the_grid() -> None:
 
 
 def test_a_device_reads_32k_tokens_at_once_and_the_cpu_as_few_as_stay_in_its_cache() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
-    assert default_batch(shards(), cpu) * shards().context == 2048 // shards().context * shards().context
-    assert 32_768 <= default_batch(shards(), gpu) * shards().context < 32_768 + shards().context
+    cpu, gpu, context = torch.device("cpu"), torch.device("cuda", 1), shards().context
+    assert default_batch(context, cpu) * context == 2048 // context * context
+    assert 32_768 <= default_batch(context, gpu) * context < 32_768 + context
 
 
 def test_what_does_not_belong_together_is_not_merged(gpt2: Model, tmp_path: Path) -> None:

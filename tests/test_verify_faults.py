@@ -23,7 +23,7 @@ from interpcore.lre.options import Options as LreOptions
 from interpcore.neurons.experiments import EXPERIMENTS as NEURONS
 from interpcore.neurons.options import Options as NeuronOptions
 from interpcore.neurons.options import Summarize
-from interpcore.neurons.statistics import summarize
+from interpcore.neurons.statistics import mlp_sides
 from interpcore.review.verify import verify
 from interpcore.steering.experiments import ACCURACY, DIRECTIONS, SWEEP
 from interpcore.steering.options import AccuracyOptions, StatesOptions, SweepOptions
@@ -108,7 +108,7 @@ def made(family: str, model: str, out: Path, data: Path) -> None:
 def caught(fault: Fault, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch, cells: int) -> bool:
     """Whether verifying a run with the fault, which is still there, tells it."""
     load(fault.model)  # whose load check would tell a fault of the forward
-    monkeypatch.setattr(summarize, "CPU_TOKENS", 48)
+    monkeypatch.setattr(mlp_sides, "CPU_TOKENS", 48)
     fault.patch(monkeypatch)
     made(fault.family, fault.model, out, data)
     return bool(verify(out, model=load(fault.model), cells=cells).problems)

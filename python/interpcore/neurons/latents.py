@@ -9,6 +9,7 @@ import torch
 from interpcore.data.tokens import TokenShards
 from interpcore.model.latents import LatentModel
 from interpcore.model.sites import Tap
+from interpcore.neurons.statistics.mlp_sides import default_batch
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.runs import RunFolder
 from interpcore.runs.experiment import Report
@@ -70,7 +71,7 @@ def dictionary_table(model: LatentModel, shards: TokenShards, sequences: int = S
     error = [0.0] * len(model.dictionaries)
     moments: list[tuple[Any, Any]] = [(0.0, 0.0)] * len(model.dictionaries)
     count = 0
-    step = max(2048 // shards.context, 1)
+    step = default_batch(shards.context, model.device)
     for _, tokens, mask in shards.blocks(step, 0, min(sequences, shards.n_sequences), model.device):
         count += int(mask.sum())
         taps = [(each.tap(), Tap(*each.writes)) for each in model.dictionaries]

@@ -31,10 +31,10 @@ from interpcore.neurons.parts import begun_parts, correlation_part, in_parts, me
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import BY_TOKEN, Statistics
 from interpcore.neurons.statistics.labels import LABELS
-from interpcore.neurons.statistics.mlp_sides import mlp_widths
+from interpcore.neurons.statistics.mlp_sides import default_batch, mlp_widths
 from interpcore.neurons.statistics.moment_errors import GROUPS
 from interpcore.neurons.statistics.quadrants import QUADRANT_SEQUENCES, check_gated, quadrant_table
-from interpcore.neurons.statistics.summarize import default_batch, part_range, state_bytes, summarize
+from interpcore.neurons.statistics.summarize import part_range, state_bytes, summarize
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
@@ -195,7 +195,7 @@ class Study(experiment.Study):
         whole = self.step("summary")
         if is_run(whole) and Summary.complete(whole):
             return self._summarize("summary", None)
-        most = -(-self.tokens.n_sequences // default_batch(self.tokens, self.model.device))
+        most = -(-self.tokens.n_sequences // default_batch(self.tokens.context, self.model.device))
         alone = replace(self, partners=())  # which the token pass does not read
         size = state_bytes(self.model, self.tokens, self.statistics)
         parts = in_parts(alone, summary_part, "summary", most, size)
@@ -203,7 +203,7 @@ class Study(experiment.Study):
 
     def summary_part(self, number: int, of: int) -> Summary:
         """Part `number` (from 1) of `of` of the tokens, so that several processes share them."""
-        batch = default_batch(self.tokens, self.model.device)
+        batch = default_batch(self.tokens.context, self.model.device)
         return self._summarize(f"summary-{number}-of-{of}", part_range(self.tokens, number, of, batch))
 
     def merge_summary_parts(self) -> Summary:

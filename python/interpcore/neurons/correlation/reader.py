@@ -15,11 +15,10 @@ from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.neurons.statistics.mlp_sides import mlp_sides, mlp_widths, pilot_activations
+from interpcore.neurons.statistics.mlp_sides import default_batch, mlp_sides, mlp_widths, pilot_activations
 from interpcore.ops import Pilot, centered, column_moments
 
 SIMILARITIES = ("pearson", "cosine", "jaccard")
-_FORWARD_TOKENS = 2048  # of one forward
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def activations(model: Model, tokens: Tensor, depths: Sequence[int]) -> Iterator
         Rows of tokens.flatten(), the block call, and its activations there [rows, neuron].
     """
     context = tokens.shape[1]
-    step = max(_FORWARD_TOKENS // context, 1)
+    step = default_batch(context, model.device)
     for start in range(0, len(tokens), step):
         part = tokens[start : start + step].to(model.device)
         rows = slice(start * context, start * context + part.numel())

@@ -16,9 +16,23 @@ from interpcore.model.mlp import ACTIVATIONS, MLP
 
 PILOT_TOKENS = 256
 """Tokens from which shifts, and scales for products, are measured."""
+# A CPU's cache holds what few tokens make of a block; a device waits for Python unless there are many.
+CPU_TOKENS, DEVICE_TOKENS = 2048, 32_768
 Function = Callable[[Tensor], Tensor]
 Shifts = dict[int, dict[str, Tensor]]
 """Shifts of "pre", "post" and, where gated, "up" of each block call [N] float32."""
+
+
+def default_batch(context: int, device: torch.device) -> int:
+    """Sequences of a forward: up to 2048 tokens on the CPU, on another device the fewest with 32768.
+
+    Args:
+        context: tokens of a sequence.
+        device: the model's.
+    """
+    if device.type == "cpu":
+        return max(CPU_TOKENS // context, 1)
+    return -(-DEVICE_TOKENS // context)
 
 
 def mlp_widths(model: Model | GenericModel) -> tuple[int, ...]:

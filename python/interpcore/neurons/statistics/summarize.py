@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
@@ -23,14 +22,13 @@ from interpcore.neurons.statistics.accumulate import (
     plan_passes,
 )
 from interpcore.neurons.statistics.labels import Labeller, corpus_labellers, labeller_meaning
-from interpcore.neurons.statistics.mlp_sides import Shifts, measure_pilot, mlp_widths
+from interpcore.neurons.statistics.mlp_sides import Shifts, default_batch, measure_pilot, mlp_widths
 from interpcore.neurons.statistics.quadrants import check_gated
 from interpcore.neurons.statistics.summary import PILOT, Summary
 from interpcore.neurons.statistics.token_pass import Part, Pass
 from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
 
-# A CPU's cache holds what few tokens make of a block; a device waits for Python unless there are many.
-CPU_TOKENS, DEVICE_TOKENS, MEMORY = 2048, 32_768, 4e9
+MEMORY = 4e9
 
 
 def summarize(
@@ -58,7 +56,7 @@ def summarize(
         statistics: which; None for the default ones.
         span: the sequences to read, from the first up to the second; on multiples of `batch`, or up to the
             last. None for all.
-        batch: sequences of a forward; None for `default_batch`.
+        batch: sequences of a forward; None for `mlp_sides.default_batch`.
         memory: bytes for what is accumulated; more takes several passes.
         checkpoint_every: seconds between checkpoints at least; they take at most 1% of the time.
         progress: show it.
@@ -73,7 +71,7 @@ def summarize(
     labellers = _labellers(model, shards, statistics)
     ids = shards.ids() if statistics.by_token else None
     sizes = _sizes(model, shards, statistics, labellers, ids)
-    batch = default_batch(shards, model.device) if batch is None else batch
+    batch = default_batch(shards.context, model.device) if batch is None else batch
     span = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     card = corpus_card(
@@ -146,7 +144,7 @@ def estimate(
     labellers = _labellers(model, shards, statistics)
     ids = shards.ids() if statistics.by_token else None
     sizes = _sizes(model, shards, statistics, labellers, ids)
-    batch = default_batch(shards, model.device) if batch is None else batch
+    batch = default_batch(shards.context, model.device) if batch is None else batch
     start, stop = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     pilot = measure_pilot(model, shards)
@@ -173,13 +171,6 @@ def state_bytes(model: Model, shards: TokenShards, statistics: Statistics) -> in
     ids = shards.ids() if statistics.by_token else None
     sizes = _sizes(model, shards, statistics, labellers, ids)
     return sum(part_bytes(parts, statistics, sizes) for parts in plan_passes(statistics, sizes, 1e18))
-
-
-def default_batch(shards: TokenShards, device: torch.device) -> int:
-    """Sequences of a forward: up to 2048 tokens on the CPU, on another device the fewest with 32768."""
-    if device.type == "cpu":
-        return max(CPU_TOKENS // shards.context, 1)
-    return -(-DEVICE_TOKENS // shards.context)
 
 
 def check_range(shards: TokenShards, span: tuple[int, int] | None, batch: int) -> tuple[int, int]:
