@@ -15,10 +15,12 @@ from interpcore.lre.options import Cosines
 from interpcore.lre.shared import SharedOperators
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
-from interpcore.runs.plots import caption, new_figure, save_figure
+from interpcore.runs.plots import caption, counted, new_figure, save_figure
 from interpcore.stats import jackknife_interval
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -41,7 +43,7 @@ def cosines_cell(study: SharedOperators, relation: str, trial: int, depths: Sequ
         if len(facts) < 2:
             raise Refused(f"{relation}: two halves need two training facts or more; raise --examples.")
         template = study.relation(relation).prompt_templates[options.template]
-        for half, path in enumerate(_files(study, relation, trial)):
+        for half, path in enumerate(_files(study, relation, trial, depths)):
             operator = estimate(
                 study.model, template, facts[half::2], protocol=options.protocol, depths=depths
             )
@@ -51,10 +53,10 @@ def cosines_cell(study: SharedOperators, relation: str, trial: int, depths: Sequ
     return record | {"reason": ""}
 
 
-def _files(study: SharedOperators, relation: str, trial: int) -> list[Any]:
+def _files(study: SharedOperators, relation: str, trial: int, depths: Sequence[int]) -> list[Path]:
     assert study.artifacts is not None
-    name = relation.replace(" ", "_")
-    return [study.artifacts.artifact(f"halves/{name}/{trial}.{half}.safetensors") for half in (0, 1)]
+    place = f"halves/{relation.replace(' ', '_')}/{'-'.join(map(str, depths))}/{trial}"
+    return [study.artifacts.artifact(f"{place}.{half}.safetensors") for half in (0, 1)]
 
 
 def cosines(first: Tensor, second: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def pair_table(study: SharedOperators, results: Sequence[Mapping[str, Any]], dep
     rows: dict[tuple[int, str, str], dict[str, Any]] = {}
     for trial in sorted({r["trial"] for r in results}):
         mine = [r for r in results if r["trial"] == trial]
-        files = [_files(study, r["relation"], trial) for r in mine]
+        files = [_files(study, r["relation"], trial, depths) for r in mine]
         for depth in depths:
             halves = [torch.stack([_weight(pair[half], depth) for pair in files]) for half in (0, 1)]
             found = {
@@ -111,7 +113,7 @@ def pair_table(study: SharedOperators, results: Sequence[Mapping[str, Any]], dep
     return table
 
 
-def _weight(path: Any, depth: int) -> Tensor:
+def _weight(path: Path, depth: int) -> Tensor:
     operator, _ = Operator.load(path)
     return operator.weight[operator.at(depth)].float()
 
@@ -189,7 +191,7 @@ def run(study: Any, asked: Cosines) -> Report:
     said = caption(
         model=str(study.artifacts.card.model),
         data=f"W of half of {study.options.examples} facts at depths {', '.join(map(str, depths))}",
-        n=f"{table.relation.nunique()} relations, {int(table.trials.max())} trials each at most",
+        n=f"{table.relation.nunique()} relations, {counted(int(table.trials.max()), 'trial')} each at most",
         note="Diagonal: two halves of one relation's facts.",
     )
     types = {r["relation"]: r["relation_type"] for r in done}
