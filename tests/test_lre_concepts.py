@@ -125,6 +125,12 @@ def test_concepts_report_beside_their_controls(relations, tmp_path):
     assert table.accuracy["concepts"] > table.accuracy[["random", "shuffled objects", "none"]].max()
     assert table.causality["concepts"] > table.causality[["random", "none"]].max()
     assert report().table.equals(found.table)  # from the ledger
+    assert "The objects' states are those of depth 3." in found.notes
+
+
+def test_the_objects_depth_lies_above_another(study):
+    with pytest.raises(Refused, match="--object-depth is 0, with none below it; give one from 1 to 4"):
+        concepts.run(study, Concepts(object_depth=0))
 
 
 def test_objects_of_one_subject_each_have_no_directions(study, relations):

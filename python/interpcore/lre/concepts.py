@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
 from interpcore._shown import ShortRepr
+from interpcore.errors import Refused
 from interpcore.lre.crossfit import Fold, choose, per_fold
 from interpcore.lre.edits import Inverse, edited_tokens
 from interpcore.lre.known import NotKnownError
@@ -27,6 +28,7 @@ from interpcore.lre.points import Point, measured, point, ready, report_points, 
 from interpcore.lre.pooled import pooled_operator, pooled_states
 from interpcore.lre.rank_search import rank_grid
 from interpcore.lre.shared import SharedOperators
+from interpcore.lre.states import evenly
 from interpcore.lre.trial import Trial
 from interpcore.model.names import source_name
 from interpcore.runs import Row
@@ -167,13 +169,12 @@ def read_facts(study: SharedOperators, relation: str, trial: int, object_depth: 
     goals = [objects.index(draw.choice([o for o in objects if o != name])) for name in own]
     marks = torch.tensor([objects.index(name) for name in own])
     before = [d for d in study.depths if d is None or d < object_depth]
-    places = np.linspace(0, len(before) - 1, min(depths, len(before))).round().astype(int).tolist()
     train = study.training(relation, trial)
     operator = pooled_operator(
         study.model,
         study.training_queries(relation, trial),
         study.answers.tokens([s.object for s in train]),
-        [before[i] for i in places],
+        [before[i] for i in evenly(before, depths)],
         object_depth,
     )
     states = pooled_states(found.states, rows, study.answers.tokens(own), object_depth)
@@ -223,15 +224,15 @@ def tell(made: Tensor, by: Tensor, facts: Facts, fold: Fold, at: int) -> Told:
         by: the objects by which they are made [fact].
         facts, fold, at: the facts, the half and the depth's place.
     """
-    one_hot = torch.nn.functional.one_hot(by, len(facts.objects)).to(made) * fold.choose[:, None].to(made)
-    sums = torch.einsum("fo,rfd->rod", one_hot, made)
-    directions, h = _unit(sums), facts.h(at).to(made)
+    shares = one_hot(by, len(facts.objects)).to(made) * fold.choose[:, None].to(made)
+    sums = torch.einsum("fo,rfd->rod", shares, made)
+    directions, h = normalize(sums, dim=-1), facts.h(at).to(made)
     scores = torch.einsum("fd,rod->rfo", h, directions)
     right = (scores.argmax(-1) == facts.labels.to(scores.device)).cpu()
-    without = _unit(sums[:, by] - made)  # of a fact's own object, from the others alone
+    without = normalize(sums[:, by] - made, dim=-1)  # of a fact's own object, from the others alone
     own = (without * h).sum(-1)
     left_out = scores.scatter(-1, by.to(scores.device).expand(len(made), -1)[..., None], own[..., None])
-    several = fold.choose & (one_hot.sum(0)[by] > 1).cpu()
+    several = fold.choose & (shares.sum(0)[by] > 1).cpu()
     inside = (left_out.argmax(-1).cpu() == by)[:, several]
     return Told(directions, inside if bool(several.any()) else right[:, fold.choose], right)
 
@@ -249,18 +250,18 @@ def edited(study: SharedOperators, facts: Facts, fold: Fold, at: int, directions
     return hits[choose(hits[None, :, fold.choose])[1]]
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-
-
 def run(study: Any, asked: Concepts) -> Report:
     """Every kind of direction on every relation."""
     plan = study.model.plan
-    depth = plan.n_calls * 3 // 4 if asked.object_depth is None else plan.depth(asked.object_depth)
-    how = {"object_depth": max(1, depth), "depths": asked.depths}
+    given = asked.object_depth
+    depth = max(1, plan.n_calls * 3 // 4) if given is None else plan.depth(given)
+    if not depth:
+        raise Refused(f"--object-depth is {given}, with none below it; give one from 1 to {plan.n_calls}.")
+    how = {"object_depth": depth, "depths": asked.depths}
     rows = sweep_points(study, concepts_cell, how)
-    chosen = report_points(study, _with(rows, 1), "concepts", NOTES)
-    curves = report_points(study, _with(rows, 2), "concepts_by_depth", ())
+    where = f"The objects' states are those of depth {depth}."
+    chosen = report_points(study, _with(rows, 1), "concepts", (*NOTES, where))
+    curves = report_points(study, _with(rows, 2), "concepts_by_depth", (NOTES[0], where))
     return replace(chosen, files=(*chosen.files, *curves.files))
 
 

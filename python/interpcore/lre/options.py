@@ -20,10 +20,8 @@ from interpcore.lre.hparams import Hparams, read_hparams
 from interpcore.runs.options import PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
-BARE = -1
-"""The template of the subject alone."""
-
-
+NO_TEMPLATE = -1
+"""In place of a template's number: the subject alone."""
 AUTO = "auto"
 """In place of a number of ranks: see `rank_search`."""
 
@@ -81,12 +79,12 @@ class Options(Base):
     )
     damping: float = option(0.0, "Of the inverse, over the largest gain.", least=0)
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
-    template: int = option(0, "Which of the relations' templates; -1: the subject alone.", least=BARE)
+    template: int = option(0, "Which of the relations' templates; -1: the subject alone.", least=NO_TEMPLATE)
     dataset_filter: bool = option(False, "Keep only facts known under three draws of examples.")
     hparams: str | None = option(
         None,
         "A folder of published hyperparameter files, or a run that wrote some: its depths, beta and rank, "
-        "instead of chosen ones; baselines and editors choose all the same.",
+        "instead of chosen ones; baselines, editors, concepts and variance choose all the same.",
         circumstance=True,
     )
     max_test: int | None = option(200, "Test facts per trial at most.", least=4)
@@ -129,7 +127,7 @@ class Options(Base):
 
     def asked_facts(self, relations: Sequence[Relation], tokenizer: Any) -> tuple[Relation, ...]:
         """Relations with the facts and templates that the options ask for under a tokenizer."""
-        found = [bare(relation) for relation in relations] if self.template == BARE else list(relations)
+        found = [bare(r) for r in relations] if self.template == NO_TEMPLATE else list(relations)
         if self.subjects and tokenizer is not None:
             found = [
                 with_subjects(r, tokenizer, r.prompt_templates[self.template], self.subjects) for r in found
@@ -266,7 +264,7 @@ class Concepts(Base):
     """Between which depths concept directions are made."""
 
     object_depth: int | None = option(
-        None, "Residual depth of the objects' states; without, three quarters of the way."
+        None, "Residual depth of the objects' states, from 1 on; without, three quarters of the way."
     )
     depths: int = option(8, "Source depths below it, evenly spread from the token embedding on.", least=1)
 

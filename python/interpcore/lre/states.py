@@ -50,6 +50,12 @@ def published_depths(n_calls: int) -> tuple[Depth, ...]:
     return (None, *range(1, n_calls + 1))
 
 
+def evenly(depths: Sequence[Depth], count: int) -> list[int]:
+    """Places of so many depths, evenly from the first to the last; of all where there are no more."""
+    last = len(depths) - 1
+    return [round(x) for x in torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).tolist()]
+
+
 @torch.no_grad()
 def read_states(model: Model, queries: Sequence[Query], depths: Sequence[Depth]) -> PromptStates:
     """Run prompts once, the tokens they share in one row.

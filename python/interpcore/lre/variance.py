@@ -21,13 +21,14 @@ from interpcore.lre.options import Variance
 from interpcore.lre.points import ready
 from interpcore.lre.prompts import Query, relation_queries
 from interpcore.lre.shared import SharedOperators
+from interpcore.lre.states import evenly
 from interpcore.lre.trial import Trial
 from interpcore.model.jacobians import Reducer, Shape, jacobians
 from interpcore.model.names import source_name
 from interpcore.model.prompts import pad
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
-from interpcore.runs.plots import caption, empty, named_ticks, new_figure, save_figure
+from interpcore.runs.plots import caption, counted, empty, named_ticks, new_figure, save_figure
 from interpcore.stats import rank_correlation
 
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ def _measured(
     study: SharedOperators, relation: str, trial: int, subjects: int, contexts: int, depths: int
 ) -> dict[str, Any]:
     found, whole = ready(study, relation, trial), study.operator(relation, trial)
-    places = (
-        np.linspace(0, len(study.depths) - 1, min(depths, len(study.depths))).round().astype(int).tolist()
-    )
+    places = evenly(study.depths, depths)
     operator = Operator(
         tuple(study.depths[i] for i in places), whole.weight[places], whole.bias[places], whole.made_on
     )
@@ -203,7 +202,7 @@ def _column(
 
 def relation_rows(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per relation: faithfulness and, at the depths that its halves chose, every part, total and
-    size; means over trials."""
+    size, means over trials; n_known, their sum."""
     import pandas as pd
 
     rows = []
@@ -212,11 +211,8 @@ def relation_rows(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         means = {k: float(np.mean([c[k] for c in chosen])) for k in (*PARTS, "total", "size")}
         names = {key: one[key] for key in ("relation", "relation_type", "n_known")}
         rows.append(names | {"faithfulness": one["faithfulness"]} | means)
-    table = pd.DataFrame(rows)
-    means = table.groupby(["relation", "relation_type"], sort=False).mean().reset_index()
-    return means.drop(columns="n_known").assign(
-        n_known=table.groupby("relation", sort=False).n_known.sum().to_numpy()
-    )
+    how = dict.fromkeys(("faithfulness", *PARTS, "total", "size"), "mean") | {"n_known": "sum"}
+    return pd.DataFrame(rows).groupby(["relation", "relation_type"], sort=False).agg(how).reset_index()
 
 
 def predictions(relations: pd.DataFrame) -> pd.DataFrame:
@@ -296,8 +292,8 @@ def run(study: Any, asked: Variance) -> Report:
     said = caption(
         model=str(study.artifacts.card.model),
         data=f"{asked.crossed} subjects at most in {asked.contexts} contexts of {study.options.examples} "
-        f"examples, {study.options.trials} trials at most",
-        n=f"{len(relations)} relations",
+        f"examples, {counted(study.options.trials, 'trial')} at most",
+        n=counted(len(relations), "relation"),
         note="Band: standard error over relations.",
     )
     figure = variance_figure(table, relations, predicted)

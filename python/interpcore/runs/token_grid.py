@@ -35,7 +35,8 @@ def draw_token_grid(
     chances, firsts, labels = _grids(table)
     n_rows, n_positions = chances.shape
     if n_rows > MOST_ROWS or n_positions > MOST_COLUMNS:
-        why = f"No picture was drawn of {n_rows} rows and {n_positions} positions; choose depths (--depth)."
+        most = f"{MOST_ROWS} rows and {MOST_COLUMNS} positions"
+        why = f"A picture shows {most} at most, not {n_rows} and {n_positions}; the page shows all."
         return (), (why,)
     figure, (axes,) = new_figure(1.6 + INCHES[0] * n_positions, 1.4 + INCHES[1] * n_rows)
     image = axes.imshow(chances, origin="lower", cmap="Blues", vmin=0, vmax=1, aspect="auto")
