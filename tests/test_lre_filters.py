@@ -15,7 +15,8 @@ from interpcore.data.relation_filters import (
     with_subjects,
 )
 from interpcore.data.relations import Relation, RelationError, Sample
-from interpcore.lre.options import Options
+from interpcore.lre.facts import known
+from interpcore.lre.options import Known, Options
 from interpcore.lre.study import open_study
 from interpcore.model.prompts import token_ids
 
@@ -98,10 +99,13 @@ def test_a_study_reads_what_was_asked_and_its_card_tells_facts_apart(tmp_path):
     assert len({card.key for card in cards}) == len(cards)
 
 
-def test_a_relation_without_such_subjects_says_so(tmp_path):
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_relation_without_such_subjects_says_so(tmp_path, filtered):
     given = replace(SET[0], prompt_templates=("see {} is",))
-    options = Options(trials=1, ranks=2, subjects=("several",))
+    options = Options(trials=1, ranks=2, subjects=("several",), dataset_filter=filtered)
     with open_study(interpcore.load("tiny"), tmp_path, options, relations=[given], progress=False) as study:
         [row] = study.run()
+        listed = known(study, Known())
     assert row.result["status"] == "refused"
     assert row.result["reason"] == "capital: no fact has such a subject."
+    assert listed.problems and listed.notes[-1] == "Left out: capital: no fact has such a subject."

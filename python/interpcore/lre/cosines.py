@@ -13,6 +13,7 @@ from interpcore.errors import Refused
 from interpcore.lre.operator import Operator, estimate
 from interpcore.lre.options import Cosines
 from interpcore.lre.shared import SharedOperators
+from interpcore.lre.trial import reason
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, counted, new_figure, save_figure
@@ -49,7 +50,7 @@ def cosines_cell(study: SharedOperators, relation: str, trial: int, depths: Sequ
             )
             operator.save(path, relation=relation)
     except Refused as error:
-        return record | {"reason": str(error)}
+        return record | {"reason": reason(relation, error)}
     return record | {"reason": ""}
 
 

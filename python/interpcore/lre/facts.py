@@ -11,6 +11,7 @@ from interpcore.lre.known import answered, drawn_answers
 from interpcore.lre.options import Known
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.tables import INTERVALS
+from interpcore.lre.trial import reason
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, new_figure, save_figure
@@ -99,13 +100,13 @@ def statistics(study: Any) -> Report:
 
 def known_cell(study: SharedOperators, relation: str, shown: int, draws: int) -> dict[str, Any]:
     """One cell: what the model says of every fact of a relation, in every draw of examples."""
-    given, seed = study.relations[relation], study.trial_seed(relation, 0) % 2**31
-    record: dict[str, Any] = {"relation": relation, "kind": given.relation_type}
+    seed = study.trial_seed(relation, 0) % 2**31
+    record: dict[str, Any] = {"relation": relation, "kind": study.relations[relation].relation_type}
     try:
-        template = study.options.template
+        given, template = study.given(relation), study.options.template
         top = drawn_answers(study.model, given, examples=shown, draws=draws, template=template, seed=seed)
     except Refused as error:
-        return record | {"facts": [], "reason": str(error)}
+        return record | {"facts": [], "reason": reason(relation, error)}
     right = answered(study.answers, given, top)
     facts = [
         {

@@ -13,7 +13,7 @@ from torch import Tensor
 from interpcore.errors import Refused
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.tables import INTERVALS
-from interpcore.lre.trial import Trial, check_known, prepare
+from interpcore.lre.trial import Trial, check_known, prepare, reason
 from interpcore.runs import Row
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
@@ -63,8 +63,7 @@ def measured(
     try:
         return record | {"points": list(make()), "reason": ""}
     except Refused as error:
-        reason = str(error) if str(error).startswith(relation) else f"{relation}: {error}"
-        return record | {"points": [], "reason": reason}
+        return record | {"points": [], "reason": reason(relation, error)}
 
 
 def run_points(

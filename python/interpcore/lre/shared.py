@@ -51,15 +51,22 @@ class SharedOperators(experiment.Study):
         self.answers = Answers(self.model.tokenizer, self.model.spec.vocab_size)
 
     def relation(self, name: str) -> Relation:
-        """The relation, after the dataset filter where that is on."""
+        """The relation, after the dataset filter where that is on. Raises: as `given`, `dataset_filter`."""
+        given = self.given(name)
         if not self.options.dataset_filter:
-            return self.relations[name]
+            return given
         if name not in self._filtered:
             seed = cell_seed(self.options.seed, f"{name} filter")
             self._filtered[name] = dataset_filter(
-                self.model, self.answers, self.relations[name], template=self.options.template, seed=seed
+                self.model, self.answers, given, template=self.options.template, seed=seed
             )
         return self._filtered[name]
+
+    def given(self, name: str) -> Relation:
+        """The relation before that filter. Raises: RelationError where none of its facts is asked for."""
+        if not self.relations[name].samples:
+            raise RelationError(f"{name}: no fact has such a subject.")
+        return self.relations[name]
 
     @property
     def depths(self) -> tuple[Depth, ...]:

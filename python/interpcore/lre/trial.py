@@ -98,9 +98,8 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
         reading = read_all(study, ready, operator, other)
         editing, timing = edit_all(study, ready, operator, other)
     except Refused as error:
-        reason = str(error) if str(error).startswith(relation) else f"{relation}: {error}"
         status = "not known" if isinstance(error, NotKnownError) else "refused"
-        return record | {"status": status, "reason": reason}
+        return record | {"status": status, "reason": reason(relation, error)}
     choices = reading.choices + editing.choices
     study.save_operator(operator, relation, trial, choices)
     outcomes = reading.outcomes | editing.outcomes
@@ -126,11 +125,14 @@ def run_trial(study: SharedOperators, relation: str, trial: int) -> dict[str, An
     }
 
 
+def reason(relation: str, error: Refused) -> str:
+    """Why a relation was left out, in a sentence that begins with its name."""
+    return str(error) if str(error).startswith(f"{relation}:") else f"{relation}: {error}"
+
+
 def prepare(study: SharedOperators, name: str, number: int) -> Trial:
     """Split the facts and run the test prompts. Raises: ValueError where that cannot be done."""
     options, relation = study.options, study.relation(name)
-    if not relation.samples:
-        raise RelationError(f"{name}: no fact has such a subject.")
     if len(relation.objects) < 2:
         raise RelationError(
             f"{name}: all samples have the object {relation.objects[0]!r}; a relation needs two."

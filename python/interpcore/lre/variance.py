@@ -22,7 +22,7 @@ from interpcore.lre.points import ready
 from interpcore.lre.prompts import Query, relation_queries
 from interpcore.lre.shared import SharedOperators
 from interpcore.lre.states import evenly
-from interpcore.lre.trial import Trial
+from interpcore.lre.trial import Trial, reason
 from interpcore.model.jacobians import Reducer, Shape, jacobians
 from interpcore.model.names import source_name
 from interpcore.model.prompts import pad
@@ -133,8 +133,7 @@ def variance_cell(
     try:
         return record | _measured(study, relation, trial, subjects, contexts, depths) | {"reason": ""}
     except Refused as error:
-        reason = str(error) if str(error).startswith(relation) else f"{relation}: {error}"
-        return record | {"depths": [], "reason": reason}
+        return record | {"depths": [], "reason": reason(relation, error)}
 
 
 def _measured(
