@@ -136,6 +136,9 @@ def test_the_command_shows_what_two_edges_do_together(tmp_path):
         assert row["score"] == pytest.approx(float(alone.values[edge]), rel=1e-4, abs=1e-6)
         assert row["given"] == pytest.approx(float(given.values[edge]), rel=1e-4, abs=1e-6)
         assert row["together"] == pytest.approx(row["given"] - row["score"], abs=1e-6)
+    turned = (*study, "--method", "eap", "--given", "m3->logits,m1->logits,m3->logits", "--json")
+    again = json.loads(CliRunner().invoke(app, turned).output)
+    assert again["table"] == listed and again["files"] == json.loads(found.output)["files"]
     for more, said in (
         (("--level", "node"), "leave out --level and --segment"),
         (("--method", "relp"), "--method is relp"),

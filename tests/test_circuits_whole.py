@@ -16,6 +16,8 @@ from interpcore.circuits.files import load_scores, save_scores
 from interpcore.circuits.patching.exact import exact
 from interpcore.circuits.patching.faithfulness import evaluate
 from interpcore.circuits.study.placement import arrows, places
+from interpcore.circuits.study.scored import Scored, check_scored
+from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.generic import GenericModel
 
@@ -136,6 +138,18 @@ def test_what_it_cannot_score_is_refused_by_name(both):
     ):
         with pytest.raises(GraphError, match=f"{what}.*hand-written blocks"):
             attribute(adapter, PAIRS, **options)
+    for asked, what in (
+        (Scored("relp"), "--method relp needs a model with hand-written blocks"),
+        (Scored("path-ig"), "--method path-ig needs"),
+        (Scored("eap", given=["m1->logits"]), "--given needs"),
+        (Scored("eap-ig", segment="position"), "--segment needs"),
+        (Scored("exact", "neuron"), "of neurons need"),
+        (Scored("exact", precision="bfloat16"), "products are its own"),
+    ):
+        with pytest.raises((Refused, GraphError), match=what):
+            check_scored(adapter, asked)
+    for asked in (Scored("eap", "neuron"), Scored("eap-ig-auto"), Scored("clean-corrupted"), Scored("exact")):
+        check_scored(adapter, asked)
     with pytest.raises(GraphError, match="of neurons need"):
         exact(adapter, PAIRS, level="neuron")
     mamba = tf.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=8)

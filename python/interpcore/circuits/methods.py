@@ -42,7 +42,12 @@ class Method:
     def takes_segments(self) -> bool:
         """Whether its scores are sums over positions, which may be kept apart."""
         by_gradients = not self.exact and self.options["method"] != "information-flow-routes"
-        return by_gradients and not {"rules", "qk_fix"} & set(self.options)
+        return by_gradients and not self.own_rules
+
+    @property
+    def own_rules(self) -> bool:
+        """Whether its backward walk is not that of plain gradients (RelP, GradDrop, QK-fix)."""
+        return bool({"rules", "qk_fix"} & set(self.options))
 
 
 _IG = {"method": "eap-ig-inputs", "steps": 5}

@@ -201,7 +201,8 @@ class Exact(OfTasks):
     level: str = option("edge", "Score edges, nodes or neurons.", choices=LEVELS)
     precision: str = option(
         "float32",
-        "Of products; bfloat16 rounds what an edge changes, and measures the error.",
+        "Of products: float32 leaves the model's own; bfloat16 rounds what an edge changes, and measures the "
+        "error.",
         choices=PRECISIONS,
     )
 

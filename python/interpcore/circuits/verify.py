@@ -219,8 +219,7 @@ def _scores(again: _Again, task: str, **what: Any) -> tuple[list[Table], list[st
     """Tables of a cell's score files, and what of them is not recomputed."""
     asked, study = Scored(**what), again.study
     chosen = asked.by
-    options = {"rules", "qk_fix"} & set(chosen.options)
-    if not asked.plain or options or not (chosen.exact or chosen.options["method"] in BY_GRADIENT):
+    if not asked.plain or chosen.own_rules or not (chosen.exact or chosen.options["method"] in BY_GRADIENT):
         return [], [f"{asked.file} scores of {task}"]
     made = [(asked.method, None)] if not chosen.exact else [("exact", None), ("exact-kl", "kl")]
     tables = []

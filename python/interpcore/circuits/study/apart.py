@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LISTED = 20
 """Edges shown of a task and method."""
 GIVEN = (
-    "score: metric(clean) - metric(edge corrupted), mean over pairs; given: the same where {edges} is "
+    "score: metric(clean) - metric(edge corrupted), mean over pairs; given: the same where {edges} "
     "corrupted already; together: given - score, what both do beyond the sum of their own. Edges in one path "
     "move towards 0, edges that stand in for each other away from it. The {listed} that move most; "
     "tables/given holds all."
@@ -38,6 +38,7 @@ def given_edges(study: Study, tasks: Sequence[str], methods: Sequence[str], give
     Raises: GraphError for an edge that the model's graph does not have.
     """
     study.graph.mask(given)
+    given = sorted(set(given))  # one file, whichever order they come in
     run_scores(study, tasks, methods)
     run_scores(study, tasks, methods, given=given)
     listed: list[dict[str, Any]] = []
@@ -50,7 +51,7 @@ def given_edges(study: Study, tasks: Sequence[str], methods: Sequence[str], give
             listed += [
                 {"task": task, "method": method} | row for row in table.head(LISTED).to_dict("records")
             ]
-    said = GIVEN.format(edges=" and ".join(given), listed=LISTED)
+    said = GIVEN.format(edges=f"{', '.join(given)} {'is' if len(given) == 1 else 'are'}", listed=LISTED)
     return frame(listed), tuple(files), said
 
 

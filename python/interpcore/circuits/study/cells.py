@@ -17,7 +17,7 @@ from interpcore.circuits.methods import method_of
 from interpcore.circuits.patching.exact import exact, verify
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
-from interpcore.circuits.study.scored import FULL, Scored, in_precision
+from interpcore.circuits.study.scored import FULL, Scored, check_scored, in_precision
 from interpcore.circuits.study.study import Study
 from interpcore.errors import Refused
 from interpcore.model.made_on import check_made_on
@@ -188,10 +188,13 @@ def run_scores(
     Args:
         study, tasks, methods: whose pairs, and by which methods.
         what: further fields of `Scored`.
-    Raises: CellError at the first that fails; what is finished is kept.
+    Raises: Refused or GraphError for what the model cannot be scored by; CellError at the first cell that
+        fails; what is finished is kept.
     """
     study.options.chosen(tasks)
     asked = [Scored(name, **what) for name in dict.fromkeys(_whole(name) for name in methods)]
+    for each in asked:
+        check_scored(study.model, each)
     grids = [
         [{"task": task} | each.cell for task in tasks for each in asked if each.by.exact is exact_ones]
         for exact_ones in (False, True)
@@ -216,8 +219,10 @@ def run_verified(
     study: Study, tasks: Sequence[str], method: str, top: int, precision: str = FULL
 ) -> list[dict[str, Any]]:
     """Scores by a method, then exact ones of its best `top` edges; returns one row per task."""
+    made = Scored(method, precision=precision)
+    check_scored(study.model, made)
     run_scores(study, tasks, [method])
-    cell = {"top": top} | Scored(method, precision=precision).cell
+    cell = {"top": top} | made.cell
     return study.cells(verify_cell, [{"task": task} | cell for task in tasks])
 
 

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from interpcore.circuits.attribution.whole import METHODS as THROUGH_ADAPTER
 from interpcore.circuits.methods import Method, method_of
 from interpcore.circuits.options import PRECISIONS
+from interpcore.circuits.patching.exact import check_level
+from interpcore.circuits.patching.near import check_precision
+from interpcore.errors import Refused
+from interpcore.model import Model
+from interpcore.model.generic import GenericModel
 
 FULL = PRECISIONS[0]
 """The model's own precision."""
@@ -67,3 +73,23 @@ class Scored:
 def in_precision(name: str, precision: str) -> str:
     """Name of exact scores with products in a precision: "exact", "exact-bfloat16"."""
     return name if precision == FULL else f"{name}-{precision}"
+
+
+def check_scored(model: Model | GenericModel, asked: Scored) -> None:
+    """Refuse, before anything runs, what a model cannot be scored by.
+
+    Raises: Refused, or GraphError, with the reason.
+    """
+    check_precision(model, asked.precision)
+    if not isinstance(model, GenericModel):
+        return
+    if asked.by.exact:
+        check_level(model, asked.level)
+        return
+    beyond = asked.given or asked.segment or asked.by.own_rules
+    if beyond or asked.by.options["method"] not in THROUGH_ADAPTER:
+        what = "--given" if asked.given else "--segment" if asked.segment else f"--method {asked.method}"
+        raise Refused(
+            f"{what} needs a model with hand-written blocks; {model.spec.name} runs through the generic "
+            "adapter, which takes eap, eap-ig in any number of steps, clean-corrupted and exact."
+        )
