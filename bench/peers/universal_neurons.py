@@ -121,7 +121,10 @@ class Peer:
         return model.eval()
 
     def summarize(self, model: Any, tokens: Tensor, folder: str) -> Path:
-        """What summary.py does with a loaded model; returns where its files are."""
+        """What summary.py does with a loaded model on tokens [sequence, position].
+
+        Returns: where its files are.
+        """
         named = {"output_dir": folder, "model": "model", "token_dataset": "tokens"}
         sizes = {"n_bins": BINS, "top_k_dataset_examples": TOP, "top_vocab_k_truncate": TRUNCATED}
         asked = SimpleNamespace(batch_size=BATCH, **named, **sizes)
@@ -129,7 +132,10 @@ class Peer:
         return Path(folder, "model", "activations", "tokens")
 
     def correlate(self, models: list[Any], tokens: Tensor, baseline: str) -> tuple[Any, ...]:
-        """What correlations_fast.py does with loaded models; returns its summaries both ways."""
+        """What correlations_fast.py does with loaded models on tokens [sequence, position].
+
+        Returns: its summaries both ways.
+        """
         devices = {f"{name}_device": "cpu" for name in ("model_1", "model_2", "correlation")}
         self.fast.args = SimpleNamespace(
             batch_size=BATCH, baseline=baseline, similarity_type="pearson", **devices

@@ -54,10 +54,12 @@ class Projection(ShortRepr):
 
     @cached_property
     def rounded(self) -> Tensor:
-        """The weight as derivatives read it: in bfloat16 where that is their precision, cast once."""
+        """The weight [d_in, d_out] as derivatives read it: in bfloat16 where that is their precision, cast
+        once."""
         return self.weight.to(torch.bfloat16) if self.precision == "bfloat16" else self.weight
 
     def _derivative(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [..., k] by the rounded weight or its transpose [k, n], in the precision of derivatives."""
         return product(x.to(torch.bfloat16) if self.precision == "bfloat16" else x, weight)
 
 

@@ -98,7 +98,10 @@ def launch_activation_moments(
     go_on: bool,
     backend: str | None,
 ) -> Tensor:
-    """Choose the backend; adds to `totals` (counts and moments of pre and post), returns the activation."""
+    """Choose the backend; adds to `totals`: counts `[2 + K, N]` and moments `[6, N]` of pre, and of post.
+
+    Returns: the activation `[T, N]`.
+    """
     half = pre.is_cpu and pre.itemsize == 2
     like = pre.new_empty(0, dtype=torch.float32) if half else pre
     chosen = choose("activation_moments", like, backend, cuda_lacks(pre.dtype, thresholds))
@@ -161,7 +164,7 @@ def _launch_cuda(
     totals: tuple[Tensor, Tensor, Tensor, Tensor],
     go_on: bool,
 ) -> None:
-    """Fill `post` and add to `totals` by the CUDA form; arguments with contiguous last axes."""
+    """Fill `post` `[T, N]` and add to `totals` by the CUDA form; arguments with contiguous last axes."""
     of_pre, _pre_parts = cuda_arguments(pre, mask, thresholds, *totals[:2], go_on=go_on)
     of_post, _post_parts = cuda_arguments(post, mask, (), *totals[2:], go_on=go_on)
     args = {

@@ -15,13 +15,14 @@ from interpcore.errors import Refused, Unavailable
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-# What each dispatched op has beside its definition: a CUDA form only where Triton cannot reach the roof.
+# What each op has beside its definition: a CUDA form only where Triton cannot reach the roof.
 # `product` is dispatched for "tf32" and "tf32x3" alone; the rest is torch's own on every device.
-# `batch_product` is not: off the CPU it is torch's own.
+# `batch_product` off the CPU is torch's own, whatever is named.
 FORMS: dict[str, tuple[str, ...]] = {
     "activation_moments": ("cpu", "triton", "cuda"),
     "attn_jvp": ("cpu", "triton"),
     "attn_vjp": ("cpu", "triton"),
+    "batch_product": ("cpu",),
     "bin_counts": ("cpu", "triton"),
     "column_moments": ("cpu", "triton", "cuda"),
     "column_top": ("cpu", "triton"),

@@ -62,7 +62,7 @@ def batch_product(
 
 
 def _check(x: Tensor, weight: Tensor, scale: Tensor | None, x2: Tensor | None, scale2: Tensor | None) -> int:
-    """The batch."""
+    """The number B of products of the arguments of `batch_product`. Raises: ValueError as there."""
     if x.dim() not in (2, 3) or weight.dim() not in (2, 3) or x.shape[-1] != weight.shape[-2]:
         raise ValueError(
             f"batch_product: x {list(x.shape)} and weight {list(weight.shape)} do not fit; x must be [r, k] "
@@ -86,6 +86,7 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor | None, x2: Tensor | None, s
 def _by_library(
     x: Tensor, weight: Tensor, scale: Tensor | None, x2: Tensor | None, scale2: Tensor | None, out: Tensor
 ) -> None:
+    """Fill out `[B, r, n]` by torch, some scaled copies at a time; the arguments as in `batch_product`."""
     if scale is None:
         out.copy_(torch.matmul(x.to(weight.dtype), weight))
         return
@@ -99,13 +100,14 @@ def _by_library(
 
 
 def _of(x: Tensor, part: slice) -> Tensor:
-    """Some of a batch; what serves all of it, whole."""
+    """Some of a batch `[B, ...]`; what serves all of it `[r, k]`, whole."""
     return x if x.dim() == 2 else x[part]
 
 
 def _native(
     x: Tensor, weight: Tensor, scale: Tensor | None, x2: Tensor | None, scale2: Tensor | None, out: Tensor
 ) -> None:
+    """Fill out `[B, r, n]`, not empty, by the C++ form; the arguments as in `batch_product`, float32."""
     native = native_cpu()
     assert native is not None
     x = rows_contiguous(x)

@@ -52,7 +52,7 @@ def launch_cuda(
     *,
     go_on: bool,
 ) -> None:
-    """The CUDA form; arguments as those of the Triton form."""
+    """The CUDA form, of x `[T, N]` into counts `[2 + K, N]` and moments `[6, N]`, or on from these."""
     x = rows_contiguous(x)
     mask = None if mask is None else mask.contiguous()
     args, _parts = cuda_arguments(x, mask, thresholds, counts, moments, go_on=go_on)
@@ -71,7 +71,8 @@ def cuda_arguments(
     *,
     go_on: bool,
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """The dictionary that the CUDA forms read, and tensors that must outlive its making.
+    """The dictionary that the CUDA forms read, of arguments as `launch_cuda` has them, and tensors that must
+    outlive its making.
 
     Raises:
         ValueError: `cuda_lacks` says why.
@@ -110,7 +111,8 @@ def native_arguments(
     *,
     go_on: bool,
 ) -> dict[str, Any]:
-    """The dictionary that the C++ form reads; the tensors must outlive the call."""
+    """The dictionary that the C++ form reads: x `[T, N]`, mask `[T]`, threshold `[K]`, shift `[N]`, counts
+    `[2 + K, N]` and moments `[6, N]`, which must outlive the call."""
     return {
         "shape": tuple(x.shape),
         "thresholds": len(threshold),

@@ -117,7 +117,7 @@ def _routine(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 
 def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: str | None) -> Tensor:
-    """x @ weight + bias, float32, by products of numbers with fewer bits."""
+    """x `[..., k]` @ weight `[k, n]` + bias, float32, by products of numbers with fewer bits."""
     rows = x.reshape(-1, x.shape[-1])
     if precision != "bf16x3":
         y = torch.ops.interpcore.product(rows, weight, bias, precision, backend)
@@ -134,7 +134,7 @@ def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, ba
 def launch_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: str | None
 ) -> Tensor:
-    """Choose the backend of "tf32" and "tf32x3" on checked arguments, x `[M, K]`."""
+    """Choose the backend of "tf32" and "tf32x3" on checked arguments: x `[M, K]`, weight `[K, N]`."""
     if choose("product", x, backend) != "triton" or x.numel() == 0:
         return _same_dtype(*operands(x, weight, precision), bias)
     from interpcore.kernels import product as kernel

@@ -31,7 +31,7 @@ def product_error(precision: str) -> float:
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
-    """float32 values with so many significant bits, the nearest ones, of two the even one. NaN stays."""
+    """float32 x `[...]` with so many significant bits, the nearest ones, of two the even one. NaN stays."""
     cut = FLOAT32_BITS - bits
     pattern = x.view(torch.int32)
     even = (pattern >> cut) & 1

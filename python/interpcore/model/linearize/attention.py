@@ -147,7 +147,8 @@ class LinearAttention(ShortRepr):
     def _raw_vjp(
         self, g: Tensor, seen: dict[str, Tensor] | None, first_only: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cotangents of what the projections give, the arguments as in `vjp`."""
+        """Cotangents of what the projections give, the arguments as in `vjp`: of queries, keys and values
+        [batch, vector, position, heads, d_head]."""
         g_z = self._output_vjp(g)
         if seen is not None:
             seen["z"] = g_z

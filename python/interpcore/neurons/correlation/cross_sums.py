@@ -170,7 +170,13 @@ def empty_columns(reader: Reader, groups: int) -> dict[str, Tensor]:
 def add_columns(
     state: dict[str, Tensor], spans: Sequence[Span], sums: Sequence[Sequence[ColumnSums]]
 ) -> None:
-    """Adds the sums over single columns of each span, of each model."""
+    """Adds the sums over single columns of each span.
+
+    Args:
+        state: changed in place; for each model totals and squares `[group, N]` and non-finite values `[N]`.
+        spans: with the group that each belongs to.
+        sums: by model, and then by span.
+    """
     for k, span in enumerate(spans):
         state["count"][span.group] += sums[0][k].count
         for index, of_model in enumerate(sums):

@@ -91,8 +91,8 @@ def mlp_sides(
 def pilot_activations(
     model: Model | GenericModel, shards: TokenShards, sides: Sequence[str] = ("post",)
 ) -> dict[int, dict[str, Tensor]]:
-    """As `mlp_sides` of every block call, at the first `PILOT_TOKENS` tokens that count; a forward reads no
-    more sequences than hold so many.
+    """As `mlp_sides` of every block call, at the first `PILOT_TOKENS` tokens that count: [token, neuron] on
+    each side. A forward reads no more sequences than hold so many.
 
     Raises:
         Refused: no token counts.

@@ -32,12 +32,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, precision: st
 
 
 def _nearest(x: Tensor, bits: int) -> Tensor:
-    """The nearest numbers with so many significant bits."""
+    """The numbers nearest to x `[...]` with so many significant bits."""
     mantissa, exponent = x.frexp()
     return torch.ldexp((mantissa * 2**bits).round(), exponent - bits)
 
 
 def _split(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Two numbers with so many significant bits, that add up to nearly x."""
+    """Two numbers with so many significant bits that add up to nearly x `[...]`, the larger first."""
     high = _nearest(x, bits)
     return high, _nearest(x - high, bits)
