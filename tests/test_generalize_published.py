@@ -7,9 +7,9 @@ from scipy.stats import beta
 from typer.testing import CliRunner
 
 from interpcore.cli import app
-from interpcore.cli.generalize import SUITES, find_suite
 from interpcore.errors import Refused
 from interpcore.generalize.published import PUBLISHED, named, replay
+from interpcore.generalize.suites import SUITES, find_suite
 
 
 def test_published_counts_support_what_their_exact_intervals_say():

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import interpcore
 from interpcore.cli import app
-from interpcore.cli.generalize import find_suite, open_run
 from interpcore.data.tinyworld.world import reserve
 from interpcore.errors import Refused
 from interpcore.generalize import Context, Options, notebook
+from interpcore.generalize.suites import find_suite, open_run
 from interpcore.lre.operator import predict
 from interpcore.lre.trials import SUITE
 

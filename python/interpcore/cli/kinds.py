@@ -261,7 +261,7 @@ def _frame(path: Path, model: str | None = None) -> Found:
 
 
 def _trials(path: Path, model: str | None) -> Found:
-    from interpcore.cli.generalize import read_trials
+    from interpcore.generalize.suites import read_trials
 
     return "trials", ", ".join(each.id for each in read_trials(path))
 

@@ -2,7 +2,7 @@
 
 A `Trial` says before it runs what it measures, over which units, against which threshold, and what must not
 pass it (its controls). A run registers its trials, measures them, judges them, and reports what failed. This
-floor knows no family: a `Suite` brings its trials and the `Context` in which they run.
+floor imports no family: a `Suite` brings its trials and the `Context` in which they run.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ _FACE = {
     "published": "PUBLISHED replay",
     "sizes": "units_for_correlation units_for_share",
     "study": "Trials open_trials",
+    "suites": "find_suite open_run",
     "definition": "CRITERIA Trial trial",
     "verdict": "Gate Judged Outcome criterion gate in_words judge settle",
 }

@@ -15,8 +15,7 @@ SECONDS = 600
 OPENING = """\
 import interpcore
 import pandas as pd
-from interpcore.cli.generalize import open_run
-from interpcore.generalize import Options, in_words
+from interpcore.generalize import Options, in_words, open_run
 
 model = interpcore.load({source!r}, dtype={dtype}, revision={revision!r})
 options = Options({options})
