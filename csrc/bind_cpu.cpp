@@ -2,6 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -122,9 +126,19 @@ void row_summary(const py::dict& args, const std::string& isa, int threads) {
 
 }  // namespace
 
+// Whether glibc now keeps `kept` freed bytes on top of its heap, from which arrays of up to `largest` bytes come.
+static bool keep_freed(int largest, int kept) {
+#if defined(__GLIBC__)
+  return mallopt(M_MMAP_THRESHOLD, largest) == 1 && mallopt(M_TRIM_THRESHOLD, kept) == 1;
+#else
+  return false;
+#endif
+}
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of interpcore.";
   module.def("supported_isas", &supported_isas);
+  module.def("keep_freed", &keep_freed);
 #if defined(_OPENMP)
   module.attr("openmp") = true;
 #else

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "INTERPCORE_BACKEND": "backend of every op, which refuses one that it lacks; unset: by device and dtype",
     "INTERPCORE_ISA": "instruction set of the CPU kernels: baseline, avx2 or avx512; unset: the best one",
     "INTERPCORE_PRODUCT": "routine of float32 CPU products: matmul, native or onednn; unset: by the probe",
+    "INTERPCORE_ALLOCATOR": "system gives freed memory back at once; unset: some stays for the next arrays",
     "INTERPCORE_SHARED": "folder of shared test material; unset: ../shared beside the repository",
     "INTERPCORE_LLM_MODEL": "language model that agent run asks, where --llm names none",
     "TRITON_INTERPRET": "1 runs Triton kernels on the CPU, slowly, to test them",
@@ -88,7 +89,8 @@ def _version(package: str) -> str | None:
 def _processor() -> dict[str, str]:
     import torch
 
-    from interpcore.ops.backend import isa, native_cpu, supported_isas
+    from interpcore.ops.allocator import described
+    from interpcore.ops.backend import isa, keeps_freed, native_cpu, supported_isas
 
     native = native_cpu()
     threads = str(torch.get_num_threads())
@@ -100,6 +102,7 @@ def _processor() -> dict[str, str]:
         "instruction sets": ", ".join(supported_isas()) or "none: the native module is not built",
         "instruction set used": isa(),
         "threads": threads,
+        "freed memory": described(native is not None and keeps_freed(native)),
         "GPUs": ", ".join(gpus) or "none",
     }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpcore.errors import Refused, Unavailable
+from interpcore.ops.allocator import keep_freed
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -53,7 +54,16 @@ class BackendStatus(NamedTuple):
 
 def native_cpu() -> ModuleType | None:
     """The compiled module `interpcore._C`, or None where it was not built."""
-    return _native("_C")
+    native = _native("_C")
+    if native is not None:
+        keeps_freed(native)
+    return native
+
+
+@functools.cache
+def keeps_freed(native: ModuleType) -> bool:
+    """Whether the process keeps freed memory: said to the C library once, see `allocator.keep_freed`."""
+    return keep_freed(native)
 
 
 def native_cuda() -> ModuleType | None:
