@@ -91,6 +91,7 @@ def test_bits_of_a_row_depend_neither_on_other_rows_nor_on_threads(
         torch.set_num_threads(3)
         assert torch.equal(ops.batch_product(x, weight, scale), whole)
         assert torch.equal(ops.batch_product(each, weights), alone)
+        assert torch.equal(ops.batch_product(each[:1], weights[:1]), alone[:1])
     finally:
         torch.set_num_threads(threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.model import Model
+from interpcore.neurons.correlation import setup
 from interpcore.neurons.correlation.correlate import (
     Correlations,
     Settings,
@@ -27,6 +29,7 @@ from interpcore.neurons.correlation.similarity import Block, rotation_matrix, si
 from interpcore.neurons.correlation.sketch import SketchSums
 from interpcore.neurons.correlation.universal import similar_shares, universality
 from interpcore.neurons.statistics import mlp_sides
+from interpcore.runs import RunError
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,22 @@ def test_blocks_multiplied_together_have_the_sums_of_each_alone(
         # What a forward rounds depends on its rows, and is relative to the largest of a column.
         scale = float(apart.state[name].abs().max())
         torch.testing.assert_close(got, apart.state[name], rtol=1e-5, atol=1e-6 * scale, msg=name)
+
+
+def test_sums_of_other_steps_or_products_are_not_gone_on_from(
+    models: list[Model], shards: TokenShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(groups=7, rotation=None)
+    study = Study(models, shards, settings, NAMES)
+    ask = {"names": NAMES, "folder": tmp_path, "span": (0, study.step)}
+    for _ in range(2):
+        assert correlate(models, shards, settings, **ask) is None
+    with pytest.raises(RunError, match="another"):
+        correlate(models, shards, replace(settings, precision="bfloat16"), **ask)
+    monkeypatch.setattr(setup, "PARTS", study.n_blocks)
+    assert Study(models, shards, settings, NAMES).stride == 1 < study.stride
+    with pytest.raises(RunError, match="another"):
+        correlate(models, shards, settings, **ask)
 
 
 def test_rotation_without_a_second_pass(

@@ -117,7 +117,11 @@ def _native(
     args = {
         "shape": (len(out), x.shape[-2], x.shape[-1], weight.shape[-1]),
         "x_stride": (x.stride(0) if x.dim() == 3 else 0, x.stride(-2)),
-        "weight_stride": (weight.stride(0) if weight.dim() == 3 else 0, *weight.stride()[-2:]),
+        # The rows of one product are shared out among threads; of several, whole products are.
+        "weight_stride": (
+            weight.stride(0) if weight.dim() == 3 and len(out) > 1 else 0,
+            *weight.stride()[-2:],
+        ),
         "out_stride": out.stride()[:2],
         "x": x.data_ptr(),
         "y": 0 if x2 is None else x2.data_ptr(),
