@@ -7,6 +7,7 @@ server the C++ form was 1.2 to 1.4 times that with many vectors, and 0.9 times w
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -82,11 +83,12 @@ def bench_attn_vjp(
     pattern = torch.randn(b, p, h, KEYS, generator=make).softmax(-1)
     args = (g, q, k, v, pattern, p, SCALE)
     kept = ops.key_value_covariance(k, v, pattern, SCALE) if c > 1 else None
+    given: dict[str, Any] = {"key_value": kept, "z": ops.mixed_values(v, pattern), "backend": "cpu"}
     exact = reference.attn_vjp(*args)
-    for got in (ops.attn_vjp(*args, key_value=kept, backend="cpu"), in_torch(*args[:6], kept)):
+    for got in (ops.attn_vjp(*args, **given), in_torch(*args[:6], kept)):
         assert all((x.double() - y).norm() < 1e-6 * y.norm() for x, y in zip(got, exact, strict=True))
 
-    benchmark.pedantic(ops.attn_vjp, args, {"key_value": kept, "backend": "cpu"}, rounds=30, warmup_rounds=3)
+    benchmark.pedantic(ops.attn_vjp, args, given, rounds=30, warmup_rounds=3)
     seconds = benchmark.stats.stats.min
     through = 2 * WIDTH if kept is not None else 4 * KEYS
     rate = 1e-9 * g.numel() * (through + 6 * p) / seconds

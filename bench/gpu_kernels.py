@@ -181,6 +181,7 @@ def attn_vjp_problem(case: Case) -> Problem:
         read = scale = generator(case)(b, p, h, t)
     else:
         read = kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    z = ops.mixed_values(at["v"], at["pattern"])
     args: tuple[Any, ...] = (cotangent, *at.values(), live, scale)
 
     def plain() -> tuple[Tensor, ...]:
@@ -197,10 +198,10 @@ def attn_vjp_problem(case: Case) -> Problem:
     keys = cotangent.new_full((2, b, c, live, g, e), float("nan"))
     out = (torch.full_like(cotangent, float("nan")), keys[0], keys[1])
     return Problem(
-        run=lambda: ops.attn_vjp(*args, key_value=kept, backend=case.backend, out=out),
+        run=lambda: ops.attn_vjp(*args, key_value=kept, z=z, backend=case.backend, out=out),
         exact=lambda: reference.attn_vjp(*args),
         plain=plain,
-        bytes=sum(x.nbytes for x in (cotangent, *at.values(), read, *out)),
+        bytes=sum(x.nbytes for x in (cotangent, *at.values(), read, z, *out)),
         flops=b * c * p * h * e * ((4 * t if by_keys else 2 * e) + 6 * live),
     )
 
@@ -211,6 +212,7 @@ def attn_jvp_problem(case: Case) -> Problem:
     at, scale, random = attention(case), e**-0.5, generator(case)
     tq, tk, tv = random(b, c, p, h, e), random(b, c, live, g, e), random(b, c, live, g, e)
     kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], scale)
+    z = ops.mixed_values(at["v"], at["pattern"])
     args = (tq, tk, tv, *at.values(), scale)
 
     def plain() -> Tensor:
@@ -226,10 +228,10 @@ def attn_jvp_problem(case: Case) -> Problem:
 
     out = torch.full_like(tq, float("nan"))
     return Problem(
-        run=lambda: ops.attn_jvp(*args, key_value=kept, backend=case.backend, out=out),
+        run=lambda: ops.attn_jvp(*args, key_value=kept, z=z, backend=case.backend, out=out),
         exact=lambda: reference.attn_jvp(*args),
         plain=plain,
-        bytes=sum(x.nbytes for x in (tq, tk, tv, *at.values(), kept, out)),
+        bytes=sum(x.nbytes for x in (tq, tk, tv, *at.values(), kept, z, out)),
         flops=b * c * p * h * e * (2 * e + 6 * live),
     )
 

@@ -13,7 +13,7 @@ from interpcore.ops.backend import supported_isas
 
 
 def variants(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[dict]:
-    """The score factor a number or a tensor, the covariance given or not."""
+    """The score factor a number or a tensor; covariance and z given or not."""
     b, c, p, h, g, e, _, live = shape
     make = torch.Generator().manual_seed(1)
     sizes = {"tq": (b, c, p, h, e), "tk": (b, c, live, g, e), "tv": (b, c, live, g, e)}
@@ -26,7 +26,7 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list
 
 
 def exact(args: dict) -> Tensor:
-    return reference.attn_jvp(**{name: value for name, value in args.items() if name != "key_value"})
+    return reference.attn_jvp(**{n: value for n, value in args.items() if n not in ("key_value", "z")})
 
 
 def plain(args: dict) -> Tensor:

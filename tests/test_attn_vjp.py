@@ -1,6 +1,7 @@
 """attn_vjp: every backend against the definition, and the definition against autograd."""
 
 import functools
+import sys
 
 import pytest
 import torch
@@ -57,17 +58,18 @@ def arguments(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, factor
 
 
 def variants(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[dict]:
-    """The score factor a number or a tensor, dk and dv by group or by head, the covariance given or not."""
+    """The score factor a number or a tensor, dk and dv by group or by head; covariance and z given or not."""
     rows = []
     for factor, group_kv in ((False, True), (True, False)):
         args = arguments(shape, dtype, factor)
         kept = ops.key_value_covariance(*(args[n] for n in ("k", "v", "pattern", "score_factor")))
-        rows += [args | {"group_kv": group_kv, "key_value": key_value} for key_value in (None, kept)]
+        given = {"key_value": kept, "z": ops.mixed_values(args["v"], args["pattern"])}
+        rows += [args | {"group_kv": group_kv} | kept for kept in ({}, given)]
     return rows
 
 
 def exact(args: dict) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.attn_vjp(**{name: value for name, value in args.items() if name != "key_value"})
+    return reference.attn_vjp(**{n: value for n, value in args.items() if n not in ("key_value", "z")})
 
 
 def plain(args: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,6 +187,16 @@ def test_covariance_gives_the_queries_cotangents() -> None:
     assert relative_errors((dq,), exact(args)[:1])[0] < 1e-13
 
 
+@pytest.mark.parametrize("vectors", [1, 20], ids=["keys", "covariance"])
+def test_z_that_is_given_is_not_formed_again(vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = arguments((1, vectors, 3, 2, 2, 8, 40, 3))
+    z = ops.mixed_values(args["v"], args["pattern"])
+    formed = ops.attn_vjp(**args)
+    monkeypatch.setattr(sys.modules[ops.attn_vjp.__module__], "mixed_values", None)
+    assert all(torch.equal(x, y) for x, y in zip(ops.attn_vjp(**args, z=z), formed, strict=True))
+    assert not torch.equal(ops.attn_vjp(**args, z=2 * z)[0], formed[0])
+
+
 def test_covariance_is_formed_where_it_pays() -> None:
     few, many = arguments((1, 2, 3, 2, 2, 8, 40, 3)), arguments((1, 20, 3, 2, 2, 8, 40, 3))
     assert not ops.covariance_pays(2, 40, 8)
@@ -258,6 +270,7 @@ def test_half_precision_on_the_cpu_runs_on_the_reference() -> None:
         ({"pattern": torch.zeros(2, 3, 4, 8)}, "pattern must be [2, 3, 4, 9]"),
         ({"score_factor": torch.zeros(2, 3, 4, 1)}, "score_factor must be [2, 3, 4, 9]"),
         ({"key_value": torch.zeros(2, 3, 4, 8, 7)}, "key_value must be [2, 3, 4, 8, 8]"),
+        ({"z": torch.zeros(2, 3, 4, 8).half()}, "z must be [2, 3, 4, 8] torch.float32"),
         ({"live": 10}, "live=10 must be between 0 and the number of keys, 9"),
         ({"out": (torch.zeros(2, 3, 3, 4, 8),) * 3}, "out[1] must be [2, 3, 3, 2, 8]"),
         ({"out": (torch.zeros(2, 3, 3, 8, 4).mT, *torch.zeros(2, 2, 3, 3, 2, 8))}, "last axis"),

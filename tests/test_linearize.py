@@ -4,6 +4,7 @@ prefixes."""
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 
 import pytest
@@ -251,6 +252,28 @@ def test_fused_projections_take_their_own_room_without_a_copy():
         part.copy_(value)
     close(qkv.pull(*room), qkv.pull(*(part.clone() for part in room)))
     assert qkv.room(g, 5) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mixed_values_of_the_forward_are_not_formed_again(dtype, monkeypatch):
+    """Half precision rounds them, so that they are formed once in float32, for all walks."""
+    formed = []
+    attention, op = (
+        sys.modules[f"interpcore.{name}"] for name in ("model.linearize.attention", "ops.attn_vjp")
+    )
+    form = op.mixed_values
+    for module in (attention, op):
+        monkeypatch.setattr(module, "mixed_values", lambda *heads: formed.append(0) or form(*heads))
+    lin = linearize(build("gpt2").to(dtype=dtype), TOKENS)
+    g = torch.randn(2, 3, 9, 32, generator=torch.Generator().manual_seed(2)).to(dtype)
+    for _ in range(2):
+        list(lin.reverse(g))
+        list(lin.forward_mode({0: g}))
+    blocks = [x for x in lin.modules if hasattr(x, "attention")]
+    assert len(formed) == (0 if dtype == torch.float32 else len(blocks))
+    for block in blocks:
+        exact = form(block.attention.values, block.attention.pattern)
+        close(block.attention.z.double(), exact.double(), 1e-6)
 
 
 def test_a_linearised_forward_is_freed_with_its_last_reference():

@@ -40,7 +40,8 @@ def test_attn_vjp_opcheck(name: str, full: bool) -> None:
     at = attention()
     factor = torch.rand(2, 3, 4, 5) if full else None
     kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], 0.3 if factor is None else factor)
-    args = (torch.randn(2, 6, 3, 4, 8), *at.values(), 3, factor, 0.3, full, kept if full else None, name)
+    given = (kept, ops.mixed_values(at["v"], at["pattern"])) if full else (None, None)
+    args = (torch.randn(2, 6, 3, 4, 8), *at.values(), 3, factor, 0.3, full, *given, name)
     torch.library.opcheck(torch.ops.interpcore.attn_vjp, args)
 
 
@@ -51,7 +52,8 @@ def test_attn_jvp_opcheck(name: str, full: bool) -> None:
     factor = torch.rand(2, 3, 4, 5) if full else None
     kept = ops.key_value_covariance(at["k"], at["v"], at["pattern"], 0.3 if factor is None else factor)
     tangents = (torch.randn(2, 6, 3, 4, 8), torch.randn(2, 6, 3, 2, 8), torch.randn(2, 6, 3, 2, 8))
-    args = (*tangents, *at.values(), factor, 0.3, kept if full else None, name)
+    given = (kept, ops.mixed_values(at["v"], at["pattern"])) if full else (None, None)
+    args = (*tangents, *at.values(), factor, 0.3, *given, name)
     torch.library.opcheck(torch.ops.interpcore.attn_jvp, args)
 
 

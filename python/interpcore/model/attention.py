@@ -265,7 +265,14 @@ class Attention(ShortRepr):
                 softmax=softmax,
                 pattern=pattern,
             )
-        pattern = pattern.unflatten(2, (k.shape[2], -1))
+        z = self._mixed(pattern.unflatten(2, (k.shape[2], -1)), v, parts)
+        ctx.keep(depth, z=z)
+        return z
+
+    @staticmethod
+    def _mixed(pattern: Tensor, v: Tensor, parts: Sequence[tuple[int, Tensor, Tensor]]) -> Tensor:
+        """z [batch, position, head, d_head] of probabilities [batch, position, kv_head, group, key] of shared
+        prefixes' values and then the own v."""
         z, at = None, 0
         for _, keys, values in parts:
             piece = torch.einsum("bpgrt,tge->bpgre", pattern[..., at : at + keys.shape[1]], values[0])

@@ -6,7 +6,13 @@ Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.
 from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
 from interpcore.ops.activation_moments import activation_moments
 from interpcore.ops.attn_jvp import attn_jvp
-from interpcore.ops.attn_vjp import attn_vjp, covariance_pays, covariance_sizes, key_value_covariance
+from interpcore.ops.attn_vjp import (
+    attn_vjp,
+    covariance_pays,
+    covariance_sizes,
+    key_value_covariance,
+    mixed_values,
+)
 from interpcore.ops.batch_product import batch_product
 from interpcore.ops.bin_counts import bin_counts
 from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
@@ -49,6 +55,7 @@ __all__ = [
     "hold_routes",
     "key_value_covariance",
     "metered",
+    "mixed_values",
     "norm_jvp",
     "norm_vjp",
     "product",

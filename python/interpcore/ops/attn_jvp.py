@@ -23,6 +23,7 @@ def attn_jvp(
     score_factor: Tensor | float,
     *,
     key_value: Tensor | None = None,
+    z: Tensor | None = None,
     backend: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -36,7 +37,7 @@ def attn_jvp(
     Args:
         tq: `[B, C, P, H, e]`, tangents of the queries; float32, float64, bfloat16 or float16.
         tk, tv: `[B, C, live, G, e]`, tangents of the last `live` keys and values; earlier ones are constants.
-        q, k, v, pattern, score_factor, key_value: as in `interpcore.ops.attn_vjp`, the dtype of tq.
+        q, k, v, pattern, score_factor, key_value, z: as in `interpcore.ops.attn_vjp`, the dtype of tq.
         backend: "reference", "cpu", "triton" or None to choose by device and dtype.
         out: `[B, C, P, H, e]` to fill, of any strides with the last axis contiguous. Not with gradients.
 
@@ -48,14 +49,14 @@ def attn_jvp(
         RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
     factor, scale = (score_factor, 1.0) if isinstance(score_factor, Tensor) else (None, float(score_factor))
-    _check(tq, tk, tv, q, k, v, pattern, factor, key_value)
-    arguments = (tq, tk, tv, q, k, v, pattern, factor, scale, key_value, backend)
+    _check(tq, tk, tv, q, k, v, pattern, factor, key_value, z)
+    arguments = (tq, tk, tv, q, k, v, pattern, factor, scale, key_value, z, backend)
     if out is None:
         return torch.ops.interpcore.attn_jvp(*arguments)
     expect("attn_jvp", "tq", tq, {"out": (out, tq.shape, tq.dtype)})
     if out.stride(-1) != 1:
         raise ValueError("attn_jvp: the last axis of out must be contiguous.")
-    expect_no_gradient("attn_jvp", tq, tk, tv, q, k, v, pattern, factor, key_value, out)
+    expect_no_gradient("attn_jvp", tq, tk, tv, q, k, v, pattern, factor, key_value, z, out)
     launch_attn_jvp(*arguments, out)
     return out
 
@@ -71,6 +72,7 @@ def launch_attn_jvp(
     factor: Tensor | None,
     scale: float,
     key_value: Tensor | None,
+    z: Tensor | None,
     backend: str | None,
     out: Tensor,
 ) -> None:
@@ -82,9 +84,9 @@ def launch_attn_jvp(
     if chosen == "reference":
         out.copy_(reference.attn_jvp(tq, tk, tv, q, k, v, pattern, score_factor))
         return
+    z = rows_contiguous(mixed_values(v, pattern) if z is None else z)
     if key_value is None:
-        key_value = key_value_covariance(k, v, pattern, score_factor)
-    z = rows_contiguous(mixed_values(v.float(), pattern.float()))
+        key_value = key_value_covariance(k, v, pattern, score_factor, z)
     tq, tk, tv, v, pattern = (rows_contiguous(x) for x in (tq, tk, tv, v, pattern))
     factor = None if factor is None else rows_contiguous(factor)
     dead = k.shape[1] - tk.shape[2]  # earlier keys enter through the covariance alone
@@ -158,9 +160,10 @@ def _check(
     pattern: Tensor,
     factor: Tensor | None,
     key_value: Tensor | None,
+    z: Tensor | None,
 ) -> None:
     expect_leading("attn_jvp", "tq", tq, "B, C, P, H, e")
-    check_attention("attn_jvp", "tq", tq, q, k, v, pattern, factor, key_value)
+    check_attention("attn_jvp", "tq", tq, q, k, v, pattern, factor, key_value, z)
     live = tk.shape[2] if tk.dim() == 5 else 0
     if live > k.shape[1]:
         raise ValueError(f"attn_jvp: tk holds {live} keys and k only {k.shape[1]}.")

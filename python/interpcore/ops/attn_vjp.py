@@ -24,6 +24,7 @@ def attn_vjp(
     group_kv: bool = True,
     *,
     key_value: Tensor | None = None,
+    z: Tensor | None = None,
     backend: str | None = None,
     out: Cotangents | None = None,
 ) -> Cotangents:
@@ -46,6 +47,7 @@ def attn_vjp(
         score_factor: d score / d (q . k): the scale, or `[B, P, H, T]` where a soft-cap varies it.
         group_kv: dk and dv per group (summed over its query heads) or per query head.
         key_value: `key_value_covariance` of the same arguments, when the caller keeps it.
+        z: `mixed_values` of the same arguments, when the caller keeps it; of one vector a fifth of the work.
         backend: "reference", "cpu", "triton" or None to choose by device and dtype.
         out: dq, dk and dv to fill, of any strides with the last axis contiguous. Not with gradients.
 
@@ -57,15 +59,15 @@ def attn_vjp(
         RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
     factor, scale = (score_factor, 1.0) if isinstance(score_factor, Tensor) else (None, float(score_factor))
-    _check(g, q, k, v, pattern, live, factor, key_value)
-    arguments = (g, q, k, v, pattern, live, factor, scale, group_kv, key_value, backend)
+    _check(g, q, k, v, pattern, live, factor, key_value, z)
+    arguments = (g, q, k, v, pattern, live, factor, scale, group_kv, key_value, z, backend)
     if out is None:
         return torch.ops.interpcore.attn_vjp(*arguments)
     shapes = attn_vjp_shapes(g, k, live, group_kv)
     expect("attn_vjp", "g", g, {f"out[{i}]": (out[i], shapes[i], g.dtype) for i in range(3)})
     if any(x.stride(-1) != 1 for x in out):
         raise ValueError("attn_vjp: the last axis of every tensor in out must be contiguous.")
-    expect_no_gradient("attn_vjp", g, q, k, v, pattern, factor, key_value, *out)
+    expect_no_gradient("attn_vjp", g, q, k, v, pattern, factor, key_value, z, *out)
     launch_attn_vjp(*arguments, out)
     return out
 
@@ -88,6 +90,7 @@ def launch_attn_vjp(
     scale: float,
     group_kv: bool,
     key_value: Tensor | None,
+    z: Tensor | None,
     backend: str | None,
     out: Cotangents,
 ) -> None:
@@ -104,11 +107,11 @@ def launch_attn_vjp(
         ):
             filled.copy_(exact)
         return
+    z = mixed_values(v, pattern) if z is None else z
     if key_value is None and covariance_pays(*covariance_sizes(g, k, live)):
-        key_value = key_value_covariance(k, v, pattern, score_factor)
-    g, q, k, v, pattern = (rows_contiguous(x) for x in (g, q, k, v, pattern))
+        key_value = key_value_covariance(k, v, pattern, score_factor, z)
+    g, q, k, v, z, pattern = (rows_contiguous(x) for x in (g, q, k, v, z, pattern))
     factor = None if factor is None else rows_contiguous(factor)
-    z = rows_contiguous(mixed_values(v.float(), pattern.float()))
     if chosen == "triton":
         from interpcore.kernels import attn_vjp as kernel
 
@@ -177,9 +180,10 @@ def _launch_cpu(
 
 
 def mixed_values(v: Tensor, pattern: Tensor) -> Tensor:
-    """z `[B, P, H, e]` = sum_t pattern `[B, P, H, T]` v `[B, T, G, e]`."""
-    by_group = pattern.unflatten(2, (v.shape[2], -1))
-    return torch.einsum("bpgrt,btge->bpgre", by_group, v).flatten(2, 3)
+    """z `[B, P, H, e]` = sum_t pattern `[B, P, H, T]` v `[B, T, G, e]`, in float32 or wider."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    by_group = pattern.to(wide).unflatten(2, (v.shape[2], -1))
+    return torch.einsum("bpgrt,btge->bpgre", by_group, v.to(wide)).flatten(2, 3)
 
 
 def covariance_sizes(g: Tensor, k: Tensor, live: int) -> tuple[int, int, int, int]:
@@ -201,13 +205,16 @@ def covariance_pays(vectors: int, keys: int, width: int, live: int = 0) -> bool:
     return vectors * (4 * keys - 3 * live - 2 * width) > 4 * width * keys
 
 
-def key_value_covariance(k: Tensor, v: Tensor, pattern: Tensor, score_factor: Tensor | float) -> Tensor:
+def key_value_covariance(
+    k: Tensor, v: Tensor, pattern: Tensor, score_factor: Tensor | float, z: Tensor | None = None
+) -> Tensor:
     """M_p = sum_t factor pattern[p, t] k_t (v_t - z_p)^T: dq_p = M_p g_p, and tz_p = M_p^T tq_p.
 
     Args:
         k, v: `[B, T, G, e]`.
         pattern: `[B, P, H, T]`.
         score_factor: the scale, or `[B, P, H, T]`.
+        z: `mixed_values` of the same arguments, when the caller keeps it.
 
     Returns:
         `[B, P, H, e (key), e (value)]`, the dtype of k, stored value by value, as `attn_vjp` reads it.
@@ -215,7 +222,8 @@ def key_value_covariance(k: Tensor, v: Tensor, pattern: Tensor, score_factor: Te
     dtype, wide = k.dtype, torch.promote_types(k.dtype, torch.float32)
     k, v, pattern = k.to(wide), v.to(wide), pattern.to(wide)
     weighted = (pattern * score_factor).unflatten(2, (k.shape[2], -1))  # [B, P, G, R, T]
-    z = mixed_values(v, pattern).unflatten(2, (k.shape[2], -1))  # [B, P, G, R, e]
+    z = mixed_values(v, pattern) if z is None else z
+    z = z.unflatten(2, (k.shape[2], -1))  # [B, P, G, R, e]
     scaled = weighted[..., None] * k.transpose(1, 2)[:, None, :, None]  # [B, P, G, R, T, e]
     moment = torch.matmul(v.permute(0, 2, 3, 1)[:, None, :, None], scaled)  # [B, P, G, R, e (value), e (key)]
     return moment.sub_(z[..., None] * scaled.sum(-2)[..., None, :]).flatten(2, 3).to(dtype).mT
@@ -230,9 +238,10 @@ def _check(
     live: int,
     factor: Tensor | None,
     key_value: Tensor | None,
+    z: Tensor | None,
 ) -> None:
     expect_leading("attn_vjp", "g", g, "B, C, P, H, e")
-    check_attention("attn_vjp", "g", g, q, k, v, pattern, factor, key_value)
+    check_attention("attn_vjp", "g", g, q, k, v, pattern, factor, key_value, z)
     if not 0 <= live <= k.shape[1]:
         raise ValueError(f"attn_vjp: live={live} must be between 0 and the number of keys, {k.shape[1]}.")
 
@@ -247,6 +256,7 @@ def check_attention(
     pattern: Tensor,
     factor: Tensor | None,
     key_value: Tensor | None,
+    z: Tensor | None,
 ) -> None:
     """The arguments that describe the attention fit `like` [B, C, P, H, e].
 
@@ -266,3 +276,5 @@ def check_attention(
         "key_value": (key_value, (batch, positions, heads, width, width)),
     }
     expect(op, leading, like, {name: (value, shape, like.dtype) for name, (value, shape) in expected.items()})
+    wide = torch.promote_types(like.dtype, torch.float32)
+    expect(op, leading, like, {"z": (z, (batch, positions, heads, width), wide)})

@@ -77,11 +77,12 @@ def attn_vjp(
     scale: float,
     group_kv: bool,
     key_value: Tensor | None,
+    z: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`interpcore.ops.attn_vjp` on checked arguments, the score factor a tensor or a scale."""
     dq, dk, dv = (g.new_empty(shape) for shape in attn_vjp_shapes(g, k, live, group_kv))
-    launch_attn_vjp(g, q, k, v, pattern, live, factor, scale, group_kv, key_value, backend, (dq, dk, dv))
+    launch_attn_vjp(g, q, k, v, pattern, live, factor, scale, group_kv, key_value, z, backend, (dq, dk, dv))
     return dq, dk, dv
 
 
@@ -97,6 +98,7 @@ def _(
     scale: float,
     group_kv: bool,
     key_value: Tensor | None,
+    z: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (g.new_empty(shape) for shape in attn_vjp_shapes(g, k, live, group_kv))
@@ -188,11 +190,12 @@ def attn_jvp(
     factor: Tensor | None,
     scale: float,
     key_value: Tensor | None,
+    z: Tensor | None,
     backend: str | None,
 ) -> Tensor:
     """`interpcore.ops.attn_jvp` on checked arguments, the score factor a tensor or a scale."""
     out = tq.new_empty(tq.shape)
-    launch_attn_jvp(tq, tk, tv, q, k, v, pattern, factor, scale, key_value, backend, out)
+    launch_attn_jvp(tq, tk, tv, q, k, v, pattern, factor, scale, key_value, z, backend, out)
     return out
 
 
@@ -208,6 +211,7 @@ def _(
     factor: Tensor | None,
     scale: float,
     key_value: Tensor | None,
+    z: Tensor | None,
     backend: str | None,
 ) -> Tensor:
     return tq.new_empty(tq.shape)

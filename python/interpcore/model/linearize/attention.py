@@ -15,7 +15,14 @@ from interpcore.model.linearize.edits import pull, push
 from interpcore.model.linearize.norm import LinearNorm
 from interpcore.model.linearize.rules import Rules
 from interpcore.model.projection import Projection
-from interpcore.ops import attn_jvp, attn_vjp, covariance_pays, covariance_sizes, key_value_covariance
+from interpcore.ops import (
+    attn_jvp,
+    attn_vjp,
+    covariance_pays,
+    covariance_sizes,
+    key_value_covariance,
+    mixed_values,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +36,7 @@ class LinearAttention(ShortRepr):
         q: rotated queries [batch, position, head, d_head].
         keys, values: all keys and values, rotated [batch, key, kv_head, d_head].
         softmax, pattern: attention probabilities before and after edits [batch, position, head, key].
+        mixed: what they make of the values, before edits [batch, position, head, d_head].
         factor: derivative of the scores by q.k: the scale, or [batch, position, head, key].
         q_norm, k_norm: norms of queries and keys at their inputs, or None.
         rules: local rules.
@@ -42,6 +50,7 @@ class LinearAttention(ShortRepr):
     values: Tensor
     softmax: Tensor
     pattern: Tensor
+    mixed: Tensor
     factor: Tensor | float
     q_norm: LinearNorm | None
     k_norm: LinearNorm | None
@@ -69,7 +78,8 @@ class LinearAttention(ShortRepr):
 
         norms = norm("q"), norm("k")
         attention = attention.with_precision(rules.precision)
-        return cls(attention, ctx, depth, q, keys, values, kept["softmax"], pattern, factor, *norms, rules)
+        heads = q, keys, values, kept["softmax"], pattern, kept["z"]
+        return cls(attention, ctx, depth, *heads, factor, *norms, rules)
 
     def with_precision(self, precision: str) -> LinearAttention:
         """The same derivative with products in another precision."""
@@ -78,7 +88,14 @@ class LinearAttention(ShortRepr):
     @cached_property
     def key_value(self) -> Tensor:
         """Key-value covariance per query, formed on first use and kept for later walks."""
-        return key_value_covariance(self.keys, self.values, self.pattern, self.factor)
+        return key_value_covariance(self.keys, self.values, self.pattern, self.factor, self.z)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """Mixed values in float32 or wider: the forward's, or formed again where it rounded them."""
+        if self.mixed.dtype.itemsize >= torch.float32.itemsize:
+            return self.mixed
+        return mixed_values(self.values, self.pattern)
 
     def vjp(self, g: Tensor, seen: dict[str, Tensor] | None = None, first_only: bool = False) -> Tensor:
         """Cotangent of the normed stream from the branch output's g [batch, vector, last positions, d_model].
@@ -190,6 +207,7 @@ class LinearAttention(ShortRepr):
                 self.pattern,
                 self.factor,
                 key_value=self.key_value,
+                z=self.z,
             )
         tz = push(self.ctx, "z", self.depth, tz)
         if not self.ctx.edits_at("head_out", self.depth):
@@ -218,7 +236,7 @@ class LinearAttention(ShortRepr):
         else:
             room = self.attention.qkv.room(g, live)
             arguments = (g, q, self.keys, self.values, pattern, live, factor)
-            dq, dk, dv = attn_vjp(*arguments, key_value=key_value, out=room)
+            dq, dk, dv = attn_vjp(*arguments, key_value=key_value, z=self.z[:, -n:], out=room)
         return dq, dk, torch.zeros_like(dv) if self.rules.values == "frozen" else dv
 
     @property

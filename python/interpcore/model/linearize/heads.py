@@ -97,7 +97,8 @@ def _per_query_head(attention: LinearAttention, g_z: Tensor) -> dict[str, Tensor
     q, pattern = attention.q[:, -n:], attention.pattern[:, -n:]
     factor = attention.factor[:, -n:] if isinstance(attention.factor, Tensor) else attention.factor
     keys, values, live = attention.keys, attention.values, attention.q.shape[1]
-    _, dk, dv = attn_vjp(g_z.contiguous(), q, keys, values, pattern, live, factor, group_kv=False)
+    arguments = (g_z.contiguous(), q, keys, values, pattern, live, factor)
+    _, dk, dv = attn_vjp(*arguments, group_kv=False, z=attention.z[:, -n:])
     if attention.rules.values == "frozen":
         dv = torch.zeros_like(dv)
     groups = keys.shape[2]
