@@ -2,7 +2,8 @@
 
 python bench/study_lens.py [--width 384 --blocks 6] prints one line per way: seconds of a prompt of 128
 tokens, how many times interpcore's, and the largest difference of the maps over their largest entry. All
-give the depths that a published lens has, from the first block's output on.
+give the depths that a published lens has, from the first block's output on. Beside it stands what its
+products cost alone, each on the routine that is fastest for that very shape and layout (`sweep_products.py`).
 TransformerLens takes part where it is installed (pip install transformer-lens, in an environment of its own).
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from sweep_products import least_seconds, products_of
 from torch import Tensor
 
 import interpcore
@@ -113,12 +115,20 @@ def main() -> None:
         text = " ".join(["the capital of France is Paris and the old man went to the river"] * 40)
         ids = model.encode(text)[0][0, :LENGTH]
         slice_moments(model, [ids.tolist()[: SKIP + 4]], skip=SKIP, target_depth=1)  # routes are chosen
-        seconds, halves = timed(
-            lambda: slice_moments(model, [ids.tolist()], skip=SKIP, target_depth=asked.blocks, first_depth=1)
-        )
+
+        def fit() -> Any:
+            return slice_moments(model, [ids.tolist()], skip=SKIP, target_depth=asked.blocks, first_depth=1)
+
+        seconds, halves = timed(fit)
         ours = halves[0].mean[1:-1]
         print(f"d {asked.width}, {asked.blocks} blocks, {LENGTH} tokens, one thread, {torch.__version__}")
-        print(f"interpcore {seconds:8.1f} s")
+        products = products_of(fit)
+        operations = sum(product.operations * count for product, count in products.items())
+        least = least_seconds(products)
+        print(
+            f"interpcore {seconds:8.1f} s, {seconds / least:.2f} x its products alone ({least:.1f} s,", end=""
+        )
+        print(f" {operations / 1e9:.0f} GFLOP)", flush=True)
         ways: dict[str, Callable[[], Tensor]] = {}
         for replicas in asked.replicas:
             ways[f"published loop x{replicas}"] = lambda n=replicas: published(hf, ids, n)  # type: ignore[misc]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interpcore.model import projection
 from interpcore.model.linearize import mlp as linear_mlp
+from interpcore.ops import batch_product
 from interpcore.ops.product_routes import available
 
 REPEATS = 3
@@ -36,8 +37,9 @@ class Layout:
 
     def tensor(self) -> Tensor:
         """A tensor of small random values that lies so."""
-        out = torch.empty_strided(self.shape, self.stride)
-        return out.normal_(generator=torch.Generator().manual_seed(0))
+        held = tuple(size if stride else 1 for size, stride in zip(self.shape, self.stride, strict=True))
+        out = torch.empty_strided(held, self.stride).normal_(generator=torch.Generator().manual_seed(0))
+        return out.expand(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Product:
         if weight.dim() > 2:
             xs = [one.contiguous() for one in x.flatten(0, -3)]
             matrices = list(weight.flatten(0, -3))
-            found: dict[str, Run] = {"batched": lambda: torch.matmul(x, weight)}
+            found: dict[str, Run] = {
+                "batched": lambda: torch.matmul(x, weight),
+                "batch_product": lambda: batch_product(x.flatten(0, -3), weight.flatten(0, -3)),
+            }
             for name, run in available().items():
                 found[name] = lambda run=run: [run(*pair, None) for pair in zip(xs, matrices, strict=True)]  # type: ignore[misc]
             return found
