@@ -250,7 +250,7 @@ def test_nodes_and_neurons_on_the_command_line(level, tmp_path) -> None:
     rows = [
         next(line.split() for line in said.splitlines() if " logit_diff " in line) for said in (whole, share)
     ]
-    assert rows[0] == rows[1] and rows[0][:3] == [str(found[0].size), "479", "21"]
+    assert rows[0] == rows[1] and rows[0][:4] == [level, *[str(found[0].size)] * 2, "21"]
     said = invoke("compare-files", scores / f"eap-{level}.safetensors", scores / f"exact-{level}.safetensors")
     assert f" {found[0].size} " in f" {' '.join(said.split())} " and f"{level}s " in said
     invoke("draw", scores / f"exact-{level}.safetensors", tmp_path / "ioi.svg", "--size", "60%")

@@ -10,7 +10,8 @@ from interpcore._faces import names, shown
 _FACE = {
     "attribution.attribute": "attribute",
     "attribution.scoring": "Segments",
-    "circuit": "Circuit nested random_circuit select sizes_of threshold",
+    "chance": "random_circuit",
+    "circuit": "Circuit nested select sizes_of threshold",
     "experiments": "EXPERIMENTS",
     "files": "load_mib load_scores save_mib save_scores",
     "graph": "Graph GraphError",

@@ -33,6 +33,8 @@ class Circuit(AsTable):
         neurons: chosen dimensions of each source's output [n_sources, d_model] bool; None = all.
         requested: how many edges (nodes, neurons) were asked for before pruning; None = no number was.
         made_on: weights and plan of the model whose scores chose it; None where that is not recorded.
+        level: what was chosen and is counted, in `LEVELS`: of "node" and "neuron" every edge between the kept
+            ones is in.
     """
 
     graph: Graph
@@ -40,8 +42,13 @@ class Circuit(AsTable):
     neurons: Tensor | None = None
     requested: int | None = None
     made_on: MadeOn | None = None
+    level: str = "edge"
 
     def __post_init__(self) -> None:
+        if self.level not in LEVELS or (self.level == "neuron" and self.neurons is None):
+            raise GraphError(
+                f"A circuit is of {', '.join(LEVELS)}, of neurons that are given; got {self.level!r}."
+            )
         shape = (self.graph.n_sources, self.graph.n_destinations)
         if tuple(self.edges.shape) != shape:
             raise GraphError(
@@ -110,9 +117,17 @@ class Circuit(AsTable):
         return int(self.nodes.sum())
 
     @property
+    def size(self) -> int:
+        """Number of its edges, nodes or neurons, as `level` says."""
+        if self.level == "edge":
+            return self.n_edges
+        return self.n_nodes if self.neurons is None else int(self.neurons.sum())
+
+    @property
     def share(self) -> float:
-        """Edges as a share of the graph's."""
-        return self.n_edges / self.graph.n_edges
+        """The same as a share of all."""
+        width = 1 if self.neurons is None else self.neurons.shape[1]
+        return self.size / self.graph.size(self.level, width)
 
     def edge_names(self) -> list[str]:
         """Names of the edges, by destination."""
@@ -170,39 +185,52 @@ def select(
         prune: leave out what has no way in or out.
     Raises: GraphError for an unknown choice, more than there are, or missing scores.
     """
-    _check_choice(how, level)
-    if level == "edge":
-        return nested(scores, [size], how, absolute=absolute, prune=prune)[0]
-    values = scores.nodes if level == "node" else scores.neurons
-    if values is None:
-        raise GraphError(f"These scores have none for {level}s; attribute with level={level!r}.")
-    kept = _best_entries(values, size, absolute, f"{level}s")
-    nodes = kept if level == "node" else kept.any(1)
-    edges = scores.graph.legal & nodes[:, None]
-    neurons = kept if level == "neuron" else None
-    circuit = Circuit(scores.graph, edges, neurons, size, scores.made_on)
-    return circuit.pruned() if prune else circuit
+    return nested(scores, [size], how, absolute=absolute, level=level, prune=prune)[0]
 
 
 def nested(
-    scores: Scores, sizes: Sequence[int], how: str = "topn", *, absolute: bool = True, prune: bool = True
+    scores: Scores,
+    sizes: Sequence[int],
+    how: str = "topn",
+    *,
+    absolute: bool = True,
+    level: str = "edge",
+    prune: bool = True,
 ) -> list[Circuit]:
-    """Circuits of several sizes from one ordering of the edges; arguments as in `select`."""
-    _check_choice(how, "edge")
-    largest = max(sizes)
-    if not 0 <= min(sizes) <= largest <= int(scores.scored.sum()):
+    """Circuits of several sizes from one ordering, each within the next; arguments as in `select`."""
+    _check_choice(how, level)
+    values = {"edge": scores.values, "node": scores.nodes, "neuron": scores.neurons}[level]
+    if values is None:
+        raise GraphError(f"These scores have none for {level}s; attribute with level={level!r}.")
+    scored, largest = int((~values.isnan()).sum()), max(sizes)
+    if not 0 <= min(sizes) <= largest <= scored:
         raise GraphError(
-            f"A circuit of {largest if min(sizes) >= 0 else min(sizes)} edges cannot be chosen from "
-            f"{int(scores.scored.sum())} scored ones."
+            f"A circuit of {largest if min(sizes) >= 0 else min(sizes)} {level}s cannot be chosen from "
+            f"{scored} scored ones."
         )
-    order = (topn_order if how == "topn" else greedy_order)(scores, largest, absolute)
-    circuits = []
-    for size in sizes:
-        edges = torch.zeros_like(scores.graph.legal)
-        edges.view(-1)[order[:size]] = True
-        circuit = Circuit(scores.graph, edges, None, size, scores.made_on)
-        circuits.append(circuit.pruned() if prune else circuit)
-    return circuits
+    if level == "edge":
+        order = (topn_order if how == "topn" else greedy_order)(scores, largest, absolute)
+        circuits = [_of_edges(scores, order[:size]) for size in sizes]
+    else:
+        order = _ranked(values, absolute).sort(descending=True, stable=True).indices
+        circuits = [_of_entries(scores, values, order[:size], level) for size in sizes]
+    return [circuit.pruned() if prune else circuit for circuit in circuits]
+
+
+def _of_edges(scores: Scores, chosen: Tensor) -> Circuit:
+    """The circuit of some edges, by flat indices."""
+    edges = torch.zeros_like(scores.graph.legal)
+    edges.view(-1)[chosen] = True
+    return Circuit(scores.graph, edges, None, len(chosen), scores.made_on)
+
+
+def _of_entries(scores: Scores, values: Tensor, chosen: Tensor, level: str) -> Circuit:
+    """The circuit of some nodes or neurons, by flat indices, and of all without a score."""
+    kept = values.isnan()
+    kept.view(-1)[chosen] = True
+    nodes = kept if level == "node" else kept.any(1)
+    edges, neurons = scores.graph.legal & nodes[:, None], kept if level == "neuron" else None
+    return Circuit(scores.graph, edges, neurons, len(chosen), scores.made_on, level)
 
 
 def threshold(scores: Scores, least: float, *, absolute: bool = True, prune: bool = True) -> Circuit:
@@ -214,7 +242,7 @@ def threshold(scores: Scores, least: float, *, absolute: bool = True, prune: boo
 
 def topn_order(scores: Scores, count: int, absolute: bool = True) -> Tensor:
     """Flat indices of the best `count` edges, best first, ties by index [count] int64."""
-    return _ranked(scores, absolute).sort(descending=True, stable=True).indices[:count]
+    return _ranked(scores.values, absolute).sort(descending=True, stable=True).indices[:count]
 
 
 def greedy_order(scores: Scores, count: int, absolute: bool = True) -> Tensor:
@@ -223,7 +251,7 @@ def greedy_order(scores: Scores, count: int, absolute: bool = True) -> Tensor:
     An edge is open once the node that it enters is in; entering a new source opens the edges into it.
     """
     graph = scores.graph
-    ranked = _ranked(scores, absolute).view(graph.n_sources, graph.n_destinations)
+    ranked = _ranked(scores.values, absolute).view(graph.n_sources, graph.n_destinations)
     inputs = graph.inputs.tolist()
     opened, reached = [False] * graph.n_destinations, [False] * graph.n_sources
     reached[0] = True
@@ -259,50 +287,6 @@ def greedy_order(scores: Scores, count: int, absolute: bool = True) -> Tensor:
     return torch.tensor(order, dtype=torch.int64)
 
 
-def random_circuit(graph: Graph, size: int, seed: int) -> Circuit:
-    """A random connected circuit of `size` edges: grown from the logits by random scores until that many
-    remain after pruning, then without the latest edges that it can lose and stay connected (it has more where
-    there is none)."""
-    noise = torch.rand(graph.legal.shape, generator=torch.Generator().manual_seed(seed))
-    scores, grown = Scores(graph, noise, "random", "none"), min(max(4 * size, 64), graph.n_edges)
-    order = greedy_order(scores, grown)
-    while grown < graph.n_edges and _prefix(graph, order, grown).n_edges < size:
-        grown = min(2 * grown, graph.n_edges)
-        order = greedy_order(scores, grown)
-    low, high = size, grown
-    while low < high:
-        middle = (low + high) // 2
-        if _prefix(graph, order, middle).n_edges >= size:
-            high = middle
-        else:
-            low = middle + 1
-    return _trimmed(_prefix(graph, order, high), order[:high].flip(0).tolist(), size)
-
-
-def _trimmed(circuit: Circuit, candidates: Sequence[int], size: int) -> Circuit:
-    """Without the first candidates (flat indices) whose nodes keep an edge in and an edge out, down to
-    `size`."""
-    graph, edges, alive = circuit.graph, circuit.edges.clone(), circuit.nodes
-    leaving, entering = edges.sum(1), edges.sum(0)[graph.inputs]
-    entering[graph.inputs[:, 0] == graph.inputs[:, 1], 1:] = 0  # an MLP has one input, named three times
-    left, entering = circuit.n_edges, entering.sum(1)
-    for edge in candidates:
-        if left <= size:
-            break
-        source, destination = divmod(edge, graph.n_destinations)
-        fed = (graph.inputs == destination).any(1) & alive
-        if edges[source, destination] and leaving[source] > 1 and not bool((entering[fed] < 2).any()):
-            edges[source, destination] = False
-            left, leaving[source], entering[fed] = left - 1, leaving[source] - 1, entering[fed] - 1
-    return Circuit(graph, edges, None, size)
-
-
-def _prefix(graph: Graph, order: Tensor, size: int) -> Circuit:
-    edges = torch.zeros_like(graph.legal)
-    edges.view(-1)[order[:size]] = True
-    return Circuit(graph, edges, None, size).pruned()
-
-
 def sizes_of(
     graph: Graph, sizes: Sequence[int | float | str], total: int | None = None, what: str = "edge"
 ) -> list[int]:
@@ -333,21 +317,10 @@ def sizes_of(
     return found
 
 
-def _ranked(scores: Scores, absolute: bool) -> Tensor:
-    """What edges are ranked by, flat; -inf where there is no score."""
-    values = scores.values.abs() if absolute else scores.values
-    return values.masked_fill(scores.values.isnan(), -torch.inf).view(-1)
-
-
-def _best_entries(values: Tensor, size: int, absolute: bool, what: str) -> Tensor:
-    """The best `size` entries and all without a score, as a mask."""
-    scored = ~values.isnan()
-    if not 0 <= size <= int(scored.sum()):
-        raise GraphError(f"{size} {what} cannot be chosen from {int(scored.sum())} scored ones.")
-    ranked = (values.abs() if absolute else values).masked_fill(~scored, -torch.inf).flatten()
-    kept = ~scored
-    kept.view(-1)[ranked.sort(descending=True, stable=True).indices[:size]] = True
-    return kept
+def _ranked(values: Tensor, absolute: bool) -> Tensor:
+    """What is ranked, flat; -inf where there is no score."""
+    ranked = values.abs() if absolute else values
+    return ranked.masked_fill(values.isnan(), -torch.inf).flatten()
 
 
 def _check_choice(how: str, level: str) -> None:

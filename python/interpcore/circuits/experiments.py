@@ -79,8 +79,8 @@ EXPERIMENTS = (
         name="circuits compare",
         sentence="How estimated scores agree with exact ones: Pearson, Kendall, mean difference, sign.",
         example="interpcore circuits compare --task ioi --method eap --method eap-ig --out runs/c-tiny",
-        asks=asked.ByMethods,
-        runs="interpcore.circuits.study.report:compare",
+        asks=asked.ByLevel,
+        runs="interpcore.circuits.study.compare:compare",
     ),
     _experiment(
         name="circuits figures",

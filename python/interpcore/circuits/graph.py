@@ -173,6 +173,10 @@ class Graph(Geometry):
         """`source->destination` by index."""
         return f"{self.source_names[source]}->{self.destination_names[destination]}"
 
+    def size(self, level: str, width: int = 1) -> int:
+        """Number of its edges, of its nodes but `logits`, or of neurons of nodes with `width` entries."""
+        return {"edge": self.n_edges, "node": self.n_sources, "neuron": self.n_sources * width}[level]
+
     def mask(self, edges: Sequence[str | tuple[int, int]]) -> Tensor:
         """[n_sources, n_destinations] bool of edges given by name or index pair."""
         mask = torch.zeros(self.n_sources, self.n_destinations, dtype=torch.bool)

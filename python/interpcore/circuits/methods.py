@@ -45,6 +45,11 @@ class Method:
         return by_gradients and not self.own_rules
 
     @property
+    def edges_alone(self) -> bool:
+        """Whether it scores edges, and neither nodes nor neurons."""
+        return "qk_fix" in self.options or self.options.get("method") == "information-flow-routes"
+
+    @property
     def own_rules(self) -> bool:
         """Whether its backward walk is not that of plain gradients (RelP, GradDrop, QK-fix)."""
         return bool({"rules", "qk_fix"} & set(self.options))

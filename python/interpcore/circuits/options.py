@@ -33,6 +33,7 @@ DIRECTIONS = ("helps", "hurts")
 """What a positive score of a foreign file means."""
 IG_STEPS = (2, 3, 5, 7, 10, 15, 20, 30, 50)
 SIZES = "Edges, as a count (200), share (0.05) or 5%; again for more. Default: the study's."
+OF_LEVEL = "Of edges, nodes (a source's whole output) or neurons (its entries)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +160,23 @@ class ByMethods(OfTasks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attribute(ByMethods):
+class ByLevel(ByMethods):
+    """What experiments ask that count edges, nodes or neurons."""
+
+    level: str = option("edge", OF_LEVEL, choices=LEVELS)
+
+    def check_data(self) -> None:
+        """See `Options.check_data`: the methods' names, and which of them score edges alone."""
+        super().check_data()
+        alone = [name for name in self.methods if method_of(name).edges_alone]
+        if self.level != "edge" and alone:
+            raise Refused(f"--method {alone[0]} scores edges alone: leave out --level.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute(ByLevel):
     """What scoring by gradients asks."""
 
-    level: str = option(
-        "edge", "Score edges, nodes (a source's whole output) or neurons (its entries).", choices=LEVELS
-    )
     given: tuple[str, ...] = option(
         (),
         "Edges corrupted already, such as m1->logits or input->a0.h1<k>; again for more. Scores are then "
@@ -198,7 +210,7 @@ class Exact(OfTasks):
 
     top: str | None = option(None, "Only so many best edges of --verify: 200, 0.05 or 5%; default: all.")
     verify: str = option("eap", "The method whose best edges --top takes.")
-    level: str = option("edge", "Score edges, nodes or neurons.", choices=LEVELS)
+    level: str = option("edge", OF_LEVEL, choices=LEVELS)
     precision: str = option(
         "float32",
         "Of products: float32 leaves the model's own; bfloat16 rounds what an edge changes, and measures the "
@@ -230,10 +242,10 @@ class Evaluate(Base):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pareto(ByMethods):
+class Pareto(ByLevel):
     """What curves of faithfulness ask."""
 
-    sizes: tuple[str, ...] = option((), SIZES, flag="size")
+    sizes: tuple[str, ...] = option((), SIZES.replace("Edges", "Edges (--level)"), flag="size")
     random: int = option(100, "Random connected circuits per task to compare with.", least=0)
 
 

@@ -128,6 +128,15 @@ class Scores(AsTable):
         return found
 
     @property
+    def of_edges(self) -> Tensor:
+        """What a picture gives each edge [n_sources, n_destinations]: its score, or, where nodes or neurons
+        are scored, that of the node that it leaves (of its neurons the sum)."""
+        if self.level == "edge":
+            return self.values
+        node = self.scores if self.level == "node" else self.scores.nansum(1)
+        return node[:, None].expand(self.graph.legal.shape).masked_fill(~self.graph.legal, torch.nan)
+
+    @property
     def size(self) -> int:
         """Number of edges, nodes or neurons, as `level` says."""
         return self.graph.n_edges if self.level == "edge" else self.scores.numel()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
-from interpcore.circuits.circuit import Circuit, random_circuit, sizes_of
+from interpcore.circuits.chance import random_circuit
+from interpcore.circuits.circuit import Circuit, sizes_of
 from interpcore.circuits.graph import Graph
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.metrics import Metric

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
+from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import Graph
 from interpcore.circuits.metrics import Metric
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.cells import attribute_cell, curve_cell
-from interpcore.circuits.study.scored import Scored
+from interpcore.circuits.study.scored import Scored, at_level
 from interpcore.circuits.study.study import Study
 from interpcore.model import Model
 from interpcore.model.plain import Found, check_plain, plain_model, plain_run
@@ -70,17 +71,21 @@ class PairAgain(ShortRepr):
         return self.metric(logits[None], self.pair, self.logits[None])[0]
 
     @torch.no_grad()
-    def value(self, edges: Tensor) -> float:
-        """The metric with every edge outside a circuit [n_sources, n_destinations] bool corrupted."""
+    def value(self, edges: Tensor, neurons: Tensor | None = None) -> float:
+        """The metric with every edge outside a circuit [n_sources, n_destinations] bool corrupted, and what
+        its edges carry of entries outside its neurons [n_sources, d_model] bool, where they are given."""
 
         def read(destination: str, depth: int, stream: Tensor, found: Found) -> Tensor:
             at = destinations(self.graph, destination, depth)
             before = int(self.graph.prefix[at.start])
-            gone = ~edges[:before, at]
+            gone = ~edges[:before, at, None]
+            if neurons is not None:
+                gone = gone | ~neurons[:before, None]
             if not bool(gone.any()):
                 return stream
             moved = self.other[:before] - sources(self.model, self.graph, self.pair.clean[0], found, before)
-            own = stream + torch.einsum("sn,spd->npd", gone * self.graph.weights[:before, at], moved)
+            share = (gone * self.graph.weights[:before, at, None]).expand(-1, -1, moved.shape[-1])
+            own = stream + torch.einsum("snd,spd->npd", share, moved)
             return own if destination in "qkv" else own[0]
 
         return float(self.measured(plain_run(self.model, self.pair.clean[0], read=read).logits[-1]))
@@ -274,17 +279,18 @@ def _curve(again: _Again, row: Row) -> list[Table]:
     """A curve's values by pair and circuit, and what its rows say of them."""
     study, asked = again.study, row.parameters
     task, method, sizes, on = asked["task"], asked["method"], asked["sizes"], asked.get("on")
-    file = study.value_file(task, method, sizes, on)
+    level = asked.get("level", "edge")
+    file = study.value_file(task, method, sizes, on, level)
     values = read_tensors(file)[0]["values"]
     graph, metric = study.graph, study.metric(on or task)
-    circuits = [c.edges for c in study.circuits(task, method, sizes)]
-    circuits = [graph.legal, torch.zeros_like(graph.legal), *circuits]
+    whole = [Circuit.full(graph), Circuit.empty(graph)]
+    circuits = [*whole, *study.circuits(task, method, sizes, level)]
     n = values.shape[1]
-    named = ["the whole graph", "no edge", *(f"the circuit of {size} edges" for size in sizes)]
+    named = ["the whole graph", "no edge", *(f"the circuit of {size} {level}s" for size in sizes)]
 
     def value(number: int) -> Cell:
         i, c = divmod(number, len(circuits))  # pair by pair
-        found = again.pair(on or task, "held-out", metric, i).value(circuits[c])
+        found = again.pair(on or task, "held-out", metric, i).value(circuits[c].edges, circuits[c].neurons)
         where = f"{metric.name} of {named[c]} on pair {i} of {on or task}, in {file.name}"
         return Cell(where, float(values[c, i]), found, float(values[:, i].norm()))
 
@@ -300,7 +306,7 @@ def _curve(again: _Again, row: Row) -> list[Table]:
         where = f"{name} of {named[2 + c]} of {task}, {method}"
         return Cell(where, float(stored), found, max(abs(found), 1.0), open=close)
 
-    title = f"{task} {method} on {on or task}"
+    title = f"{task} {at_level(method, level)} on {on or task}"
     return [
         Table(f"{title}: values", n * len(circuits), value, "the pair alone, every destination by itself"),
         Table(f"{title}: curve", len(results) * len(MEASURED), mean, "means over the pairs' values", 1e-9),

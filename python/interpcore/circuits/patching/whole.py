@@ -34,7 +34,7 @@ def check_edges(model: GenericModel) -> None:
     if why is not None:
         raise GraphError(
             f"{model.spec.name} runs through the generic adapter, which sees its nodes but no edges: {why} "
-            "Nodes can be scored (--level node)."
+            "Nodes can be scored: circuits attribute, circuits exact --level node."
         )
 
 

@@ -11,12 +11,34 @@ from interpcore._shown import ShortRepr
 from interpcore.circuits.circuit import Circuit, nested
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.cells import ENOUGH, enough
+from interpcore.circuits.study.scored import at_level
 from interpcore.runs import is_run, read_card
 from interpcore.runs.frames import read_frame
 
 NOT_MEASURED = "No circuit of these scores was measured: interpcore circuits pareto measures them."
+MOST = 500, 2000
+"""Arrows of a page, and how many there may be so that the smallest faithful circuit is among them."""
 NONE_FAITHFUL = f"None of the circuits measured keeps {ENOUGH:g} of the metric."
 KNOWN = ("kept", "faithfulness", "faithfulness_low", "faithfulness_high", "pairs", "metric")
+
+
+WIDTHS = {
+    "edge": "|score|",
+    "node": "|score| of the node that an edge leaves",
+    "neuron": "|sum of its neurons' scores| of the node that an edge leaves",
+}
+"""What lines are as wide as, by the level of the scores."""
+
+
+def in_words(circuit: Circuit, edges: int | None = None) -> str:
+    """How large a circuit is: "12 nodes, 143 edges".
+
+    Args:
+        circuit: what is counted.
+        edges: how many edges are drawn of it; None for all.
+    """
+    counted = f"{circuit.n_edges if edges is None else edges:,} edges"
+    return counted if circuit.level == "edge" else f"{circuit.size:,} {circuit.level}s, {counted}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +46,7 @@ class About(ShortRepr):
     """What a picture or page of a circuit says beside its edges.
 
     Args:
-        rows: of the study's circuits, by number of edges, the columns `KNOWN`; () where none was measured.
+        rows: of the study's circuits, by their size, the columns `KNOWN`; () where none was measured.
         circuits: the circuit of each row, each within the next.
     """
 
@@ -37,6 +59,12 @@ class About(ShortRepr):
         best = enough([dict(row) for row in self.rows])
         return None if best is None else [row["kept"] for row in self.rows].index(best["kept"])
 
+    @property
+    def most(self) -> int:
+        """How many of the strongest edges a page of these circuits draws."""
+        faithful = 0 if self.opens is None else self.circuits[self.opens].n_edges
+        return max(MOST[0], min(faithful, MOST[1]))
+
     @classmethod
     def of(
         cls,
@@ -48,14 +76,15 @@ class About(ShortRepr):
         """Out of the rows of a study's curve for these scores.
 
         Args:
-            scores: of the edges.
+            scores: of the edges, nodes or neurons.
             rows: with `requested` and the columns `KNOWN`.
             selection, absolute: how the study chose circuits.
         """
         by_size = {int(row["kept"]): row for row in rows if int(row["kept"])}
         listed = [by_size[kept] for kept in sorted(by_size)]
         requested = [int(row["requested"]) for row in listed]
-        circuits = nested(scores, requested, selection, absolute=absolute) if requested else []
+        how: dict[str, Any] = {"absolute": absolute, "level": scores.level}
+        circuits = nested(scores, requested, selection, **how) if requested else []
         return cls([{name: row[name] for name in KNOWN} for row in listed], circuits)
 
     @classmethod
@@ -69,11 +98,13 @@ class About(ShortRepr):
         """
         path = Path(file).absolute()
         run = path.parents[3] if len(path.parents) > 3 else path.parent
-        table = run / "artifacts" / "tables" / "faithfulness.parquet"
+        name = at_level("faithfulness", scores.level)
+        table = run / "artifacts" / "tables" / f"{name}.parquet"
         if not is_run(run) or not table.is_file():
             return cls()
         frame = read_frame(table)
-        mine = frame[(frame.task == path.parent.name) & (frame.method == path.stem)]
+        method = path.stem.removesuffix(at_level("", scores.level))
+        mine = frame[(frame.task == path.parent.name) & (frame.method == method)]
         how = read_card(run).arguments
         rows = mine.to_dict("records")
         return cls.of(scores, rows, how.get("selection", "greedy"), how.get("absolute", True))

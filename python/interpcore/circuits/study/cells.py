@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from interpcore.circuits.attribution.attribute import attribute
-from interpcore.circuits.circuit import nested, random_circuit, select, sizes_of
+from interpcore.circuits.chance import random_circuit
+from interpcore.circuits.circuit import nested, sizes_of
 from interpcore.circuits.files import load_scores
 from interpcore.circuits.methods import method_of
 from interpcore.circuits.patching.exact import exact, verify
+from interpcore.circuits.patching.whole import check_edges
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.agreement import MIB_POINTS, cmd, cpr
 from interpcore.circuits.study.scored import FULL, Scored, check_scored, in_precision
 from interpcore.circuits.study.study import Study
 from interpcore.errors import Refused
+from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import check_made_on
 from interpcore.runs import Ledger, cell_seed, write_tensors
 
@@ -137,13 +140,7 @@ def file_cell(
     the file's own circuit where no sizes are given."""
     scores, circuit = load_scores(file, direction)
     scores.graph.check_model(study.model)
-    options, level = study.options, scores.level
-    if not sizes:
-        chosen = [circuit]
-    elif level == "edge":
-        chosen = nested(scores, sizes, options.selection, absolute=options.absolute)
-    else:
-        chosen = [select(scores, size, absolute=options.absolute, level=level) for size in sizes]
+    chosen = study.chosen(scores, sizes) if sizes else [circuit]
     rows = study.measure(task, chosen, other_model=True).rows  # checked before the cell
     return [{"task": task, "on": task, "method": Path(file).name} | row for row in rows]
 
@@ -162,19 +159,20 @@ def mib_cell(study: Study, task: str, file: str, sha256: str, direction: str) ->
 
 
 def curve_cell(
-    study: Study, task: str, method: str, sizes: Sequence[int], on: str | None = None
+    study: Study, task: str, method: str, sizes: Sequence[int], on: str | None = None, level: str = "edge"
 ) -> list[dict[str, Any]]:
     """Faithfulness of a task's circuits at several sizes, on its own held-out pairs or on those of task
     `on`."""
-    found = study.measure(on or task, study.circuits(task, method, sizes))
-    write_tensors(study.value_file(task, method, sizes, on), {"values": found.values})
+    found = study.measure(on or task, study.circuits(task, method, sizes, level))
+    write_tensors(study.value_file(task, method, sizes, on, level), {"values": found.values})
     return [{"task": task, "on": on or task, "method": method} | row for row in found.rows]
 
 
-def random_cell(study: Study, task: str, size: int, draws: int) -> list[dict[str, Any]]:
+def random_cell(study: Study, task: str, size: int, draws: int, level: str = "edge") -> list[dict[str, Any]]:
     """Faithfulness of random connected circuits of a size."""
-    seeds = [cell_seed(study.options.seed, f"random {task} {size} {i}") for i in range(draws)]
-    circuits = [random_circuit(study.graph, size, seed % 2**31) for seed in seeds]
+    width = study.model.spec.d_model if level == "neuron" else 1
+    seeds = [cell_seed(study.options.seed, f"random {task} {size} {i}") % 2**31 for i in range(draws)]
+    circuits = [random_circuit(study.graph, size, seed, level, width) for seed in seeds]
     rows = study.measure(task, circuits).rows
     return [{"task": task, "on": task, "method": "random"} | row for row in rows]
 
@@ -266,17 +264,26 @@ def _file_cell(
 
 
 def run_curves(
-    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]
+    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], level: str = "edge"
 ) -> list[dict[str, Any]]:
-    """Scores and faithfulness over circuit sizes; returns one row per task, method and size."""
-    run_scores(study, tasks, methods)
-    grid = [{"task": t, "method": m, "sizes": list(sizes)} for t in tasks for m in methods]
+    """Scores and faithfulness over circuit sizes; returns one row per task, method and size.
+
+    Raises: as `run_scores`, and GraphError for a model whose circuits cannot be run.
+    """
+    if isinstance(study.model, GenericModel):
+        check_edges(study.model)
+    run_scores(study, tasks, methods, level=level)
+    asked = [Scored(method, level) for method in methods]
+    grid = [{"task": task} | each.cell | {"sizes": list(sizes)} for task in tasks for each in asked]
     return [row for rows in study.cells(curve_cell, grid) for row in rows]
 
 
-def run_random(study: Study, sizes: dict[str, int], draws: int = 100) -> list[dict[str, Any]]:
+def run_random(
+    study: Study, sizes: dict[str, int], draws: int = 100, level: str = "edge"
+) -> list[dict[str, Any]]:
     """Faithfulness of random connected circuits, of one size per task."""
-    grid = [{"task": t, "size": size, "draws": draws} for t, size in sizes.items()]
+    more = {} if level == "edge" else {"level": level}
+    grid = [{"task": t, "size": size, "draws": draws} | more for t, size in sizes.items()]
     return [row for rows in study.cells(random_cell, grid) for row in rows]
 
 
@@ -292,6 +299,6 @@ def run_cross(study: Study, sizes: dict[str, int], method: str = "exact") -> lis
 
 
 def enough(rows: Sequence[dict[str, Any]], least: float = ENOUGH) -> dict[str, Any] | None:
-    """Of one task's rows that with the fewest edges that is faithful enough; None where there is none."""
+    """Of one task's rows that of the smallest circuit that is faithful enough; None where there is none."""
     good = [row for row in rows if row["faithfulness"] >= least]
     return min(good, key=lambda row: (row["kept"], -row["faithfulness"]), default=None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study.about import About
+from interpcore.circuits.study.about import WIDTHS, About, in_words
 from interpcore.circuits.study.page import circuit_page
 from interpcore.circuits.study.placement import (
     BOX,
@@ -93,7 +93,7 @@ def circuit_figure(
     axes.set(xlim=(middle - width / 2, middle + width / 2), ylim=(min(ys) - 0.6, max(ys) + 0.6))
     axes.set_axis_off()
     left = circuit.n_edges - len(drawn)
-    count = f"{circuit.n_edges:,} edges" + (f", the {len(drawn):,} strongest drawn" if left else "")
+    count = in_words(circuit) + (f", the {len(drawn):,} strongest drawn" if left else "")
     axes.set_title(f"{title}: {count}" if title else count, fontsize=9)
     largest = max((abs(a.score) for a in drawn if not math.isnan(a.score)), default=0.0)
     for arrow in reversed(drawn):  # the strongest on top
@@ -111,9 +111,9 @@ def _caption(circuit: Circuit, scores: Scores | None, about: About | None) -> st
         )
     data = f"{scores.method} of {scores.task or 'pairs'}, {scores.metric}"
     known = {row["kept"]: at for at, row in enumerate(about.rows)} if about else {}
-    note = "Line width: |score|. Heads show the inputs q, k, v that edges enter."
-    if about is not None and circuit.n_edges in known:
-        note += f" This circuit: {about.said(known[circuit.n_edges])}."
+    note = f"Line width: {WIDTHS[scores.level]}. Heads show the inputs q, k, v that edges enter."
+    if about is not None and circuit.level == scores.level and circuit.size in known:
+        note += f" This circuit: {about.said(known[circuit.size])}."
     return caption(model=scores.model or "not said", data=data, n=f"{scores.examples} pairs", note=note)
 
 

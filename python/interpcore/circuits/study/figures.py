@@ -58,14 +58,15 @@ def first_figure(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-def faithfulness_figure(rows: pd.DataFrame, share: bool = False) -> Figure:
-    """Figures 3, 10 and 11: faithfulness over the edges kept, a panel per task, a line per method."""
+def faithfulness_figure(rows: pd.DataFrame, share: bool = False, level: str = "edge") -> Figure:
+    """Figures 3, 10 and 11: faithfulness over the edges (nodes, neurons) kept, a panel per task, a line per
+    method."""
     tasks = list(dict.fromkeys(rows.task))
     columns = min(3, len(tasks))
     figure, panels = new_figure(2.9 * columns, 2.3 * math.ceil(len(tasks) / columns), len(tasks), columns)
     for panel, task in zip(panels, tasks, strict=True):
         mine = rows[rows.task == task]
-        _faithfulness(panel, mine, title=_title(mine), legend=panel is panels[-1], share=share)
+        _faithfulness(panel, mine, _title(mine), panel is panels[-1], share, level)
     return figure
 
 
@@ -189,7 +190,12 @@ def circuit_overlap_figure(tables: dict[str, pd.DataFrame], tasks: Sequence[str]
 
 
 def _faithfulness(
-    panel: Axes, rows: pd.DataFrame, title: str, legend: bool = True, share: bool = False
+    panel: Axes,
+    rows: pd.DataFrame,
+    title: str,
+    legend: bool = True,
+    share: bool = False,
+    level: str = "edge",
 ) -> None:
     for place, method in enumerate(dict.fromkeys(rows.method)):
         part = rows[rows.method == method].sort_values("kept")
@@ -210,7 +216,7 @@ def _faithfulness(
     panel.set_ylim(max(-0.6, low), min(1.6, high))
     if len(defined):
         _log(panel)
-    _finish(panel, "share of edges" if share else "edges", "faithfulness", title)
+    _finish(panel, f"share of {level}s" if share else f"{level}s", "faithfulness", title)
     if legend:
         panel.legend(frameon=False, fontsize=SMALL, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.scores import Scores
-from interpcore.circuits.study.about import NONE_FAITHFUL, NOT_MEASURED, About
+from interpcore.circuits.study.about import NONE_FAITHFUL, NOT_MEASURED, WIDTHS, About, in_words
 from interpcore.circuits.study.placement import (
     BOX,
     FILLS,
@@ -51,7 +51,7 @@ def circuit_page(
     """
     about = about or About()
     drawn = arrows(circuit, scores, most)
-    heading = title or f"A circuit of {circuit.n_edges:,} edges"
+    heading = title or f"A circuit of {in_words(circuit)}"
     sizes, members = _sizes(drawn, about)
     data = {
         "nodes": [[p.name, p.kind, p.x, p.y] for p in places(circuit, drawn).values()],
@@ -62,6 +62,7 @@ def circuit_page(
         "first": members,
         "sizes": sizes,
         "opens": _opens(drawn, sizes, about),
+        "width": WIDTHS["edge" if scores is None else scores.level],
         "unmeasured": NOT_MEASURED if not about.rows else NONE_FAITHFUL if about.opens is None else "",
         "total": circuit.n_edges,
         "example": {} if scores is None else scores.notes.get("example", {}),
@@ -94,7 +95,7 @@ def _sizes(drawn: list[Arrow], about: About) -> tuple[list[dict[str, Any]], list
         members = members or [len(about.circuits)] * len(drawn)
         for name in own:
             members[place[name]] = min(members[place[name]], at)
-        sizes.append({"edges": len(own), "said": about.said(at)})
+        sizes.append({"size": in_words(chosen, len(own)), "said": about.said(at)})
     return sizes, members
 
 

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.options import Figures
 from interpcore.circuits.study import figures, tables
+from interpcore.circuits.study.compare import agreement_table, scores_of
 from interpcore.circuits.study.published import GPT2_SMALL, manual_circuit, recovery
 from interpcore.circuits.study.report import (
     CROSSED,
     CURVES,
     OVERLAPS,
     STEPS,
-    agreement_table,
     best_small,
     circuits_of,
     crossed,
     curves,
     save,
-    scores_of,
     stepped,
 )
 from interpcore.circuits.study.study import Study
@@ -107,9 +106,7 @@ def circuit_sizes(study: Study, tasks: Sequence[str], every: pd.DataFrame, metho
     if study.graph == GPT2_SMALL:
         return {task: PAPER_CIRCUITS[task] for task in tasks}
     rows = every[every.method == method].to_dict("records")
-    return {
-        task: int(best_small(study, [r for r in rows if r["task"] == task])["requested"]) for task in tasks
-    }
+    return {task: int(best_small([r for r in rows if r["task"] == task])["requested"]) for task in tasks}
 
 
 def _exact_figures(study: Study, tasks: list[str], sizes: Sequence[int]) -> tuple[Path, ...]:

@@ -43,7 +43,7 @@ class Arrow:
     Args:
         source, target: node names.
         letter: "q", "k", "v" or "".
-        score: its score; NaN where it has none.
+        score: its score, or its source's where nodes or neurons are scored; NaN where there is none.
     """
 
     source: str
@@ -73,7 +73,7 @@ def arrows(circuit: Circuit, scores: Scores | None = None, most: int | None = No
         raise GraphError(f"The scores are of another graph: {scores.graph}, not {circuit.graph}.")
     graph = circuit.graph
     pairs = circuit.edges.nonzero()
-    values = torch.full((len(pairs),), torch.nan) if scores is None else scores.values[*pairs.unbind(1)]
+    values = torch.full((len(pairs),), torch.nan) if scores is None else scores.of_edges[*pairs.unbind(1)]
     order = values.abs().nan_to_num(-1).sort(descending=True, stable=True).indices[:most]
     group = graph.heads // graph.kv_heads
     found = []

@@ -11,9 +11,8 @@ from interpcore.circuits.circuit import Circuit
 from interpcore.circuits.files import load_scores
 from interpcore.circuits.graph import GraphError
 from interpcore.circuits.methods import method_of
-from interpcore.circuits.options import Attribute, ByMethods, Evaluate, Exact, IgSteps, OfCircuits, Pareto
+from interpcore.circuits.options import Attribute, Evaluate, Exact, IgSteps, OfCircuits, Pareto
 from interpcore.circuits.patching.faithfulness import more_faithful
-from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import figures, tables
 from interpcore.circuits.study.about import About
 from interpcore.circuits.study.apart import by_segment, given_edges
@@ -28,10 +27,10 @@ from interpcore.circuits.study.cells import (
     run_verified,
 )
 from interpcore.circuits.study.page import circuit_page
-from interpcore.circuits.study.scored import FULL
+from interpcore.circuits.study.scored import FULL, at_level
 from interpcore.circuits.study.study import MEASURED, Study
 from interpcore.errors import Refused
-from interpcore.runs import RunCard, read_tensors, write_json
+from interpcore.runs import RunCard, read_tensors
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
 from interpcore.runs.plots import caption, save_figure
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 0.3
-"""Share of the edges up to which a circuit counts as small."""
+"""Share of all edges (nodes, neurons) up to which a circuit counts as small."""
 
 SCORED = (
     "pairs: that scores are made from; completeness_gap: scores of the edges that leave the input, over "
@@ -57,17 +56,26 @@ ROUNDED = (
     "effects: root of the summed squared differences of effects to float32's, over that of the effects."
 )
 FAITHFUL = (
-    "requested, kept: size asked for, edges once dangling ones are cut; faithfulness: (value - ablated) / "
+    "requested, kept: size asked for, {level}s once dangling ones are cut; faithfulness: (value - ablated) / "
     "(clean - ablated) of the metric on held-out pairs, _low to _high its 95% interval (Fieller's, "
     "over pairs)."
 )
 BESIDE = (
     "One row per task: its smallest circuit that keeps 85% (reached: yes; no: none of those tried does, "
     "and the "
-    "row is the most faithful of at most 30% of the edges), share: of all edges; gap_<method>: completeness "
-    "gap of the scores; random_: faithfulness of random connected circuits of its size."
+    "row is the most faithful of at most 30% of the {level}s), share: of all {level}s; gap_<method>: "
+    "completeness gap of the scores; random_: faithfulness of random connected circuits of its size."
 )
+BETWEEN = {
+    "edge": (),
+    "node": ("A circuit of nodes holds every edge between them; what other nodes write is corrupted.",),
+    "neuron": (
+        "Neurons are entries of what nodes write. A circuit of them holds every edge between their nodes; "
+        "other entries are corrupted.",
+    ),
+}
 SHOWN = (
+    "level",
     "requested",
     "kept",
     "nodes",
@@ -87,11 +95,11 @@ def attributed(study: Study, asked: Attribute) -> Report:
     by `segment` one per segment."""
     tasks = study.options.chosen(asked.tasks)
     if asked.given:
-        return _report(study, *given_edges(study, tasks, asked.methods, asked.given))
+        return report_of(study, *given_edges(study, tasks, asked.methods, asked.given))
     if asked.segment:
-        return _report(study, *by_segment(study, tasks, asked.methods, asked.segment))
+        return report_of(study, *by_segment(study, tasks, asked.methods, asked.segment))
     rows = run_scores(study, tasks, asked.methods, level=asked.level)
-    return _report(study, tables.frame(rows), (), SCORED, GAP, _scores_are_in(study))
+    return report_of(study, tables.frame(rows), (), SCORED, GAP, _scores_are_in(study))
 
 
 def exactly(study: Study, asked: Exact) -> Report:
@@ -105,81 +113,100 @@ def exactly(study: Study, asked: Exact) -> Report:
         top, tasks = study.edges(asked.top), study.options.chosen(asked.tasks)
         rows = run_verified(study, tasks, asked.verify, top, asked.precision)
     notes = () if asked.precision == FULL else (ROUNDED,)
-    return _report(study, tables.frame(rows), (), *notes, _scores_are_in(study))
+    return report_of(study, tables.frame(rows), (), *notes, _scores_are_in(study))
 
 
 def evaluated(study: Study, asked: Evaluate) -> Report:
     """Faithfulness of what a file of scores holds: one row per size, or MIB's areas."""
     asked.check_data()
     path = Path(asked.scores)
+    loaded, own = load_scores(path, asked.direction)[0], study.model.spec.name
+    if asked.mib and loaded.level != "edge":
+        raise Refused(f"--mib measures circuits of edges; {path} holds scores of {loaded.level}s.")
     if asked.mib:
         areas = run_mib(study, study.options.chosen_one(asked.task), path, asked.direction, asked.other_model)
-        return _report(study, tables.frame([areas]), ())
-    loaded, notes, own = load_scores(path, asked.direction)[0], [FAITHFUL], study.model.spec.name
+        return report_of(study, tables.frame([areas]), ())
+    notes = counted(FAITHFUL, level=loaded.level)
     if loaded.model and Path(loaded.model).name != Path(own).name:
         notes.append(f"These are scores of {loaded.model}, measured on {own}.")
-    sizes = [] if asked.circuit else study.sizes(asked.sizes, loaded)
+    sizes = [] if asked.circuit else study.sizes(asked.sizes, loaded.level)
     rows = run_file(
         study, study.options.chosen_one(asked.task), path, sizes, asked.direction, asked.other_model
     )
-    return _report(study, tables.frame(rows), (), *notes, shown=SHOWN)
+    table = tables.frame(rows)
+    return report_of(study, table, (), *notes, shown=tuple(name for name in SHOWN if name in table))
 
 
 def pareto(study: Study, asked: Pareto) -> Report:
     """Faithfulness over sizes, and against random circuits as large as the smallest that is faithful enough:
     one row per task, see `summary`."""
-    sizes = study.sizes(asked.sizes)
-    table, rows = curves(study, study.options.chosen(asked.tasks), asked.methods, sizes, asked.random)
-    picture = figures.faithfulness_figure(tables.frame(rows))
-    files = (*save(study, "pareto", picture, note=CURVES), *circuit_pages(study, table, rows))
-    return _report(study, table, files, FAITHFUL, BESIDE, GAP)
+    level, tasks = asked.level, study.options.chosen(asked.tasks)
+    sizes = study.sizes(asked.sizes, level)
+    table, rows = curves(study, tasks, asked.methods, sizes, asked.random, level)
+    picture = figures.faithfulness_figure(tables.frame(rows), level=level)
+    note = " ".join([CURVES, *BETWEEN[level]])
+    files = (*save(study, at_level("pareto", level), picture, note=note), *circuit_pages(study, table, rows))
+    return report_of(study, table, files, *counted(FAITHFUL, BESIDE, *BETWEEN[level], GAP, level=level))
+
+
+def counted(*notes: str, level: str) -> list[str]:
+    """Notes that say what is counted."""
+    return [note.format(level=level) for note in notes]
 
 
 def circuit_pages(study: Study, table: pd.DataFrame, rows: tables.Rows) -> list[Path]:
     """A page per task with the circuits of the method that has the smallest faithful one."""
     options, files = study.options, []
-    for line in table.itertuples():
-        scores = study.scores(line.task, line.method)
-        mine = [row for row in rows if (row["task"], row["method"]) == (line.task, line.method)]
+    for line in table.to_dict("records"):
+        task, method, level = line["task"], line["method"], line.get("level", "edge")
+        scores = study.scores(task, at_level(method, level))
+        mine = [row for row in rows if (row["task"], row["method"]) == (task, method)]
         about = About.of(scores, mine, options.selection, options.absolute)
-        title = f"{line.task} on {Path(scores.model).name}, {method_of(line.method).column}"
-        page = circuit_page(Circuit.full(scores.graph), scores, title=title, about=about)
-        files.append(page.save(study.artifacts.artifact(f"pages/{line.task}.html")))
+        title = f"{task} on {Path(scores.model).name}, {at_level(method_of(method).column, level)}"
+        page = circuit_page(Circuit.full(scores.graph), scores, title=title, about=about, most=about.most)
+        files.append(page.save(study.artifacts.artifact(f"pages/{at_level(task, level)}.html")))
     return files
 
 
 def curves(
-    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], draws: int
+    study: Study,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    sizes: Sequence[int],
+    draws: int,
+    level: str = "edge",
 ) -> tuple[pd.DataFrame, tables.Rows]:
     """What `pareto` runs and writes as tables: its table, and the rows of all curves and random circuits."""
-    rows = run_curves(study, tasks, methods, sizes)
+
+    def write(name: str, table: pd.DataFrame) -> None:
+        write_frame(study.artifacts.artifact(f"tables/{at_level(name, level)}"), table)
+
+    rows = run_curves(study, tasks, methods, sizes, level)
     chance = []
     if draws:
-        compared = {task: _compared(study, [r for r in rows if r["task"] == task]) for task in tasks}
-        chance = run_random(study, compared, draws)
+        compared = {task: _compared([r for r in rows if r["task"] == task]) for task in tasks}
+        chance = run_random(study, compared, draws, level)
     for task in tasks:
-        write_frame(
-            study.artifacts.artifact(f"tables/pareto/{task}"),
-            tables.pareto_table([r for r in rows if r["task"] == task]),
-        )
+        write(f"pareto/{task}", tables.pareto_table([r for r in rows if r["task"] == task]))
     every = [*rows, *chance]
-    write_frame(study.artifacts.artifact("tables/faithfulness"), tables.frame(every))
+    write("faithfulness", tables.frame(every))
     if len(methods) > 1:
-        write_frame(study.artifacts.artifact("tables/paired"), paired(study, tasks, methods, sizes))
+        write("paired", paired(study, tasks, methods, sizes, level))
     table = summary(study, tasks, methods, rows, chance)
-    write_frame(study.artifacts.artifact("tables/tasks"), table)
+    write("tasks", table)
     return table, every
 
 
-def paired(study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
+def paired(
+    study: Study, tasks: Sequence[str], methods: Sequence[str], sizes: Sequence[int], level: str = "edge"
+) -> pd.DataFrame:
     """Every two methods' circuits of a size compared on the same pairs: how much more faithful the second
     one's is, with its paired interval (NaN where faithfulness is not defined)."""
     listed = []
     for task in tasks:
         held_out = study.pairs(task)[1]
-        values = {
-            m: held_out.by_pair(read_tensors(study.value_file(task, m, sizes))[0]["values"]) for m in methods
-        }
+        files = {m: study.value_file(task, m, sizes, level=level) for m in methods}
+        values = {m: held_out.by_pair(read_tensors(file)[0]["values"]) for m, file in files.items()}
         for first, second in itertools.combinations(methods, 2):
             for at, size in enumerate(sizes, 2):
                 line = {"task": task, "requested": size, "first": first, "second": second}
@@ -204,16 +231,18 @@ def summary(
     listed = []
     for task in tasks:
         mine = [row for row in rows if row["task"] == task]
-        best = best_small(study, mine)
-        line: dict[str, Any] = {"task": task, "metric": best["metric"], "held_out": best["pairs"]}
+        best = best_small(mine)
+        level = best.get("level", "edge")
+        line: dict[str, Any] = {"task": task} | ({} if level == "edge" else {"level": level})
+        line |= {"metric": best["metric"], "held_out": best["pairs"]}
         line |= {"clean": best["clean"], "ablated": best["ablated"]}
         for method in methods:
-            notes = study.scores(task, method).notes
+            notes = study.scores(task, at_level(method, level)).notes
             if "completeness_gap" in notes:
                 line[f"gap_{method_of(method).column}"] = notes["completeness_gap"]
             if method_of(method).options.get("steps") == "auto":
                 line["steps_auto"] = notes["steps"]
-        line |= {"method": best["method"], "kept": best["kept"], "share": best["kept"] / study.graph.n_edges}
+        line |= {"method": best["method"], "kept": best["kept"], "share": best["share"]}
         line["reached"] = "no" if enough(mine) is None else "yes"
         line |= {name: best[name] for name in (*MEASURED, "refused")}
         drawn = [row["faithfulness"] for row in chance if row["task"] == task]
@@ -227,14 +256,14 @@ def summary(
     return tables.frame(listed)
 
 
-def best_small(study: Study, rows: tables.Rows) -> dict[str, Any]:
+def best_small(rows: tables.Rows) -> dict[str, Any]:
     """The smallest circuit that is faithful enough; else the most faithful of the small ones."""
-    small = [row for row in rows if row["kept"] <= LARGEST * study.graph.n_edges] or list(rows)
+    small = [row for row in rows if row["share"] <= LARGEST] or list(rows)
     return enough(rows) or max(small, key=lambda row: -1e9 if row["refused"] else row["faithfulness"])
 
 
-def _compared(study: Study, rows: tables.Rows) -> int:
-    return int(best_small(study, rows)["kept"])
+def _compared(rows: tables.Rows) -> int:
+    return int(best_small(rows)["kept"])
 
 
 def overlap(study: Study, asked: OfCircuits) -> Report:
@@ -250,7 +279,7 @@ def overlap(study: Study, asked: OfCircuits) -> Report:
     shown |= {"node recall": found["node_overlap"], "edge recall": found["edge_overlap"]}
     note = f"{OVERLAPS} Circuits of {edges} edges by {method_of(asked.method).column}."
     files = save(study, "overlap", figures.heatmap_figure(shown), note=note)
-    return _report(study, tables.labelled(found["edge_ious"], "edge IoU"), files)
+    return report_of(study, tables.labelled(found["edge_ious"], "edge IoU"), files)
 
 
 def cross_task(study: Study, asked: OfCircuits) -> Report:
@@ -259,7 +288,7 @@ def cross_task(study: Study, asked: OfCircuits) -> Report:
     normal = crossed(study, tasks, asked.method, dict.fromkeys(tasks, edges))
     note = f"{CROSSED} Circuits of {edges} edges by {method_of(asked.method).column}."
     files = save(study, "cross-task", figures.heatmap_figure({"faithfulness": normal}), note=note)
-    return _report(study, tables.labelled(normal, "measured on"), files)
+    return report_of(study, tables.labelled(normal, "measured on"), files)
 
 
 def crossed(study: Study, tasks: Sequence[str], method: str, sizes: dict[str, int]) -> pd.DataFrame:
@@ -275,7 +304,7 @@ def ig_steps(study: Study, asked: IgSteps) -> Report:
     """Faithfulness of EAP and of EAP-IG by its number of steps."""
     frame = stepped(study, study.options.chosen(asked.tasks), study.sizes(asked.sizes), asked.steps)
     shown = ("task", "method", "requested", "kept", "faithfulness", "completeness_gap")
-    return _report(
+    return report_of(
         study, frame, save(study, "ig-steps", figures.steps_figure(frame), note=STEPS), GAP, shown=shown
     )
 
@@ -295,37 +324,6 @@ def stepped(study: Study, tasks: Sequence[str], sizes: Sequence[int], steps: Seq
     ]
     write_frame(study.artifacts.artifact("tables/ig-steps/all"), frame)
     return frame
-
-
-def compare(study: Study, asked: ByMethods) -> Report:
-    """Agreement of estimated scores with exact ones: one row per task and method."""
-    return _report(study, agreement_table(study, study.options.chosen(asked.tasks), asked.methods), ())
-
-
-def agreement_table(study: Study, tasks: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
-    """What `compare` runs and writes: its table."""
-    scores = scores_of(study, tasks, [*methods, "exact"])
-    facts = tables.agreement_facts(scores)
-    write_json(study.artifacts.artifact("tables/agreement/correlations.json"), facts)
-    depth = min(400, study.graph.n_edges)
-    write_frame(
-        study.artifacts.artifact("tables/agreement/all-overlap"), tables.average_overlap_table(scores, depth)
-    )
-    listed = []
-    for task in tasks:
-        for method in methods:
-            key = f"{task}_{tables.SHORT.get(method, method)}"
-            line = {"task": task, "method": method, "pearson": facts[key]}
-            listed.append(line | {n: facts[f"{key}_{n}"] for n in ("kendall", "kendall_top", "diff", "sign")})
-    table = tables.frame(listed)
-    write_frame(study.artifacts.artifact("tables/agreement/scores"), table)
-    return table
-
-
-def scores_of(study: Study, tasks: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Scores]]:
-    """Scores of tasks by methods; those that the folder lacks are made first."""
-    run_scores(study, tasks, methods)
-    return {task: {method: study.scores(task, method) for method in methods} for task in tasks}
 
 
 def circuits_of(study: Study, tasks: Sequence[str], method: str, sizes: dict[str, int]) -> dict[str, Circuit]:
@@ -365,9 +363,10 @@ def save(
     )
 
 
-def _report(
+def report_of(
     study: Study, table: pd.DataFrame, files: Sequence[Path], *notes: str, shown: tuple[str, ...] = ()
 ) -> Report:
+    """A report whose notes end with what was left out of the pairs."""
     return Report(table, tuple(files), (*notes, *study.left_out), shown=shown)
 
 

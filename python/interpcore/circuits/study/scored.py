@@ -58,8 +58,7 @@ class Scored:
     @property
     def shown(self) -> str:
         """Name in tables: "eap", "eap-node", "exact-neuron-bfloat16"."""
-        name = self.method if self.level == "edge" else f"{self.method}-{self.level}"
-        return in_precision(name, self.precision)
+        return in_precision(at_level(self.method, self.level), self.precision)
 
     @property
     def file(self) -> str:
@@ -68,6 +67,11 @@ class Scored:
         if self.given:
             name += f"-given-{hashlib.sha256(' '.join(self.given).encode()).hexdigest()[:8]}"
         return name if self.segment is None else f"{name}-by-{self.segment}"
+
+
+def at_level(name: str, level: str) -> str:
+    """Name of what is of a level: "eap", "eap-node"."""
+    return name if level == "edge" else f"{name}-{level}"
 
 
 def in_precision(name: str, precision: str) -> str:

@@ -30,6 +30,7 @@ from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.faithfulness import evaluate, faithfulness
 from interpcore.circuits.patching.interventions import Intervention
 from interpcore.circuits.scores import Scores
+from interpcore.circuits.study.scored import at_level
 from interpcore.circuits.study.tables import renamed
 from interpcore.circuits.task_list import INDUCTION
 from interpcore.circuits.tasks import generate_pairs, load_pairs, task_info
@@ -190,10 +191,13 @@ class Study(experiment.Study):
         """Where a task's scores are."""
         return self.artifacts.artifact(f"scores/{task}/{method}.safetensors")
 
-    def value_file(self, task: str, method: str, sizes: Sequence[int], on: str | None = None) -> Path:
+    def value_file(
+        self, task: str, method: str, sizes: Sequence[int], on: str | None = None, level: str = "edge"
+    ) -> Path:
         """Where the values of a task's circuits per pair are, for the pairs of task `on`."""
         which = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()[:8]
-        return self.artifacts.artifact(f"values/{task}-on-{on or task}-{method}-{which}.safetensors")
+        name = at_level(method, level)
+        return self.artifacts.artifact(f"values/{task}-on-{on or task}-{name}-{which}.safetensors")
 
     def keep(self, scores: Scores, task: str, name: str) -> None:
         """Write a task's scores."""
@@ -202,21 +206,24 @@ class Study(experiment.Study):
         notes |= {"example": example} if example else {}
         save_scores(replace(scores, task=task, notes=notes), self.score_file(task, name))
 
-    def circuits(self, task: str, method: str, sizes: Sequence[int]) -> list[Circuit]:
+    def circuits(self, task: str, method: str, sizes: Sequence[int], level: str = "edge") -> list[Circuit]:
         """The circuits of a task at several sizes, pruned."""
-        options = self.options
-        return nested(self.scores(task, method), sizes, options.selection, absolute=options.absolute)
+        return self.chosen(self.scores(task, at_level(method, level)), sizes)
 
-    def sizes(self, sizes: Sequence[int | float | str] = (), of: Scores | None = None) -> list[int]:
-        """Sizes asked for, as counts of edges, or of what some scores are of; none asked for: 17 shares up to
-        the whole, and the paper's counts before them in graphs large enough; protocol="paper" takes these
-        alone."""
-        total, what = (self.graph.n_edges, "edge") if of is None else (of.size, of.level)
+    def chosen(self, scores: Scores, sizes: Sequence[int]) -> list[Circuit]:
+        """Circuits of so many edges (or nodes, or neurons, as the scores are of), chosen as the study's."""
+        options = self.options
+        return nested(scores, sizes, options.selection, absolute=options.absolute, level=scores.level)
+
+    def sizes(self, sizes: Sequence[int | float | str] = (), level: str = "edge") -> list[int]:
+        """Sizes asked for, as counts at a level; none asked for: 17 shares up to the whole, and the paper's
+        counts of edges before them in graphs large enough; protocol="paper" takes these alone."""
+        total = self.graph.size(level, self.model.spec.d_model)
         if not sizes:
-            large = what == "edge" and total > 10 * PAPER_SIZES[-1]
+            large = level == "edge" and total > 10 * PAPER_SIZES[-1]
             paper = PAPER_SIZES if large else ()
             sizes = paper if paper and self.options.protocol == "paper" else (*paper, *SMALL_SHARES)
-        return sorted(set(sizes_of(self.graph, sizes, total, what)))
+        return sorted(set(sizes_of(self.graph, sizes, total, level)))
 
     def edges(self, size: str) -> int:
         """A number of edges asked for.
@@ -252,11 +259,12 @@ class Study(experiment.Study):
         for circuit, value, sums in zip(circuits, values[2:], by_pair[2:], strict=True):
             own: dict[str, Any] = {
                 "requested": circuit.requested,
-                "kept": circuit.n_edges,
+                "kept": circuit.size,
                 "share": circuit.share,
                 "nodes": circuit.n_nodes,
                 "value": metric.natural(float(value.mean())),
             }
+            own |= {} if circuit.level == "edge" else {"level": circuit.level, "edges": circuit.n_edges}
             rows.append(own | facts | self._faithfulness(sums, *by_pair[:2]))
         return Measured(rows, values)
 
