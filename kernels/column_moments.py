@@ -3,7 +3,7 @@
 A program walks a chunk of the rows for some columns. Every place of its tile keeps float32 sums of the powers
 of x - shift over at most 64 rows; they meet once, in float64, at the chunk's end. The first rows set the
 shift: 0, or where the mean exceeds the standard deviation the value nearest to it. kernels/_chunks.py makes
-moments of the chunks' sums.
+moments of the chunks' sums. On the way it can write the values about a centre, as `centered` does.
 """
 
 import triton
@@ -72,6 +72,20 @@ def add_tile(
 
 
 @triton.jit
+def store_centered(out, v, live, place, offset, factor, ALL: tl.constexpr):
+    """Write (v - centre) * factor of a tile v [BR, BN] where there is `place`; 0 where v is not finite and in
+    rows that are not live [BR]. offset is centre * factor.
+
+    ALL: every row is live.
+    """
+    if not ALL:
+        v = tl.where(live[:, None], v, float("nan"))
+    # Scaled before shifted, so that no difference overflows.
+    moved = tl.where(tl.abs(v) < _INFINITY, v * factor[None, :] - offset[None, :], 0.0)
+    tl.store(out, moved.to(out.dtype.element_ty), mask=place)
+
+
+@triton.jit
 def store_sums(
     counts, sums, chunk, column, inside, N,
     n, shift, s1, s2, s3, s4, low, high, above, more, K: tl.constexpr,
@@ -100,12 +114,17 @@ def column_moments_kernel(
     threshold,  # [K]
     counts,  # [chunks, 2 + K, N]
     sums,  # [chunks, 7, N]
+    centre,  # [N]
+    scale,  # [N]
+    out,  # [T, N]
     T,
     N,
     rows,  # of a chunk, at most 64 BR
     x_t,
+    out_t,
     K: tl.constexpr,
     MASKED: tl.constexpr,
+    CENTERED: tl.constexpr,  # write `out`
     AHEAD: tl.constexpr,  # 2 or 4 tiles are loaded at once
     BR: tl.constexpr,
     BN: tl.constexpr,
@@ -117,6 +136,10 @@ def column_moments_kernel(
     count = tl.minimum(T - first, rows).to(tl.int32)
     row = tl.arange(0, BR)
     at = x + (first + row)[:, None] * x_t + column[None, :]
+    at_out = out + (first + row)[:, None] * out_t + column[None, :]
+    if CENTERED:
+        factor = tl.load(scale + column, mask=inside, other=0.0)
+        offset = tl.load(centre + column, mask=inside, other=0.0) * factor
     keep = mask + first + row
     live = row < count
     if MASKED:
@@ -159,22 +182,41 @@ def column_moments_kernel(
                 K,
                 not MASKED,
             )
+            if CENTERED:
+                store_centered(
+                    at_out + part * BR * out_t,
+                    v.to(tl.float32),
+                    live,
+                    inside[None, :],
+                    offset,
+                    factor,
+                    not MASKED,
+                )
         at += AHEAD * BR * x_t
+        at_out += AHEAD * BR * out_t
         keep += AHEAD * BR
     for tile in range(together, tl.cdiv(count, BR)):
         live = tile * BR + row < count
+        place = live[:, None] & inside[None, :]
         if MASKED:
             live = live & (tl.load(keep, mask=live, other=0) != 0)
         v = tl.load(at, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        if CENTERED:
+            store_centered(at_out, v, live, place, offset, factor, False)
         s1, s2, s3, s4, low, high, above, more = add_tile(
             v, live, shift, threshold, s1, s2, s3, s4, low, high, above, more, K, False
         )
         at += BR * x_t
+        at_out += BR * out_t
         keep += BR
     store_sums(
         counts, sums, chunk, column, inside, N,
         n, shift, s1, s2, s3, s4, low, high, above, more, K,
     )  # fmt: skip
+
+
+# A centre and a scale take registers, too: a lane then has four columns, and one program fills a processor.
+CENTERED_WARPS = 16
 
 
 def most_registers(K: int) -> int | None:
@@ -193,29 +235,38 @@ def launch(
     moments: Tensor,
     *,
     go_on: bool = False,
+    centered: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Fill `counts` and `moments`, or add to what they hold if `go_on`.
 
     x `[T, N]`, T > 0, with a contiguous last axis; no checks here.
+    centered: centre and scale `[N]`, and what is filled with (x - centre) * scale, `[T, N]` as x; not with
+        thresholds, which it leaves no registers.
     """
     T, N = x.shape
     parts = new_parts(counts, moments, T)
     mask = None if mask is None else mask.byte()
+    centre, scale, out = (threshold, threshold, x) if centered is None else centered
     column_moments_kernel[grid(T, N)](
         x,
         x if mask is None else mask,
         threshold,
         *parts,
+        centre,
+        scale,
+        out,
         T,
         N,
         chunk_rows(T, N),
         x.stride(0),
+        out.stride(0),
         K=len(threshold),
         MASKED=mask is not None,
-        AHEAD=8 // x.itemsize,
+        CENTERED=centered is not None,
+        AHEAD=8 // x.itemsize if centered is None else 4,
         BR=BLOCK_ROWS,
         BN=BLOCK_COLUMNS,
-        num_warps=WARPS,
+        num_warps=WARPS if centered is None else CENTERED_WARPS,
         num_stages=1,
         maxnreg=most_registers(len(threshold)),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def element_loop(binary: Path) -> list[str]:
-    """The machine instructions of the loop with the most 16-byte loads, by Triton's cuobjdump."""
+    """The machine instructions of the loop with the most loads of 8 and 16 bytes, by Triton's cuobjdump."""
     (text,) = machine_code(binary).values()
     return widest_loop(text)
 
@@ -27,14 +27,14 @@ def machine_code(binary: Path) -> dict[tuple[str, str], str]:
 
 
 def widest_loop(text: str) -> list[str]:
-    """Of a kernel's instructions those of the loop with the most 16-byte loads."""
+    """Of a kernel's instructions those of the loop with the most loads of 8 and 16 bytes."""
     lines = [(int(at, 16), what) for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", text)]
     loops: list[list[str]] = []
     for at, what in lines:
         back = re.search(r"\bBRA\S*\s.*?0x([0-9a-f]+)", what)
         if back and int(back[1], 16) < at:
             loops.append([body for place, body in lines if int(back[1], 16) <= place <= at])
-    return max(loops, key=lambda loop: sum("LDG.E.128" in body for body in loop))
+    return max(loops, key=lambda loop: sum(bool(re.search(r"LDG\.E\.(64|128)", body)) for body in loop))
 
 
 def resource_usage(binary: Path) -> list[dict]:

@@ -186,6 +186,33 @@ def test_centered(backend: str, dtype: torch.dtype, triton_device: str) -> None:
         assert (buffer[:, :30] == 7).all() and (buffer[:, 153:] == 7).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_device_reads_rows_once_to_centre_and_to_sum(
+    dtype: torch.dtype, masked: bool, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same values and moments as of both ops, into a part of a buffer, going on, with hard columns."""
+    kernels = pytest.importorskip("interpcore.kernels.comoments")
+    x = related(300, 70, 1)[0].to(triton_device, dtype)
+    x[5, 3], x[200, 3], x[:, 4] = torch.inf, torch.nan, 2.5
+    mask = (torch.arange(300, device=triton_device) % 5 != 2) if masked else None
+    pilot = Pilot.of(x[:64])
+    apart = ops.centered(x, mask, pilot, backend="triton")
+    monkeypatch.setattr(kernels, "centered_kernel", None)
+    moments = ops.RunningMoments(70, device=triton_device)
+    buffer = torch.full((300, 75), torch.nan, device=triton_device)
+    for rows in (slice(0, 131), slice(131, 300)):
+        kept = None if mask is None else mask[rows]
+        ops.centered_moments(x[rows], kept, pilot, moments, backend="triton", out=buffer[rows, 2:72])
+    assert torch.equal(buffer[:, 2:72], apart)
+    assert buffer[:, :2].isnan().all() and buffer[:, 72:].isnan().all()
+    found, exact = moments.result(), ops.column_moments(x, mask, backend="reference")
+    assert torch.equal(found.count, exact.count) and torch.equal(found.nonfinite, exact.nonfinite)
+    assert torch.equal(found.minimum, exact.minimum) and torch.equal(found.maximum, exact.maximum)
+    assert ((found.mean - exact.mean).abs() <= 1e-6 * exact.variance.sqrt() + 1e-7 * exact.mean.abs()).all()
+    assert ((found.m2 - exact.m2).abs() <= 1e-6 * exact.m2).all()
+
+
 def test_refusals() -> None:
     x, y = related(20, 3, 4)
     with pytest.raises(ValueError, match=r"y must be \[20, 4\]"):

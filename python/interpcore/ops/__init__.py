@@ -17,7 +17,15 @@ from interpcore.ops.batch_product import batch_product
 from interpcore.ops.bin_counts import bin_counts
 from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
 from interpcore.ops.column_top import column_top
-from interpcore.ops.comoments import CoMoments, Pilot, add_products, centered, centered_cross, comoments
+from interpcore.ops.comoments import (
+    CoMoments,
+    Pilot,
+    add_products,
+    centered,
+    centered_cross,
+    centered_moments,
+    comoments,
+)
 from interpcore.ops.edge_scores import edge_scores
 from interpcore.ops.gate import gate
 from interpcore.ops.group_sums import group_sums
@@ -44,6 +52,7 @@ __all__ = [
     "bin_counts",
     "centered",
     "centered_cross",
+    "centered_moments",
     "column_moments",
     "column_top",
     "comoments",

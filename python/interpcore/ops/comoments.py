@@ -9,7 +9,8 @@ from torch import Tensor
 from interpcore._shown import ShortRepr
 from interpcore.ops.backend import choose, named_form, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.column_moments import ColumnMoments, column_moments
+from interpcore.ops.column_arguments import float32_thresholds
+from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
 from interpcore.ops.product import PRECISIONS, product
 from interpcore.ops.reference.comoments import centered as definition
 
@@ -139,8 +140,8 @@ def comoments(
         x, y = x.double(), y.double()
     pilot_x = Pilot.of(x, mask) if pilot_x is None else pilot_x
     pilot_y = Pilot.of(y, mask) if pilot_y is None else pilot_y
-    moments = [
-        column_moments(v, mask, shift=p.shift, backend=backend) for v, p in ((x, pilot_x), (y, pilot_y))
+    sides = [
+        RunningMoments(v.shape[1], shift=p.shift, device=v.device) for v, p in ((x, pilot_x), (y, pilot_y))
     ]
     cross = torch.zeros((x.shape[1], y.shape[1]), dtype=torch.float64, device=x.device)
     dtype = centered_dtype(x, precision)
@@ -150,11 +151,13 @@ def comoments(
         rows = slice(start, start + step)
         kept = None if mask is None else mask[rows]
         a, b = (
-            centered(v[rows], kept, p, precision=precision, backend=backend, out=buffer[: len(v[rows])])
-            for v, p, buffer in zip((x, y), (pilot_x, pilot_y), buffers, strict=True)
+            centered_moments(
+                v[rows], kept, p, side, precision=precision, backend=backend, out=buffer[: len(v[rows])]
+            )
+            for v, p, side, buffer in zip((x, y), (pilot_x, pilot_y), sides, buffers, strict=True)
         )
         add_products(cross, a, b, precision=precision, backend=backend)
-    return CoMoments(moments[0], moments[1], cross, pilot_x, pilot_y)
+    return CoMoments(sides[0].result(), sides[1].result(), cross, pilot_x, pilot_y)
 
 
 def centered(
@@ -181,6 +184,42 @@ def centered(
     if out is None:
         return torch.ops.interpcore.centered(x, mask, pilot.shift, pilot.scale, precision, backend)
     return launch_centered(x, mask, pilot.shift, pilot.scale, precision, backend, out)
+
+
+def centered_moments(
+    x: Tensor,
+    mask: Tensor | None,
+    pilot: Pilot,
+    moments: RunningMoments,
+    *,
+    precision: str = "float32",
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`centered`, and the rows of x added to `moments`; a device reads them once for both.
+
+    Args:
+        x, mask, pilot, precision, backend, out: as in `centered`.
+        moments: of N columns; fused where it has no thresholds.
+
+    Returns:
+        As `centered`.
+    """
+    apart = torch.compiler.is_compiling() or not x.numel() or len(moments.thresholds) > 0
+    if apart or _chosen(x, backend) != "triton":
+        moments.add(x, mask, backend=backend)
+        return centered(x, mask, pilot, precision=precision, backend=backend, out=out)
+    from interpcore.kernels import column_moments as kernel
+
+    expect_no_gradient("comoments", x)
+    out = torch.empty(x.shape, dtype=centered_dtype(x, precision), device=x.device) if out is None else out
+    mask = None if mask is None else mask.contiguous()
+    totals, threshold = (moments.counts, moments.moments), float32_thresholds((), x.device)
+    moved = (pilot.shift.contiguous(), pilot.scale.contiguous(), out)
+    with on(x):
+        kernel.launch(rows_contiguous(x), mask, threshold, *totals, go_on=moments.started, centered=moved)
+    moments.started = True
+    return out
 
 
 def add_products(
@@ -261,8 +300,7 @@ def launch_centered(
     out: Tensor | None = None,
 ) -> Tensor:
     """Choose the backend of `centered` on checked arguments."""
-    widened = x.is_cpu and x.itemsize == 2
-    chosen = choose("comoments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
+    chosen = _chosen(x, backend)
     out = torch.empty(x.shape, dtype=centered_dtype(x, precision), device=x.device) if out is None else out
     if chosen == "reference":
         return out.copy_(definition(x, mask, shift, scale))
@@ -276,6 +314,12 @@ def launch_centered(
         rows = slice(start, start + _CACHED_ROWS)
         _center_plain(x[rows], None if mask is None else mask[rows], shift, scale, out[rows])
     return out
+
+
+def _chosen(x: Tensor, backend: str | None) -> str:
+    """The backend of x; plain torch widens half precision on the CPU as it reads it."""
+    widened = x.is_cpu and x.itemsize == 2
+    return choose("comoments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
 
 
 def centered_dtype(x: Tensor, precision: str) -> torch.dtype:

@@ -16,7 +16,7 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.neurons.statistics.mlp_sides import default_batch, mlp_sides, mlp_widths, pilot_activations
-from interpcore.ops import Pilot, centered, column_moments
+from interpcore.ops import Pilot, RunningMoments, centered_moments
 
 SIMILARITIES = ("pearson", "cosine", "jaccard")
 
@@ -180,9 +180,13 @@ class Reader:
             if self.similarity == "jaccard":
                 bad = ~raw.isfinite() & kept[:, None]
                 raw = (raw > self.jaccard_threshold).to(raw.dtype)
-            centered(raw, kept, own, precision=self.precision, out=values[rows, span])
             for k, some in _pieces(cuts, rows):
-                moments = column_moments(raw[some], kept[some], shift=own.shift)
+                sums, out = (
+                    RunningMoments(raw.shape[1], shift=own.shift, device=raw.device),
+                    values[rows][some],
+                )
+                centered_moments(raw[some], kept[some], own, sums, precision=self.precision, out=out[:, span])
+                moments = sums.result()
                 off = torch.where(moments.count > 0, moments.mean - own.shift.double(), 0)
                 scale = own.scale.double()
                 total[k, span] += moments.count * off * scale
