@@ -247,7 +247,7 @@ def test_neurons_of_ones_own_choice(base, tmp_path):
     assert len(heads) == (3 + 2) * 4
     cached = neurons(
         "cache", "--neurons", "2.80,0.1", "--tokens", base / "tokens", "--sequences", 3, "--quiet",
-        "--precision", "float16", "--out", tmp_path / "own",
+        "--stored", "float16", "--out", tmp_path / "own",
     )  # fmt: skip
     assert cached.exit_code == 0
     found = read_cache(tmp_path / "own" / "cache")  # a step of the study beside the others

@@ -194,6 +194,7 @@ def test_cards_of_steps_hold_what_their_results_depend_on(model, tmp_path):
     with_partner = cards(**partner)
     for one, two in (
         (base, cards(universal=0.3)),
+        (base, cards(precision="bfloat16")),
         (base, cards(published=[str(csv)])),
         (base, with_partner),
         (

@@ -42,10 +42,12 @@ OTHER = {
     "versions": {**current_versions(), "torch": "0"},
     "arguments": {"layer": 3, "ranks": [8, 4]},
     "load_check_gap": 2e-6,
+    "rounding_error": 0.01,
 }
 CIRCUMSTANCES = {
     "extends",
     "load_check_gap",
+    "rounding_error",
     "command",
     "created",
     "host",

@@ -11,7 +11,7 @@ from interpcore.circuits.methods import method_of
 from interpcore.circuits.task_list import INDUCTION
 from interpcore.data.prompt_pairs import MAIN_TASKS, TASKS
 from interpcore.errors import Refused, did_you_mean
-from interpcore.runs.options import PROTOCOLS, option
+from interpcore.runs.options import PRECISIONS, PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ UNEQUAL = ("skip", "align", "refuse")
 """What to do with pairs of different token length."""
 SELECTIONS = ("greedy", "topn")
 LEVELS = ("edge", "node", "neuron")
-PRECISIONS = ("float32", "bfloat16")
-"""Of the products of exact patching."""
 SEGMENTS = ("position", "example")
 """What scores are kept of apart."""
 DIRECTIONS = ("helps", "hurts")

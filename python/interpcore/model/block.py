@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from interpcore.model.cache import CacheWriter
 from interpcore.model.context import UNWATCHED, Context, Unwatched
 from interpcore.model.mlp import MLP, FeedForward
 from interpcore.model.norm import Norm, apply
+from interpcore.model.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,11 @@ class Block:
             if norm is None:
                 absent[f"{branch}_normed"] = f"that branch reads the stream without a norm; use {branch}_in."
         return absent
+
+    def map(self, change: Callable[[Projection], Projection]) -> Block:
+        """The same with other projections in attention and, where it has neurons, in its MLP."""
+        mlp = self.mlp.map(change) if isinstance(self.mlp, MLP) else self.mlp
+        return replace(self, attention=self.attention.map(change), mlp=mlp)
 
     @property
     def neurons(self) -> MLP:

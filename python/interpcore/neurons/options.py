@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interpcore.errors import Refused
-from interpcore.runs.options import PROTOCOLS, option
+from interpcore.runs.options import PRECISIONS, PROTOCOLS, option
 from interpcore.runs.options import Options as Base
 
 LEFT_OUT = ("histogram", "published", "top", "position", "errors", "previous")
@@ -54,6 +54,12 @@ class Options(Base):
         (), "Of the token pass, where no other step needs it; again for more.", choices=LEFT_OUT
     )
     by_label: bool = option(True, "Sums by label in context (word, quote, ...).")
+    precision: str = option(
+        PRECISIONS[0],
+        "Of products in the token pass's forwards: float32 leaves the model's own; bfloat16 rounds their "
+        "operands, and measures the error.",
+        choices=PRECISIONS,
+    )
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)
     seed: int = option(0, "Of every random draw.")
     parts: int | None = option(
@@ -196,7 +202,7 @@ class Cache(Base):
 
     neurons: str = option(..., NEURONS, file=True)
     limit: int | None = option(None, FEW + " Default: all.", least=1, flag="sequences")
-    precision: str = option("float32", "Of the activations on disk.", choices=("float32", "float16"))
+    stored: str = option("float32", "Type of the activations on disk.", choices=("float32", "float16"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from interpcore.neurons.published import read_published, summarize_table
 from interpcore.neurons.report.neuron_page import neuron_page
 from interpcore.neurons.report.report import write_report
 from interpcore.neurons.responses.fourier import fourier_table
+from interpcore.neurons.statistics.rounding import rounding_note
 from interpcore.neurons.statistics.summarize import estimate as estimate_summary
 from interpcore.neurons.study import Study
 from interpcore.runs import RunFolder, write_bytes
@@ -66,6 +67,8 @@ def summarize(study: Study, asked: asked_for.Summarize) -> Report:
     else:
         summary = study.merge_summary_parts() if asked.merge else study.summary
     notes = [f"{summary.n_tokens} tokens, {summary.n_layers} layers: {summary.folder}"]
+    if summary.card.rounding_error is not None:
+        notes.append(rounding_note(summary.card.rounding_error))
     table = _frame()
     if isinstance(study.model, LatentModel):
         return latents_report(study, summary)
@@ -190,7 +193,7 @@ def cache(study: Study, asked: asked_for.Cache) -> Report:
         parse_neurons(asked.neurons, study.model),
         study.step("cache"),
         limit=asked.limit,
-        dtype=getattr(torch, asked.precision),
+        dtype=getattr(torch, asked.stored),
         protocol=study.options.protocol,
         workers=study.workers,
         progress=study.progress,

@@ -109,6 +109,7 @@ class Study(experiment.Study):
             errors=GROUPS,
             quadrants=QUADRANT_SEQUENCES if gated else 0,
             labels=LABELS if options.by_label and self.model.tokenizer is not None else (),
+            precision=options.precision,
         )
         return every.without(options.leave_out)
 
@@ -306,7 +307,7 @@ class Study(experiment.Study):
         self.check_by_token()
         asked = Explain() if asked is None else asked
         layers = range(self.summary.n_layers)
-        card = self.card("explain", **meaning(asked))
+        card = self.card("explain", **meaning(asked, self.options.precision))
         with RunFolder.open_or_create(self.step("explain"), card) as run:
             found = explain_neurons(
                 self.model,

@@ -140,7 +140,8 @@ def checks(study: Study) -> Checks:
     if card.arguments["corpus"] != corpus_hash(study.tokens):
         raise RunError(f"the tokens in {study.tokens.folder} are not those of {folder}; give its own")
     corpus = _Corpus(plain_model(study.model), study.tokens, Summary.open(folder))
-    dtype = str(card.dtype)
+    precision = corpus.summary.statistics.precision
+    dtype = str(card.dtype) if precision == "float32" else precision
     gap = check_plain(corpus.model, corpus.tokens(0).tolist())
     notes = [] if gap is None else [f"Written out, the model's logits are transformers' within {gap:.0e}."]
     tables = [_examples(corpus)] if corpus.summary.statistics.top else []

@@ -17,7 +17,13 @@ from interpcore.runs.fields import Fields
 from interpcore.runs.hashes import same_weights
 
 _CIRCUMSTANCE = {"circumstance": True}
-_IF_ANY: dict[str, Any] = {"extends": (), "products": {}, "sources": {}, "quantised": None}
+_IF_ANY: dict[str, Any] = {
+    "extends": (),
+    "products": {},
+    "sources": {},
+    "quantised": None,
+    "rounding_error": None,
+}
 _TEXTS = ("model", "revision", "weights", "tokenizer", "dtype", "plan", "plan_hash", "command", "quantised")
 """Fields that are text where they are recorded."""
 
@@ -54,6 +60,8 @@ class RunCard:
             the bits stay the same. Circumstance.
         sources: where model ("model") and data were found, by option: what `verify` looks for again. Paths
             differ between machines; hashes carry the meaning. Circumstance.
+        rounding_error: of bfloat16 products, as the experiment measured it. Circumstance: measured;
+            `arguments` says the precision.
         quantised: how the weights had been quantised before they were read. Circumstance: `weights` says what
             they are.
     """
@@ -82,6 +90,7 @@ class RunCard:
     products: Mapping[str, str] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
     sources: Mapping[str, Any] = field(default_factory=dict, metadata=_CIRCUMSTANCE)
     quantised: str | None = field(default=None, metadata=_CIRCUMSTANCE)
+    rounding_error: float | None = field(default=None, metadata=_CIRCUMSTANCE)
 
     @property
     def key(self) -> str:

@@ -160,6 +160,9 @@ class OptionError(Refused):
 PROTOCOLS = ("default", "paper")
 """What `protocol=` may be everywhere: done right, or a published choice reproduced with its slips."""
 
+PRECISIONS = ("float32", "bfloat16")
+"""What `precision=` may be of dense products: the model's own, or operands rounded where that is said."""
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _JSON = {bool: "boolean", int: "integer", float: "number", str: "string"}
 

@@ -20,7 +20,7 @@ from interpcore.circuits.options import LEVELS
 from interpcore.circuits.pairs import Pairs
 from interpcore.circuits.patching.effects import Batch
 from interpcore.circuits.patching.interventions import Intervention
-from interpcore.circuits.patching.near import Halves, check_precision
+from interpcore.circuits.patching.near import Halves
 from interpcore.circuits.patching.patched import check_over_heads
 from interpcore.circuits.patching.sources import check_blocks, notes
 from interpcore.circuits.patching.whole import (
@@ -33,6 +33,7 @@ from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.memory import split_on_out_of_memory
+from interpcore.model.rounded import check_precision
 from interpcore.runs import Ledger, Progress, Row, canonical_json, tensors_hash
 
 CPU_TOKENS, GPU_TOKENS = 2048, 65536
@@ -88,7 +89,7 @@ def exact(
     graph.check_model(model)
     if level not in LEVELS:
         raise GraphError(f"Exact scores are of {', '.join(LEVELS)}; got {level!r}.")
-    check_precision(model, precision)
+    check_precision(model, precision, GraphError)
     if isinstance(model, GenericModel):
         check_level(model, level)
     else:

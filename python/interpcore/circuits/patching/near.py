@@ -13,13 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from interpcore.circuits.graph import GraphError
-from interpcore.circuits.options import PRECISIONS
 from interpcore.circuits.patching.sources import Record
 from interpcore.model import Model
 from interpcore.model.block import Block
-from interpcore.model.generic import GenericModel
-from interpcore.model.mlp import MLP
 from interpcore.model.norm import apply
 from interpcore.model.projection import Projection
 from interpcore.ops import product
@@ -73,24 +69,6 @@ class _Watched(Projection):
         return y
 
 
-def check_precision(model: Model | GenericModel, precision: str) -> None:
-    """Refuse bfloat16 products where there is nothing to round.
-
-    Raises: GraphError with the reason.
-    """
-    if precision not in PRECISIONS:
-        raise GraphError(f"The precision of products is one of {', '.join(PRECISIONS)}; got {precision!r}.")
-    if precision == "float32":
-        return
-    if isinstance(model, GenericModel):
-        raise GraphError(
-            f"{model.spec.name} runs through the generic adapter, whose products are its own; leave "
-            "precision at float32."
-        )
-    if model.dtype != torch.float32:
-        raise GraphError(f"bfloat16 products are of a float32 model; this one is {model.dtype}.")
-
-
 def blocks_near(model: Model, clean: Record, halves: Halves, ends: Callable[[int], bool]) -> list[Block]:
     """The plan's blocks near a clean run. Mixtures of experts stay as they are: a choice is not near another.
 
@@ -112,7 +90,7 @@ def blocks_near(model: Model, clean: Record, halves: Halves, ends: Callable[[int
             x, y = seen[id(whole)]
             return Near(whole.weight, whole.bias, half=halves[id(whole)], x=x, y=y, last=at)
 
-        blocks.append(_with_projections(block, near))
+        blocks.append(block.map(near))
     return blocks
 
 
@@ -129,14 +107,8 @@ def _clean_products(block: Block, clean: Record, depth: int) -> Seen:
 
         return _Watched(whole.weight, whole.bias, note=note)
 
-    noting = _with_projections(block, watched)
+    noting = block.map(watched)
     noting.attention.qkv(apply(block.attn_norm, clean.resid[depth]))
     noting.attention.out(clean.z[depth].flatten(-2))
     noting.mlp_branch(clean.mlp_in[depth])
     return seen
-
-
-def _with_projections(block: Block, change: Callable[[Projection], Projection]) -> Block:
-    """A block with other projections in attention and, where it has neurons, in its MLP."""
-    mlp = block.mlp.map(change) if isinstance(block.mlp, MLP) else block.mlp
-    return replace(block, attention=block.attention.map(change), mlp=mlp)

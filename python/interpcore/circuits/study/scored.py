@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from interpcore.circuits.attribution.whole import METHODS as THROUGH_ADAPTER
+from interpcore.circuits.graph import GraphError
 from interpcore.circuits.methods import Method, method_of
-from interpcore.circuits.options import PRECISIONS
 from interpcore.circuits.patching.exact import check_level
-from interpcore.circuits.patching.near import check_precision
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.generic import GenericModel
+from interpcore.model.rounded import check_precision
+from interpcore.runs.options import PRECISIONS
 
 FULL = PRECISIONS[0]
 """The model's own precision."""
@@ -84,7 +85,7 @@ def check_scored(model: Model | GenericModel, asked: Scored) -> None:
 
     Raises: Refused, or GraphError, with the reason.
     """
-    check_precision(model, asked.precision)
+    check_precision(model, asked.precision, GraphError)
     if not isinstance(model, GenericModel):
         return
     if asked.by.exact:

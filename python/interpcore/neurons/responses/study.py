@@ -47,10 +47,16 @@ if TYPE_CHECKING:
     from interpcore.model import Model
 
 
-def meaning(asked: Explain) -> dict[str, Any]:
-    """What explanations depend on, as JSON values, with the hash of the feature file in place of its name."""
+def meaning(asked: Explain, precision: str = "float32") -> dict[str, Any]:
+    """What explanations depend on, as JSON values, with the hash of the feature file in place of its name.
+
+    Args:
+        asked: what is asked.
+        precision: of the forwards that sums by token and position are of; said where it is another.
+    """
     files = None if asked.features is None else file_hashes([asked.features])
-    return asked.arguments() | {"features": files}
+    rounded = {} if precision == "float32" else {"precision": precision}
+    return asked.arguments() | {"features": files} | rounded
 
 
 LOGIT_MEASURES = ("variance_reduction", "welch_t", "skew_reduction", "kurtosis_reduction")

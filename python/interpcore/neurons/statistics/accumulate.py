@@ -41,6 +41,7 @@ class Statistics:
         quadrants: the first so many sequences in which gated neurons are counted by the signs of gate and
             factor; 0 for none.
         labels: kinds of labels, of `labels.LABELS`, whose tokens post is summed over.
+        precision: of the products of the forwards, of `runs.options.PRECISIONS`; sums are as ever.
     """
 
     thresholds: tuple[float, ...] = (0.0, -0.098)
@@ -55,6 +56,7 @@ class Statistics:
     errors: int = 0
     quadrants: int = 0
     labels: tuple[str, ...] = ()
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name, known in (("by_token", BY_TOKEN), ("labels", LABELS)):
@@ -69,9 +71,10 @@ class Statistics:
         return replace(self, by_token=by_token, **none)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; without `largest` what older runs said."""
+        """The fields as JSON values; without `largest` and in float32 what older runs said."""
         said = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
-        return {name: x for name, x in said.items() if name != "largest" or x}
+        usual = {"largest": False, "precision": "float32"}
+        return {name: x for name, x in said.items() if name not in usual or x != usual[name]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Statistics:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
+from interpcore.model.generic import GenericModel
+from interpcore.model.rounded import in_precision
 from interpcore.neurons.cards import corpus_card
 from interpcore.neurons.features import word_texts
 from interpcore.neurons.statistics.accumulate import (
@@ -24,9 +26,10 @@ from interpcore.neurons.statistics.accumulate import (
 from interpcore.neurons.statistics.labels import Labeller, corpus_labellers, labeller_meaning
 from interpcore.neurons.statistics.mlp_sides import Shifts, default_batch, measure_pilot, mlp_widths
 from interpcore.neurons.statistics.quadrants import check_gated
+from interpcore.neurons.statistics.rounding import rounding_error
 from interpcore.neurons.statistics.summary import PILOT, Summary
 from interpcore.neurons.statistics.token_pass import Part, Pass
-from interpcore.runs import Checkpoint, RunFolder, read_tensors, write_tensors
+from interpcore.runs import Checkpoint, RunFolder, is_run, read_tensors, write_tensors
 
 MEMORY = 4e9
 
@@ -63,14 +66,15 @@ def summarize(
         command: what was typed, for the run card.
 
     Raises:
-        ValueError: the tokens do not fit the model, it has no MLPs as expected, no token counts, or the range
-            is off the grid.
+        ValueError: the tokens do not fit the model, it has no MLPs as expected, no token counts, the range is
+            off the grid, or there are no products to round.
         RunError: the folder is another run's, or the disk is too small or full.
     """
     statistics = statistics or Statistics()
     labellers = _labellers(model, shards, statistics)
     ids = shards.ids() if statistics.by_token else None
     sizes = _sizes(model, shards, statistics, labellers, ids)
+    reading = in_precision(model, statistics.precision)
     batch = default_batch(shards.context, model.device) if batch is None else batch
     span = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
@@ -84,10 +88,12 @@ def summarize(
         labellers=[labeller_meaning(labeller) for labeller in labellers],
         batch=batch,
     )
+    if reading is not model and not is_run(folder):
+        card = replace(card, rounding_error=rounding_error(model, shards, statistics.precision))
     with RunFolder.open_or_create(folder, card) as run:
         pilot = _pilot(model, shards, run)
         for number, parts in enumerate(passes):
-            one = _pass(model, shards, parts, statistics, sizes, pilot, labellers, ids)
+            one = _pass(reading, shards, parts, statistics, sizes, pilot, labellers, ids)
             path = run.artifact(f"pass-{number}.safetensors")
             size = part_bytes(parts, statistics, sizes)
             checkpoint = Checkpoint(path, size, at_least=checkpoint_every)
@@ -148,7 +154,9 @@ def estimate(
     start, stop = check_range(shards, span, batch)
     passes = plan_passes(statistics, sizes, memory)
     pilot = measure_pilot(model, shards)
-    one = _pass(model, shards, passes[0], statistics, sizes, pilot, labellers, ids)
+    one = _pass(
+        in_precision(model, statistics.precision), shards, passes[0], statistics, sizes, pilot, labellers, ids
+    )
     done, begun = 0, clock()
     for first in range(start, stop, batch):
         end = min(first + batch, stop)
@@ -242,7 +250,7 @@ def _sizes(
 
 
 def _pass(
-    model: Model,
+    model: Model | GenericModel,
     shards: TokenShards,
     parts: Sequence[Part],
     statistics: Statistics,
