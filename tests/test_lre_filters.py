@@ -14,9 +14,9 @@ from interpcore.data.relation_filters import (
     subject_tokens,
     with_subjects,
 )
-from interpcore.data.relations import Relation, RelationError, Sample
+from interpcore.data.relations import Relation, RelationError, Sample, file_stem
 from interpcore.lre.facts import known
-from interpcore.lre.options import Known, Options
+from interpcore.lre.options import Known, Options, check_relations
 from interpcore.lre.study import open_study
 from interpcore.model.prompts import token_ids
 
@@ -109,3 +109,23 @@ def test_a_relation_without_such_subjects_says_so(tmp_path, filtered):
     assert row.result["status"] == "refused"
     assert row.result["reason"] == "capital: no fact has such a subject."
     assert listed.problems and listed.notes[-1] == "Left out: capital: no fact has such a subject."
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["is in", "is_in"], "'is in' and 'is_in' would have one file name"),
+        (["and/or", "and or"], "'and/or' and 'and or' would"),
+        (["Capital", "capital"], "would have one file name"),
+        (["a" * 300], "is too long for a file"),
+    ],
+)
+def test_relations_do_not_share_files(names, said):
+    with pytest.raises(RelationError, match=said):
+        check_relations(tuple(relation(name) for name in names), 0)
+
+
+def test_a_name_is_a_file_s_name():
+    names = ["country capital city", "a/b", "../x", ".", "c\\d", "e\tf"]
+    assert [file_stem(n) for n in names] == ["country_capital_city", "a_b", "_.._x", "_.", "c_d", "e_f"]
+    check_relations(tuple(relation(name) for name in names), 0)

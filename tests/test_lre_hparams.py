@@ -83,6 +83,12 @@ def test_another_format_is_refused(tmp_path, changes, said):
         read_hparams(write(tmp_path / "h", **changes))
 
 
+def test_files_of_any_spelling_are_read(tmp_path):
+    folder = write(tmp_path / "h")
+    (folder / "object_category.json").rename(folder / "A.JSON")
+    assert set(read_hparams(folder)) == {"object category"}
+
+
 def test_folders_that_hold_none_are_refused(tmp_path):
     with pytest.raises(RelationError, match="There is no folder"):
         read_hparams(tmp_path / "nowhere")
@@ -98,7 +104,8 @@ def test_a_study_reads_and_edits_where_the_files_say(tmp_path, tiny, relation):
     with open_study(tiny, tmp_path / "run", given, relations=[relation], progress=False) as study:
         [row] = study.run()
         found, operator = ready(study, relation.name, 0), study.operator(relation.name, 0)
-        files = study.report().files
+        report = study.report()
+        files, notes = report.files, report.notes
         card = study.folder.card
     result = row.result
     assert {c["depth"] for c in result["choices"] if c["measure"] == "faithfulness"} == {2}
@@ -112,6 +119,7 @@ def test_a_study_reads_and_edits_where_the_files_say(tmp_path, tiny, relation):
     edits = Inverse.of(operator.weight[0]).apply(found.states.z[target] - found.states.z, [40])
     assert result["outcomes"]["causality"] == judge(found, target)(0, edits)[0].double().tolist()
     assert not any("hparams" in str(file) for file in files)  # they are not this run's to say
+    assert "Depths, beta and rank are read from files of gptj, not chosen." in notes
     assert card.arguments["hash of hparams"] and card.sources["hparams"].endswith("h")
     with pytest.raises(RunError, match="hash of hparams"):
         open_study(tiny, tmp_path / "run", options(write(tmp_path / "g", rank=41)), relations=[relation])

@@ -103,6 +103,8 @@ def test_a_grid_reads_every_state_as_the_operator_does(study, trial):
     one = read.everywhere(operator, 1)
     same, _ = read.attribute_grid(study, one, torch.tensor(query.ids), 2.0, top=2)
     assert torch.equal(same[1], tokens[1]) and not torch.equal(same[0], tokens[0])
+    every, _ = read.attribute_grid(study, one, torch.tensor(query.ids[:2]), top=10**6)
+    assert every.shape[-1] == study.model.spec.vocab_size  # no more than there are
 
 
 def test_the_default_text_misleads_and_its_answer_is_framed(study):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_what_a_product_carries_of_a_change():
     assert found == {"carried": 2.0, "error": 1.0, "beta": 0.5}
     aside = integral.against(torch.tensor([[-4.0, 3.0]]), change)
     assert aside["carried"].item() == 0 and aside["error"].item() == pytest.approx(2**0.5)
+    nothing = {k: v.item() for k, v in integral.against(torch.zeros(1, 2), change).items()}
+    assert nothing == {"carried": 0.0, "error": 1.0, "beta": 0.0}
+
+
+def test_states_that_reach_no_last_token_are_a_reason_not_a_point(relations, tmp_path):
+    said = {"model_name": "x", "relation_name": relations[0].name, "h_layer": 3, "h_layer_edit": 3}
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "x.json").write_text(json.dumps(said | {"beta": 1, "rank": 1, "z_layer": -1}))
+    options = replace(OPTIONS, trials=1, protocol="paper", hparams=str(tmp_path / "h"))
+    asked = Integral(steps=(1,), pairs=1)
+    given = {"relations": relations[:1], "progress": False}
+    with open_study(interpcore.load("tiny"), tmp_path / "run", options, **given) as study:
+        report = integral.run(study, asked)
+    assert report.problems == ("no relation has enough known test facts to measure",)
+    assert "no known fact's state changes the last one" in report.notes[-1]
 
 
 def test_segments_are_of_known_facts_and_their_targets(study, trial, relations):

@@ -117,10 +117,24 @@ def test_correlation_has_fisher_s_interval():
     x = np.arange(28.0)
     y = np.where(np.arange(28) % 2, x, -x)
     got = correlation(x, x)
-    assert (got.value, got.low, got.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert got.value == got.high == pytest.approx(1) and 0.999 < got.low < 0.9999
     got = correlation(x, y)
     assert np.arctanh(got.high) - np.arctanh(got.low) == pytest.approx(2 * 1.959964 / 5)
     assert got.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and got.n == 28
+
+
+@pytest.mark.parametrize("find", [correlation, rank_correlation])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_few_pairs_in_a_line_do_not_make_a_correlation_certain(find, sign):
+    def ends(*x):
+        found = find(x, sign * np.array(x))
+        assert found.value == pytest.approx(sign)
+        assert sign in (pytest.approx(found.low), pytest.approx(found.high))
+        return sorted((sign * found.low, sign * found.high))[0]
+
+    assert ends(1, 2, 3, 4) < 0 < ends(1, 2, 3, 4, 5, 6)  # as the exact test: 2 of 4! orders agree so
+    assert ends(*[1] * 30, 0.5) == -1  # two different pairs always lie in a line
+    assert ends(*[1, 2, 3, 4] * 10) == ends(1, 2, 3, 4)
 
 
 def test_rank_correlation_is_spearman_s_and_its_interval_covers():

@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,12 @@ class Relation(AsTable):
             if values:
                 content[name] = list(values)
         return content
+
+
+def file_stem(name: str) -> str:
+    """A relation's name as published files have it: "_" for each space, and for what leads into a folder."""
+    stem = re.sub(r"[\s/\\]", "_", name)
+    return f"_{stem}" if stem.startswith(".") else stem
 
 
 def parse_relation(content: Any, source: str = "relation") -> Relation:

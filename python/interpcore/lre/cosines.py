@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interpcore.data.relations import file_stem
 from interpcore.errors import Refused
 from interpcore.lre.operator import Operator, estimate
 from interpcore.lre.options import Cosines
@@ -56,7 +57,7 @@ def cosines_cell(study: SharedOperators, relation: str, trial: int, depths: Sequ
 
 def _files(study: SharedOperators, relation: str, trial: int, depths: Sequence[int]) -> list[Path]:
     assert study.artifacts is not None
-    place = f"halves/{relation.replace(' ', '_')}/{'-'.join(map(str, depths))}/{trial}"
+    place = f"halves/{file_stem(relation)}/{'-'.join(map(str, depths))}/{trial}"
     return [study.artifacts.artifact(f"{place}.{half}.safetensors") for half in (0, 1)]
 
 

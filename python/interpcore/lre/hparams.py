@@ -24,6 +24,7 @@ class Hparams:
             output it is.
         beta: factor on W.
         rank: of the inverse.
+        model: whose they are, as the file says; any model may be read by them.
         file: where they stand.
     """
 
@@ -31,6 +32,7 @@ class Hparams:
     edit_layer: int | str
     beta: float
     rank: int
+    model: str
     file: str
 
     def depths(self, n_calls: int) -> tuple[int | None, int | None]:
@@ -59,8 +61,9 @@ def read_hparams(folder: str | Path) -> dict[str, Hparams]:
     folder = Path(folder)
     if not folder.is_dir():
         raise RelationError(f"There is no folder {folder} of hyperparameter files.")
-    files = sorted(folder.glob("*.json")) if not (folder / "card.json").is_file() else []
-    files = files or sorted(folder.glob("artifacts/hparams/*/*.json"))
+    run = (folder / "card.json").is_file()
+    found_files = (folder / "artifacts" / "hparams").rglob("*") if run else folder.iterdir()
+    files = sorted(file for file in found_files if file.name.lower().endswith(".json"))
     if not files:
         raise RelationError(f"{folder} holds no hyperparameter files, nor does it as a run of `lre run`.")
     found: dict[str, Hparams] = {}
@@ -90,11 +93,13 @@ def _read(file: Path) -> tuple[str, Hparams]:
     beta, rank = fields.number("beta"), fields.whole("rank")
     if beta < 0:
         raise RelationError(f"{file}: beta is {beta}; give one from 0 on.")
-    one = Hparams(content["h_layer"], content["h_layer_edit"], beta, rank, str(file))
+    model = fields.text("model_name")
+    one = Hparams(content["h_layer"], content["h_layer_edit"], beta, rank, model, str(file))
     return fields.text("relation_name", empty=False), one
 
 
 def hparams_hash(hparams: Mapping[str, Hparams]) -> str:
-    """SHA-256 of what the files say, wherever they are."""
-    said = {name: {k: v for k, v in asdict(one).items() if k != "file"} for name, one in hparams.items()}
+    """SHA-256 of what the files say to do, wherever they are and of whichever model."""
+    untold = ("file", "model")
+    said = {name: {k: v for k, v in asdict(one).items() if k not in untold} for name, one in hparams.items()}
     return hashlib.sha256(canonical_json(said).encode()).hexdigest()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.lre.crossfit import cross_fit
+from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import predict
 from interpcore.lre.options import Integral
 from interpcore.lre.points import Point, measured, point, ready, run_points
@@ -56,6 +57,11 @@ def integral_points(
     target = draw_targets(found.test, found.known, found.seed)
     among, products, change = _segments(study.model, found, places, target, steps, pairs)
     rows = among.nonzero()[:, 0]
+    if not len(rows):
+        raise NotKnownError(
+            f"{relation}: at the chosen depth no known fact's state changes the last one; nothing is to "
+            "be carried."
+        )
     moved = (states.h[target] - states.h)[rows, places[rows]]
     for name, one in (("W", operator), ("another's W", other)):
         if one is not None:
@@ -70,13 +76,13 @@ def integral_points(
 
 def against(product: Tensor, change: Tensor) -> dict[str, Tensor]:
     """How much of an exact change [pair, d_model] a product of that shape carries, its error, and the factor
-    on it that comes nearest, each [pair] float64."""
+    on it that comes nearest (0 of a product that is 0), each [pair] float64."""
     c, exact = product.double().cpu(), change.double().cpu()
-    along, length = (c * exact).sum(-1), exact.square().sum(-1)
+    along, length, own = (c * exact).sum(-1), exact.square().sum(-1), c.square().sum(-1)
     return {
         "carried": along / length,
         "error": (c - exact).norm(dim=-1) / length.sqrt(),
-        "beta": along / c.square().sum(-1),
+        "beta": torch.where(own > 0, along / own, 0.0),
     }
 
 

@@ -14,7 +14,7 @@ from interpcore.data.relation_filters import (
     chosen_relations,
     with_subjects,
 )
-from interpcore.data.relations import RELATION_TYPES, Relation, RelationError, load_relations
+from interpcore.data.relations import RELATION_TYPES, Relation, RelationError, file_stem, load_relations
 from interpcore.errors import did_you_mean
 from interpcore.lre.hparams import Hparams, read_hparams
 from interpcore.runs.options import PROTOCOLS, option
@@ -22,6 +22,8 @@ from interpcore.runs.options import Options as Base
 
 NO_TEMPLATE = -1
 """In place of a template's number: the subject alone."""
+LONGEST_STEM = 200
+"""Bytes of a relation's name as that of a file; file systems take 255 with its ending."""
 AUTO = "auto"
 """In place of a number of ranks: see `rank_search`."""
 
@@ -274,6 +276,13 @@ def check_relations(relations: tuple[Relation, ...], template: int) -> None:
     names = [relation.name for relation in relations]
     if len(set(names)) < len(names) or not names:
         raise RelationError("A study needs relations, each under a name of its own.")
+    files: dict[str, str] = {}
+    for name in names:
+        if len(file_stem(name).encode()) > LONGEST_STEM:
+            raise RelationError(f"The name {name[:40]!r}... is too long for a file; give a shorter one.")
+        other = files.setdefault(file_stem(name).casefold(), name)
+        if other != name:
+            raise RelationError(f"{other!r} and {name!r} would have one file name; give one another name.")
     for relation in relations:
         if template >= len(relation.prompt_templates):
             raise RelationError(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from interpcore.errors import Refused
 from interpcore.lre.shared import SharedOperators
-from interpcore.lre.tables import INTERVALS
 from interpcore.lre.trial import Trial, check_known, prepare, reason
 from interpcore.runs import Row
 from interpcore.runs.experiment import Report
@@ -28,6 +27,11 @@ if TYPE_CHECKING:
 Point = dict[str, Any]
 SUMMARY = (
     "Each row is a mean over relations, _se its standard error over them; tables/{}.parquet has every one."
+)
+
+INTERVALS = (
+    "Intervals there are 95%, over subjects: of shares exact at the effective number of facts, of other "
+    "values Student's t, which one subject alone does not have."
 )
 
 
@@ -101,7 +105,7 @@ def report_points(study: Any, rows: Sequence[Row], name: str, notes: Sequence[st
     broken = [f"{row.key} broke off: {row.error}" for row in rows if row.status == "failed"]
     results = [row.result for row in rows if row.status != "failed"]
     left_out = dict.fromkeys(f"Left out: {r['reason']}" for r in results if not r["points"])
-    done = [result for result in results if result["points"]]
+    done = [result for result in results if any(one["subjects"] for one in result["points"])]
     if not done:
         import pandas as pd
 
@@ -120,7 +124,7 @@ def report_points(study: Any, rows: Sequence[Row], name: str, notes: Sequence[st
         note=" ".join((*notes, "Means over relations; black bars or bands: their standard error.")),
     )
     drawn = save_figure(study.artifacts.artifact(f"figures/{name}"), points_figure(short, by, measures), said)
-    said_of = (*notes, SUMMARY.format(name), INTERVALS.split(". ")[0] + ".", *left_out)
+    said_of = (*notes, SUMMARY.format(name), INTERVALS, *left_out)
     return Report(short, (*files, *drawn), said_of, tuple(broken))
 
 
@@ -139,7 +143,8 @@ def point_table(results: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, lis
         for one in result["points"]:
             by |= dict.fromkeys(one["by"])
             measures |= dict.fromkeys(one["outcomes"])
-            places.setdefault((result["relation"], *one["by"].values()), []).append(one)
+            if one["subjects"]:
+                places.setdefault((result["relation"], *one["by"].values()), []).append(one)
     rows = []
     for (relation, *values), points in places.items():
         subjects = [s for one in points for s in one["subjects"]]

@@ -53,7 +53,12 @@ def attribute_grid(
     said, chances = [], []
     for tap, weight, bias in zip(taps, operator.weight, operator.bias, strict=True):
         z = beta * (found[tap][0].to(weight) @ weight.mT) + bias
-        best = model.unembed(model.final_norm(z.to(model.dtype))).float().softmax(-1).topk(top)
+        best = (
+            model.unembed(model.final_norm(z.to(model.dtype)))
+            .float()
+            .softmax(-1)
+            .topk(min(top, model.spec.vocab_size))
+        )
         said.append(best.indices)
         chances.append(best.values)
     return torch.stack(said).cpu(), torch.stack(chances).cpu()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interpcore.data.relations import file_stem
 from interpcore.lre import figures, tables
 from interpcore.lre.rank_search import NOTE
 from interpcore.lre.trial import run_trial
-from interpcore.runs import RunError, RunFolder, compare, read_card, write_json
+from interpcore.runs import RunCard, RunError, RunFolder, compare, read_card, write_json
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import read_frame, write_frame
 from interpcore.runs.plots import save_figure
@@ -74,7 +75,7 @@ def write_report(folder: RunFolder) -> Report:
     chosen = "hash of hparams" not in folder.card.arguments  # else they are not this run's to say
     for relation in dict.fromkeys(result["relation"] for result in done if chosen):
         mine = [result for result in done if result["relation"] == relation]
-        files.append(folder.artifact(f"hparams/{model}/{relation.replace(' ', '_')}.json"))
+        files.append(folder.artifact(f"hparams/{model}/{file_stem(relation)}.json"))
         write_json(files[-1], tables.published_hparams(model, mine))
     if done:  # a folder in which nothing was measured stays free for a corrected command
         curves = tables.curve_table(done)
@@ -89,10 +90,12 @@ def write_report(folder: RunFolder) -> Report:
     problems = [*refused, *broken]
     if not done and not problems:
         problems = [f"{model} knows no such facts: no relation has enough known test facts to measure"]
-    return Report(table, tuple(files), (*LEGEND, *_notes(table, done)), tuple(problems))
+    return Report(table, tuple(files), (*LEGEND, *_notes(table, done, folder.card)), tuple(problems))
 
 
-def _notes(table: pd.DataFrame, done: list[tables.Result]) -> Iterator[str]:
+def _notes(table: pd.DataFrame, done: list[tables.Result], card: RunCard) -> Iterator[str]:
+    if whose := card.sources.get("hparams of"):
+        yield f"Depths, beta and rank are read from files of {', '.join(whose)}, not chosen."
     for reason in table[table.status == "not known"].reason:
         yield f"Left out: {reason}"
     if any(result.get("rank_search") == "coarse to fine" for result in done):

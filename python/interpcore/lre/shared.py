@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from interpcore.data.relations import Relation, RelationError, Sample, split
+from interpcore.data.relations import Relation, RelationError, Sample, file_stem, split
 from interpcore.errors import Refused
 from interpcore.lre.answers import Answers
 from interpcore.lre.hparams import Hparams
@@ -153,5 +153,5 @@ class SharedOperators(experiment.Study):
         depths: list[Depth] = [d for d in operator.depths if d in {c["depth"] for c in choices}]
         at = [operator.at(d) for d in depths]
         chosen = Operator(tuple(depths), operator.weight[at], operator.bias[at], operator.made_on)
-        path = self.artifacts.artifact(f"operators/{name.replace(' ', '_')}/{trial}.safetensors")
+        path = self.artifacts.artifact(f"operators/{file_stem(name)}/{trial}.safetensors")
         chosen.save(path, relation=name, trial=str(trial), choices=canonical_json(list(choices)))

@@ -83,6 +83,7 @@ def study_card(
     facts = {f"facts of {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     hparams = options.read_hparams()
     read = {"hash of hparams": hparams_hash(hparams)} if hparams else {}
+    whose = {"hparams of": sorted({one.model for one in hparams.values()})} if hparams else {}
     return run_card(
         model,
         protocol=options.protocol,
@@ -90,6 +91,6 @@ def study_card(
         seeds={"study": options.seed},
         arguments=options.arguments() | facts | read,
         extends=options.extending(),
-        sources=options.circumstances(),
+        sources=options.circumstances() | whose,
         command=command,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from interpcore.data.relations import file_stem
 from interpcore.lre.crossfit import at_choices, cross_fit
 from interpcore.lre.operator import Operator, predict
 from interpcore.lre.study import Study
@@ -61,7 +62,7 @@ def saved_operator(study: Study, name: str, trial: int) -> tuple[Operator, list[
     """A relation's operator at the depths that its trial chose, and each half's choice for reading; None
     where the trial was not measured."""
     assert study.artifacts is not None
-    file = study.artifacts.artifact(f"operators/{name.replace(' ', '_')}/{trial}.safetensors")
+    file = study.artifacts.artifact(f"operators/{file_stem(name)}/{trial}.safetensors")
     if not file.is_file():
         return None
     operator, about = Operator.load(file)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interpcore._shown import ShortRepr
-from interpcore.data.relations import Sample, few_shot_prompt, split
+from interpcore.data.relations import Sample, few_shot_prompt, file_stem, split
 from interpcore.lre import tables
 from interpcore.lre.crossfit import make_folds
 from interpcore.lre.operator import Operator
@@ -93,7 +93,7 @@ class TrialAgain:
     @property
     def file(self) -> str:
         """Where its operator is."""
-        return f"operators/{self.found['relation'].replace(' ', '_')}/{self.found['trial']}.safetensors"
+        return f"operators/{file_stem(self.found['relation'])}/{self.found['trial']}.safetensors"
 
     @cached_property
     def stored(self) -> Operator:

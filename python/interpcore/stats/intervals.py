@@ -173,6 +173,10 @@ def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike, *, level: flo
 def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     """Pearson correlation of pairs with Fisher's interval, tanh(atanh(r) +- q / sqrt(n - 3)).
 
+    Pairs in one line (r = 1 or -1) say little where they are few, or few different ones: the interval's other
+    end is then that of r = 1 - 6 / (m^3 - m), half a step below 1 on Spearman's scale, for the m different
+    pairs; fewer than four of these leave -1 to 1.
+
     Args:
         x, y: [n] each, finite.
         level: coverage.
@@ -186,35 +190,22 @@ def correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     if a.std() == 0 or b.std() == 0:
         raise Refused("A correlation needs values that differ; those of one side are all equal.")
     r = float(np.corrcoef(a, b)[0, 1].clip(-1, 1))
-
-    def ends(level: float) -> tuple[float, float]:
-        reach = NormalDist().inv_cdf((1 + level) / 2) / np.sqrt(len(a) - 3)
-        with np.errstate(divide="ignore"):  # r = 1 has the interval [1, 1]
-            low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
-        return float(low), float(high)
-
-    return Interval.at(level, r, ends, len(a), "Fisher")
+    return Interval.at(level, r, _correlation_ends(a, b, r), len(a), "Fisher")
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
     """Spearman's correlation of pairs, ties at their mean rank, with the interval tanh(atanh(r) +- q
-    sqrt((1 + r^2 / 2) / (n - 3))) (Bonett & Wright 2000).
+    sqrt((1 + r^2 / 2) / (n - 3))) (Bonett & Wright 2000); for ranks that agree wholly as in `correlation`.
 
     Args: as in `correlation`.
     Raises: Refused as `correlation`.
     """
     from scipy.stats import rankdata
 
-    found = correlation(rankdata(x), rankdata(y), level=level)
-    r, n = found.value, found.n
-
-    def ends(level: float) -> tuple[float, float]:
-        reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt((1 + r**2 / 2) / (n - 3))
-        with np.errstate(divide="ignore"):
-            low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
-        return float(low), float(high)
-
-    return Interval.at(level, r, ends, n, "Bonett & Wright")
+    a, b = rankdata(x), rankdata(y)
+    found = correlation(a, b, level=level)
+    ends = _correlation_ends(a, b, found.value, 1 + found.value**2 / 2)
+    return Interval.at(level, found.value, ends, found.n, "Bonett & Wright")
 
 
 def jackknife_interval(deleted: ArrayLike, value: float, *, level: float = 0.95) -> Interval:
@@ -240,6 +231,24 @@ def jackknife_interval(deleted: ArrayLike, value: float, *, level: float = 0.95)
         return value - reach, value + reach
 
     return Interval.at(level, value, ends, groups, "delete-a-group jackknife, Student's t")
+
+
+def _correlation_ends(a: NDArray[np.float64], b: NDArray[np.float64], r: float, widened: float = 1) -> Ends:
+    """Ends of a correlation on Fisher's scale, with so many times the variance of Pearson's."""
+    n, inner = len(a), r
+    whole = 1 - abs(r) < 1e-12
+    if whole:
+        n = len(np.unique(np.stack((a, b)), axis=1).T)
+        inner = float(np.copysign(1 - 6 / (n**3 - n), r))
+
+    def ends(level: float) -> tuple[float, float]:
+        if n < 4:
+            return -1.0, 1.0
+        reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(widened / (n - 3))
+        low, high = np.tanh(np.arctanh(inner) + np.array([-reach, reach]))
+        return float(min(low, r)), float(max(high, r))
+
+    return ends
 
 
 def _by_cluster(

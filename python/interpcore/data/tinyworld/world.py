@@ -7,7 +7,7 @@ import os
 import random
 from pathlib import Path
 
-from interpcore.data.relations import Relation, RelationError, load_relations
+from interpcore.data.relations import Relation, RelationError, file_stem, load_relations
 from interpcore.data.tinyworld.invented import invented_relations
 from interpcore.data.tinyworld.public import public_relations
 
@@ -64,7 +64,7 @@ def build_files() -> dict[str, str]:
     """The relation files and the reserve file, by path below the relations folder, as text."""
     relations = [*invented_relations(), *public_relations()]
     files = {
-        f"{relation.relation_type}/{relation.name.replace(' ', '_')}.json": relation.to_json()
+        f"{relation.relation_type}/{file_stem(relation.name)}.json": relation.to_json()
         for relation in relations
     }
     files["reserve.json"] = {
