@@ -14,7 +14,7 @@ import interpcore
 from interpcore.data.relations import Sample
 from interpcore.lre.answers import Answers
 from interpcore.lre.crossfit import Fold
-from interpcore.lre.edits import Inverse, edited_logits, edited_tokens, one_by_one
+from interpcore.lre.edits import Inverse, edited_logits, edited_tokens, edits_reach, one_by_one
 from interpcore.lre.operator import estimate
 from interpcore.lre.prompts import Query, relation_queries
 from interpcore.lre.rank_search import between, finest, rank_grid, searched
@@ -89,6 +89,12 @@ def test_batched_edits_equal_single_ones(family):
         top, seconds = one_by_one(states, depth, prompt, delta)
         assert torch.equal(top, got.argmax(-1)) and seconds > 0
         assert torch.equal(edited_tokens(states, depth, prompt, delta, max_rows=4), got.argmax(-1))
+        goals = torch.rand(3, 61, generator=g) < 0.3
+        delta[2] = 0
+        reach = goals[prompt, edited_tokens(states, depth, prompt, delta)]
+        assert torch.equal(edits_reach(states, depth, prompt, delta, goals, max_rows=4), reach)
+        aimed = goals[2 - prompt, edited_tokens(states, depth, prompt, delta)]
+        assert torch.equal(edits_reach(states, depth, prompt, delta, goals, 2 - prompt), aimed)
         nothing = edited_logits(states, depth, prompt, torch.zeros_like(delta))
         torch.testing.assert_close(nothing, states.logits[prompt], rtol=1e-9, atol=1e-9)
 

@@ -209,9 +209,29 @@ def test_refusals(model, template):
 def test_two_products_rank_what_every_beta_would(family):
     model = interpcore.load(transformers_model(family, dtype=torch.float64))
     draw = torch.Generator().manual_seed(2)
-    moved, bias = (torch.randn(n, 32, generator=draw, dtype=torch.float64) for n in (7, 1))
+    moved = torch.randn(2, 7, 32, generator=draw, dtype=torch.float64)
+    bias = torch.randn(2, 32, generator=draw, dtype=torch.float64)
     betas = (0.0, 0.5, 3.0)
-    found = Readout(model, tile=2 * 61).ranked(moved, bias[0], betas, 4)
-    z = torch.stack([beta * moved + bias for beta in betas])
+    found = Readout(model, tile=2 * 61).ranked(moved, bias, betas, 4)
+    z = torch.stack([beta * moved + bias[:, None] for beta in betas], 1)
     assert torch.equal(found, ranked_tokens(model, z, 4))
-    assert torch.equal(Readout(model).ranked(moved, bias[0], betas), found[..., :1])
+    assert torch.equal(Readout(model).ranked(moved, bias, betas), found[..., :1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "phi"])
+def test_goals_are_reached_where_the_whole_vocabulary_says_so(family, monkeypatch):
+    model = interpcore.load(transformers_model(family, dtype=torch.float64))
+    draw = torch.Generator().manual_seed(3)
+    resid = torch.randn(40, 32, generator=draw, dtype=torch.float64)
+    top = ranked_tokens(model, resid, 1)[:, 0]
+    goals = torch.rand(6, 61, generator=draw) < 0.2
+    aim = torch.arange(40) % 6
+    expected = goals[aim, top]
+    assert 2 < int(expected.sum()) < 38
+    for likely in (top, torch.arange(3), torch.empty(0, dtype=torch.int64)):
+        assert torch.equal(Readout(model).top_is(resid, goals, aim, likely), expected)
+    asked = []
+    whole = model.unembedding
+    monkeypatch.setattr(type(model), "unembed", lambda self, x: asked.append(len(x)) or whole(x))
+    Readout(model).top_is(resid, goals, aim, top)
+    assert asked == [int(expected.sum())]  # those that fail are told by the likely tokens

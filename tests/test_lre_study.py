@@ -128,6 +128,24 @@ def test_a_defect_or_lack_of_memory_is_no_refusal_of_the_data(case, defect, monk
         study.other_operator(case[1].name, 0)
 
 
+def test_each_operator_is_estimated_once(case, monkeypatch):
+    study, made = study_of(case, OPTIONS, *(replace(case[1], name=f"r{i}") for i in range(4))), []
+
+    def estimated(model, queries, depths):
+        made.append(len(queries))
+        return object()
+
+    monkeypatch.setattr("interpcore.lre.shared.mean_operator", estimated)
+    for trial in range(2):
+        found = {}
+        for name in study.relations:
+            found[name] = study.other_operator(name, trial), study.operator(name, trial)
+            assert len(study._kept) <= 3
+        assert len(made) == 5 * (trial + 1)
+        others = [other for other, _ in found.values()]
+        assert others == [found[name][1] for name in ("r3", case[1].name, "r0", "r1", "r2")]
+
+
 def test_targets_are_other_known_facts():
     test = [Sample("a", "1"), Sample("b", "1"), Sample("c", "2"), Sample("a", "3")]
     known = torch.tensor([True, True, True, False])

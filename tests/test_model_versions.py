@@ -122,6 +122,8 @@ def test_rows_begin_anew_at_positions_of_their_own(family):
         whole = shared.run(depth, prompt, edits)
         anew = shared.run(depth, prompt, edits, first=first)
         torch.testing.assert_close(anew, whole, rtol=1e-9, atol=1e-9)
+        last = shared.last(depth, prompt, edits, first)
+        torch.testing.assert_close(model.unembed(model.final_norm(last)), anew, rtol=1e-9, atol=1e-9)
         alone = [Edit("resid", depth, first[[2]], Add(delta[[1]]))]
         one = shared.run(depth, torch.tensor([2]), alone, first=first)
         torch.testing.assert_close(one[0], whole[1], rtol=1e-9, atol=1e-9)

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize, one_hot
 from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.lre.crossfit import Fold, choose, per_fold
-from interpcore.lre.edits import Inverse, edited_tokens
+from interpcore.lre.edits import Inverse, edits_reach
 from interpcore.lre.known import NotKnownError
 from interpcore.lre.operator import Operator
 from interpcore.lre.options import Concepts
@@ -244,9 +244,9 @@ def edited(study: SharedOperators, facts: Facts, fold: Fold, at: int, directions
     step = directions[facts.goals] - directions[facts.labels]
     step = step * facts.h(at).norm(dim=-1, keepdim=True)
     deltas = torch.stack([strength * step for strength in STRENGTHS]).to(states.z)
-    tokens = edited_tokens(states, depth, facts.rows.repeat(len(STRENGTHS)), deltas.flatten(0, 1))
-    goal = study.answers.prefix_hits(facts.objects)[facts.goals]
-    hits = goal[torch.arange(len(goal)).repeat(len(STRENGTHS)), tokens].view(len(STRENGTHS), -1)
+    goals, rows = study.answers.prefix_hits(facts.objects), facts.rows.repeat(len(STRENGTHS))
+    aim = facts.goals.repeat(len(STRENGTHS))
+    hits = edits_reach(states, depth, rows, deltas.flatten(0, 1), goals, aim).view(len(STRENGTHS), -1)
     return hits[choose(hits[None, :, fold.choose])[1]]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interpcore.lre.crossfit import cross_fit
-from interpcore.lre.edits import Inverse, edited_tokens
+from interpcore.lre.edits import Inverse, edits_reach
 from interpcore.lre.options import AUTO, Editors
 from interpcore.lre.points import Point, measured, point, ready, run_points
 from interpcore.lre.rank_search import rank_grid, searched
@@ -80,9 +80,8 @@ def judge(trial: Trial, target: Tensor) -> Callable[[int, Tensor], Tensor]:
     goal, prompt, states = trial.hits[target], torch.arange(len(target)), trial.states
 
     def success(at: int, deltas: Tensor) -> Tensor:
-        rows = prompt.repeat(len(deltas))
-        tokens = edited_tokens(states, states.depths[at], rows, deltas.flatten(0, 1).to(states.z))
-        return goal[rows, tokens].view(len(deltas), -1)
+        rows, flat = prompt.repeat(len(deltas)), deltas.flatten(0, 1).to(states.z)
+        return edits_reach(states, states.depths[at], rows, flat, goal).view(len(deltas), -1)
 
     return success
 

@@ -13,6 +13,10 @@ from interpcore._shown import ShortRepr
 from interpcore.lre.states import Depth, PromptStates
 from interpcore.model import Add, Edit
 from interpcore.model.names import source_site
+from interpcore.model.readout import Readout
+
+LIKELY = 5
+"""Of each plain prompt's tokens, how many mostly win after an edit that fails."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,36 +68,73 @@ class Inverse(ShortRepr):
 
 
 @torch.no_grad()
-def edited_logits(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor) -> Tensor:
-    """Logits after adding a vector to the subject's state, one row per edit, in one run from that depth.
+def edited_states(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor) -> Tensor:
+    """States before the final norm at the last token after adding a vector to the subject's state, one row
+    per edit, in one run from that depth.
 
     Args:
         states: prompts on their shared prefix.
         depth: where to write; None is the token embedding.
         prompt: which prompt each row edits [row] int64.
         delta: what is added at the prompt's edited position [row, d_model].
-    Returns: [row, vocabulary].
+    Returns: [row, d_model].
     """
     entry = 0 if depth is None else depth
     scale = states.shared.model.spec.embed_scale if depth is None else 1.0
     first = torch.tensor([q.edited for q in states.queries])
     edit = Edit("resid", entry, first[prompt], Add(delta[:, None], scale))
-    return states.shared.run(entry, prompt, [edit], first=first)
+    return states.shared.last(entry, prompt, [edit], first)
+
+
+def edited_logits(states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor) -> Tensor:
+    """Logits [row, vocabulary] of `edited_states`, whose arguments these are."""
+    model = states.shared.model
+    return model.unembed(model.final_norm(edited_states(states, depth, prompt, delta)))
 
 
 def edited_tokens(
     states: PromptStates, depth: Depth, prompt: Tensor, delta: Tensor, max_rows: int = 512
 ) -> Tensor:
-    """Top tokens [row] after the edits of `edited_logits`, `max_rows` rows at a time; an edit by nothing is
+    """Top tokens [row] after the edits of `edited_states`, `max_rows` rows at a time; an edit by nothing is
     not run."""
+    top = states.top.cpu()[prompt]
+    for rows in _runs(states, prompt, delta, max_rows):
+        top[rows] = edited_logits(states, depth, prompt[rows], delta[rows]).argmax(-1).cpu()
+    return top
+
+
+def edits_reach(
+    states: PromptStates,
+    depth: Depth,
+    prompt: Tensor,
+    delta: Tensor,
+    goals: Tensor,
+    aim: Tensor | None = None,
+    max_rows: int = 512,
+) -> Tensor:
+    """Whether the top tokens of `edited_tokens` are each among a set of goals [row] bool.
+
+    Args:
+        states, depth, prompt, delta, max_rows: see `edited_states` and `edited_tokens`.
+        goals: sets of tokens [set, vocabulary] bool.
+        aim: each row's set [row] int64; None: its prompt's.
+    """
+    aim = prompt if aim is None else aim
+    readout, likely = Readout(states.shared.model), states.logits.topk(LIKELY).indices.unique()
+    reach = goals[aim, states.top.cpu()[prompt]]
+    for rows in _runs(states, prompt, delta, max_rows):
+        last = edited_states(states, depth, prompt[rows], delta[rows])
+        reach[rows] = readout.top_is(last, goals, aim[rows], likely)
+    return reach
+
+
+def _runs(states: PromptStates, prompt: Tensor, delta: Tensor, max_rows: int) -> Sequence[Tensor]:
+    """The rows that change something, in groups that run together."""
     # Prompts of equal length stay together, so that short ones do not run at the longest one's width.
     run_anew = torch.tensor([len(q.ids) - q.edited for q in states.queries])
     order = torch.argsort(run_anew[prompt], stable=True)
-    top = states.top.cpu()[prompt]
     run = order[delta.any(-1).cpu()[order]]
-    for rows in run.split(max_rows) if len(run) else ():
-        top[rows] = edited_logits(states, depth, prompt[rows], delta[rows]).argmax(-1).cpu()
-    return top
+    return run.split(max_rows) if len(run) else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +163,9 @@ class Towards(ShortRepr):
         ran = among.nonzero()[:, 0]
         hits = self.goal.new_zeros(edits.shape[:2])
         if len(ran):
-            rows = ran.repeat(len(edits))
-            tokens = edited_tokens(self.states, self.states.depths[at], rows, edits[:, ran].flatten(0, 1))
-            hits[:, ran] = self.goal[rows, tokens].view(len(edits), -1)
+            rows, deltas = ran.repeat(len(edits)), edits[:, ran].flatten(0, 1)
+            reach = edits_reach(self.states, self.states.depths[at], rows, deltas, self.goal)
+            hits[:, ran] = reach.view(len(edits), -1)
         return hits
 
 

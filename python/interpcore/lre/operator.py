@@ -203,12 +203,15 @@ def predict(
     Raises: Refused for another model's operator.
     """
     check_made_on(model, operator.made_on, "The operator was", other_model)
-    readout = Readout(model)
-    each = (
-        readout.ranked(h[:, i].to(weight) @ weight.mT, bias, betas, k)
-        for i, (weight, bias) in enumerate(zip(operator.weight, operator.bias, strict=True))
-    )
-    return torch.stack(list(each)).cpu()
+    return read_tokens(model, operator, h, betas, k)
+
+
+@torch.no_grad()
+def read_tokens(model: Model, operator: Operator, h: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
+    """What `predict` gives, of an operator that is known to be this model's own: the model's weights, which
+    it hashes to tell, are not read for it."""
+    moved = (h[:, i].to(weight) @ weight.mT for i, weight in enumerate(operator.weight))
+    return Readout(model).ranked(moved, operator.bias, betas, k).cpu()
 
 
 @torch.no_grad()

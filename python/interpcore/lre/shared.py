@@ -120,16 +120,16 @@ class SharedOperators(experiment.Study):
         return leave_one_out(tokenizer, template[self.options.template], train, protocol)
 
     def operator(self, name: str, trial: int) -> Operator:
-        """The operator of a trial's training facts. The two last asked for are kept: `other_operator` mostly
-        asks for the one that was just estimated. Raises: Refused where it cannot be estimated."""
+        """The operator of a trial's training facts. Three are kept: the two last asked for, since
+        `other_operator` mostly asks for the one that was just estimated, and the first of the trial, which
+        belongs to its last relation. Raises: Refused where it cannot be estimated."""
         key = (name, trial)
-        if key in self._kept:
-            self._kept[key] = self._kept.pop(key)
-        else:
+        if key not in self._kept:
             estimated = mean_operator(self.model, self.training_queries(name, trial), self.depths)
-            while len(self._kept) > 1:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = estimated
+            mine = [k for k in self._kept if k[1] == trial]
+            self._kept = {k: self._kept[k] for k in mine[:1] + mine[1:][-1:]} | {key: estimated}
+        elif key != next(iter(self._kept)):
+            self._kept[key] = self._kept.pop(key)
         return self._kept[key]
 
     def other_operator(self, name: str, trial: int) -> Operator | None:

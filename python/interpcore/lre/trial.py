@@ -20,7 +20,7 @@ from interpcore.lre.answers import recall
 from interpcore.lre.crossfit import Fold, at_choices, by_depth, cross_fit, make_folds, per_fold
 from interpcore.lre.edits import Towards, one_by_one
 from interpcore.lre.known import NotKnownError
-from interpcore.lre.operator import Operator, predict, ranked_tokens
+from interpcore.lre.operator import Operator, ranked_tokens, read_tokens
 from interpcore.lre.options import AUTO
 from interpcore.lre.prompts import relation_queries
 from interpcore.lre.rank_search import searched
@@ -169,19 +169,15 @@ def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Op
     """Faithfulness at every depth and beta, cross-fitted, with recall, first token and controls."""
     states, folds, known, name = trial.states, trial.folds, trial.known, trial.relation.name
     betas, top = study.betas(name), states.top.cpu()
-    ranked = torch.zeros(len(states.depths), len(betas), len(top), TOP_K, dtype=torch.int64)
-    ranked[:, :, known] = predict(study.model, operator, states.h[known], betas, TOP_K)
-    # Facts that the model does not know choose nothing: they are read below, where the known ones chose.
-    faithful = (ranked[..., 0] == top) & known
-    recalls = recall(trial.hits, ranked) & known[:, None]
-    judged = recalls[..., 0] if study.options.protocol == "paper" else faithful
-    _, choices = cross_fit(judged, folds, study.given_place(name))
-    sides = []
-    for depth, beta in choices:
-        side = ranked[depth, beta].clone()
-        if not bool(known.all()):
-            side[~known] = _read(study, operator, states, depth, betas[beta], ~known)
-        sides.append(side)
+    highest = torch.zeros(len(states.depths), len(betas), len(top), dtype=torch.int64)
+    highest[:, :, known] = read_tokens(study.model, operator, states.h[known], betas)[..., 0]
+    # Facts that the model does not know choose nothing: they are read where the known ones chose.
+    faithful = (highest == top) & known
+    hits = recall(trial.hits, highest[..., None])[..., 0] & known
+    _, choices = cross_fit(
+        hits if study.options.protocol == "paper" else faithful, folds, study.given_place(name)
+    )
+    sides = [_read(study, operator, states, d, betas[b]) for d, b in choices]
     said = per_fold(folds, sides)
     first = study.answers.first_tokens([s.object for s in trial.test])
     alone = ranked_tokens(study.model, operator.bias, 1) == top
@@ -195,24 +191,23 @@ def read_all(study: SharedOperators, trial: Trial, operator: Operator, other: Op
         "shuffled": per_fold(folds, [controls.shuffled(side[:, 0], top, known) for side in sides]),
     }
     if other is not None:
-        every = torch.ones_like(known)
-        theirs = [_read(study, other, states, d, betas[b], every)[:, 0] for d, b in choices]
+        theirs = [_read(study, other, states, d, betas[b])[:, 0] for d, b in choices]
         outcomes["other operator"] = per_fold(folds, theirs) == top
     return Measured(
         outcomes,
         [{"measure": "faithfulness", "depth": states.depths[d], "beta": betas[b]} for d, b in choices],
         {
-            "recall@1 by depth and beta": _mean(recalls[..., 0], known),
+            "recall@1 by depth and beta": _mean(hits, known),
             "faithfulness by depth": _mean(by_depth(faithful, folds), known),
         },
     )
 
 
 def _read(
-    study: SharedOperators, operator: Operator, states: PromptStates, depth: int, beta: float, among: Tensor
+    study: SharedOperators, operator: Operator, states: PromptStates, depth: int, beta: float
 ) -> Tensor:
-    """An operator's highest tokens at one place and beta for the prompts among [prompt] bool, [n, TOP_K]."""
-    return predict(study.model, operator.only(depth), states.h[among][:, [depth]], [beta], TOP_K)[0, 0]
+    """An operator's highest tokens at one place and beta [prompt, TOP_K]."""
+    return read_tokens(study.model, operator.only(depth), states.h[:, [depth]], [beta], TOP_K)[0, 0]
 
 
 def edit_all(

@@ -7,7 +7,7 @@ W^T x and W^T w, without another product with the unembedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from interpcore.ops import product
 
 CACHED = 1 << 18
 """Logits that are measured at once: what a core's cache holds."""
+
+ROUNDING = 1e-3
+"""Difference of logits, relative to the largest, below which the order of two is not believed."""
 
 MEASURES = ("loss", "entropy", "rank", "reciprocal_rank", "scale", "unigram_kl")
 _FIELDS = ("loss", "entropy", "rank", "scale", "unigram_kl")
@@ -124,18 +127,26 @@ class Readout(ShortRepr):
                             into[number, v, rows] = value
         return [TokenMeasures(loss[i], entropy[i], rank[i], own, kl[i]) for i in range(len(scales))]
 
-    def ranked(self, moved: Tensor, bias: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
+    def ranked(self, moved: Iterable[Tensor], bias: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
         """The highest tokens of beta * moved + bias for every beta, from two products with the unembedding.
 
         Args:
-            moved: [n, d_model].
-            bias: the same for all [d_model].
+            moved: of each bias [n, d_model].
+            bias: [bias, d_model]; one product serves all of them.
             betas: factors on `moved`.
             k: how many tokens.
-        Returns: tokens, best first, before a soft-cap, which changes no order [beta, n, k] int64.
+        Returns: tokens, best first, before a soft-cap, which changes no order [bias, beta, n, k] int64.
         """
-        x, b = self._centre(_wide(moved)), self._centre(_wide(bias))
-        offset, constant = self._weigh(b[None])[0], self._constant()
+        biases = self._centre(_wide(bias))
+        constant = self._constant()
+        known = zip(moved, biases, self._weigh(biases), strict=True)
+        return torch.stack([self._along_betas(*each, constant, betas, k) for each in known])
+
+    def _along_betas(
+        self, moved: Tensor, b: Tensor, offset: Tensor, constant: Tensor, betas: Sequence[float], k: int
+    ) -> Tensor:
+        """The highest tokens of beta * moved + b [beta, n, k], where b's own logits are the offset."""
+        x = self._centre(_wide(moved))
         out = torch.empty(len(betas), len(x), k, dtype=torch.int64, device=x.device)
         shifted = bool(constant.any())
         step = max(1, self.tile // len(offset))
@@ -149,6 +160,33 @@ class Readout(ShortRepr):
                     logits.addcmul_(own.sqrt()[:, None], constant)
                 out[i, at : at + step] = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k).indices
         return out
+
+    def top_is(self, resid: Tensor, goals: Tensor, aim: Tensor, likely: Tensor) -> Tensor:
+        """Whether each residual's highest token is one of its goals.
+
+        Where a likely token beats all of a residual's goals by more than rounding, the rest of the vocabulary
+        changes nothing and is not asked.
+
+        Args:
+            resid: resid[D] [n, d_model].
+            goals: sets of tokens [set, vocabulary] bool.
+            aim: each residual's set [n] int64.
+            likely: tokens that often win [token] int64.
+        Returns: [n] bool, on the device of `goals`.
+        """
+        normed, last = self.model.final_norm(resid), self.model.unembedding
+        few = torch.cat((goals.any(0).nonzero()[:, 0], likely.to(goals.device))).unique().to(resid.device)
+        bias = None if last.bias is None else last.bias[few]
+        logits = _wide(self.model.capped(product(normed, last.weight[:, few], bias=bias)))
+        good = goals[:, few.to(goals.device)][aim].to(logits.device)
+        best, other = (logits.masked_fill(~one, -torch.inf).amax(-1) for one in (good, ~good))
+        within = ROUNDING * logits.abs().amax(-1)
+        open_ = (best >= other - within).nonzero()[:, 0]
+        found = torch.zeros_like(aim, dtype=torch.bool)
+        top = self.model.unembed(normed[open_]).argmax(-1).to(goals.device)
+        open_ = open_.to(goals.device)
+        found[open_] = goals[aim[open_], top]
+        return found
 
     def scale(self, resid: Tensor) -> Tensor:
         """The final norm's scale of residuals [..., d_model]."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from interpcore.model.cache import Buffer, Cache, Segment
 from interpcore.model.decoder import Model
 from interpcore.model.generic import GenericModel
 from interpcore.model.layout import read_layout
-from interpcore.model.output import LogitsAt, at_positions
+from interpcore.model.output import LogitsAt, Output, at_positions
 from interpcore.model.plan import Plan
 from interpcore.model.prompts import read_prompts
 from interpcore.model.sites import Edit, Tap, at_depths, select
@@ -71,6 +72,18 @@ class SharedPrompts(ShortRepr):
                 [prompt] int64; what is before is what the plain prompt cached. None: `n_shared`.
         Returns: [row, vocabulary] or [row, n, vocabulary].
         """
+        logits = self._run(depth, prompt, edits, first, logits_at=logits_at).logits
+        assert logits is not None
+        return logits
+
+    def last(self, depth: int, prompt: Tensor, edits: Sequence[Edit], first: Tensor | None = None) -> Tensor:
+        """The stream before the final norm at each row's last token [row, d_model]; arguments as in `run`."""
+        end = Tap("resid", self.model.plan.n_calls, -1)
+        return self._run(depth, prompt, edits, first, taps=[end], logits_at=None).taps[end][:, 0]
+
+    def _run(
+        self, depth: int, prompt: Tensor, edits: Sequence[Edit], first: Tensor | None, **read: Any
+    ) -> Output:
         skip = torch.zeros_like(prompt)
         if first is not None and self.filled is not None:
             skip = first[prompt] - self.n_shared
@@ -79,17 +92,15 @@ class SharedPrompts(ShortRepr):
         # Columns past a short row's end are another token's: rows are read up to their lengths.
         column = (skip[:, None] + torch.arange(width)).clamp(max=int(self.lengths.max()) - 1)
         streams = {name: value[prompt[:, None], column] for name, value in self.streams[depth].items()}
-        logits = self.model.run_from(
+        return self.model.run_from(
             depth,
             self.resid[depth][prompt[:, None], column],
             self._behind(prompt, skip, depth),
             streams=streams,
             lengths=lengths,
             edits=edits,
-            logits_at=logits_at,
-        ).logits
-        assert logits is not None
-        return logits
+            **read,
+        )
 
     def _behind(self, prompt: Tensor, skip: Tensor, depth: int) -> Cache:
         """What is cached before rows that begin `skip` tokens after the shared ones, for the block calls from
