@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from interpcore.generalize import (
     units_for_correlation,
     units_for_share,
 )
+from interpcore.generalize.page import forest, forest_note
 from interpcore.generalize.reasons import next_step, why
 from interpcore.generalize.verdict import holm
 from interpcore.stats import mean_over_clusters
@@ -144,6 +146,31 @@ def test_a_criterion_of_primary_trials(verdicts, expected):
     assert got.verdict == expected and got.rationale.startswith(expected)
     assert criterion("GT2", [*outcomes(*verdicts), *outcomes("FAIL", primary=False)]).verdict == expected
     assert criterion("GT1", outcomes(*verdicts)).verdict == "INCONCLUSIVE"
+
+
+def test_trials_that_broke_off_for_one_reason_are_named_together():
+    said = criterion("GT2", outcomes("ERROR", "PASS", "ERROR", "FAIL")).rationale
+    assert said.count("it broke") == 1 and "X0, X2: ERROR; it broke" in said and "X3: FAIL" in said
+
+
+def test_the_picture_draws_what_has_an_estimate_and_names_the_rest():
+    figure = forest(outcomes("PASS", "ERROR", "FAIL"))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "X0 (40) PASS",
+        "X2 (40) FAIL",
+    ]
+    assert forest_note(outcomes("PASS", "ERROR")).endswith("Not drawn, without an estimate: X1.")
+    assert "Not drawn" not in forest_note(outcomes("PASS"))
+    [sentence] = forest(outcomes("ERROR")).axes[0].texts
+    assert sentence.get_text() == "No trial has an estimate."
+
+
+def test_an_interval_without_an_end_is_dotted_to_the_edge():
+    [open_ended] = outcomes("open")
+    open_ended = replace(open_ended, own=replace(open_ended.own, low=None, high=None))
+    axes = forest([*outcomes("PASS"), open_ended]).axes[0]
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert sorted(line.get_xdata()[1] for line in dotted) == pytest.approx(sorted(axes.get_xlim()))
 
 
 def test_controls_decide():

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -202,3 +203,11 @@ def test_relations_are_tables(tmp_path) -> None:
     relation = load_relation(path)
     assert relation.to_pandas().values.tolist() == [["s", "o"]]
     assert repr(relation) == "Relation('r', factual, 1 facts)"
+
+
+def test_columns_of_words_stand_to_the_left_of_a_page() -> None:
+    html = str(pages.table(pd.DataFrame({"name": ["a"], "said": ["b"], "n": [1], "value": [0.25]})))
+    assert (
+        '<td>a</td><td class="words">b</td><td>1</td><td>0.25</td>' in html
+        and '<th class="words">said</th>' in html
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from interpcore.generalize import reasons
 from interpcore.generalize.definition import CRITERIA
-from interpcore.generalize.verdict import FAIL, PASS, Criterion, Gate, Outcome, in_words
+from interpcore.generalize.verdict import FAIL, PASS, Criterion, Gate, Judged, Outcome, in_words, together
 from interpcore.runs import pages, write_bytes
 from interpcore.runs.plots import caption, new_figure, save_figure
 
@@ -36,15 +36,15 @@ def write_page(study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Cr
     said = caption(
         model=f"{card.model}" + "".join(f", tried on {name}" for name in card.arguments["on"]),
         data=f"suite {study.suite.name}",
-        n=f"{len(outcomes)} trials; units beside each",
-        note="Bars: 95% intervals; line: threshold; hollow: controls.",
+        n=f"{sum(o.own.estimate is not None for o in outcomes)} of {len(outcomes)} trials",
+        note=forest_note(outcomes),
     )
     figure = forest(outcomes)
     save_figure(place("figures/trials"), figure, said, kinds=("png", "svg"))
     sections = [
         ("Finding", pages.note(study.suite.finding)),
         ("Checklist", _checklist(criteria, held)),
-        ("Trials", pages.joined([pages.picture(figure, "trials with intervals"), pages.note(said)])),
+        ("Trials", pages.picture(figure, "trials with intervals")),
         ("Every trial", _trials(outcomes)),
         ("Trials that did not pass", _failed(outcomes)),
         *((f"{c.name}: {CRITERIA[c.name].partition('_')[2]}", pages.note(c.rationale)) for c in criteria),
@@ -61,37 +61,67 @@ def write_page(study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Cr
 
 
 def forest(outcomes: Sequence[Outcome]) -> Figure:
-    """Estimate and interval of every trial against its threshold, each on its own scale: the threshold at 0,
-    a half-width of 1 the interval's larger reach."""
-    figure, (axes,) = new_figure(9, 0.42 * len(outcomes) + 1.5)
-    names = list(dict.fromkeys(name for o in outcomes for name in o.controls))
-    for at, outcome in enumerate(outcomes):
+    """Estimate and interval of every trial that has one, minus its threshold; in between its controls'."""
+    drawn = [o for o in outcomes if o.own.estimate is not None]
+    figure, (axes,) = new_figure(9, 0.42 * max(len(drawn), 1) + 1.5)
+    if not drawn:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "No trial has an estimate.", ha="center", va="center")
+        return figure
+    names = list(dict.fromkeys(name for o in drawn for name in o.controls))
+    for at, outcome in enumerate(drawn):
         _draw(axes, -at, outcome, names)
+    low, high = axes.get_xlim()
+    for at, outcome in enumerate(drawn):
+        for end, edge in ((outcome.own.low, low), (outcome.own.high, high)):
+            if end is None:
+                _unbounded(axes, -at, outcome, edge)
     axes.axvline(0, color="#999999", lw=0.6, zorder=0)
-    labels = [f"{o.trial.id} ({o.own.n_units}) {o.verdict}" for o in outcomes]
-    axes.set_yticks([-i for i in range(len(outcomes))], labels)
-    for label, outcome in zip(axes.get_yticklabels(), outcomes, strict=True):
+    labels = [f"{o.trial.id} ({o.own.n_units}) {o.verdict}" for o in drawn]
+    axes.set_yticks([-i for i in range(len(drawn))], labels)
+    for label, outcome in zip(axes.get_yticklabels(), drawn, strict=True):
         label.set_color(COLOURS[outcome.verdict])
         label.set_fontweight("bold" if outcome.trial.primary else "normal")
-    axes.set(xlabel="estimate minus threshold", ylim=(-len(outcomes) + 0.3, 0.7))
-    drawn, shown = axes.get_legend_handles_labels()
-    single = dict(zip(shown, drawn, strict=True))
+    axes.set(xlabel="estimate minus threshold", xlim=(low, high), ylim=(-len(drawn) + 0.3, 0.7))
+    marks, shown = axes.get_legend_handles_labels()
+    single = dict(zip(shown, marks, strict=True))
     if single:
         axes.legend(single.values(), single.keys(), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
+def forest_note(outcomes: Sequence[Outcome]) -> str:
+    """What the marks of the picture are, and which trials are not in it."""
+    said = (
+        "Dots: estimates, bars: their 95% intervals, dotted where an end is unbounded; line: threshold; "
+        "hollow: controls; in brackets: units; bold: primary trials, which decide."
+    )
+    without = [o.trial.id for o in outcomes if o.own.estimate is None]
+    return f"{said} Not drawn, without an estimate: {', '.join(without)}." if without else said
+
+
+def _unbounded(axes: Axes, at: float, outcome: Outcome, edge: float) -> None:
+    """A dotted bar from the estimate to an edge of the picture."""
+    assert outcome.own.estimate is not None
+    ends = [outcome.own.estimate - _zero(outcome), edge]
+    axes.plot(ends, [at, at], ":", color=COLOURS[outcome.verdict], lw=1.2)
+
+
+def _zero(outcome: Outcome) -> float:
+    """Where a trial's threshold lies; the middle of two."""
+    threshold = outcome.trial.threshold
+    return sum(threshold) / 2 if isinstance(threshold, tuple) else threshold
+
+
 def _draw(axes: Axes, at: float, outcome: Outcome, names: Sequence[str]) -> None:
-    own, threshold = outcome.own, outcome.trial.threshold
-    zero = sum(threshold) / 2 if isinstance(threshold, tuple) else threshold
+    own, threshold, zero = outcome.own, outcome.trial.threshold, _zero(outcome)
     if isinstance(threshold, tuple):
         axes.plot([t - zero for t in threshold], [at, at], "|", color="#999999", ms=12)
     for name, judged in outcome.controls.items():
         if judged.estimate is not None:
             mark = MARKS[names.index(name) % len(MARKS)]
             axes.plot(judged.estimate - zero, at - 0.22, mark, mfc="none", color="#666666", ms=5, label=name)
-    if own.estimate is None:
-        return
+    assert own.estimate is not None
     colour = COLOURS[outcome.verdict]
     axes.plot(own.estimate - zero, at, "o", color=colour, ms=5)
     if own.low is not None and own.high is not None:
@@ -115,7 +145,7 @@ def _trials(outcomes: Sequence[Outcome]) -> Any:
             "statistic": o.trial.statistic,
             "to be": o.trial.bar,
             "estimate": _number(o.own.estimate),
-            "95%": f"{_number(o.own.low)} to {_number(o.own.high)}" if o.own.estimate is not None else "",
+            "95%": _interval(o.own),
             "units": f"{o.own.n_units} of >= {o.trial.least_units} ({o.trial.unit})",
             "verdict": o.verdict,
             "run": _ordinal(o.attempt) + ("" if o.fresh in (None, True) else ", reserve not fresh"),
@@ -123,18 +153,20 @@ def _trials(outcomes: Sequence[Outcome]) -> Any:
         for o in outcomes
     ]
     facts = [
-        pages.note(f"{o.trial.id}: " + ", ".join(f"{k} {_fact(v)}" for k, v in o.measured.facts.items()))
+        {"trial": o.trial.id} | {name: _fact(value) for name, value in o.measured.facts.items()}
         for o in outcomes
         if o.measured and o.measured.facts
     ]
-    return pages.joined([pages.table(pd.DataFrame(rows)), *facts])
+    beside = [pages.note("Beside the numbers:"), pages.table(pd.DataFrame(facts).fillna(""))]
+    return pages.joined([pages.table(pd.DataFrame(rows)), *(beside if facts else [])])
 
 
 def _failed(outcomes: Sequence[Outcome]) -> Any:
     parts = []
-    for o in (o for o in outcomes if o.verdict != PASS):
+    for names, o in together([o for o in outcomes if o.verdict != PASS]):
         why = "; ".join(reasons.why(o)) or "see its numbers"
-        parts.append(pages.note(f"{o.trial.id}, {o.trial.statistic} {in_words(o)}"))
+        what = f"{o.trial.id}, {o.trial.statistic}" if len(names) == 1 else f"{', '.join(names)}:"
+        parts.append(pages.note(f"{what} {in_words(o)}"))
         parts.append(pages.note(f"Likeliest reasons: {why}. Next: {reasons.next_step(o)}"))
     return pages.joined(parts) if parts else pages.note("All trials passed.")
 
@@ -150,7 +182,7 @@ def _controls(outcomes: Sequence[Outcome]) -> Any:
             if name in o.trial.controls
             else "or the trial is moot",
             "estimate": _number(j.estimate),
-            "95%": f"{_number(j.low)} to {_number(j.high)}" if j.estimate is not None else "",
+            "95%": _interval(j),
             "units": j.n_units,
             "verdict": j.verdict,
         }
@@ -184,6 +216,12 @@ def _registrations(study: Trials, outcomes: Sequence[Outcome]) -> Any:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(judged: Judged) -> str:
+    if judged.estimate is None:
+        return ""
+    return " to ".join("unbounded" if end is None else f"{end:.3f}" for end in (judged.low, judged.high))
 
 
 def _fact(value: Any) -> str:

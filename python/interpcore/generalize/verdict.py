@@ -260,12 +260,21 @@ def _rationale(
         said.append(f"Fails after Holm's correction: {', '.join(failed)}.")
     elif by[FAIL]:
         said.append(f"Fails alone, not after Holm's correction: {', '.join(by[FAIL])}.")
-    said += [f"{o.trial.id}: {in_words(o)}" for o in mine]
+    said += [f"{', '.join(names)}: {in_words(o)}" for names, o in together(mine)]
     rest = [o for o in outcomes if o.trial.criterion == mine[0].trial.criterion and not o.trial.primary]
     if rest:
         listed = ", ".join(f"{o.trial.id} {o.verdict}" for o in rest)
         said.append(f"Secondary, without weight here: {listed}.")
     return " ".join(said)
+
+
+def together(outcomes: Sequence[Outcome]) -> list[tuple[list[str], Outcome]]:
+    """Outcomes in order with the names that they go by: those that broke off for one reason are one."""
+    found = dict[tuple[str, str], tuple[list[str], Outcome]]()
+    for o in outcomes:
+        key = (o.verdict, o.why) if o.verdict == ERROR else (o.verdict, o.trial.id)
+        found.setdefault(key, ([], o))[0].append(o.trial.id)
+    return list(found.values())
 
 
 def in_words(outcome: Outcome) -> str:

@@ -75,7 +75,7 @@ class Neurons(Context):
         seed."""
         given = [self.setting.model, *self.setting.new]
         if len(given) < 2:
-            raise Refused(f"{self.trial.id} needs a model trained apart from this one; give them with --on.")
+            raise Refused("This run has no model trained apart from its own; give them with --on.")
         if self.control not in (UNTRAINED, REFERENCE):
             return given
         return self.once(

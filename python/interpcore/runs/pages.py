@@ -23,7 +23,7 @@ _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222; }
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin-top: 1.6em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; margin: .5em 0; } td, th { padding: 1px 8px; text-align: right; }
-th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
+th { border-bottom: 1px solid #999; } td:first-child, th:first-child, .words { text-align: left; }
 img { max-width: 100%; } .text { font-family: monospace; margin: .3em 0; white-space: pre-wrap; }
 .side { display: inline-block; vertical-align: top; margin-right: 3em; } .note { color: #666; }
 .wide { overflow-x: auto; } .grid td { font: 11px monospace; text-align: center; border: 1px solid #fff; }
@@ -40,12 +40,13 @@ _TEMPLATES = {
     'style="border: 1px solid #ddd"></iframe>',
     "image": '<img alt="{{ name }}" src="{{ source }}">',
     "note": '<p class="note">{{ text }}</p>',
-    "table": """<table><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+    "table": """<table><tr>{% for name, kind in heads %}<th{{ kind }}>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell, kind in row %}<td{{ kind }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>""",
-    "linked": """<table><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+    "linked": """<table><tr><th></th>
+{%- for name, kind in heads %}<th{{ kind }}>{{ name }}</th>{% endfor %}</tr>
 {% for (address, text), row in rows %}<tr><td><a href="{{ address }}">{{ text }}</a></td>
-{%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{%- for cell, kind in row %}<td{{ kind }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>""",
     "grid": """<div class="wide"><table class="grid">
 <tr><th></th>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
@@ -137,9 +138,9 @@ def note(text: str) -> Markup:
 
 
 def table(frame: pd.DataFrame, digits: int = 4) -> Markup:
-    """A table; numbers with so many significant digits."""
-    rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
-    return _rendered("table", names=list(frame.columns), rows=rows)
+    """A table; numbers with so many significant digits, columns of text to the left."""
+    heads, rows = _cells(frame, digits, before=0)
+    return _rendered("table", heads=heads, rows=rows)
 
 
 def linked_table(links: Sequence[tuple[str, str]], frame: pd.DataFrame, digits: int = 4) -> Markup:
@@ -150,9 +151,8 @@ def linked_table(links: Sequence[tuple[str, str]], frame: pd.DataFrame, digits: 
         frame: the other columns.
         digits: of numbers.
     """
-    rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
-    listed = list(zip(links, rows, strict=True))
-    return _rendered("linked", names=list(frame.columns), rows=listed)
+    heads, rows = _cells(frame, digits, before=1)
+    return _rendered("linked", heads=heads, rows=list(zip(links, rows, strict=True)))
 
 
 def grid(
@@ -216,6 +216,16 @@ def safe(html: str) -> Markup:
     from markupsafe import Markup
 
     return Markup(html)
+
+
+def _cells(frame: pd.DataFrame, digits: int, before: int) -> tuple[list[Any], list[list[Any]]]:
+    """A table's heads and rows, each with the class of its column, that many columns standing before them;
+    the first of all needs none."""
+    text = [all(isinstance(value, str) for value in frame.iloc[:, i]) for i in range(frame.shape[1])]
+    kinds = [safe(' class="words"') if words and i + before else "" for i, words in enumerate(text)]
+    heads = list(zip(frame.columns, kinds, strict=True))
+    values = ([_cell(value, digits) for value in row] for row in frame.itertuples(index=False))
+    return heads, [list(zip(row, kinds, strict=True)) for row in values]
 
 
 def _cell(value: Any, digits: int) -> str:
