@@ -165,6 +165,18 @@ def test_the_picture_draws_what_has_an_estimate_and_names_the_rest():
     assert sentence.get_text() == "No trial has an estimate."
 
 
+def test_marks_of_controls_stand_apart():
+    both = one(id="X", beside=("other", "third"))
+    found = settle(both, share(40, 40), {"other": share(10, 40), "third": share(10, 40)}, "")
+    marks = [line for line in forest([found]).axes[0].lines if line.get_label() in ("other", "third")]
+    assert len({line.get_marker() for line in marks}) == len({line.get_ydata()[0] for line in marks}) == 2
+
+
+def test_a_control_that_passes_is_the_reason_and_not_the_threshold():
+    found = settle(one(beside=("other",)), share(40, 40), {"other": share(35, 40)}, "")
+    assert found.verdict == "INCONCLUSIVE" and why(found) == ["a control passes as well: other"]
+
+
 def test_an_interval_without_an_end_is_dotted_to_the_edge():
     [open_ended] = outcomes("open")
     open_ended = replace(open_ended, own=replace(open_ended.own, low=None, high=None))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from interpcore.generalize.study import Trials
 
 COLOURS = {PASS: "#2c7a3f", FAIL: "#b3261e", "INCONCLUSIVE": "#7a6a1f", "ERROR": "#555555"}
-MARKS = "o^sDvP"
+MARKS = "o^sDvP<>phX*"
 LIMITS = (
     "A verdict is about the units of its trial and the models named here; three trained models are no sample "
     "of models.",
@@ -29,8 +29,10 @@ LIMITS = (
 )
 
 
-def write_page(study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Criterion], held: Gate) -> Path:
-    """Write the page, one file that needs no other; returns it."""
+def write_page(
+    study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Criterion], held: Gate
+) -> tuple[Path, ...]:
+    """Write the picture and the page, one file that needs no other; returns all."""
     assert study.folder is not None
     card, place = study.folder.card, study.folder.artifact
     said = caption(
@@ -40,7 +42,7 @@ def write_page(study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Cr
         note=forest_note(outcomes),
     )
     figure = forest(outcomes)
-    save_figure(place("figures/trials"), figure, said, kinds=("png", "svg"))
+    pictures = save_figure(place("figures/trials"), figure, said, kinds=("png", "svg"))
     sections = [
         ("Finding", pages.note(study.suite.finding)),
         ("Checklist", _checklist(criteria, held)),
@@ -57,18 +59,18 @@ def write_page(study: Trials, outcomes: Sequence[Outcome], criteria: Sequence[Cr
     path = place("report.html")
     title = f"{study.suite.name}: does the finding of {card.model} hold?"
     write_bytes(path, pages.page(title, sections).encode())
-    return path
+    return *pictures, path
 
 
 def forest(outcomes: Sequence[Outcome]) -> Figure:
     """Estimate and interval of every trial that has one, minus its threshold; in between its controls'."""
     drawn = [o for o in outcomes if o.own.estimate is not None]
-    figure, (axes,) = new_figure(9, 0.42 * max(len(drawn), 1) + 1.5)
+    figure, (axes,) = new_figure(9, 0.5 * max(len(drawn), 1) + 1.5)
     if not drawn:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "No trial has an estimate.", ha="center", va="center")
         return figure
-    names = list(dict.fromkeys(name for o in drawn for name in o.controls))
+    names = list(dict.fromkeys(n for o in drawn for n, j in o.controls.items() if j.estimate is not None))
     for at, outcome in enumerate(drawn):
         _draw(axes, -at, outcome, names)
     low, high = axes.get_xlim()
@@ -117,10 +119,10 @@ def _draw(axes: Axes, at: float, outcome: Outcome, names: Sequence[str]) -> None
     own, threshold, zero = outcome.own, outcome.trial.threshold, _zero(outcome)
     if isinstance(threshold, tuple):
         axes.plot([t - zero for t in threshold], [at, at], "|", color="#999999", ms=12)
-    for name, judged in outcome.controls.items():
-        if judged.estimate is not None:
-            mark = MARKS[names.index(name) % len(MARKS)]
-            axes.plot(judged.estimate - zero, at - 0.22, mark, mfc="none", color="#666666", ms=5, label=name)
+    values = {n: judged.estimate for n, judged in outcome.controls.items() if judged.estimate is not None}
+    for place, (name, value) in enumerate(values.items()):  # each a little lower, so that none hides another
+        mark, below = MARKS[names.index(name) % len(MARKS)], 0.2 + 0.12 * place
+        axes.plot(value - zero, at - below, mark, mfc="none", color="#666666", ms=5, label=name)
     assert own.estimate is not None
     colour = COLOURS[outcome.verdict]
     axes.plot(own.estimate - zero, at, "o", color=colour, ms=5)
@@ -225,6 +227,8 @@ def _interval(judged: Judged) -> str:
 
 
 def _fact(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value)) or "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

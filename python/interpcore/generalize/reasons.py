@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from interpcore.generalize.sizes import ALPHA, units_for_correlation, units_for_share
-from interpcore.generalize.verdict import ERROR, FAIL, Outcome
+from interpcore.generalize.verdict import ERROR, FAIL, PASS, Outcome
 
 MOST = 2
 
@@ -26,9 +26,12 @@ def why(outcome: Outcome) -> list[str]:
     high = [name for name in trial.beside if _as_high(outcome, name)]
     if high:
         found.append(f"a control is equally high: {', '.join(high)}")
+    passing = [name for name in trial.beside if _passes(outcome, name) and name not in high]
+    if passing:
+        found.append(f"a control passes as well: {', '.join(passing)}")
     if outcome.verdict == FAIL:
         found.append(f"the whole interval lies on the other side of what it must be ({trial.bar})")
-    elif outcome.verdict != ERROR and own.n_units >= trial.least_units and not high:
+    elif outcome.verdict != ERROR and own.n_units >= trial.least_units and not (high or passing):
         found.append(f"the threshold lies inside the interval ({trial.bar})")
     return found[:MOST]
 
@@ -39,6 +42,11 @@ def _as_high(outcome: Outcome, name: str) -> bool:
     if beside is None or beside.estimate is None or own.low is None:
         return False
     return beside.estimate >= own.low
+
+
+def _passes(outcome: Outcome, name: str) -> bool:
+    beside = outcome.controls.get(name)
+    return beside is not None and beside.verdict == PASS
 
 
 def next_step(outcome: Outcome) -> str:

@@ -71,7 +71,7 @@ def write_report(study: Trials) -> Report:
             files += write_frame(
                 place(f"tables/{outcome.trial.id}"), pd.DataFrame(list(outcome.measured.rows))
             )
-    files.append(write_page(study, outcomes, criteria, held))
+    files += write_page(study, outcomes, criteria, held)
     if study.options.notebook:
         from interpcore.generalize.notebook import write_notebook
 
