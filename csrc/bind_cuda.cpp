@@ -43,6 +43,25 @@ void activation_moments(const py::dict& args, uintptr_t stream) {
   check(interpcore::activation_moments_cuda(p, activation, reinterpret_cast<cudaStream_t>(stream)));
 }
 
+void edge_scores(const py::dict& args, uintptr_t stream) {
+  interpcore::EdgeScores p;
+  int64_t shape[4], cuts[5];
+  interpcore::read_sizes(args, "shape", shape), interpcore::read_sizes(args, "cuts", cuts);
+  p.sources = shape[0], p.destinations = shape[1], p.rows = shape[2], p.width = shape[3];
+  p.tile = cuts[0], p.units = cuts[1], p.spans = cuts[2], p.span = cuts[3], p.segments = cuts[4];
+  p.difference = interpcore::pointer<const uint16_t>(args, "difference");
+  p.grad = interpcore::pointer<const uint16_t>(args, "grad");
+  p.prefix = interpcore::pointer<const int32_t>(args, "prefix");
+  p.unit_first = interpcore::pointer<const int32_t>(args, "unit_first");
+  p.unit_rows = interpcore::pointer<const int32_t>(args, "unit_rows");
+  p.ends = interpcore::pointer<const int32_t>(args, "ends");
+  p.segment_first = interpcore::pointer<const int32_t>(args, "segment_first");
+  p.partial = interpcore::pointer<float>(args, "partial");
+  p.total = interpcore::pointer<float>(args, "total");
+  p.squares = interpcore::pointer<float>(args, "squares");
+  check(interpcore::edge_scores_cuda(p, reinterpret_cast<cudaStream_t>(stream)));
+}
+
 void norm_vjp(const py::dict& args, const std::string& dtype, uintptr_t stream_handle) {
   const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
   if (dtype == "float32") return norm_vjp_as<float>(args, stream);
@@ -58,4 +77,5 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.def("norm_vjp", &norm_vjp);
   module.def("column_moments", &column_moments);
   module.def("activation_moments", &activation_moments);
+  module.def("edge_scores", &edge_scores);
 }

@@ -6,19 +6,14 @@ tile has; the second adds the spans of a segment in order, example by example, s
 order in which programs run.
 """
 
-import functools
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from interpcore.kernels._tl import dot
+from interpcore.kernels._units import indices, numbers_of, span_of, spans_of, units_of
 from torch import Tensor
-
-# A unit is cut at this many positions, so that short batches fill the device.
-UNIT_POSITIONS = 64
 
 
 @triton.jit
@@ -107,57 +102,7 @@ def edge_sums_kernel(
         tl.store(squares + segment * S * D + at, second, mask=inside)
 
 
-class Units(NamedTuple):
-    """Runs of positions of one example and segment, ordered by segment, then example, then position.
-
-    Args:
-        first: `[units]` int32, first row among B * P.
-        rows: `[units]` int32, number of rows.
-        ends: `[units]` int32, 1 at the last unit of an example and segment.
-        starts: `[segments + 1]` int32, the first unit of each segment, with the end.
-        longest: rows of the longest unit.
-    """
-
-    first: Tensor
-    rows: Tensor
-    ends: Tensor
-    starts: Tensor
-    longest: int
-
-
-@functools.lru_cache(maxsize=32)
-def units_of(numbers: tuple[int, ...], positions: int, segments: int, device: torch.device) -> Units:
-    """The units of B * positions segment numbers, on the device. Layers and steps of a batch share them."""
-    found: list[tuple[int, int, int, int]] = []
-    for b in range(len(numbers) // positions):
-        row = numbers[b * positions : (b + 1) * positions]
-        start = 0
-        for p in range(1, positions + 1):
-            if p == positions or row[p] != row[start] or p - start == UNIT_POSITIONS:
-                if row[start] >= 0:
-                    found.append((row[start], b, b * positions + start, p - start))
-                start = p
-    found.sort()
-    ends = [int(i + 1 == len(found) or found[i + 1][:2] != unit[:2]) for i, unit in enumerate(found)]
-    numbers_found = [unit[0] for unit in found]
-    starts = [bisect_left(numbers_found, number) for number in range(segments + 1)]
-    return Units(
-        _indices(tuple(u[2] for u in found), device),
-        _indices(tuple(u[3] for u in found), device),
-        _indices(tuple(ends), device),
-        _indices(tuple(starts), device),
-        longest=max((u[3] for u in found), default=0),
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _indices(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).to(device, non_blocking=True)
-
-
 BLOCK = 512
-# Programs of a tile that keep a GPU of 132 processors busy, and the shortest span worth one.
-PROGRAMS, SHORTEST_SPAN = 264, 1024
 
 
 class Tiles(NamedTuple):
@@ -180,11 +125,6 @@ def tiles_of(S: int, D: int, itemsize: int) -> Tiles:
     return Tiles(sources, destinations, 128 // itemsize, 8 if itemsize == 4 or destinations == 128 else 4)
 
 
-def spans_of(tiles: int, length: int) -> int:
-    """In how many spans an inner product of so many values is cut when there are so many tiles."""
-    return max(1, min(triton.cdiv(PROGRAMS, tiles), length // SHORTEST_SPAN))
-
-
 def launch(
     difference: Tensor,
     grad: Tensor,
@@ -197,13 +137,12 @@ def launch(
     contiguous; no checks here. Waits for the device only to read a segment that is not on the CPU."""
     S, B, P, d = difference.shape
     D, segments = len(grad), len(total)
-    numbers = (0,) * (B * P) if segment is None else tuple(segment.flatten().tolist())
-    first, count, ends, starts, longest = units_of(numbers, P, segments, grad.device)
+    first, count, ends, starts, longest = units_of(numbers_of(segment, B * P), P, segments, grad.device)
     tile, units = tiles_of(S, D, difference.itemsize), len(first)
-    reach = _indices(tuple(prefix), grad.device)
+    reach = indices(tuple(prefix), grad.device)
     tiles = triton.cdiv(S, tile.sources) * triton.cdiv(D, tile.destinations) * max(units, 1)
     spans = spans_of(tiles, longest * d)
-    span = triton.cdiv(triton.cdiv(longest * d, spans), tile.inner) * tile.inner
+    span = span_of(spans, longest * d, tile.inner)
     partial = total.new_empty((units, spans, S, D))
     if units:
         edge_products_kernel[tiles * spans,](

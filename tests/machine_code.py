@@ -28,13 +28,20 @@ def machine_code(binary: Path) -> dict[tuple[str, str], str]:
 
 def widest_loop(text: str) -> list[str]:
     """Of a kernel's instructions those of the loop with the most loads of 8 and 16 bytes."""
+    return max(
+        loops_of(text), key=lambda loop: sum(bool(re.search(r"LDG\.E\.(64|128)", body)) for body in loop)
+    )
+
+
+def loops_of(text: str) -> list[list[str]]:
+    """Of a kernel's instructions those of each loop."""
     lines = [(int(at, 16), what) for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", text)]
     loops: list[list[str]] = []
     for at, what in lines:
         back = re.search(r"\bBRA\S*\s.*?0x([0-9a-f]+)", what)
         if back and int(back[1], 16) < at:
             loops.append([body for place, body in lines if int(back[1], 16) <= place <= at])
-    return max(loops, key=lambda loop: sum(bool(re.search(r"LDG\.E\.(64|128)", body)) for body in loop))
+    return loops
 
 
 def resource_usage(binary: Path) -> list[dict]:

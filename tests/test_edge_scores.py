@@ -89,10 +89,10 @@ def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) 
 
 
 def test_triton_adds_the_spans_of_a_long_inner_product(triton_device: str) -> None:
-    from interpcore.kernels import edge_scores as kernel
+    from interpcore.kernels import _units
 
     shape = (5, 6, 2, 13, 250)
-    assert kernel.spans_of(1, 13 * 250) == 3  # the last of them shorter
+    assert _units.spans_of(1, 13 * 250) == 3  # the last of them shorter
     args = arguments(shape, segments=2, device=triton_device)
     got = ops.edge_scores(**args, moments=True, backend="triton")
     on_host = args | {"segment": args["segment"].cpu()}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from machine_code import element_loop, machine_code, resource_usage, widest_loop
+from machine_code import element_loop, loops_of, machine_code, resource_usage, widest_loop
 
 
 class Kernel(NamedTuple):
@@ -267,6 +267,8 @@ CASES += [
 # instructions for each on sm_90a (0 and 2 thresholds; activations with a factor, a mask and 2 thresholds).
 CUDA = {
     "norm_vjp_kernel": (80, 0, 0.0),
+    "edge_products_kernel": (80, 0, 0.0),
+    "edge_sums_kernel": (40, 0, 0.0),
     "settle_kernel": (80, 0, 0.0),
     "merge_kernel": (80, 0, 0.0),
     "column_sums_kernelINS_8BFloat16ELi0": (128, 32, 10),
@@ -279,6 +281,8 @@ CUDA |= {
     for dtype, registers in (("8BFloat16", 184), ("7Float32", 224))
     for code, most in ((1, 36), (2, 40))
 }
+# Destinations in a tile of edge_scores' CUDA form, and instructions of a step.
+EDGE_LOOPS = {40: 120, 56: 120, 64: 120, 80: 120}
 # Strides that are 1 in every launch that counts; Triton makes such arguments compile-time values.
 UNIT_STRIDES = ("m_out", "x_k", "weight_k")
 
@@ -378,7 +382,8 @@ def test_cuda() -> None:
     found = {part: [row for row in kernels if part in row["name"]] for part in CUDA}
     assert sum(map(len, found.values())) == len(kernels)
     for part, (registers, elements, most) in CUDA.items():
-        assert len(found[part]) == (6 if part == "norm_vjp_kernel" else 2), part  # two architectures
+        forms = {"norm_vjp_kernel": 3, "edge_products_kernel": len(EDGE_LOOPS)}.get(part, 1)
+        assert len(found[part]) == 2 * forms, part  # two architectures
         for kernel in found[part]:
             assert (kernel["stack"], kernel["local"]) == (0, 0), kernel
             assert kernel["registers"] <= registers, kernel
@@ -391,6 +396,26 @@ def test_cuda() -> None:
                 ]
                 assert len(loop) <= most * elements, (name, len(loop) / elements)
                 assert "Float32" in name or any("MNMX2" in line for line in loop), "packed extremes"
+
+
+@pytest.mark.parametrize("tile", EDGE_LOOPS)
+def test_cuda_edge_products(tile: int) -> None:
+    """A step, 128 x 80 x 64, keeps a processor's tensor cores busy for 320 cycles, and each of its schedulers
+    with the instructions of two warps; Triton's 128 x 128 x 64 for 512."""
+    pytest.importorskip("triton")
+    module = pytest.importorskip("interpcore._C_cuda", reason="built without nvcc")
+    code = machine_code(Path(module.__file__))
+    (text,) = (
+        x
+        for (arch, name), x in code.items()
+        if f"edge_products_kernelILi{tile}E" in name and arch.startswith("sm_90")
+    )
+    product = f"HGMMA.64x{tile}x16.F32.BF16"
+    loop = max(loops_of(text), key=lambda loop: sum(product in line for line in loop))
+    assert sum(product in line for line in loop) == 4
+    assert sum("LDGSTS.E.BYPASS.128" in line for line in loop) == -(-(128 + tile) // 32)
+    assert not [line for line in loop if re.search(r"\bLDL\b|\bSTL\b|\bD(ADD|MUL|FMA)\b", line)]
+    assert len(loop) <= EDGE_LOOPS[tile], len(loop)
 
 
 if __name__ == "__main__":

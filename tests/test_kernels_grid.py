@@ -94,8 +94,7 @@ def test_tiles_of_edge_scores(sources: int, destinations: int) -> None:
 
 @pytest.mark.parametrize(("tiles", "length"), [(1, 17), (20, 25_600), (1, 10**6), (5000, 10**6)])
 def test_spans_of_edge_scores(tiles: int, length: int) -> None:
-    pytest.importorskip("triton")
-    from interpcore.kernels import edge_scores as kernel
+    from interpcore.kernels import _units as kernel
 
     spans = kernel.spans_of(tiles, length)
     assert spans == 1 or (length / spans >= kernel.SHORTEST_SPAN and tiles * (spans - 1) < kernel.PROGRAMS)
@@ -103,8 +102,7 @@ def test_spans_of_edge_scores(tiles: int, length: int) -> None:
 
 
 def test_layers_of_a_batch_share_their_units() -> None:
-    pytest.importorskip("triton")
-    from interpcore.kernels import edge_scores as kernel
+    from interpcore.kernels import _units as kernel
 
     segment, device = (0, 0, 1, -1, 2, 2), torch.device("cpu")
     units = kernel.units_of(segment, 3, 3, device)

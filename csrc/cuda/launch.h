@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "interpcore/column_chunks.h"
+#include "interpcore/edge_scores.h"
 #include "interpcore/norm_vjp.h"
 
 namespace interpcore {
@@ -18,6 +19,9 @@ cudaError_t norm_vjp_cuda(const NormVjp<T>& params, cudaStream_t stream);
 constexpr int kDeviceThresholds = 2;
 cudaError_t column_moments_cuda(const ColumnChunks& params, cudaStream_t stream);
 cudaError_t activation_moments_cuda(const ActivationChunks& params, Activation activation, cudaStream_t stream);
+
+// On compute capability 9.0 alone.
+cudaError_t edge_scores_cuda(const EdgeScores& params, cudaStream_t stream);
 
 // What follows the sums of either: their moments, merged into the totals.
 cudaError_t finish_cuda(const ColumnChunks& params, cudaStream_t stream);

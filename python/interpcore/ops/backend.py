@@ -28,7 +28,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "column_moments": ("cpu", "triton", "cuda"),
     "column_top": ("cpu", "triton"),
     "comoments": ("cpu", "triton"),
-    "edge_scores": ("cpu", "triton"),
+    "edge_scores": ("cpu", "triton", "cuda"),
     "gate": ("cpu", "triton"),
     "group_sums": ("cpu", "triton"),
     "norm_jvp": ("cpu", "triton"),

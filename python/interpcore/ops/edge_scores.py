@@ -9,6 +9,7 @@ from torch import Tensor
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient
+from interpcore.ops.edge_arguments import cuda_lacks, launch_cuda
 from interpcore.ops.product import product
 
 # Destinations of one product: all its sources up to the largest prefix are multiplied.
@@ -42,7 +43,8 @@ def edge_scores(
             CPU or with `difference`; from a GPU it is read first, which waits for what runs there.
         segments: how many there are.
         moments: return the sum of squares over examples too.
-        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
+        backend: "reference", "cpu", "triton", "cuda" (bfloat16, d a multiple of 8, H100 or H200) or None to
+            choose by device and dtype.
 
     Returns:
         Sum and, with `moments`, sum of squares (else None), each `[segments, S, D]`, float32 or wider.
@@ -81,7 +83,7 @@ def launch_edge_scores(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the backend; the arguments are those of `edge_scores`, already checked."""
-    chosen = choose("edge_scores", difference, backend)
+    chosen = choose("edge_scores", difference, backend, cuda_lacks(difference))
     total, squares = new_scores(difference, grad, segments, moments)
     if chosen == "reference":
         segment = None if segment is None else segment.to(difference.device)
@@ -96,6 +98,8 @@ def launch_edge_scores(
 
         with on(difference):
             kernel.launch(difference.contiguous(), grad.contiguous(), prefix, segment, total, squares)
+    elif chosen == "cuda":
+        launch_cuda(difference, grad, prefix, segment, total, squares)
     else:
         _products(difference, grad, prefix, segment, total, squares)
     return total, squares
