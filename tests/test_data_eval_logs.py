@@ -16,9 +16,10 @@ from interpcore.cli.kinds import look
 from interpcore.data.eval_logs import EvalLog, read_eval_log, write_eval_log
 from interpcore.data.question_sets import read_questions
 from interpcore.errors import Refused
-from interpcore.runs import RunCard
+from interpcore.runs import RunCard, write_json
 from interpcore.steering.asking import Answers
 from interpcore.steering.logs import answers_log, write_logs
+from interpcore.steering.options import AccuracyOptions
 from interpcore.steering.prompts import items
 
 CARD = RunCard(model="tiny", weights="0" * 64, arguments={"depths": (2,), "site": "resid"})
@@ -157,6 +158,24 @@ def test_an_accuracy_study_leaves_logs_beside_its_table(tmp_path):
     for name, log in logs.items():
         right = [sample["scores"]["right"]["value"] == "C" for sample in log.samples]
         assert len(right) == whole[name]["n"] and sum(right) / len(right) == whole[name]["right"]
+    again = CliRunner().invoke(
+        app, ["steering", "accuracy", *how, "--questions", "tiny:60", "--quiet", "--coefficient", "2",
+              "--logs", str(tmp_path / "logs"), "--out", str(tmp_path / "b")],
+    )  # fmt: skip
+    assert isinstance(again.exception, Refused) and "is a log of another run" in str(again.exception)
+    assert len(list((tmp_path / "logs").iterdir())) == 4
+    with pytest.raises(Refused, match="which is a file; give a folder"):
+        AccuracyOptions(directions="d", depths=(2,), logs=str(tmp_path / "logs/plain.eval")).check_data()
+
+
+def test_epochs_of_a_question_are_one_question(tmp_path):
+    samples = [
+        {"id": number, "epoch": epoch, "input": f"What is {number}?", "choices": ["a", "b"], "target": "A"}
+        for number in (1, 2)
+        for epoch in (1, 2, 3)
+    ]
+    write_json(tmp_path / "log.json", header(samples=samples))
+    assert [q.question for q in read_questions(str(tmp_path / "log.json"))] == ["What is 1?", "What is 2?"]
 
 
 def logs_of(found: dict) -> list[Path]:

@@ -54,6 +54,7 @@ def test_values_become_what_the_field_holds():
     made = Small(name="a", steps=[4, 5], share=0.25, most=None)
     assert made.steps == (4, 5) and made == Small.from_json(made.arguments() | {"steps": [4, 5]})
     assert hash(made) == hash(replace(made))
+    assert replace(made, steps=[4, 5, 4]).steps == (4, 5)  # each once: two of one are no two units
 
 
 def test_the_card_leaves_circumstances_out_and_names_what_extends():

@@ -16,6 +16,7 @@ from interpcore.model.maps import Selection
 from interpcore.model.prompts import pad
 from interpcore.steering.asking import depths_of
 from interpcore.steering.interventions import Intervention, Part, Steer, each_site, everywhere
+from interpcore.steering.moments import site_depths
 from interpcore.steering.options import GenerateOptions
 
 
@@ -251,6 +252,8 @@ def test_steps_in_words_are_those_edited():
     words = GenerateOptions(calls=("core 1, steps 1 to 2,core.0:-1", "coda.0"))
     assert words.calls == ("core 1, steps 1 to 2", "core.0:-1", "coda.0")
     assert depths_of(model, "resid", (0,), words.calls[:2]) == found
+    count = site_depths(model, "resid")
+    assert depths_of(model, "resid", (0, -count, 1, 1 - count), ()) == [0, 1]  # one depth under two names
     for text, said in (("core:1", "no block call"), ("core.1:5-2", "run down"), ("", "no block call")):
         with pytest.raises(Refused, match=said):
             GenerateOptions(calls=(text,))

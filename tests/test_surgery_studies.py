@@ -158,6 +158,8 @@ def test_a_head_is_patched_at_all_positions_and_alone(tiny, folder):
     with PATCH.open(tiny, folder, Options()) as study:
         table = PATCH.run(study, Patch(n=2, site="z", by="head")).table
         traced = TRACE.run(study, Trace(draws=2, site="z", by="head")).table
+        long = TRACE.run(study, Trace(draws=1, site="z", by="head", answer="Xyqzw")).notes
+    assert ", the first of " in long[0] and " tokens of 'Xyqzw': clean" in long[0]
     assert len(table) == len(traced) == 4 * tiny.spec.n_heads and {"depth", "head"} <= set(traced)
     with pytest.raises(Refused, match="of site z"):
         Patch(by="head")

@@ -35,7 +35,8 @@ TINY_COUNT = 240
 def read_questions(
     source: str, split: str = "test", count: int | None = None, seed: int = 0
 ) -> list[Question]:
-    """The questions of a set, in its order.
+    """The questions of a set, in its order; one that it holds several times under one id (epochs of a
+    log) once.
 
     Args:
         source: a file or folder, or "tiny" ("tiny:N" for N of them), the tiny world's reasoning and recall
@@ -52,6 +53,10 @@ def read_questions(
         found = [question for file in question_files(path, split) for question in _read_file(file)]
     if not found:
         raise Refused(f"{source} holds no question.")
+    asked: dict[Any, Question] = {}
+    for q in found:
+        asked.setdefault((q.question_id, q.question, q.options, q.answer, q.accepted), q)
+    found = list(asked.values())
     twice = _repeated(q.question_id for q in found)
     if twice is not None:
         found = [_renamed(q, number) for number, q in enumerate(found)]

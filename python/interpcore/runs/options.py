@@ -30,7 +30,7 @@ class Option:
         name: of the field; the command line writes it with dashes.
         sentence: what it is.
         kind: bool, int, float or str.
-        many: a tuple of `kind`, of any length.
+        many: a tuple of `kind`, of any length; a value given twice counts once.
         optional: None is a value, too.
         default: what it is unless given; `dataclasses.MISSING` where it must be given.
         choices: the only values; () leaves it open.
@@ -83,7 +83,8 @@ class Option:
         return self.circumstance and self.kind is str if self.file is None else self.file
 
     def check(self, value: Any) -> Any:
-        """The value as the field holds it: lists as tuples, whole numbers as floats where floats are meant.
+        """The value as the field holds it: lists as tuples that hold each of their values once, whole numbers
+        as floats where floats are meant.
 
         Raises: Refused where it does not fit.
         """
@@ -93,7 +94,7 @@ class Option:
             return self._one(value)
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise OptionError(self, f"is {value!r}; give a list.")
-        return tuple(self._one(each) for each in value)
+        return tuple(dict.fromkeys(self._one(each) for each in value))
 
     def _one(self, value: Any) -> Any:
         if isinstance(value, str) and value in self.words:

@@ -20,7 +20,7 @@ from interpcore.steering.asking import Answers, AskingStudy, answer, measured
 from interpcore.steering.choice import text_losses
 from interpcore.steering.files import intervention_hash
 from interpcore.steering.interventions import Intervention
-from interpcore.steering.logs import write_logs
+from interpcore.steering.logs import make_folder, write_logs
 from interpcore.steering.options import AccuracyOptions
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class AccuracyStudy(AskingStudy):
 def accuracy_figure(table: pd.DataFrame) -> Figure:
     """Share of right answers under every condition with its interval, one panel for each subset."""
     subsets = list(dict.fromkeys(table.subset))
-    names = [f"{c} {k:g}" if k else c for c, k in zip(table.condition, table.coefficient, strict=True)]
+    names = [f"{c} {k:.15g}" if k else c for c, k in zip(table.condition, table.coefficient, strict=True)]
     table = table.assign(name=names)
     order = list(dict.fromkeys(names))
     figure, panels = new_figure(3.4 * len(subsets) + 1, 0.26 * len(order) + 1.6, len(subsets))
@@ -221,6 +221,12 @@ def open_accuracy(
         hash_of_neutral_text=options.neutral_hash(),
     )
     assert isinstance(found, AccuracyStudy) and found.artifacts is not None
-    if corpus is not None:
-        corpus.kept(found.artifacts)
+    try:
+        if options.logs is not None:
+            make_folder(Path(options.logs), found.artifacts.card)
+        if corpus is not None:
+            corpus.kept(found.artifacts)
+    except BaseException:
+        found.close()
+        raise
     return found

@@ -163,12 +163,12 @@ class AskingStudy(experiment.Study):
 
 
 def depths_of(model: Any, site: str, depths: Sequence[int], calls: Sequence[str]) -> list[int]:
-    """The depths, from 0, that depths and block calls in words name.
+    """The depths, from 0, that depths and block calls in words name, each once.
 
     Raises: Refused for one that the model does not have.
     """
     named = [depth for text in calls for depth in model.plan.depths(read_address(text))]
-    return [depth_of(model, site, depth) for depth in dict.fromkeys((*depths, *named))]
+    return list(dict.fromkeys(depth_of(model, site, depth) for depth in (*depths, *named)))
 
 
 def depth_of(model: Any, site: str, depth: int) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from interpcore._version import __version__
-from interpcore.data.eval_logs import VERSION, EvalLog, write_eval_log
+from interpcore.data.eval_logs import VERSION, EvalLog, read_eval_log, write_eval_log
 from interpcore.data.question_sets import LETTERS
+from interpcore.errors import Refused
 from interpcore.runs import RunCard
 from interpcore.stats import mean_over_clusters
 from interpcore.steering.asking import Answers
@@ -29,7 +30,7 @@ def write_logs(
     """Write `<folder>/<condition>.eval` for every condition.
 
     Args:
-        folder: where to.
+        folder: where to, see `make_folder`.
         card: of the run.
         items: the questions as they were asked.
         conditions: what each says of itself (condition, coefficient), and the answers under it.
@@ -40,10 +41,22 @@ def write_logs(
     files = []
     for told, found in conditions:
         name = str(told["condition"]).replace(" ", "-")
-        name += f"_{told['coefficient']:g}" if told["coefficient"] else ""
+        name += f"_{told['coefficient']:.15g}" if told["coefficient"] else ""
         files.append(folder / f"{name}.eval")
         write_eval_log(answers_log(card, items, told, found, tokenizer), files[-1])
     return files
+
+
+def make_folder(folder: Path, card: RunCard) -> None:
+    """Make the folder of a run's logs, before anything is asked.
+
+    Raises: Refused for one that holds logs of another run, or something that is none; OSError where it cannot
+        be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.glob("*.eval")):
+        if read_eval_log(file).header["eval"].get("run_id") != _id(card, "run"):
+            raise Refused(f"{file} is a log of another run; give --logs another folder.")
 
 
 def answers_log(

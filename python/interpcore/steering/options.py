@@ -226,6 +226,8 @@ class AccuracyOptions(AnswerOptions, DirectionOptions):
 
     def check_data(self) -> None:
         """See `Options.check_data`: the questions, directions or file, and neutral text."""
+        if self.logs is not None and Path(self.logs).exists() and not Path(self.logs).is_dir():
+            raise Refused(f"--logs is {self.logs}, which is a file; give a folder.")
         super().check_data()
         if (self.directions is None) == (self.intervention is None):
             raise Refused("Give either --directions (with --depth) or --intervention.")

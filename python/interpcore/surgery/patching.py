@@ -188,6 +188,15 @@ def trace_cell(
     return values | {"tokens": ids, "subject": inside}
 
 
+def _measured(tokenizer: Any, prompt: str, answer: str) -> str:
+    """What a trace measures the probability of: the answer's first token."""
+    tokens = token_ids(tokenizer, f"{prompt} {answer}")[len(token_ids(tokenizer, prompt)) :]
+    if len(tokens) == 1:
+        return repr(answer)
+    first = tokenizer.decode(tokens[:1]).strip()
+    return f"{first!r}, the first of {len(tokens)} tokens of {answer!r}"
+
+
 def trace_report(study: Study, asked: Trace) -> Report:
     """Restored share at every depth and place, as a table and a heat map."""
     if not (asked.subject.strip() and asked.answer.strip()):
@@ -205,9 +214,10 @@ def trace_report(study: Study, asked: Trace) -> Report:
     if positions is not None:
         texts = token_texts(study.model.tokenizer, study.model.spec.vocab_size)
         table.insert(2, "token", [texts[found["tokens"][p]] for p in table.position])
+    measured = _measured(study.model.tokenizer, asked.prompt, asked.answer.strip())
     notes = (
         f"restored: (restored - noisy) / (clean - noisy), means of {asked.draws} draws before the ratio; "
-        f"probability of {asked.answer.strip()!r}: clean {found['clean']:.3g}, noisy {noisy:.3g}.",
+        f"probability of {measured}: clean {found['clean']:.3g}, noisy {noisy:.3g}.",
     )
     said = f"{asked.site} put back, prompt {asked.prompt!r}"
     return Report(table, _files(study, table, "trace", said, f"{asked.draws} draws of noise"), notes)
