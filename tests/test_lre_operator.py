@@ -218,11 +218,12 @@ def test_two_products_rank_what_every_beta_would(family):
     assert torch.equal(Readout(model).ranked(moved, bias, betas), found[..., :1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "phi"])
-def test_goals_are_reached_where_the_whole_vocabulary_says_so(family, monkeypatch):
-    model = interpcore.load(transformers_model(family, dtype=torch.float64))
+def test_goals_are_reached_where_the_whole_vocabulary_says_so(family, dtype, monkeypatch):
+    model = interpcore.load(transformers_model(family, dtype=dtype))
     draw = torch.Generator().manual_seed(3)
-    resid = torch.randn(40, 32, generator=draw, dtype=torch.float64)
+    resid = torch.randn(40, 32, generator=draw, dtype=torch.float64).to(dtype)
     top = ranked_tokens(model, resid, 1)[:, 0]
     goals = torch.rand(6, 61, generator=draw) < 0.2
     aim = torch.arange(40) % 6
@@ -230,8 +231,9 @@ def test_goals_are_reached_where_the_whole_vocabulary_says_so(family, monkeypatc
     assert 2 < int(expected.sum()) < 38
     for likely in (top, torch.arange(3), torch.empty(0, dtype=torch.int64)):
         assert torch.equal(Readout(model).top_is(resid, goals, aim, likely), expected)
-    asked = []
-    whole = model.unembedding
+    assert not Readout(model).top_is(resid, torch.zeros_like(goals), aim, top).any()
+    asked, whole = [], model.unembedding
     monkeypatch.setattr(type(model), "unembed", lambda self, x: asked.append(len(x)) or whole(x))
     Readout(model).top_is(resid, goals, aim, top)
-    assert asked == [int(expected.sum())]  # those that fail are told by the likely tokens
+    # Those that fail are told by the likely tokens, but for near ties of half precision.
+    assert asked == [int(expected.sum())] or (dtype == torch.bfloat16 and expected.sum() < asked[0] < 30)

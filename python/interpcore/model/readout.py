@@ -21,7 +21,8 @@ CACHED = 1 << 18
 """Logits that are measured at once: what a core's cache holds."""
 
 ROUNDING = 1e-3
-"""Difference of logits, relative to the largest, below which the order of two is not believed."""
+"""Difference of logits, relative to the largest, below which the order of two is not believed; in half
+precision it is that of a few of its steps."""
 
 MEASURES = ("loss", "entropy", "rank", "reciprocal_rank", "scale", "unigram_kl")
 _FIELDS = ("loss", "entropy", "rank", "scale", "unigram_kl")
@@ -177,11 +178,11 @@ class Readout(ShortRepr):
         normed, last = self.model.final_norm(resid), self.model.unembedding
         few = torch.cat((goals.any(0).nonzero()[:, 0], likely.to(goals.device))).unique().to(resid.device)
         bias = None if last.bias is None else last.bias[few]
-        logits = _wide(self.model.capped(product(normed, last.weight[:, few], bias=bias)))
+        logits = self.model.capped(product(normed, last.weight[:, few], bias=bias))
+        rounding = max(ROUNDING, 4 * torch.finfo(logits.dtype).eps)
         good = goals[:, few.to(goals.device)][aim].to(logits.device)
         best, other = (logits.masked_fill(~one, -torch.inf).amax(-1) for one in (good, ~good))
-        within = ROUNDING * logits.abs().amax(-1)
-        open_ = (best >= other - within).nonzero()[:, 0]
+        open_ = (best >= other - rounding * logits.abs().amax(-1)).nonzero()[:, 0]
         found = torch.zeros_like(aim, dtype=torch.bool)
         top = self.model.unembed(normed[open_]).argmax(-1).to(goals.device)
         open_ = open_.to(goals.device)
