@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from forward_statistics import MOST_COST, forward_costs, random_model
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -66,3 +67,6 @@ def bench_activation_moments(
     mine = benchmark.stats.stats.median
     ratios = ", ".join(f"{1e3 * taken:.2f} ms {way}" for way, taken in others.items())
     report(f"activation_moments {isa:8s} {activation:9s} [512, 4096]: {1e3 * mine:.2f} ms; {ratios}")
+
+
+bench_activation_moments_on_a_gpu = device_rows("activation_moments")

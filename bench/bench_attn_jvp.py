@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -76,3 +77,6 @@ def bench_attn_jvp(
         f"attn_jvp {shape!s:17s} {isa:8s}: {rate:5.1f} GFLOP/s, {rate / product_peak:4.0%} of product, "
         f"{torch_seconds / seconds:4.1f}x torch"
     )
+
+
+bench_attn_jvp_on_a_gpu = device_rows("attn_jvp")

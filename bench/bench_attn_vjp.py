@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -97,3 +98,6 @@ def bench_attn_vjp(
         f"attn_vjp {shape!s:17s} {isa:8s}: {rate:5.1f} GFLOP/s, {rate / product_peak:4.0%} of product, "
         f"{torch_seconds / seconds:4.1f}x torch"
     )
+
+
+bench_attn_vjp_on_a_gpu = device_rows("attn_vjp")

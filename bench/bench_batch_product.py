@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -47,3 +48,6 @@ def bench_batch_product(
         f"batch_product {form:5s} d {d}: {work / ours:5.1f} GFLOP/s, "
         f"{work / ours / product_peak:.0%} of peak, {baseline_seconds(plain) / ours:.2f}x torch"
     )
+
+
+bench_batch_product_on_a_gpu = device_rows("batch_product")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -35,3 +36,6 @@ def bench_bin_counts(
     each = 1e9 * mine / x.numel()
     report(f"bin_counts {isa:8s} {type(bins).__name__}: {each:.2f} ns a value, {theirs / mine:.1f} x torch's")
     assert mine < theirs
+
+
+bench_bin_counts_on_a_gpu = device_rows("bin_counts")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -144,3 +145,6 @@ def bench_column_moments_half(
         f"column_moments {dtype!s:14s}: {1e-9 * half.nbytes / seconds:5.1f} GB/s, "
         f"{statistics.median(reads) / seconds:4.0%} of read"
     )
+
+
+bench_column_moments_on_a_gpu = device_rows("column_moments")

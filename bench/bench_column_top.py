@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -39,3 +40,6 @@ def bench_column_top(
     each = 1e9 * mine / x.numel()
     report(f"column_top {isa:8s} {block} block: {each:.2f} ns a value, {topk / mine:.1f} x torch.topk")
     assert mine < topk
+
+
+bench_column_top_on_a_gpu = device_rows("column_top")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -50,3 +51,6 @@ def bench_comoments(
         f"{baseline_seconds(lambda: published(x, y)) / ours:.2f}x the published way; "
         f"shifting one side {alone / ours:.1%} of it, {2e-9 * x.nbytes / alone:.1f} GB/s read and written"
     )
+
+
+bench_comoments_on_a_gpu = device_rows("comoments")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -47,3 +48,6 @@ def bench_edge_scores(
         f"legal edges, {ours / rate:4.0%} of a square product, "
         f"{baseline_seconds(einsum) / taken:4.2f}x torch.einsum"
     )
+
+
+bench_edge_scores_on_a_gpu = device_rows("edge_scores")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -50,3 +51,6 @@ def bench_gate(
         f"gate {shape!s:17s} {isa:8s}: {rate:5.1f} GB/s, {rate / copy_bandwidth:4.0%} of copy, "
         f"{torch_seconds / seconds:4.1f}x torch"
     )
+
+
+bench_gate_on_a_gpu = device_rows("gate")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -40,3 +41,6 @@ def bench_group_sums(
     each = 1e9 * mine / x.numel()
     report(f"group_sums {isa:8s} {grouping}: {each:.2f} ns a value, {theirs / mine:.1f} x torch's")
     assert mine < theirs
+
+
+bench_group_sums_on_a_gpu = device_rows("group_sums")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -53,3 +54,6 @@ def bench_norm_jvp(
         f"norm_jvp {shape!s:17s} {isa:8s}: {rate:5.1f} GB/s, {rate / copy_bandwidth:4.0%} of copy, "
         f"{baseline_seconds(lambda: plain(*args)) / seconds:4.1f}x torch"
     )
+
+
+bench_norm_jvp_on_a_gpu = device_rows("norm_jvp")

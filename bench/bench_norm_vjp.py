@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -54,3 +55,6 @@ def bench_norm_vjp(
         f"norm_vjp {shape!s:17s} {isa:8s}: {rate:5.1f} GB/s, {rate / copy_bandwidth:4.0%} of copy, "
         f"{torch_seconds / filled:4.1f}x torch into a given out, {torch_seconds / fresh:4.1f}x into a new one"
     )
+
+
+bench_norm_vjp_on_a_gpu = device_rows("norm_vjp")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -40,3 +41,6 @@ def bench_product(
         f"product {rows:4d} x {k} x {n:4d} {layout}: {rate:5.1f} GFLOP/s, {rate / product_peak:.0%} of peak, "
         f"{baseline_seconds(lambda: torch.matmul(x, weight)) / ours:.2f}x torch.matmul"
     )
+
+
+bench_product_on_a_gpu = device_rows("product")

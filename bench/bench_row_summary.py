@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_rows import device_rows
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from interpcore import ops
@@ -39,3 +40,6 @@ def bench_row_summary(
     mine = benchmark.stats.stats.median
     report(f"row_summary {isa:8s}: {1e9 * mine / r.numel():.2f} ns a value, {theirs / mine:.1f} x torch's")
     assert mine < theirs
+
+
+bench_row_summary_on_a_gpu = device_rows("row_summary")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gpu_check
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -57,6 +58,12 @@ def product_peak(one_thread: None) -> float:
     if torch.backends.mkldnn.is_available():
         routines.append(lambda: torch.nn.functional.linear(x.to_mkldnn(), weight.to_mkldnn()))
     return 2e-9 * n**3 / min(fastest(routine, 1.0) for routine in routines)
+
+
+@pytest.fixture(scope="session")
+def device_limits() -> dict[str, float]:
+    """Bandwidths and matmul rates of this machine's GPU, measured in this run."""
+    return gpu_check.ceilings()
 
 
 @pytest.fixture

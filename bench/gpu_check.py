@@ -40,7 +40,7 @@ from interpcore.ops.backend import FORMS
 RESULTS = Path(__file__).resolve().parent / "results"
 HALF_ERROR, FLOAT_ERROR = 2.0, 1e-5
 PROBLEMS = gpu_kernels.PROBLEMS | gpu_statistics.PROBLEMS
-COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "comoments", "product")
+COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "batch_product", "comoments", "edge_scores", "product")
 # Several times any GPU's second-level cache.
 FLUSHED_BYTES = 256 << 20
 # Of one part; compiling its kernels takes most of it.
@@ -61,7 +61,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "attribution": (),
     "lens": (),
     "comoments": ("comoments",),
-    "product": ("product", "product tf32", "product tf32x3", "product bf16x3"),
+    "product": ("product", "product tf32", "product tf32x3", "product bf16x3", "batch_product"),
     "jacobians": (),
     "gate": ("gate both", "gate sum", "gate"),
     "counts": ("column_top", "bin_counts", "group_sums", "row_summary"),

@@ -1,6 +1,6 @@
 """The cases of a device: for each op its inputs, ours, the definition and plain torch.
 
-bench/gpu_check.py and bench/bench_devices.py run them; those of statistics are in gpu_statistics.py.
+bench/gpu_check.py and bench/gpu_rows.py run them; those of statistics are in gpu_statistics.py.
 """
 
 import itertools
@@ -82,6 +82,9 @@ def cases() -> Iterator[Case]:
         for precision in SIGNIFICANT:
             library = "cuda" if precision == "bf16x3" else "triton"
             yield Case(f"product {precision}", library, torch.float32, size)
+    # B, r, k, n: torch's own on a device, with the scaling before it
+    for dtype, product in itertools.product(DTYPES, ((3, 33, 77, 123), (32, 768, 768, 3072))):
+        yield Case("batch_product", "cuda", dtype, product)
 
 
 def norm_vjp_problem(case: Case) -> Problem:
@@ -296,7 +299,22 @@ def product_problem(case: Case) -> Problem:
     )
 
 
+def batch_product_problem(case: Case) -> Problem:
+    """x [r, k] with a scale per matrix and column, through weights [B, k, n]."""
+    b, rows, k, n = case.shape
+    random = generator(case)
+    x, weight, scale = random(rows, k), random(b, k, n), random(b, k)
+    return Problem(
+        run=lambda: ops.batch_product(x, weight, scale),
+        exact=lambda: reference.batch_product(x, weight, scale),
+        plain=lambda: (x * scale[:, None]) @ weight,
+        bytes=x.nbytes + weight.nbytes + scale.nbytes + weight.itemsize * b * rows * n,
+        flops=2 * b * rows * k * n,
+    )
+
+
 PROBLEMS: dict[str, Callable[[Case], Problem]] = {
+    "batch_product": batch_product_problem,
     "edge_scores": edge_scores_problem,
     "norm_vjp": norm_vjp_problem,
     "norm_jvp": norm_jvp_problem,

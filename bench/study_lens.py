@@ -132,8 +132,8 @@ def main() -> None:
         ways: dict[str, Callable[[], Tensor]] = {}
         for replicas in asked.replicas:
             ways[f"published loop x{replicas}"] = lambda n=replicas: published(hf, ids, n)  # type: ignore[misc]
-            if (fit := transformer_lens(folder, text, replicas)) is not None:
-                ways[f"TransformerLens x{replicas}"] = fit
+            if (peer := transformer_lens(folder, text, replicas)) is not None:
+                ways[f"TransformerLens x{replicas}"] = peer
         for name, run in ways.items():
             theirs, found = timed(run)
             gap = float((found - ours).abs().max() / ours.abs().max())

@@ -1,9 +1,11 @@
 """bench/gpu_check.py without a GPU: it walks its cases on the CPU, and refuses to measure."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -194,9 +196,8 @@ def test_a_process_of_kernels_does_not_load_what_whole_runs_need() -> None:
     assert subprocess.run([sys.executable, "-c", loaded], cwd=SCRIPT.parent).returncode == 0
 
 
-def test_every_op_with_a_triton_form_has_cases(gpu_check: ModuleType) -> None:
-    in_cases = {case.op.split()[0] for case in gpu_check.cases()}
-    assert in_cases == {op for op, forms in FORMS.items() if "triton" in forms}
+def test_every_op_has_cases(gpu_check: ModuleType) -> None:
+    assert {case.op.split()[0] for case in gpu_check.cases()} == set(FORMS)
     in_cuda = {case.op for case in gpu_check.cases() if case.backend == "cuda" and gpu_check.is_form(case.op)}
     assert in_cuda == {op for op, forms in FORMS.items() if "cuda" in forms}
 
@@ -233,11 +234,18 @@ def test_a_cuda_form_is_confirmed_by_right_and_faster_rows_alone(gpu_check: Modu
     assert not gpu_check.confirmations(missing)["column_moments"]["confirmed"]
 
 
-def test_pytest_times_the_same_cases(gpu_check: ModuleType) -> None:
+@pytest.mark.parametrize("op", FORMS)
+def test_pytest_times_every_op_on_the_cpu_and_its_cases_on_a_gpu(op: str, gpu_check: ModuleType) -> None:
     pytest.importorskip("pytest_benchmark")
-    import bench_devices
-
-    (over_cases,) = bench_devices.bench_device.pytestmark
-    assert over_cases.args == ("case", gpu_check.cases_by_worth())
-    skip = bench_devices.pytestmark
-    assert skip.args == (not torch.cuda.is_available(),) and "no GPU" in skip.kwargs["reason"]
+    file = importlib.import_module(f"bench_{op}")
+    marks = {mark.name: mark for mark in getattr(file, f"bench_{op}_on_a_gpu").pytestmark}
+    assert callable(getattr(file, f"bench_{op}"))
+    timed = marks["parametrize"].args[1]
+    assert timed and timed == [case for case in gpu_check.cases_by_worth() if case.op.split()[0] == op]
+    assert (
+        marks["benchmark"].kwargs["timer"] is time.perf_counter
+    )  # the CPU's own seconds say nothing of a GPU
+    assert (
+        marks["skipif"].args == (not torch.cuda.is_available(),)
+        and "no GPU" in marks["skipif"].kwargs["reason"]
+    )
