@@ -7,8 +7,9 @@ is given beside the bandwidths and matmul rates measured before. A CUDA form is 
 so, where all its cases are right and its large ones faster than Triton's: `interpcore.ops.backend.CONFIRMED`
 takes no other. Whole runs (gpu_whole.py) stand beside plain torch.
 Each part runs in a process of its own, so that a kernel that faults or hangs takes no other part's results
-with it; the most valuable comes first, and none begins after `--seconds`. The results go to bench/results/ as
-JSON, after every case. `--dry-run` walks every case, small and on the CPU.
+with it; the most valuable comes first, and one that would not fit into `--seconds` is left out
+(gpu_schedule.py). The results go to bench/results/ as JSON, after every case. `--dry-run` walks every case,
+small and on the CPU.
 """
 
 import functools
@@ -18,9 +19,7 @@ import json
 import math
 import platform
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gpu_kernels
+import gpu_schedule
 import gpu_statistics
 import gpu_whole
 import torch
@@ -43,10 +43,10 @@ PROBLEMS = gpu_kernels.PROBLEMS | gpu_statistics.PROBLEMS
 COUNTED_IN_FLOPS = ("attn_vjp", "attn_jvp", "batch_product", "comoments", "edge_scores", "product")
 # Several times any GPU's second-level cache.
 FLUSHED_BYTES = 256 << 20
-# Of one part; compiling its kernels takes most of it.
-MOST_SECONDS = 60
-# Of all parts; and what a part needs at least, to start and to compile.
-ALL_SECONDS, LEAST_SECONDS = 290, 10
+# Of all parts, so that the whole command takes at most five minutes.
+ALL_SECONDS = 290
+# A whole run makes a model, warms up and has plain torch beside it: an estimate.
+WHOLE_SECONDS = 10.0
 # Which ops share a process, the most valuable first; those without ops are whole runs.
 PARTS: dict[str, tuple[str, ...]] = {
     "moments": ("column_moments", "activation_moments"),
@@ -254,31 +254,22 @@ def run_part(name: str, limits: Limits) -> Iterator[Row]:
         yield row | {"seconds": time.perf_counter() - start}
 
 
-def in_own_process(name: str, limits: Limits, seconds: float) -> Iterator[Row]:
-    """The rows of `run_part` from a new process, and one more where it ends early."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--limits", json.dumps(limits)]
-    expected = ["ceilings"] if name == "ceilings" else [called for called, _ in parts()[name]]
-    start, done = time.monotonic(), 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        killer = threading.Timer(seconds, child.kill)
-        killer.start()
-        assert child.stdout is not None
-        for line in child.stdout:
-            row = json.loads(line)
-            done += 1
-            yield row
-        killer.cancel()
-    if done < len(expected):
-        late = time.monotonic() - start >= seconds
-        why = f"stopped after {seconds:.0f} s" if late else f"its process ended with code {child.returncode}"
-        yield {"case": expected[done], "ok": False, "failure": f"{why}; {len(expected) - done} cases not run"}
+def schedule() -> list[gpu_schedule.Part]:
+    """All parts, the ceilings first: what each holds, and how long its cases are expected to take."""
+    found = [gpu_schedule.Part("ceilings", ("ceilings",))]
+    for name, runs in parts().items():
+        each = gpu_schedule.CASE_SECONDS if PARTS[name] else WHOLE_SECONDS
+        found.append(gpu_schedule.Part(name, [called for called, _ in runs], each))
+    return found
 
 
 def main(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Walk every case on the CPU, small and untimed.")
     ] = False,
-    seconds: Annotated[float, typer.Option(help="Begin no part after so many seconds.")] = ALL_SECONDS,
+    seconds: Annotated[
+        float, typer.Option(help="For all parts; those that would not fit are left out.")
+    ] = ALL_SECONDS,
     part: Annotated[str, typer.Option(help="Run this part alone, here, and print its rows.")] = "",
     limits: Annotated[str, typer.Option(help="Measured ceilings of the device for --part, as JSON.")] = "{}",
 ) -> None:
@@ -314,29 +305,28 @@ def walk() -> int:
 
 def run_all(device: str, seconds: float) -> int:
     """Run every part, write the JSON after each case; returns the exit code, 1 where a case failed."""
-    end = time.monotonic() + seconds
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{device.replace(' ', '-')}-{stamp}.json"
     facts = {"device": device, "torch": torch.__version__, "python": platform.python_version(), "time": stamp}
     limits: Limits = {}
     rows: list[Row] = []
-    for name in ("ceilings", *parts()):
-        left = end - time.monotonic()
-        if left < LEAST_SECONDS:
-            rows.append({"case": name, "ok": False, "failure": f"not begun: {seconds:.0f} s were over"})
-            continue
-        for row in in_own_process(name, limits, min(left, MOST_SECONDS)):
-            typer.echo(json.dumps(row))
-            if "ceilings" in row:
-                limits = row["ceilings"]
-            else:
-                rows.append(row)
-            write(path, facts, limits, rows)
+    took: dict[str, float] = {}
+
+    def start(part: gpu_schedule.Part, most: float) -> Iterator[Row]:
+        return gpu_schedule.in_own_process(part, most, Path(__file__).resolve(), limits)
+
+    for row in gpu_schedule.run_parts(schedule(), seconds, start, took):
+        typer.echo(json.dumps(row))
+        if "ceilings" in row:
+            limits = row["ceilings"]
+        else:
+            rows.append(row)
+        write(path, facts | {"seconds of parts": took}, limits, rows)
     failed = [row for row in rows if not row["ok"]]
     for row in failed:
         typer.echo(f"failed: {row['case']}: {row.get('failure', 'error ' + str(row.get('error')))}")
-    write(path, facts, limits, rows)
+    write(path, facts | {"seconds of parts": took}, limits, rows)
     for op, said in confirmations(rows).items():
         typer.echo(
             f"{op}, CUDA form: {'confirmed' if said['confirmed'] else 'not confirmed'}: {json.dumps(said)}"

@@ -131,8 +131,8 @@ def test_a_process_that_dies_costs_its_part_alone(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(gpu_check.sys, "executable", shutil.which("false"))
-    assert gpu_check.run_all("A GPU", 100.0) == 1
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert gpu_check.run_all("A GPU", 1000.0) == 1
     (file,) = (tmp_path / "results").glob("A-GPU-*.json")
     rows = json.loads(file.read_text())["cases"]
     assert len(rows) == 1 + len(gpu_check.parts())
@@ -156,14 +156,62 @@ def test_a_run_cut_off_while_it_writes_leaves_what_it_measured_before(
     assert json.loads(path.read_text())["cases"] == [row]
 
 
-def test_no_part_begins_when_the_time_is_over(
-    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def timed_run(gpu_check: ModuleType, seconds: float, slower: float) -> tuple[list[dict], float, list[dict]]:
+    """Rows of a run whose parts take so many times what is expected, its seconds, and what was left out."""
+    schedule, now = sys.modules["gpu_schedule"], 0.0
+
+    def start(part, most: float):
+        nonlocal now
+        whole = part.seconds * slower
+        now += min(whole, most)
+        done = len(part.cases) if whole <= most else 0
+        yield from ({"case": case, "ok": True} for case in part.cases[:done])
+
+    found = schedule.run_parts(gpu_check.schedule(), seconds, start, {}, lambda: now)
+    rows = [*found]
+    return rows, now, [row for row in rows if row.get("failure", "").startswith("left out")]
+
+
+def test_all_parts_fit_into_five_minutes_in_their_order(gpu_check: ModuleType) -> None:
+    rows, took, left_out = timed_run(gpu_check, gpu_check.ALL_SECONDS, 1.0)
+    assert not left_out and took <= gpu_check.ALL_SECONDS < 300
+    assert [row["case"] for row in rows] == [case for part in gpu_check.schedule() for case in part.cases]
+    assert [part.name for part in gpu_check.schedule()] == ["ceilings", *gpu_check.PARTS]
+
+
+@pytest.mark.parametrize(("seconds", "slower"), [(290.0, 2.0), (290.0, 4.0), (100.0, 1.0), (0.0, 1.0)])
+def test_parts_that_would_not_fit_are_left_out_and_said(
+    seconds: float, slower: float, gpu_check: ModuleType
 ) -> None:
-    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path)
-    assert gpu_check.run_all("A GPU", 0.0) == 1
-    rows = json.loads(next(tmp_path.glob("*.json")).read_text())["cases"]
-    assert [row["case"] for row in rows] == ["ceilings", *gpu_check.parts()]
-    assert all(row["failure"] == "not begun: 0 s were over" for row in rows)
+    _, took, left_out = timed_run(gpu_check, seconds, slower)
+    assert took <= seconds and left_out
+    names = [part.name for part in gpu_check.schedule()]
+    missing = [row["case"] for row in left_out]
+    assert missing == [name for name in names if name in missing]
+    # Nothing is left out for something of less value that takes as long.
+    needs = {part.name: part.seconds for part in gpu_check.schedule()}
+    ran = [name for name in names if name not in missing]
+    assert all(needs[b] < needs[a] for a in missing for b in ran if names.index(b) > names.index(a))
+    assert all(f"of {seconds:.0f} s" in row["failure"] for row in left_out)
+
+
+def test_a_part_that_hangs_is_stopped_and_the_next_one_runs(gpu_check: ModuleType, tmp_path: Path) -> None:
+    schedule, script = sys.modules["gpu_schedule"], tmp_path / "parts.py"
+    script.write_text(
+        "import sys, time\n"
+        'print(\'{"case": "first", "ok": true}\', flush=True)\n'
+        "time.sleep(60 * (sys.argv[2] == 'hangs'))\n"
+    )
+    parts = [schedule.Part("hangs", ("first", "second", "third")), schedule.Part("ends", ("first",))]
+    took: dict[str, float] = {}
+
+    def start(part, most: float):
+        return schedule.in_own_process(part, 1.0 if part.name == "hangs" else most, script, {})
+
+    rows = [*schedule.run_parts(parts, 60.0, start, took)]
+    assert [(row["case"], row["ok"]) for row in rows] == [("first", True), ("second", False), ("first", True)]
+    assert rows[1]["failure"] == "stopped after 1 s; 2 cases not run"
+    assert 1.0 <= took["hangs"] < 20
 
 
 def test_every_op_has_a_part_and_its_large_case_in_bfloat16_comes_first(gpu_check: ModuleType) -> None:
