@@ -14,6 +14,7 @@ import interpcore
 from interpcore.circuits.answers import PairsError
 from interpcore.circuits.induction import PLACES, induction, induction_pairs, period_of
 from interpcore.cli import app
+from interpcore.errors import Refused
 from interpcore.model import Tap
 
 
@@ -81,6 +82,8 @@ def test_the_command_draws_heads_and_the_task_has_its_name(tmp_path: Any) -> Non
     words = ["circuits", "induction", "--prompts", "4", "--picture", str(tmp_path / "heads.png")]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0 and "after_period_back" in done.output and (tmp_path / "heads.png").is_file()
+    with pytest.raises(Refused, match=r"is no \.png, \.svg or \.pdf"):
+        CliRunner().invoke(app, [*words[:-1], str(tmp_path / "heads.txt")], catch_exceptions=False)
     words = ["circuits", "attribute", "--task", "induction", "--head", "6", "--method", "eap", "--quiet"]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")], catch_exceptions=False)
     assert done.exit_code == 0 and "induction" in done.output, done.output

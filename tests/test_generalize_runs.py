@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import toy_suite
@@ -139,6 +140,12 @@ def test_the_new_model_is_another_one(model, tmp_path):
         run(model, tmp_path / "run", heads, new=[model])
     with pytest.raises(Refused, match="at most"):
         run(model, tmp_path / "run", heads, new=[model, model])
+    twice = [interpcore.load("tiny-s1"), interpcore.load("tiny-s1")]
+    with pytest.raises(Refused, match="has the weights of tiny-s1; give each model once"):
+        open_trials(
+            model, tmp_path / "run", Options(suite="coins"), suite=replace(suite(heads), most_new=2),
+            settings=Settings(), new=twice, progress=False,
+        )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 

@@ -4,16 +4,20 @@ refused."""
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import interpcore
 from interpcore.cli import app
+from interpcore.data.tinyworld.models import model_folder
 from interpcore.data.tokens import TokenShards
 from interpcore.model.load import load
 from interpcore.neurons.effects.saved import read_cache
 from interpcore.neurons.options import LEFT_OUT, Options
+from interpcore.neurons.partners import load_partners
 from interpcore.neurons.published import COLUMNS
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.study import open_study
@@ -287,6 +291,20 @@ def test_refusals_are_one_sentence(words, sentence, tmp_path, monkeypatch):
     refused = CliRunner().invoke(app, ["neurons", *words])
     assert refused.exit_code != 0 and sentence in str(refused.exception)
     assert "\n" not in str(refused.exception)
+
+
+def test_a_partner_is_a_model_of_its_own(tmp_path):
+    """A copy of the model under another name would make every neuron universal."""
+    copy = str(shutil.copytree(model_folder("tiny"), tmp_path / "other"))
+    tiny = interpcore.load("tiny", check=False)
+    for names, said in (
+        ([copy], f"--partner {copy} has the weights of tiny"),
+        (["tiny-s1", copy], f"{copy} has the weights of tiny"),
+        (["tiny-s1", str(shutil.copytree(model_folder("tiny-s1"), tmp_path / "s1"))], "weights of tiny-s1"),
+    ):
+        with pytest.raises(interpcore.errors.Refused, match=said):
+            load_partners(names, tiny)
+    assert len(load_partners(["tiny-s1"], tiny)) == len(load_partners([copy], tiny, latents=True)) == 1
 
 
 @pytest.mark.slow

@@ -87,3 +87,5 @@ def test_numbers_are_read_off_the_tokens(model: Model, shards: TokenShards) -> N
         values_of(model, 30)
     with pytest.raises(Refused, match="No place 1 tokens back holds all numbers 0 to 11"):
         fourier_table(model, shards.with_positions([-1]), back=[1])
+    with pytest.raises(Refused, match="--back is 4; sequences have 3 tokens"):
+        fourier_table(model, shards, back=[0, 4])

@@ -120,6 +120,8 @@ def induction(
     from interpcore.model import Model
     from interpcore.runs.artifacts import atomic_path
 
+    if picture is not None and picture.suffix not in (".png", ".svg", ".pdf"):
+        raise Refused(f"{picture} is no .png, .svg or .pdf; name the picture by its format.")
     loaded = interpcore.load(model)
     if not isinstance(loaded, Model):
         raise Refused(f"{model} runs through the generic adapter, which shows no attention of single heads.")

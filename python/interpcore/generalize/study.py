@@ -256,7 +256,7 @@ def _new_models(
         locate(name)  # a name that is wrong is told at once
     try:
         for each in options.on if new is None else new:
-            found.append(_checked(each, model))
+            found.append(_checked(each, [model, *found]))
     except _SameModelError:
         raise
     except Exception as error:
@@ -267,8 +267,9 @@ def _new_models(
     return (() if "GT1" in blocked else tuple(found)), blocked
 
 
-def _checked(given: Model | str, model: Model) -> Model:
-    """A model that runs 16 tokens here and is another one than the one that states the finding."""
+def _checked(given: Model | str, others: Sequence[Model]) -> Model:
+    """A model that runs 16 tokens here and is none of the others, the first of which states the finding."""
+    model = others[0]
     one = load(given, dtype=model.dtype, device=str(model.device)) if isinstance(given, str) else given
     if not isinstance(one, Model):
         raise Refused(f"{given} has no hand-written blocks, which trials need.")
@@ -276,6 +277,11 @@ def _checked(given: Model | str, model: Model) -> Model:
         raise _SameModelError(
             f"{one.spec.short_name} is the model that states the finding; GT1 needs another one."
         )
+    for other in others[1:]:
+        if weights_hash(one) == weights_hash(other):
+            raise _SameModelError(
+                f"{one.spec.short_name} has the weights of {other.spec.short_name}; give each model once."
+            )
     needed = sum(t.numel() * t.element_size() for _, t in named_tensors(one))
     if free_memory(one.device) < needed:
         raise RunError(

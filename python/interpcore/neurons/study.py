@@ -18,7 +18,6 @@ from interpcore.model import Model
 from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
 from interpcore.model.latents import LatentModel, with_latents
-from interpcore.model.load import load
 from interpcore.neurons.cards import corpus_card, file_hashes
 from interpcore.neurons.correlation import setup as correlation_study
 from interpcore.neurons.correlation.jackknife import Jackknife
@@ -27,6 +26,7 @@ from interpcore.neurons.correlation.steps import CorrelationSteps
 from interpcore.neurons.correlation.universal import universality
 from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.options import Explain, Options
+from interpcore.neurons.partners import load_partners
 from interpcore.neurons.parts import begun_parts, correlation_part, in_parts, merge_tree, summary_part
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import BY_TOKEN, Statistics
@@ -383,8 +383,7 @@ def open_study(
     if shards is not None and options.positions:
         shards = shards.with_positions(options.positions)
     if partners is None:
-        loaded = [load(name, dtype=model.dtype, device=str(model.device)) for name in options.partners]
-        partners = cast(Sequence[Model], loaded)
+        partners = load_partners(options.partners, model, latents=bool(options.dictionaries))
     if options.dictionaries:
         model = with_latents(model, options.dictionaries, reads=options.reads)
     check_study_folder(out, model)

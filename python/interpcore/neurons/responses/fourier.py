@@ -78,10 +78,12 @@ def fourier_table(
     Returns: layer, neuron, back, frequency (waves over all values), share (of the activation's variance, at
         that frequency), all (of it, at all frequencies together), phase (radians), tokens (with a number
         there).
-    Raises: Refused for a corpus without numbers at that place.
+    Raises: Refused for a corpus without numbers at that place, or that has no such place.
     """
     import pandas as pd
 
+    if max(back) >= shards.context:
+        raise Refused(f"--back is {max(back)}; sequences have {shards.context} tokens, so give less.")
     values = values_of(model, modulus).to(model.device)
     p, widths = int(values.max()) + 1, mlp_widths(model)
     sums = torch.zeros(len(back), p, sum(widths), dtype=torch.float64, device=model.device)
