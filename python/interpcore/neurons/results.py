@@ -22,6 +22,7 @@ from interpcore.neurons.published import read_published, summarize_table
 from interpcore.neurons.report.neuron_page import neuron_page
 from interpcore.neurons.report.report import write_report
 from interpcore.neurons.responses.fourier import fourier_table
+from interpcore.neurons.said import ABLATED, CHANGES, EXPLAINED, WAVES, WEIGHTS
 from interpcore.neurons.statistics.rounding import rounding_note
 from interpcore.neurons.statistics.summarize import estimate as estimate_summary
 from interpcore.neurons.study import Study
@@ -32,28 +33,6 @@ from interpcore.runs.frames import write_frame
 if TYPE_CHECKING:
     import pandas as pd
 
-WEIGHTS = (
-    "Medians of each layer. w_in, w_out: a neuron's reading and writing vector, their norms and cosine "
-    "(sim); vocab_: variance, skewness and kurtosis (normal: 3) of its effects on the logits; null_space: "
-    "share of w_out where the unembedding hardly reads."
-)
-EXPLAINED = (
-    "variance_reduction: share of the activation's variance that the feature explains; mean_difference, "
-    "welch_t: of the activation with and without it, - where undefined (a mean of 0, neither side varies)."
-)
-WAVES = (
-    "frequency: waves over all values of the token `back` places before; share: of the activation's variance "
-    "at that frequency, all: at all of them; phase in radians; tokens: with a number there."
-)
-CHANGES = (
-    "Means over tokens, intervened minus clean: loss and entropy in nats, rank of the true token; norm: the "
-    "final norm's scale, as it comes (free) or as in the clean run (frozen)."
-)
-ABLATED = (
-    "Each neuron's path to each later head cut. pattern_change: of the attention to the first token; "
-    "norm_change: of the size of the head's output; pearson, spearman: of the activation with that change, "
-    "over tokens."
-)
 MOST_DEFECTS = 20
 
 

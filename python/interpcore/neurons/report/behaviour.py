@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+AXES = {
+    "l2_penalty": "|w_in|² + |w_out|² (l2_penalty)",
+    "null_space": "share of w_out in the null space (null_space)",
+    "vocab_var": "variance of logit effects (vocab_var)",
+}
 BARS = 60
 SHOWN = 3
 """Neurons of each kind that a picture shows."""
@@ -95,8 +100,13 @@ def entropy_figure(table: pd.DataFrame) -> Figure:
             color = COLORS[4] if family == "entropy" else "grey"
             axes.scatter(part[column], part.vocab_var, s=6 if color == "grey" else 30, color=color)
         for row in late[late.family == "entropy"].itertuples() if "family" in late else ():
-            axes.annotate(f"{row.layer}.{row.neuron}", (getattr(row, column), row.vocab_var), fontsize=7)
-        axes.set(xlabel=column, ylabel="vocab_var", yscale="log")
+            at = (getattr(row, column), row.vocab_var)
+            name, behind = (
+                f"{row.layer}.{row.neuron}",
+                {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5},
+            )
+            axes.annotate(name, at, (5, 3), textcoords="offset points", fontsize=8, bbox=behind)
+        axes.set(xlabel=AXES[column], ylabel=AXES["vocab_var"], yscale="log")
     return figure
 
 

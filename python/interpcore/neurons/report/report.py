@@ -29,6 +29,7 @@ from interpcore.neurons.report import behaviour as figures_behaviour
 from interpcore.neurons.report import figures
 from interpcore.neurons.report.short import sentences, worth_a_look
 from interpcore.neurons.responses.study import Explanations
+from interpcore.neurons.said import CHANGES, EXPLAINED, MOVED, SCORED
 from interpcore.neurons.study import Study
 from interpcore.neurons.weights.composition import composition
 from interpcore.neurons.weights.study import weight_study
@@ -64,14 +65,10 @@ MARKS = {
     "mean of all controls.",
     "deactivation": "Densities over neurons and later heads.",
     "deactivation_heads": "Over tokens, for the neurons of highest score.",
-    "deactivation_path": "A dot is a token.",
+    "deactivation_path": "A dot is a token; the neuron and head of the largest |Pearson|.",
     "quadrants": "Neurons counted, over the first sequences.",
 }
 """What marks, bars and bands of each figure are, by name or its beginning."""
-
-EXPLAINED = (
-    "What is undefined (a neuron that never varies, a mean of 0, a label that is always there) is empty."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +200,7 @@ def vocabulary_section(
         effects = study.folded.unembedding.mT @ study.folded.neurons(row.layer).write[row.neuron]
         title = f"{row.layer}.{row.neuron}: {row.feature}"
         found[f"class_{row.layer}_{row.neuron}"] = figures.class_figure(effects, has, row.feature, title)
-    notes = []
+    notes = [MOVED]
     if len(kept):
         next_class = _next_class(study, kept, rules, limit)
         if next_class is None:
@@ -271,7 +268,9 @@ def entropy_section(study: Study, table: pd.DataFrame, limit: int | None) -> Sec
     found["interventions"] = figures_behaviour.intervention_figure(changes, roles)
     shown = ["layer", "neuron", "kind", "value", "norm", "loss_change", "loss_change_se", "entropy_change"]
     means = changes[changes.kind == "mean"]
-    return Section(found, [means.reindex(means.loss_change.abs().sort_values().index[::-1])[shown][:20]])
+    largest = means.reindex(means.loss_change.abs().sort_values().index[::-1])[shown][:20]
+    told = f"Table: neurons set to their mean, the largest changes of the loss. {CHANGES}"
+    return Section(found, [largest], [told])
 
 
 def deactivation_section(study: Study, limit: int | None) -> Section:
@@ -285,7 +284,8 @@ def deactivation_section(study: Study, limit: int | None) -> Section:
     tables = [scores.nlargest(15, "bos_score")]
     known = heads.pearson.abs()
     if known.isna().all():
-        return Section(found, tables, ["No activation varies where paths are ablated, so heads have none."])
+        none = "No activation varies where paths are ablated, so heads have none."
+        return Section(found, tables, [SCORED, none])
     found["deactivation_heads"] = figures_behaviour.head_figure(heads)
     best = heads.loc[known.idxmax()]
     neuron, other, head = (int(best.layer), int(best.neuron)), int(best.attention_layer), int(best["head"])
@@ -298,7 +298,7 @@ def deactivation_section(study: Study, limit: int | None) -> Section:
         found["deactivation_path"] = figures_behaviour.path_figure(
             ablated.activation[keep], ablated.norm[keep][:, head], title
         )
-    return Section(found, tables)
+    return Section(found, tables, [SCORED])
 
 
 def partner_weights(study: Study) -> dict[str, pd.DataFrame]:
