@@ -33,12 +33,18 @@ void read_sizes(const py::dict& args, const char* name, int64_t (&sizes)[axes]) 
   for (int axis = 0; axis < axes; ++axis) sizes[axis] = values[axis].cast<int64_t>();
 }
 
+// The entries of "shape", a size each.
+template <typename... Sizes>
+void read_shape(const py::dict& args, Sizes&... sizes) {
+  const py::tuple values = args["shape"];
+  int axis = 0;
+  ((sizes = values[axis++].cast<int64_t>()), ...);
+}
+
 template <typename T>
 NormVjp<T> norm_vjp_params(const py::dict& args) {
   NormVjp<T> p;
-  int64_t shape[4];
-  read_sizes(args, "shape", shape);
-  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.width = shape[3];
+  read_shape(args, p.batch, p.vectors, p.positions, p.width);
   p.sum_over = args["sum_over"].cast<int64_t>();
   p.center = args["center"].cast<bool>();
   p.weight_offset = args["weight_offset"].cast<float>();
@@ -57,9 +63,7 @@ NormVjp<T> norm_vjp_params(const py::dict& args) {
 
 inline Gate gate_params(const py::dict& args) {
   Gate p;
-  int64_t shape[4];
-  read_sizes(args, "shape", shape);
-  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.width = shape[3];
+  read_shape(args, p.batch, p.vectors, p.positions, p.width);
   p.x = pointer<const float>(args, "x");
   p.x2 = pointer<const float>(args, "x2");
   p.factor = pointer<const float>(args, "factor");
@@ -74,9 +78,7 @@ inline Gate gate_params(const py::dict& args) {
 
 inline ColumnMoments column_moments_params(const py::dict& args) {
   ColumnMoments p;
-  int64_t shape[2];
-  read_sizes(args, "shape", shape);
-  p.rows = shape[0], p.columns = shape[1];
+  read_shape(args, p.rows, p.columns);
   p.thresholds = args["thresholds"].cast<int64_t>();
   p.row_stride = args["row_stride"].cast<int64_t>();
   p.stored = static_cast<Stored>(args["stored"].cast<int>());
@@ -104,9 +106,7 @@ inline ActivationMoments activation_moments_params(const py::dict& args) {
 
 inline AttnJvp attn_jvp_params(const py::dict& args) {
   AttnJvp p;
-  int64_t shape[5];
-  read_sizes(args, "shape", shape);
-  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.heads = shape[3], p.width = shape[4];
+  read_shape(args, p.batch, p.vectors, p.positions, p.heads, p.width);
   p.groups = args["groups"].cast<int64_t>();
   p.live = args["live"].cast<int64_t>();
   p.scale = args["scale"].cast<float>();
@@ -133,9 +133,7 @@ inline AttnJvp attn_jvp_params(const py::dict& args) {
 
 inline AttnVjp attn_vjp_params(const py::dict& args) {
   AttnVjp p;
-  int64_t shape[5];
-  read_sizes(args, "shape", shape);
-  p.batch = shape[0], p.vectors = shape[1], p.positions = shape[2], p.heads = shape[3], p.width = shape[4];
+  read_shape(args, p.batch, p.vectors, p.positions, p.heads, p.width);
   p.groups = args["groups"].cast<int64_t>();
   p.keys = args["keys"].cast<int64_t>();
   p.live = args["live"].cast<int64_t>();
@@ -166,9 +164,7 @@ inline AttnVjp attn_vjp_params(const py::dict& args) {
 
 inline BinCounts bin_counts_params(const py::dict& args) {
   BinCounts p;
-  int64_t shape[3];
-  read_sizes(args, "shape", shape);
-  p.rows = shape[0], p.columns = shape[1], p.bins = shape[2];
+  read_shape(args, p.rows, p.columns, p.bins);
   p.row_stride = args["row_stride"].cast<int64_t>();
   p.linear = args.contains("edge");
   if (p.linear) {
@@ -203,9 +199,7 @@ inline GroupSums group_sums_params(const py::dict& args) {
 
 inline ColumnTop column_top_params(const py::dict& args) {
   ColumnTop p;
-  int64_t shape[3];
-  read_sizes(args, "shape", shape);
-  p.rows = shape[0], p.columns = shape[1], p.k = shape[2];
+  read_shape(args, p.rows, p.columns, p.k);
   p.row_stride = args["row_stride"].cast<int64_t>();
   p.x = pointer<const float>(args, "x");
   p.index = pointer<const int64_t>(args, "index");
@@ -216,9 +210,7 @@ inline ColumnTop column_top_params(const py::dict& args) {
 
 inline Product product_params(const py::dict& args) {
   Product p;
-  int64_t shape[3];
-  read_sizes(args, "shape", shape);
-  p.rows = shape[0], p.depth = shape[1], p.columns = shape[2];
+  read_shape(args, p.rows, p.depth, p.columns);
   p.out_by_in = args["out_by_in"].cast<bool>();
   p.x_stride = args["x_stride"].cast<int64_t>();
   p.weight_stride = args["weight_stride"].cast<int64_t>();
@@ -231,9 +223,7 @@ inline Product product_params(const py::dict& args) {
 
 inline BatchProduct batch_product_params(const py::dict& args) {
   BatchProduct p;
-  int64_t shape[4];
-  read_sizes(args, "shape", shape);
-  p.batch = shape[0], p.rows = shape[1], p.depth = shape[2], p.columns = shape[3];
+  read_shape(args, p.batch, p.rows, p.depth, p.columns);
   read_sizes(args, "x_stride", p.x_stride);
   read_sizes(args, "weight_stride", p.weight_stride);
   read_sizes(args, "out_stride", p.out_stride);
@@ -248,9 +238,7 @@ inline BatchProduct batch_product_params(const py::dict& args) {
 
 inline RowSummary row_summary_params(const py::dict& args) {
   RowSummary p;
-  int64_t shape[3];
-  read_sizes(args, "shape", shape);
-  p.rows = shape[0], p.columns = shape[1], p.k = shape[2];
+  read_shape(args, p.rows, p.columns, p.k);
   p.first = args["first"].cast<int64_t>();
   p.edges = args["edges"].cast<int32_t>();
   p.wide = args["wide"].cast<bool>();
