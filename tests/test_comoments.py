@@ -9,7 +9,8 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import Pilot, reference
-from interpcore.ops.comoments import block_sums
+from interpcore.ops.comoments import block_sums, by_column
+from interpcore.ops.meter import metered
 from interpcore.ops.reference.comoments import centered as centered_definition
 
 SHAPES = [(1, 1, 1), (40, 3, 5), (257, 33, 16), (1500, 70, 130), (9000, 4, 3)]
@@ -92,6 +93,22 @@ def test_bfloat16_products_are_of_shifted_values() -> None:
     got = ops.comoments(x, y, precision="bfloat16").correlation
     error = (got - exact_correlation(x, y)).abs().max()
     assert 1e-7 < error < 1e-3
+
+
+@pytest.mark.parametrize("columns", [5, 256, 600])
+def test_columns_with_themselves_take_half_the_products(columns: int) -> None:
+    x = related(700, columns, columns)[0].to(torch.float32)
+    a = ops.centered(x, None, Pilot.of(x[:64]))
+    whole, half = (torch.zeros(columns, columns, dtype=torch.float64) for _ in range(2))
+    for rows in (slice(0, 400), slice(400, None)):
+        ops.add_products(whole, a[rows], a[rows])
+        with metered() as meter:
+            ops.add_products(half, by_column(a[rows]), a[rows], same=True)
+        assert meter.done <= (0.75 if columns > 512 else 1) * len(a[rows]) * columns**2
+    spread = a.double().norm(dim=0)[:, None] * a.double().norm(dim=0)
+    assert ((half - a.double().t() @ a.double()).abs() <= 2e-6 * spread).all()
+    assert ((half - whole).abs() <= 2e-6 * spread).all()
+    assert torch.allclose(half, half.t(), rtol=0, atol=float(2e-6 * spread.max()))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])

@@ -223,13 +223,22 @@ def centered_moments(
 
 
 def add_products(
-    cross: Tensor, a: Tensor, b: Tensor, *, precision: str = "float32", backend: str | None = None
+    cross: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    same: bool = False,
+    precision: str = "float32",
+    backend: str | None = None,
 ) -> None:
     """cross += a.T @ b, the product in float32 (float64 for float64 operands).
 
     Args:
         cross: `[N, N']` float64, changed in place.
-        a, b: `[T, N]` and `[T, N']` by `centered`; on the CPU T at most about 8192 keeps sums good.
+        a, b: `[T, N]` and `[T, N']` by `centered`; on the CPU T at most about 8192 keeps sums good, and
+            products are fastest where `by_column` has a.
+        same: a and b hold the same values, so that the CPU multiplies half of them; cross is then symmetric
+            and stays so.
         precision: as in `comoments`.
     """
     if a.dtype != torch.float32:
@@ -240,10 +249,19 @@ def add_products(
         return
     wider = torch.float64 if a.dtype == torch.float64 else torch.float32
     for start in range(0, len(cross), _ADDED_ROWS):
-        some = slice(start, start + _ADDED_ROWS)
+        some, first = slice(start, start + _ADDED_ROWS), start if same else 0
         # torch adds two dtypes five times as slowly as it converts and adds.
-        part = product(a[:, some].t(), b, precision=precision, out_dtype=wider, backend=backend)
-        cross[some] += part.double()
+        part = product(a[:, some].t(), b[:, first:], precision=precision, out_dtype=wider, backend=backend)
+        part = part.double()
+        cross[some, first:] += part
+        if same:
+            cross[some.stop :, some] += part[:, _ADDED_ROWS:].t()
+
+
+def by_column(a: Tensor) -> Tensor:
+    """a `[T, N]` with its columns contiguous on the CPU, for several calls of `add_products`, each of which
+    would turn them; as it is on a device."""
+    return a.t().contiguous().t() if a.is_cpu else a
 
 
 def block_sums(

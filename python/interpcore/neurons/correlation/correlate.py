@@ -22,6 +22,7 @@ from interpcore.neurons.correlation.cross_sums import CrossSums, tile_bytes
 from interpcore.neurons.correlation.reduction import Reduction, load_correlations
 from interpcore.neurons.correlation.setup import Correlations, Pair, Settings, Study
 from interpcore.ops import add_products
+from interpcore.ops.comoments import by_column
 from interpcore.runs import RunError, checkpointed, read_tensors, write_tensors
 from interpcore.runs.artifacts import remove_partials
 from interpcore.runs.progress import duration
@@ -227,7 +228,7 @@ def estimate(
     values, _ = study.reader.read(steps[0], depths)
     reading = _timed(lambda: study.reader.read(steps[0], depths))
     tile = study.passes[-1][-1]
-    a = values[tile.a][:, study.sets[tile.a].span(tile.depth_a)]
+    a = by_column(values[tile.a][:, study.sets[tile.a].span(tile.depth_a)])
     b = values[tile.b][:, study.sets[tile.b].span(tile.depth_b)]
     cross = torch.zeros((a.shape[1], b.shape[1]), dtype=torch.float64, device=a.device)
     multiplying = _timed(lambda: add_products(cross, a, b, precision=study.reader.precision)) / cross.numel()

@@ -17,6 +17,7 @@ from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.neurons.correlation.reader import ColumnSums, NeuronSet, Reader, Span
 from interpcore.ops import Pilot, add_products
+from interpcore.ops.comoments import by_column
 
 
 class Tile(NamedTuple):
@@ -145,10 +146,12 @@ class CrossSums:
         """Adds spans of sequences, multiplied together."""
         values, sums = self._reader.read(spans, self._depths)
         sets = self._reader.sets
-        for tile in self._tiles:
-            a = values[tile.a][:, sets[tile.a].span(tile.depth_a)]
-            b = values[tile.b][:, sets[tile.b].span(tile.depth_b)]
-            add_products(self.state[tile.name], a, b, precision=self._reader.precision)
+        for (model, depth), tiles in itertools.groupby(self._tiles, lambda tile: (tile.a, tile.depth_a)):
+            a = by_column(values[model][:, sets[model].span(depth)])
+            for tile in tiles:
+                b = values[tile.b][:, sets[tile.b].span(tile.depth_b)]
+                same = (model, depth) == (tile.b, tile.depth_b)
+                add_products(self.state[tile.name], a, b, same=same, precision=self._reader.precision)
         if self._groups:
             add_columns(self.state, spans, sums)
 

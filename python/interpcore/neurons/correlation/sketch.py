@@ -30,7 +30,7 @@ from interpcore.neurons.correlation.reduction import Reduction
 from interpcore.neurons.correlation.setup import Correlations, Pair, Settings, Study
 from interpcore.neurons.correlation.similarity import Block, rotated_similarities, similarities
 from interpcore.neurons.correlation.universal import universality
-from interpcore.ops import add_products, product
+from interpcore.ops import add_products
 from interpcore.runs import cell_seed, checkpointed, tensors_hash
 
 _CANDIDATES = 8  # rotated partners compared exactly with a neuron near the threshold
@@ -165,7 +165,9 @@ class SketchSums:
         """The estimated sums of products of a tile [neuron, neuron] float64."""
         spans = self._reader.sets[tile.a].span(tile.depth_a), self._reader.sets[tile.b].span(tile.depth_b)
         a, b = self.state[f"sketch/{tile.a}"][:, spans[0]], self.state[f"sketch/{tile.b}"][:, spans[1]]
-        return product(a.t(), b).double()
+        found = torch.zeros((a.shape[1], b.shape[1]), dtype=torch.float64, device=a.device)
+        add_products(found, a, b, same=(tile.a, tile.depth_a) == (tile.b, tile.depth_b))
+        return found
 
 
 class RowSums:
