@@ -41,6 +41,9 @@ def test_a_session_replays_to_the_same_bytes(record, tmp_path):
     assert files[0] == files[1]
     with pytest.raises(RunError, match="is not the one recorded"):
         call("replay", record[0], "--model", "tiny-s1", "--quiet", "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(Refused, match="is the session itself"):
+        call("replay", record[0], "--quiet", "--out", record[0])
     with pytest.raises(RunError, match="no file"):
         call("replay", tmp_path, "--out", tmp_path / "x")
 
@@ -74,6 +77,15 @@ def test_tasks_of_a_file_are_studied_and_held_in_the_card(tmp_path):
     assert list(card["arguments"]["tasks"]) == ["words"] and str(tmp_path) not in json.dumps(
         card["arguments"]
     )
+    assert (
+        call("replay", out, "--quiet", "--out", tmp_path / "r").exit_code == 0
+    )  # of that file, not generated
+    examples[0]["answer"] = "fjord"
+    write_json(tmp_path / "t.json", [{"name": "words", "description": "three words", "examples": examples}])
+    with pytest.raises(
+        Refused, match=r"The items of words are not those recorded; put back what .*t\.json was"
+    ):
+        call("replay", out, "--quiet", "--out", tmp_path / "r2")
 
 
 def test_a_model_that_talks_nonsense_ends_the_command_with_a_sentence_and_keeps_all(tmp_path, monkeypatch):

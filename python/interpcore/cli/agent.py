@@ -15,6 +15,7 @@ from interpcore.runs.experiment import Experiment, Report
 
 if TYPE_CHECKING:
     from interpcore.agent.session import Session
+    from interpcore.runs import RunCard
 
 KINDS = ("single", "redundant", "conjunction", "one_task", "order", "decoy", "null")
 app = typer.Typer(
@@ -55,7 +56,7 @@ def open_run(
     instrument = PlansOnTasks(model, read_tasks(options.tasks_file, options.tasks, items))
     studies = study_tools(options.experiments, moved(options.data), instrument)
     tools: list[Any] = [*own_tools(instrument), *studies]
-    card = run_card(model, command=command, sources={"data": list(options.data)} if options.data else None)
+    card = run_card(model, command=command, sources=options.circumstances())
     return open_session(instrument, out, options, card, model=model, replay=replay, tools=tools, **how)
 
 
@@ -83,7 +84,9 @@ def replay(
     card = read_card(record)
     if not {"tasks", "policy", "instrument"} <= set(card.arguments):
         raise Refused(f"{record} holds no session of an agent; name the folder of an agent run.")
-    said = {**card.arguments, "data": card.sources.get("data", ())}
+    if out.resolve() == record.resolve():
+        raise Refused(f"{out} is the session itself; give --out another folder.")
+    said = {**card.arguments, **{n: card.sources[n] for n in ("data", "tasks_file") if n in card.sources}}
     names = {each.name for each in declared(SessionOptions)} - {"tasks"}
     given = {name: value for name, value in said.items() if name in names}
     options = SessionOptions.from_json({**given, "tasks": list(said["tasks"])})
@@ -91,13 +94,41 @@ def replay(
     read_bytes(file)  # says where it is missing
     with closing(SessionLedger(file, read_only=True)) as ledger:
         loaded = load(model)
+        _check_recorded(card, loaded)
         with open_run(loaded, out, options, replay=ledger, progress=not quiet) as session:
+            _check_tasks(card, session)
             session.run()
             report = session.report()
     show_report(report, [f"interpcore show {out}"])
     for name in ("report.md", "report.html"):
         if read_bytes(record / "artifacts" / name) != read_bytes(out / "artifacts" / name):
             raise RunError(f"{out / 'artifacts' / name} is not the same as the record's; compare the two.")
+
+
+def _check_recorded(card: RunCard, model: Any) -> None:
+    """Refuse a model with other weights than the session's."""
+    from interpcore.errors import RunError
+    from interpcore.model.weights import model_hash
+    from interpcore.runs import same_weights
+
+    if not same_weights(str(card.weights), model_hash(model)):
+        raise RunError(
+            f"{model.spec.short_name} is not the one recorded, which is {card.model} with other weights; "
+            "replay with the model of the record."
+        )
+
+
+def _check_tasks(card: RunCard, session: Session) -> None:
+    """Refuse tasks with other items than the session's."""
+    from interpcore.errors import Refused
+
+    assert session.artifacts is not None
+    recorded, now = (each.arguments["tasks"] for each in (card, session.artifacts.card))
+    if others := [name for name, key in recorded.items() if now.get(name) != key]:
+        where = card.sources.get("tasks_file", "generated")
+        raise Refused(
+            f"The items of {', '.join(others)} are not those recorded; put back what {where} was, and replay."
+        )
 
 
 @app.command()
