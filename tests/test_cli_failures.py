@@ -8,9 +8,10 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import interpcore
-from interpcore.cli import extras, main
+from interpcore.cli import app, extras, main
 from interpcore.errors import InterpcoreError, Unavailable, exit_on_error
 from interpcore.model.load.source import check_device
 from interpcore.ops import attn_jvp
@@ -32,6 +33,12 @@ def test_expected_errors_are_sentences(error, said, capsys):
         raise error
     shown = capsys.readouterr().err
     assert end.value.code == 1 and said in shown and shown.count("\n") == 1
+
+
+def test_a_word_that_is_no_choice_is_told_with_the_choices_alone():
+    typed = ["circuits", "attribute", "--segment", "word", "--out", "x"]
+    said = " ".join(CliRunner().invoke(app, typed).output.split())
+    assert "'word' is not one of 'position'" in said and "Value error" not in said
 
 
 def test_missing_libraries_are_said_before_the_work(monkeypatch):

@@ -48,8 +48,21 @@ class Family(TyperGroup):
         return get_group(import_module(f"interpcore.cli.{self.name}").app).commands
 
 
+class Commands(TyperGroup):
+    """All commands. What is wrong with an option is told without the word that Typer's validation adds."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="interpcore",
+    cls=Commands,
     help="A compute core for interpretability experiments on transformer language models.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
