@@ -9,6 +9,7 @@ from scipy import stats
 from interpcore.stats import (
     correlation,
     mean_over_clusters,
+    paired_difference,
     paired_sign_test,
     rank_correlation,
     ratio_of_means,
@@ -61,6 +62,36 @@ def test_a_share_of_all_or_none_has_the_exact_interval_of_its_units():
     assert uneven.low < mean_over_clusters([1] * 3, [0, 1, 2]).low < ten.low
     alone = mean_over_clusters([True] * 5, ["a"] * 5)
     assert (alone.low, alone.high) == (pytest.approx(0.025), 1)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_measure_that_is_no_share_is_not_taken_for_one(value):
+    """Ranks of 1 and divergences of 0 have nothing to do with right and wrong."""
+    found = mean_over_clusters([value] * 10, range(10), share=False)
+    assert (found.low, found.high) == (value, value)
+    assert np.isnan(mean_over_clusters([value], [0], share=False).low)
+    mixed = mean_over_clusters([0.0, 1.0] * 5, range(10), share=False)
+    assert mixed.method == "Student's t"
+
+
+@pytest.mark.parametrize(
+    "values, others, units",
+    [
+        ([1, 0, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]),  # each subject twice
+        ([1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]),
+        ([1, 1], [1, 1], [0, 1]),
+    ],
+)
+def test_differences_of_answers_may_be_of_either_sign(values, others, units):
+    found = paired_difference(values, others, units)
+    assert -1 <= found.low < 0 < found.high <= 1 and found.low < found.value < found.high
+
+
+def test_differences_of_other_measures_that_are_0_or_1_are_no_share():
+    found = paired_difference([0.7, 0.4, 0.2], [0.7, 0.4, 0.2], range(3))
+    assert (found.low, found.high) == (0, 0)
+    found = paired_difference([3.0, 5.0, 2.0, 9.0], [2.0, 5.0, 1.0, 9.0], range(4))
+    assert found.low < 0 < found.high
 
 
 def test_independent_shares_have_clopper_and_pearsons_interval():

@@ -33,7 +33,7 @@ from interpcore.surgery.options import (
 )
 from interpcore.surgery.patching import patch_pair, trace
 from interpcore.surgery.recipes import read_recipe, write_recipe
-from interpcore.surgery.results import over_differences
+from interpcore.surgery.results import changed, over_differences, over_items
 from interpcore.surgery.stand_in import read_spans
 from interpcore.surgery.texts import parses
 from interpcore.surgery.token_table import changed_tokens
@@ -310,6 +310,14 @@ def test_a_plan_is_written_as_a_recipe_by_a_command(tiny, tmp_path):
 
 def test_differences_that_are_all_alike_have_no_width():
     assert over_differences(np.zeros(20)).high == 0 == over_differences(np.zeros(20)).low
+    lower = over_differences(np.array([-1.0, -2.0] * 10))
+    assert lower.method.startswith("Student") and lower.low < -1.5 < lower.high
+    for measure in ("rank", "kl"):  # of the intact plan
+        assert over_items(np.ones(5), measure).low == over_items(np.ones(5), measure).high == 1
+    right = np.ones(5)
+    assert over_items(right, "right").low < 0.6
+    assert changed("right", right, right).low < 0 < changed("right", right, right).high
+    assert changed("loss", right, right).low == 0 == changed("loss", right, right).high
     some = over_differences(np.array([0.0, 1.0] * 10))
     assert some.value == 0.5 and 0 < some.low < 0.5 < some.high < 1
     assert replace(some, ends=None).n == 20

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Point = dict[str, Any]
+NO_SHARES = {
+    *("probability", "contribution", "completeness", "kept", "carried", "error", "beta"),
+    *("cosine", "state", "other subject", "other relation", "log p", "log p of the model"),
+}
+"""Measures that are no right or wrong, though all of their values may be 0 or 1."""
 SUMMARY = (
     "Each row is a mean over relations, _se its standard error over them; tables/{}.parquet has every one."
 )
@@ -152,7 +157,7 @@ def point_table(results: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, lis
         row["n_facts"] = len(subjects)
         for name in points[0]["outcomes"]:
             outcome = np.array([v for one in points for v in one["outcomes"][name]], dtype=np.float64)
-            interval = mean_over_clusters(outcome, subjects)
+            interval = mean_over_clusters(outcome, subjects, share=name not in NO_SHARES)
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row)
     return pd.DataFrame(rows), list(by), list(measures)

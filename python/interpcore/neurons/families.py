@@ -168,7 +168,7 @@ def universal_contrasts(
     for name in present:
         values = ranks.loc[chosen, name].dropna()
         if len(values):
-            found = mean_over_clusters(values.to_numpy(), list(range(len(values))))
+            found = mean_over_clusters(values.to_numpy(), list(range(len(values))), share=False)
         else:
             found = Interval(np.nan, np.nan, np.nan, 0)
         rows.append(

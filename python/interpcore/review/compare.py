@@ -111,7 +111,7 @@ def _line(rows: pd.DataFrame, measure: str, unit: str) -> dict[str, Any]:
         return line
     line |= {"first": a.mean(), "second": b.mean(), "difference": (b - a).mean()}
     if unit:
-        found = mean_over_clusters(b - a, pairs[unit].tolist(), bounds=_bounds(a, b))
+        found = mean_over_clusters(b - a, pairs[unit].tolist(), bounds=_bounds(a, b), share=False)
         line |= {"difference_low": found.low, "difference_high": found.high, f"{unit}s": found.n}
     if len(pairs) >= FEW and a.std() > 0 and b.std() > 0:
         line["correlation"] = correlation(a, b).value

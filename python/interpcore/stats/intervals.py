@@ -65,6 +65,7 @@ def mean_over_clusters(
     *,
     level: float = 0.95,
     bounds: tuple[float, float] | None = None,
+    share: bool = True,
 ) -> Interval:
     """Mean of values that come in clusters, with an interval over whole clusters.
 
@@ -92,6 +93,8 @@ def mean_over_clusters(
         level: coverage.
         bounds: least and largest value that there can be; None where that is not known. Values of 0 and 1 are
             no share where others can be (differences).
+        share: whether values of 0 and 1 alone are a share; False for a measure that has them by chance (ranks
+            of 1, divergences of 0).
 
     Returns:
         The interval; its ends are NaN for a single cluster of values that are no share.
@@ -101,7 +104,7 @@ def mean_over_clusters(
     """
     sums, counts = _by_cluster(values, clusters)
     numbers = np.asarray(values, dtype=np.float64)
-    if bounds in (None, (0, 1)) and np.isin(numbers, (0.0, 1.0)).all():
+    if share and bounds in (None, (0, 1)) and np.isin(numbers, (0.0, 1.0)).all():
         ends, method = _share_ends(sums, counts), "exact, at the effective number of values"
     elif len(sums) < 2:
         ends, method = (lambda level: (float("nan"), float("nan"))), "none, of one cluster"

@@ -18,7 +18,7 @@ def paired_difference(
 
     Where all values are 0 or 1 and each unit counts once, that of Bonett and Price (2012), which adds a pair
     of either kind that differs, so that pairs which happen to agree do not make it certain; else
-    that of `mean_over_clusters` over units.
+    that of `mean_over_clusters` over units, between -1 and 1 where all values are 0 or 1.
 
     Args:
         values, others: [n] each, finite.
@@ -28,8 +28,10 @@ def paired_difference(
     """
     a, b = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
     apart = a - b
-    if len(set(units)) < len(apart) or not np.isin(np.append(a, b), (0.0, 1.0)).all() or not len(apart):
-        return mean_over_clusters(apart, units, level=level)
+    answers = bool(np.isin(np.append(a, b), (0.0, 1.0)).all())
+    if not answers or len(set(units)) < len(apart) or not len(apart):
+        bounds = (-1.0, 1.0) if answers else None
+        return mean_over_clusters(apart, units, level=level, bounds=bounds, share=False)
     n = len(apart)
     more, less = ((float((apart == sign).sum()) + 1) / (n + 2) for sign in (1, -1))
     error = ((more + less - (more - less) ** 2) / (n + 2)) ** 0.5

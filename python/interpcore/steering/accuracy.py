@@ -118,7 +118,7 @@ class AccuracyStudy(AskingStudy):
             apart = [a - b for a, b in zip(losses, neutral, strict=True)]
             off = {"off_target": sum(losses) / len(losses)}
             if found is not plain:  # which differs from itself by nothing
-                moved = mean_over_clusters(apart, range(len(apart)))
+                moved = mean_over_clusters(apart, range(len(apart)), share=False)
                 off |= {"off_target_difference": moved.value}
                 off |= {"off_target_difference_low": moved.low, "off_target_difference_high": moved.high}
             rows += [cell | one | off for one in measured(self.questions, found, plain)]

@@ -101,7 +101,7 @@ class EffectStudy(AskingStudy):
                 row: dict[str, Any] = {"depth": depth}
                 row |= {"from_end": place} if options.at == "each" else {}
                 values = [cell["second_order"][d][place] for cell in cells]
-                mean = mean_over_clusters(values, range(len(values)))
+                mean = mean_over_clusters(values, range(len(values)), share=False)
                 row |= {
                     "second_order": mean.value,
                     "second_order_low": mean.low,

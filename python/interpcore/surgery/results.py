@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from interpcore._shown import ShortRepr
 from interpcore.runs import Row
-from interpcore.stats import Interval, mean_over_clusters
+from interpcore.stats import Interval, mean_over_clusters, paired_difference
 
+SHARES = ("right", "exact", "agreement", "text_exact", "parses", "repetition")
+"""Measures that are right or wrong, or shares; of all others 0 and 1 are numbers like any."""
 PER = {"loss_per_token": "tokens", "loss_per_character": "characters"}
 
 
@@ -48,11 +50,11 @@ class TaskResults(ShortRepr):
 
     def mean(self, plan: str, measure: str) -> Interval:
         """Mean over items, an item as unit."""
-        return over_items(self.values(plan, measure))
+        return over_items(self.values(plan, measure), measure)
 
     def change(self, plan: str, measure: str, to: str) -> Interval:
         """Mean of the items' differences to another plan."""
-        return over_differences(self.values(plan, measure) - self.values(to, measure))
+        return changed(measure, self.values(plan, measure), self.values(to, measure))
 
     @property
     def scored(self) -> bool:
@@ -101,7 +103,7 @@ def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = 
         units: what each belongs to; None for each its own.
     """
     away = 2.0  # where no value is taken for right or wrong
-    found = mean_over_clusters(values + away, range(len(values)) if units is None else units)
+    found = mean_over_clusters(values + away, range(len(values)) if units is None else units, share=False)
     ends = found.ends
     assert ends is not None
 
@@ -112,6 +114,22 @@ def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = 
     return Interval.at(0.95, float(values.mean()), moved, found.n, found.method)
 
 
-def over_items(values: NDArray[np.float64]) -> Interval:
-    """Mean with its interval, each value its own unit."""
-    return mean_over_clusters(values, range(len(values)))
+def over_items(values: NDArray[np.float64], measure: str, units: Sequence[int] | None = None) -> Interval:
+    """Mean of a measure with its interval: 0 and 1 are right and wrong of `SHARES` alone.
+
+    Args:
+        values: [n].
+        measure: by name.
+        units: what each belongs to; None for each its own.
+    """
+    of = range(len(values)) if units is None else units
+    return mean_over_clusters(values, of, share=measure in SHARES)
+
+
+def changed(
+    measure: str, values: NDArray[np.float64], to: NDArray[np.float64], units: Sequence[int] | None = None
+) -> Interval:
+    """Mean change of a measure with its interval; arguments as in `over_items`, and the values before [n]."""
+    if measure in SHARES:
+        return paired_difference(values, to, range(len(values)) if units is None else units)
+    return over_differences(values - to, units)

@@ -156,7 +156,8 @@ def stand_in_cell(study: Study, a: int, b: int, rank: list[int], draws: int, see
         found = effect(model, plan, a, each, sets["test"])
         row: dict[str, Any] = {"a": a, "b": b, "method": name, "tokens": len(found["kl"])}
         for measure in ("kl", "loss_change", "top1"):
-            value = mean_over_clusters(found[measure].numpy(), found["document"].tolist())
+            documents = found["document"].tolist()
+            value = mean_over_clusters(found[measure].numpy(), documents, share=measure == "top1")
             row |= {measure: value.value, f"{measure}_low": value.low, f"{measure}_high": value.high}
         rows.append(
             row | {"fvu": _fvu(each, *tests), "lambda": best if name in ("ridge", "shuffled") else None}

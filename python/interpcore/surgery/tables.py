@@ -12,9 +12,9 @@ import numpy as np
 from interpcore.model import Plan
 from interpcore.runs.experiment import Report
 from interpcore.runs.frames import write_frame
-from interpcore.stats import Interval, mean_over_clusters
+from interpcore.stats import Interval
 from interpcore.surgery.options import TEXT
-from interpcore.surgery.results import Results, TaskResults, over_differences
+from interpcore.surgery.results import Results, TaskResults, changed, over_differences, over_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +106,7 @@ def run_report(
             for measure in made.get(texts[0], ()):
                 values = np.concatenate([np.array(made[text][measure]) for text in texts])
                 units = [i for _ in texts for i in range(len(task.items))]
-                row |= ends(measure, mean_over_clusters(values, units))
+                row |= ends(measure, over_items(values, measure, units))
             rows.append(row)
     table = pd.DataFrame(rows)
     files = (*written(study, "run", table), *_items_file(study, found))
@@ -155,11 +155,11 @@ def _measures(task: TaskResults, name: str) -> tuple[str, ...]:
 
 def _mean(task: TaskResults, texts: Sequence[str], measure: str, to: str | None = None) -> Interval:
     """Mean over items and draws, an item as unit."""
-    values = [task.values(t, measure) - (0 if to is None else task.values(to, measure)) for t in texts]
+    values = np.concatenate([task.values(t, measure) for t in texts])
     items = [i for _ in texts for i in range(len(task.items))]
-    if to is not None:
-        return over_differences(np.concatenate(values), items)
-    return mean_over_clusters(np.concatenate(values), items)
+    if to is None:
+        return over_items(values, measure, items)
+    return changed(measure, values, np.concatenate([task.values(to, measure)] * len(texts)), items)
 
 
 def ends(name: str, interval: Interval) -> dict[str, float]:
