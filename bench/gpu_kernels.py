@@ -90,13 +90,9 @@ def cases() -> Iterator[Case]:
 def norm_vjp_problem(case: Case) -> Problem:
     """g [B, C, P, d] with a weight and a residual."""
     b, c, p, d = case.shape
-    make = torch.Generator(device=DEVICE).manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=make, device=DEVICE).to(case.dtype)
-
+    random = generator(case)
     g, normed, weight, residual = random(b, c, p, d), random(b, p, d), random(d), random(b, c, p, d)
-    rstd = torch.rand(b, p, generator=make, device=DEVICE) + 0.5
+    rstd = random(b, p).float().abs() + 0.5
     args = (g, normed, rstd, weight, residual)
 
     def plain() -> Tensor:

@@ -1,12 +1,13 @@
 """bench/gpu_check.py without a GPU: it walks its cases on the CPU, and refuses to measure."""
 
+import contextlib
 import importlib
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -55,6 +56,44 @@ def test_the_jacobian_table_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) 
 
     row = gpu_jacobian.sweep_row(64, 2, "cpu", clock, peak=1.0)
     assert row["ok"] and row["error"] < 1e-5 and row["jacrev / ours"] == 2.0
+    assert row["walk ms"] == 1.0 and (torch.cuda.is_available() or row["captured walk"] == "no GPU")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_walk_and_its_graph(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for a CUDA graph, which runs what it captures and again when it is replayed."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_jacobian
+
+    calls: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph: Graph) -> Iterator[None]:
+        calls.append("capture")
+        yield
+        if broken:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    times = iter([8.0, 2.0])
+
+    def clock(run: Callable[[], object]) -> float:
+        run()
+        return next(times)
+
+    found = gpu_jacobian.captured(lambda: [torch.ones(3)], clock)
+    if broken:
+        why = "operation not permitted when stream is capturing"
+        assert found == {"walk ms": 8.0, "captured walk": why} and calls == ["capture"]
+    else:
+        assert found == {"walk ms": 8.0, "captured walk ms": 2.0, "captured walk error": 0.0}
+        assert calls == ["capture", "replay"]
 
 
 def test_the_cost_of_statistics_runs_on_any_device() -> None:

@@ -150,15 +150,16 @@ def read_prompts(
         )
     layout = read_layout((tokens.shape[0], tokens.shape[1]), attention_mask, start, device)
     check_length(layout, spec)
-    packed = layout.pack(tokens.to(device))
-    packed = packed.masked_fill(layout.padding, 0) if layout.ragged else packed
+    packed = layout.pack(tokens)
+    packed = packed.masked_fill(layout.padding.to(packed.device), 0) if layout.ragged else packed
+    # Read where they lie: tokens on the host wait for no GPU.
     low, high = (int(x) for x in packed.aminmax())
     if low < 0 or high >= spec.vocab_size:
         wrong = low if low < 0 else high
         raise Refused(
             f"Token id {wrong} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1})."
         )
-    return layout, packed
+    return layout, packed.to(device)
 
 
 def check_length(layout: Layout, spec: ModelSpec) -> None:

@@ -23,7 +23,7 @@ def group_sums(
     largest x.
 
     Differences and sums are taken in float64, the rows of a group in their order; values that are not finite
-    enter nothing.
+    enter nothing. A GPU is waited for: for which groups came, and for the answer.
 
     Args:
         x: `[T, N]`; float32 or float64.

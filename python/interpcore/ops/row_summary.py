@@ -29,7 +29,7 @@ def row_summary(
     Args:
         r: `[n, m]`, float64 or float32.
         first: number of the tile's first column; the others follow.
-        edges: `[E]`, equally spaced; bin = number of edges below the value.
+        edges: `[E]`, equally spaced; bin = number of edges below the value. On r's device, else copied there.
         histogram: `[n, E + 1]` int64.
         top, bottom: `[n, k]` of r's dtype: the largest and the smallest so far, in order, among equals the
             smaller number first; NaN where there are fewer.
@@ -63,9 +63,10 @@ def row_summary(
     chosen = choose("row_summary", either, backend)
     if chosen == "reference" or not top.shape[1]:
         return reference.row_summary(r, first, edges, *kept, powers, count)
-    native, end = native_cpu(), torch.tensor([torch.inf], dtype=torch.float64)
+    native = native_cpu()
     assert all(x.is_contiguous() for x in kept)
-    edge = torch.cat((-end, edges.double().cpu(), end)).to(r.device)
+    edge = torch.nn.functional.pad(edges.double(), (1, 1), value=torch.inf).to(r.device)
+    edge[0] = -torch.inf
     if chosen == "triton":
         from interpcore.kernels import row_summary as kernel
 
