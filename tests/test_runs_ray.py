@@ -131,7 +131,7 @@ def test_a_study_on_the_command_line_gives_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_gpus_are_shared_out_and_told_to_the_actors():
+def test_gpus_are_shared_out_and_told_to_the_actors(tmp_path):
     """In a process of its own, whose Ray is told of two GPUs that are not there."""
     pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     script = """
@@ -140,16 +140,22 @@ sys.path.insert(0, sys.argv[1])
 from interpcore.runs import RayActors, sweep
 from test_runs_ray import seen_gpu
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level="ERROR")
-rows = sweep(seen_gpu, {"x": list(range(8))}, backend=RayActors(2, num_gpus=1), progress=False)
-assert {row.result for row in rows} == {"0", "1"}, rows
+grid = {"x": list(range(8)), "folder": [sys.argv[2]]}
+rows = sweep(seen_gpu, grid, backend=RayActors(2, num_gpus=1), progress=False)
+assert {row.result for row in rows} == {"0", "1"}, [row.result for row in rows]
 """
     environment = os.environ | {"PYTHONPATH": str(HERE)}
-    subprocess.run([sys.executable, "-c", script, str(HERE)], check=True, env=environment, timeout=120)
+    command = [sys.executable, "-c", script, str(HERE), str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, timeout=180)
 
 
-def seen_gpu(x: int) -> str:
-    time.sleep(0.3)
-    return os.environ["CUDA_VISIBLE_DEVICES"]
+def seen_gpu(x: int, folder: str) -> str:
+    """The device, told once another actor has seen its own, however long it takes to start."""
+    own, begun = os.environ["CUDA_VISIBLE_DEVICES"], time.perf_counter()
+    (Path(folder) / own).touch()
+    while len(list(Path(folder).iterdir())) < 2 and time.perf_counter() - begun < 90:
+        time.sleep(0.1)
+    return own
 
 
 DRIVER = """

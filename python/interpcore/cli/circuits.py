@@ -32,10 +32,11 @@ def compare_files(
 
     from interpcore.circuits.files import load_scores
     from interpcore.circuits.study.agreement import agreement
+    from interpcore.circuits.study.compare import AGREED
     from interpcore.circuits.study.tables import frame
 
     first, second = (load_scores(file)[0] for file in (scores, reference))
-    notes = []
+    notes = [AGREED.format(level=first.level, difference="mean_difference")]
     for name in ("model", "task", "metric", "intervention", "split"):
         said = [getattr(one, name) for one in (first, second)]
         if said[0] != said[1]:

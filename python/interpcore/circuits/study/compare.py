@@ -10,7 +10,7 @@ from interpcore.circuits.scores import Scores
 from interpcore.circuits.study import tables
 from interpcore.circuits.study.agreement import UNION_TOP
 from interpcore.circuits.study.cells import run_scores
-from interpcore.circuits.study.report import counted, report_of
+from interpcore.circuits.study.report import report_of
 from interpcore.circuits.study.scored import at_level
 from interpcore.circuits.study.study import Study
 from interpcore.runs import write_json
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AGREED = (
-    "Over all {level}s: pearson of |score| with exact, kendall (tau-b; _top: over those among the best 400 "
-    "of either side), diff: mean |score - exact|, sign: share of the same sign where neither is 0."
+    "Over all {level}s: pearson of |score|, kendall (tau-b; _top: over those among the best 400 of either "
+    "side), {difference}: mean size of the difference, sign: share of the same sign where neither is 0."
 )
 
 
 def compare(study: Study, asked: ByLevel) -> Report:
     """Agreement of estimated scores with exact ones: one row per task and method."""
     table = agreement_table(study, study.options.chosen(asked.tasks), asked.methods, asked.level)
-    return report_of(study, table, (), *counted(AGREED, level=asked.level))
+    return report_of(study, table, (), AGREED.format(level=asked.level, difference="diff"))
 
 
 def agreement_table(
