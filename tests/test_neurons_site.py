@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,5 +135,13 @@ def test_what_a_site_needs(tmp_path, study) -> None:
         neuron_facts(tmp_path, model, shards)
     with pytest.raises(Refused, match="another corpus"):
         neuron_facts(out, model, TokenShards.of_arrays(np.ones((2, CONTEXT), int), model.spec.vocab_size))
+    other = replace(model, embedding=model.embedding + 1)  # of the same shape
+    with pytest.raises(Refused, match="whose weights are not those of"):
+        neuron_facts(out, other, shards)
+    (tmp_path / "file").touch()
+    for name in ("--out", "--neuronpedia"):
+        with pytest.raises(Refused, match="is a file; give a folder"):
+            words = ["neurons", "site", str(out), name, str(tmp_path / "file")]
+            CliRunner().invoke(app, words, catch_exceptions=False)
     told = CliRunner().invoke(app, ["neurons", "site", str(out)])
     assert told.exit_code and "does not say where its tokens were" in str(told.exception or told.output)

@@ -107,6 +107,9 @@ def site(
     from interpcore.review.verify import find_model
     from interpcore.runs import read_card
 
+    for folder in (out, neuronpedia):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise Refused(f"{folder} is a file; give a folder to write into.")
     corpus = tokens or site_corpus(run)
     if corpus is None:
         raise Refused(f"The card of {run} does not say where its tokens were; give them with --tokens.")

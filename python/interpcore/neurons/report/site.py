@@ -22,12 +22,13 @@ from interpcore.data.tokens import TokenShards
 from interpcore.errors import Refused
 from interpcore.model import Model
 from interpcore.model.token_text import token_texts
+from interpcore.model.weights import model_hash
 from interpcore.neurons.report.contexts import Context, Drawn, draw, top_tokens, windows
 from interpcore.neurons.report.like import like_neurons
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.weights.cosines import vocabulary_cosines
 from interpcore.neurons.weights.fold import fold
-from interpcore.runs import read_card, write_bytes
+from interpcore.runs import read_card, same_weights, write_bytes
 from interpcore.runs.frames import read_frame
 from interpcore.stats.histograms import rebinned
 
@@ -86,7 +87,7 @@ def neuron_facts(
         study: its folder, with the steps summary and dataframe; explanations and partners are read where
         they are. model: whose. shards: its corpus. examples: top contexts of a neuron, each of another
         sequence. sample: sequences that tokens of the intervals of activation are drawn from.
-    Raises: Refused where a step is missing, or the corpus is another.
+    Raises: Refused where a step is missing, or the corpus or the model is another.
     """
     folder = Path(study)
     table_file = folder / "dataframe" / "artifacts" / "neuron_df.parquet"
@@ -97,6 +98,11 @@ def neuron_facts(
     summary = Summary.open(folder / "summary")
     if summary.card.split != shards.identity:
         raise Refused(f"{folder} was made on another corpus than these tokens; give its own.")
+    if not same_weights(str(summary.card.weights), model_hash(model)):
+        raise Refused(
+            f"{folder} is of neurons of {summary.card.model}, whose weights are not those of "
+            f"{model.spec.short_name}; give its own model."
+        )
     texts = token_texts(model.tokenizer, model.embedding.shape[0]) if model.tokenizer else []
     texts = texts or [f"[{i}]" for i in range(model.embedding.shape[0])]
     table = read_frame(table_file)
