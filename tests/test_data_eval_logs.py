@@ -81,6 +81,8 @@ def test_the_questions_of_a_log_are_the_set_that_was_asked(model, asked, answers
     conditions = [({"condition": "plain", "coefficient": 0.0}, answers), (TOLD, answers)]
     files = write_logs(tmp_path / "logs", CARD, asked, conditions, model.tokenizer)
     assert [file.name for file in files] == ["plain.eval", "direction_-1.eval"]
+    kind, holds = look(str(tmp_path / "logs"))
+    assert kind == "evaluation logs" and holds.startswith("2 files, first steering-accuracy of")
     for file in files:
         found = read_questions(str(file))
         for question, item in zip(found, asked, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from interpcore.cli.record_kinds import card, claims, database, eval_log
+from interpcore.cli.record_kinds import card, claims, database, eval_log, eval_logs
 from interpcore.cli.tensor_kinds import Found, mib_scores, steering_file, tensor_file, torch_file
 from interpcore.errors import InterpcoreError, Refused
 from interpcore.runs.artifacts import read_json, read_tensors
@@ -61,6 +61,8 @@ def _folder(path: Path) -> Found:
         from interpcore.circuits.files import load_mib
 
         return "MIB's scores or circuits", f"{len(load_mib(path))} files"
+    if any(path.glob("*.eval")):
+        return eval_logs(path)
     try:
         return _relations(path)
     except InterpcoreError as relations:

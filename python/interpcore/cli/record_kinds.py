@@ -44,3 +44,9 @@ def eval_log(path: Path, model: str | None) -> Found:
 
     log = read_eval_log(path)
     return "evaluation log", f"{log.task} of {log.model}: {len(log.samples)} samples, {log.header['status']}"
+
+
+def eval_logs(folder: Path) -> tuple[str, str]:
+    """A folder of evaluation logs, each read whole."""
+    found = [eval_log(file, None) for file in sorted(folder.glob("*.eval"))]
+    return "evaluation logs", f"{len(found)} files, first {found[0][1]}"
