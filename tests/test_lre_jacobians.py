@@ -200,4 +200,30 @@ def test_relations_are_ranked_by_their_parts():
     table = variance.predictions(variance.relation_rows(results)).set_index("with")
     assert list(table.index) == ["total"]  # parts that do not differ have no ranks
     assert table.loc["total", "correlation"] == pytest.approx(-1) and table.loc["total", "relations"] == 6
-    assert not len(variance.predictions(variance.relation_rows(results[:3])))
+    few = variance.predictions(variance.relation_rows(results[:3]))
+    assert not len(few) and list(few.columns) == list(table.reset_index().columns)  # a file with a head
+
+
+def test_means_by_depth_have_their_error_over_relations():
+    pd = pytest.importorskip("pandas")
+    rows = [
+        {"relation": name, "trial": trial, "depth": "1", **dict.fromkeys(variance.PARTS, value)}
+        | {"total": value, "size": value, "faithfulness": value}
+        for name, trial, value in (("a", 0, 1.0), ("a", 1, 3.0), ("b", 0, 4.0))
+    ]
+    [row] = variance.by_depth_table(pd.DataFrame(rows)).to_dict("records")
+    assert (row["relations"], row["total"], row["total_se"]) == (2, 3.0, 1.0)  # of 2 and 4, not of 1, 3, 4
+    [alone] = variance.by_depth_table(pd.DataFrame(rows[:2])).to_dict("records")
+    assert alone["total"] == 2 and np.isnan(alone["total_se"])
+
+
+def test_cosines_of_two_relations_have_an_interval_within_cosines():
+    pd = pytest.importorskip("pandas")
+    rows = [
+        {"depth": 1, "relation": a, "other": b, "pair": cosines.KINDS[a != b], "trials": 1}
+        | {"cosine": c, "centred": c, "shuffled": 0.0}
+        for a, b, c in (("a", "a", 0.9), ("b", "b", 0.5), ("a", "b", 0.2), ("b", "a", 0.2))
+    ]
+    own, other = cosines.summary(pd.DataFrame(rows)).to_dict("records")
+    assert own["cosine"] == pytest.approx(0.7) and (own["cosine_low"], own["cosine_high"]) == (-1, 1)
+    assert np.isnan(other["cosine_low"])  # one pair of relations

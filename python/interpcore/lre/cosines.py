@@ -32,7 +32,7 @@ NOTES = (
     "its own: how far W can be repeated), each half in prompts of its own; mean of both ways and of trials.",
     "centred: after the mean W of all relations is taken away, which leaves -1 / (relations - 1) of "
     "relations that share nothing else; shuffled: control, with the other W's columns in random order.",
-    "Each row is a mean over relations, with the jackknife's 95% interval over them; "
+    "Each row is a mean over relations, with the jackknife's 95% interval over them (none of a single pair); "
     "tables/cosines.parquet has every pair.",
 )
 
@@ -139,9 +139,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             row |= dict.fromkeys((measure, f"{measure}_low", f"{measure}_high"), np.nan)
             row[measure] = part[measure].mean()
             without = [part[(part.relation != name) & (part.other != name)][measure].mean() for name in names]
-            if len(names) > 2 and np.isfinite([*without, row[measure]]).all():
+            if len(names) > 1 and np.isfinite([*without, row[measure]]).all():
                 found = jackknife_interval(without, row[measure])
-                row |= {f"{measure}_low": found.low, f"{measure}_high": found.high}
+                low, high = np.clip((found.low, found.high), -1, 1)  # where cosines end
+                row |= {f"{measure}_low": low, f"{measure}_high": high}
         rows.append(row)
     order = {kind: i for i, kind in enumerate(KINDS)}
     return pd.DataFrame(rows).sort_values(

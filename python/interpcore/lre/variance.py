@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("subject", "context", "rest")
+CORRELATION = ("correlation", "correlation_low", "correlation_high")
 LEAST = 4
 NAMED = 0.95
 """Faithfulness below which the figure names a relation: above, their names would cover one another."""
@@ -47,6 +48,7 @@ NOTES = (
     "Predictions: Spearman's correlation over relations of faithfulness with each part, at the depth that "
     "the other half of the facts chose; control: size.",
 )
+MEANS = "Each row is a mean over relations, _se its standard error over them."
 
 
 class Crossed(Reducer):
@@ -228,7 +230,19 @@ def predictions(relations: pd.DataFrame) -> pd.DataFrame:
             {"with": name, "correlation": r.value, "correlation_low": r.low, "correlation_high": r.high}
             | {"relations": r.n}
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["with", *CORRELATION, "relations"])
+
+
+def by_depth_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Every part, size and faithfulness by depth: relations, and means over them, each the mean of its
+    trials, with their standard errors (_se; none of one relation)."""
+    names = [*PARTS, "total", "size", "faithfulness"]
+    each = table.groupby(["depth", "relation"], sort=False)[names].mean().groupby("depth", sort=False)
+    found = each.size().rename("relations").to_frame()
+    mean, error = each.mean(), each.sem()
+    for name in names:
+        found[name], found[f"{name}_se"] = mean[name], error[name]
+    return found.reset_index()
 
 
 def variance_figure(table: pd.DataFrame, relations: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
@@ -297,8 +311,7 @@ def run(study: Any, asked: Variance) -> Report:
     )
     figure = variance_figure(table, relations, predicted)
     files += save_figure(study.artifacts.artifact("figures/variance"), figure, said)
-    short = table.groupby("depth", sort=False)[[*PARTS, "total", "size", "faithfulness"]].mean().reset_index()
-    return Report(short, tuple(files), (*NOTES, *_told(predicted), *left_out))
+    return Report(by_depth_table(table), tuple(files), (*NOTES, MEANS, *_told(predicted), *left_out))
 
 
 def _told(predicted: pd.DataFrame) -> Iterator[str]:
