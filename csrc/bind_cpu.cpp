@@ -22,6 +22,7 @@
 #include "interpcore/column_top.h"
 #include "interpcore/gate.h"
 #include "interpcore/group_sums.h"
+#include "interpcore/half_product.h"
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
@@ -120,6 +121,13 @@ void product(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::product_on, interpcore::product_params(args), isa, threads);
 }
 
+void half_product(const py::dict& args, int threads) {
+  if (!interpcore::half_product_supported()) throw std::invalid_argument("half_product is not supported here");
+  const interpcore::HalfProduct params = interpcore::half_product_params(args);
+  py::gil_scoped_release release;
+  interpcore::half_product(params, threads);
+}
+
 void row_summary(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::row_summary_on, interpcore::row_summary_params(args), isa, threads);
 }
@@ -156,5 +164,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("norm_vjp", &norm_vjp);
   module.def("batch_product", &batch_product);
   module.def("product", &product);
+  module.def("half_product", &half_product);
+  module.def("half_product_supported", &interpcore::half_product_supported);
   module.def("row_summary", &row_summary);
 }

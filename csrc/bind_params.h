@@ -14,6 +14,7 @@
 #include "interpcore/column_top.h"
 #include "interpcore/gate.h"
 #include "interpcore/group_sums.h"
+#include "interpcore/half_product.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
 #include "interpcore/row_summary.h"
@@ -217,6 +218,18 @@ inline Product product_params(const py::dict& args) {
   p.x = pointer<const float>(args, "x");
   p.weight = pointer<const float>(args, "weight");
   p.bias = pointer<const float>(args, "bias");
+  p.out = pointer<float>(args, "out");
+  return p;
+}
+
+inline HalfProduct half_product_params(const py::dict& args) {
+  HalfProduct p;
+  read_shape(args, p.rows, p.depth, p.columns);
+  p.out_by_in = args["out_by_in"].cast<bool>();
+  p.x_stride = args["x_stride"].cast<int64_t>();
+  p.weight_stride = args["weight_stride"].cast<int64_t>();
+  p.x = pointer<const uint16_t>(args, "x");
+  p.weight = pointer<const uint16_t>(args, "weight");
   p.out = pointer<float>(args, "out");
   return p;
 }

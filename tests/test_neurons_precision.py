@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from correlated_models import correlated_models, correlated_shards
 from families import transformers_model
 from summary_case import CONTEXT, expect_same_bits, run, shards
 
@@ -16,6 +17,8 @@ from interpcore.errors import Refused
 from interpcore.model.generic import GenericModel
 from interpcore.model.projection import Projection
 from interpcore.model.rounded import Rounded, in_precision
+from interpcore.neurons.correlation.correlate import Settings, Study, correlate
+from interpcore.neurons.correlation.rounding import rounding_error as correlation_error
 from interpcore.neurons.statistics.accumulate import Statistics
 from interpcore.neurons.statistics.mlp_sides import PILOT_TOKENS, mlp_sides
 from interpcore.neurons.statistics.rounding import rounding_error, rounding_errors
@@ -142,6 +145,21 @@ def test_neurons_that_do_not_vary_have_no_error(gpt2):
     assert bool((errors[0] == 0).all()) and bool((errors[1] > 0).all())
 
 
+def test_correlations_of_rounded_products_are_off_by_what_is_told():
+    models, tokens = correlated_models()[:2], correlated_shards()
+    full, half = (
+        correlate(models, tokens, Settings(rotation=None, precision=precision), names=["one", "two"])
+        for precision in ("float32", "bfloat16")
+    )
+    settings = Settings(rotation=None, precision="bfloat16")
+    told = correlation_error(Study(models, tokens, settings, ["one", "two"]))
+    off = (half.partners[0, 1].maximum - full.partners[0, 1].maximum).square().mean().sqrt()
+    assert 0.2 < told * (PILOT_TOKENS / full.n_tokens) ** 0.5 / float(off) < 5
+    assert told < 1e-3
+    same = Settings(rotation=None)
+    assert correlation_error(Study(models, tokens, same, ["one", "two"])) == 0
+
+
 def test_what_cannot_be_rounded_is_refused(tmp_path):
     adapter = GenericModel.wrap(transformers_model("llama", dtype=torch.float32), "some-model")
     with pytest.raises(Refused, match="products are its own"):
@@ -160,12 +178,15 @@ def test_the_command_says_the_error(tmp_path: Path):
     from interpcore.cli import app
 
     shards_folder = tmp_path / "tokens"
-    made = ["neurons", "tokens", "tiny", "--context", "64", "--documents", "60", "--out", str(shards_folder)]
+    made = ["neurons", "tokens", "tiny", "--context", "64", "--documents", "120", "--out", str(shards_folder)]
     assert CliRunner().invoke(app, made).exit_code == 0
     asked = ["neurons", "summarize", "--model", "tiny", "--tokens", str(shards_folder), "--no-by-label"]
     out = ["--out", str(tmp_path / "run"), "--quiet"]
     said = CliRunner().invoke(app, [*asked, "--precision", "bfloat16", *out])
     assert said.exit_code == 0, said.output
     assert "rounding_error 0.0" in " ".join(said.output.split())
+    correlated = ["neurons", "correlate", *asked[2:], "--partner", "tiny-s1", "--precision", "bfloat16"]
+    told = CliRunner().invoke(app, [*correlated, "--universal", "0.3", *out])
+    assert told.exit_code == 0 and "Products of activations in bfloat16. rounding_error" in told.output
     refused = CliRunner().invoke(app, [*asked, *out])
     assert refused.exit_code != 0 and "precision" in str(refused.exception)

@@ -9,6 +9,7 @@ what it writes, ways in turn; what both compute is compared first, on a few toke
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import statistics
@@ -47,6 +48,7 @@ CONTEXT, BATCH, BINS, TOP, TRUNCATED = 128, 32, 256, 50, 100
 PUBLISHED = Statistics(
     thresholds=(), histogram=False, position=False, published=True, top=TOP, by_token=("token",), largest=True
 )
+HALF = dataclasses.replace(PUBLISHED, precision="bfloat16")
 Ways = dict[str, Callable[[], object]]
 Row = tuple[str, str, str, str]
 
@@ -188,10 +190,14 @@ def summaries(peer: Peer, asked: argparse.Namespace) -> Iterator[Row]:
             "with exact moments": lambda: summarize(
                 ours, shards, tempfile.mkdtemp(dir=folder), PUBLISHED, progress=False
             ),
+            "and forwards in bfloat16": lambda: summarize(
+                ours, shards, tempfile.mkdtemp(dir=folder), HALF, progress=False
+            ),
         }
         spent = in_turn(ways, asked.rounds, _check_summary)
     what = f"summary, {tokens.numel():,} tokens, vocabulary {asked.vocabulary}"
-    yield row(what, spent, ["published"], "with exact moments")
+    for name in list(ways)[1:]:
+        yield row(what, spent, ["published"], name)
 
 
 def _check_summary(found: dict[str, Any]) -> None:
@@ -228,15 +234,22 @@ def correlated(
     """Rows of one corpus; the rotated baseline takes the script another run."""
     shards, names = TokenShards.of_arrays(tokens, asked.vocabulary), ["one", "other"]
     fresh = functools.partial(tempfile.mkdtemp, dir=folder)
-    rotated = Settings(rotation="published")
+    plain, rotated = Settings(rotation=None), Settings(rotation="published")
+
+    def pairs(settings: Settings, **changed: str) -> Callable[[], object]:
+        taken = dataclasses.replace(settings, **changed)  # type: ignore[arg-type]
+        return lambda: correlate(ours, shards, taken, names=names, folder=fresh())
+
     ways: Ways = {
         "published": lambda: peer.correlate(theirs, tokens, "none"),
-        "all pairs": lambda: correlate(ours, shards, Settings(rotation=None), names=names, folder=fresh()),
+        "all pairs": pairs(plain),
+        "all pairs, bfloat16": pairs(plain, precision="bfloat16"),
     }
     if asked.rotated:
         ways |= {
             "published, rotated": lambda: peer.correlate(theirs, tokens, "rotation"),
-            "and rotated": lambda: correlate(ours, shards, rotated, names=names, folder=fresh()),
+            "and rotated": pairs(rotated),
+            "and rotated, bfloat16": pairs(rotated, precision="bfloat16"),
         }
         if asked.buckets < tokens.numel():
             ways[f"and rotated, by a sketch of {asked.buckets:,}"] = lambda: correlate_by_sketch(

@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include "interpcore/half_product.h"
+
 namespace interpcore {
 
 bool isa_supported(Isa isa) {
@@ -10,6 +12,14 @@ bool isa_supported(Isa isa) {
   if (isa == Isa::avx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
+bool half_product_supported() {
+#if defined(INTERPCORE_BF16)
+  return isa_supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

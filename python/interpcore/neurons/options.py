@@ -56,8 +56,8 @@ class Options(Base):
     by_label: bool = option(True, "Sums by label in context (word, quote, ...).")
     precision: str = option(
         PRECISIONS[0],
-        "Of products in the token pass's forwards: float32 leaves the model's own; bfloat16 rounds their "
-        "operands, and measures the error.",
+        "Of products in the token pass's forwards, and of activations in correlations: float32 leaves the "
+        "model's own; bfloat16 rounds their operands, and measures the error.",
         choices=PRECISIONS,
     )
     protocol: str = option("default", "'paper' makes the published choices.", choices=PROTOCOLS)

@@ -11,6 +11,7 @@ from interpcore.errors import Refused
 from interpcore.model.latents import LatentModel
 from interpcore.neurons import options as asked_for
 from interpcore.neurons.correlation.correlate import estimate as estimate_correlations
+from interpcore.neurons.correlation.rounding import rounding_note as correlation_note
 from interpcore.neurons.correlation.universal import SIMILAR, universality
 from interpcore.neurons.dataframe import table_counts
 from interpcore.neurons.effects.interventions import parse_neurons
@@ -88,8 +89,9 @@ def correlate(study: Study, asked: asked_for.Correlate) -> Report:
         f"{count} of {n} neurons ({count / n:.2%}) are universal: excess correlation above "
         f"{found.threshold:g}{sure}. {study.step(step)}"
     )
+    rounded = () if options.precision == "float32" else (correlation_note(comparing.of),)
     if sketched is None:
-        return Report(comparing.similar, notes=(told, SIMILAR))
+        return Report(comparing.similar, notes=(told, *rounded, SIMILAR))
     return _said(
         told,
         f"Correlations that do not decide this are estimates within {sketched.error:.2g}; products took "

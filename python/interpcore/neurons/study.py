@@ -89,9 +89,8 @@ class Study(experiment.Study):
             return self.correlating
         options = self.options
         rotation = "published" if options.protocol == "paper" else options.rotation
-        return Settings(
-            rotation=rotation, draws=options.draws, seed=options.seed, budget=options.budget * 1e9
-        )
+        shared = {name: getattr(options, name) for name in ("draws", "seed", "precision")}
+        return Settings(rotation=rotation, budget=options.budget * 1e9, **shared)
 
     @property
     def name(self) -> str:

@@ -23,6 +23,8 @@ DEVICE_BLOCKS = 4
 _CACHED_ROWS = 64
 # Rows of a product that are added to the sums while they are in the cache.
 _ADDED_ROWS = 256
+# The same of bfloat16 values, whose other operand is copied at each product.
+_ADDED_HALVES = 1024
 
 
 @dataclass(frozen=True)
@@ -248,14 +250,15 @@ def add_products(
             cross += total
         return
     wider = torch.float64 if a.dtype == torch.float64 else torch.float32
-    for start in range(0, len(cross), _ADDED_ROWS):
-        some, first = slice(start, start + _ADDED_ROWS), start if same else 0
+    step = _ADDED_HALVES if a.dtype == torch.bfloat16 else _ADDED_ROWS
+    for start in range(0, len(cross), step):
+        some, first = slice(start, start + step), start if same else 0
         # torch adds two dtypes five times as slowly as it converts and adds.
         part = product(a[:, some].t(), b[:, first:], precision=precision, out_dtype=wider, backend=backend)
         part = part.double()
         cross[some, first:] += part
         if same:
-            cross[some.stop :, some] += part[:, _ADDED_ROWS:].t()
+            cross[some.stop :, some] += part[:, step:].t()
 
 
 def by_column(a: Tensor) -> Tensor:

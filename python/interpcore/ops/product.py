@@ -9,6 +9,7 @@ from interpcore.ops import reference
 from interpcore.ops.backend import choose, named, on
 from interpcore.ops.checks import expect_no_gradient
 from interpcore.ops.meter import METERS
+from interpcore.ops.product_half import half_product, has_half_product
 from interpcore.ops.product_parts import SIGNIFICANT, operands
 from interpcore.ops.product_routes import available, matmul, route_of, routine_of
 
@@ -38,7 +39,8 @@ def product(
         weight: `[k, n]`, the dtype of x, any strides (the transposed view of an out-by-in weight is usual).
         bias: `[n]`, the dtype of x, or None.
         precision: "float32": operands as they are, sums in float32 or wider. "bfloat16": operands rounded to
-            bfloat16, sums in float32. On the CPU the latter saves time only with `out_dtype=torch.bfloat16`.
+            bfloat16, sums in float32. On the CPU the latter saves time with `out_dtype=torch.bfloat16`, and
+            where it has AVX512-BF16.
             "tf32", "tf32x3", "bf16x3", for float32 alone and without derivatives: what a GPU's tensor cores
             make of it, within `product_error` of |x| @ |weight| (1e-3, 7e-7, 5e-5) and the sums' rounding;
             "x3" takes three products, and infinities give NaN. The CPU computes the same numbers, slowly.
@@ -159,8 +161,19 @@ def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, result: torch.dtype
             *x.shape[:-1], weight.shape[1]
         )
         return y if bias is None else y.add_(bias)
+    if x.dtype == torch.bfloat16 and result == torch.float32 and _pairs(x, weight, bias):
+        y = half_product(x, weight)
+        return y if bias is None else y.add_(bias)
     bias = None if bias is None else bias.to(result)
     return _same_dtype(x.to(result), weight.to(result), bias)
+
+
+def _pairs(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `half_product` serves: outside derivatives, on a CPU that multiplies pairs."""
+    if not x.is_cpu or torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+        return False
+    work, there = x.numel() * weight.shape[1], 1 in weight.stride()
+    return there and work >= _SMALLEST["native"] and has_half_product() and not _tracked(x, weight, bias)
 
 
 def _tracked(*tensors: Tensor | None) -> bool:
