@@ -139,6 +139,9 @@ def test_latents_are_columns_of_moments_and_comoments(
         )
     ]
     model = with_latents(tiny, folders)
+    twin = write_saelens(tmp_path / "of" / "a", w[1], "relu", "blocks.2.hook_resid_pre")
+    with pytest.raises(Refused, match="Two dictionaries are called 'a' and read the same site"):
+        with_latents(tiny, [folders[0], twin])
     assert isinstance(model, LatentModel) and model.widths == (LATENTS, LATENTS)
     torch.testing.assert_close(
         model.forward(tokens := torch.tensor([[3, 4]])).logits, tiny.forward(tokens).logits

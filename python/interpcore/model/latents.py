@@ -80,8 +80,17 @@ def with_latents(model: Model, paths: Sequence[str | Path], **sites: str | None)
         model: the decoder.
         paths: what `load_dictionaries` reads, one after the other.
         sites: reads and writes, as it takes them.
+    Raises: Refused as `load_dictionaries`, and for two of one name and site, which no table tells apart.
     """
     found = [each for path in paths for each in load_dictionaries(path, model, **sites)]
+    seen = set()
+    for each in found:
+        if (each.name, each.reads, each.writes) in seen:
+            raise Refused(
+                f"Two dictionaries are called {each.name!r} and read the same site; give each once, or one "
+                "another name."
+            )
+        seen.add((each.name, each.reads, each.writes))
     places = [str(Path(path).resolve()) for path in paths]
     said = {name: site for name, site in sites.items() if site is not None}
     made = replace(LatentModel.of(model, found), found={"dictionaries": places, **said})
