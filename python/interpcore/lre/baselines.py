@@ -27,7 +27,8 @@ NOTES = (
     "few-shot "
     "one: the first with the others; imaginary subject: that one's at the "
     "mean state of the first two; lre(emb): lre at the token embedding; logit lens: the state as it is.",
-    "prompt: where the state is read; operators are always made in few-shot prompts.",
+    "prompt: where the state is read, one and the same at the token embedding; operators are always made in "
+    "few-shot prompts.",
 )
 SCALED = ("lre", "lre(emb)", "one example", "few-shot one", "imaginary subject")
 """Methods whose W is a Jacobian, which beta scales."""
