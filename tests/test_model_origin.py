@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ import transformers as tf
 from families import LLAMA, transformers_model
 
 import interpcore
+from interpcore.data.tinyworld.models import model_folder
 from interpcore.errors import Refused
 from interpcore.model import Plan
 from interpcore.model import weights as weights_module
 from interpcore.model.card import run_card
 from interpcore.model.generic import GenericModel
+from interpcore.model.load.location import locate
 from interpcore.model.made_on import MadeOn, check_made_on
 from interpcore.model.origin import Origin
 from interpcore.model.weights import model_hash, weights_hash
@@ -101,6 +105,20 @@ def test_where_models_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         interpcore.load("here", revision="main")
     with pytest.raises(ValueError, match="have no revisions"):
         interpcore.load("tiny", revision="main")
+
+
+def test_a_folder_of_an_embedded_name_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is taken for the other in silence."""
+    shutil.copytree(model_folder("tiny-s1"), tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"tiny is the embedded model; for the folder here write \./tiny"):
+        assert locate("tiny").source == "tiny"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("./tiny", str(tmp_path / "tiny"), tmp_path / "tiny"):
+            assert locate(name).source == str(tmp_path / "tiny")
+        (tmp_path / "tiny" / "config.json").unlink()  # a run folder, say
+        assert locate("tiny").source == "tiny"
 
 
 def test_a_hub_model_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

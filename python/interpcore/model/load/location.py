@@ -4,6 +4,7 @@ wrong name is told at once."""
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ def shipped() -> list[str]:
 def embedded_folder(name: str) -> Path | None:
     """Folder of a model shipped inside the package, or None."""
     folder = ASSETS / name
-    return folder if (folder / "config.json").is_file() else None
+    inside = Path(name).name == name  # a path leads elsewhere
+    return folder if inside and (folder / "config.json").is_file() else None
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Location:
 
 
 def locate(source: str | Path, revision: str | None = None) -> Location:
-    """Find a checkpoint, without reading its weights.
+    """Find a checkpoint, without reading its weights. An embedded model's name is that model; a folder of the
+    same name is told of, by a warning, and meant by ./NAME.
 
     Raises: ValueError with one sentence where there is none, or a folder is asked for a revision.
     """
     name = str(source)
     inside = embedded_folder(name)
+    if inside is not None and (Path(name) / "config.json").is_file():
+        warnings.warn(f"{name} is the embedded model; for the folder here write ./{name}.", stacklevel=2)
     folder = inside or Path(source).expanduser()
     if name.lower().endswith(".gguf") and folder.is_file():
         if revision is not None:
