@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import toy_suite
 from toy_suite import CALLS, SHUFFLED, Settings, heads, heads_again, made, suite
 
 import interpcore
+from interpcore.cli.verify import moved
+from interpcore.data.corpus import open_corpus
 from interpcore.errors import Refused
 from interpcore.generalize import Measured, Options, open_trials
+from interpcore.generalize.options import settings_of
 from interpcore.generalize.report import write_json_strictly
 from interpcore.runs import RunError, read_card
+from interpcore.runs.options import Options as OptionsBase
+from interpcore.runs.options import option
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +175,31 @@ def test_settings_and_trials_are_checked_by_name(model, tmp_path):
     ):
         with pytest.raises(Refused, match=told):
             open_trials(model, tmp_path / "run", options, suite=toy_suite.suite())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(OptionsBase):
+    """Settings of both kinds."""
+
+    seed: int = option(0, "Of the draws.")
+    betas: tuple[float, ...] = option((1.0,), "To choose from.")
+
+
+def test_a_setting_has_one_value_and_a_list_grows():
+    assert settings_of(Several, ("betas=1+2", "betas=3", "seed=2")) == Several(betas=(1, 2, 3), seed=2)
+    with pytest.raises(Refused, match="seed is given twice, as 1 and in 'seed=2'"):
+        settings_of(Several, ("seed=1", "seed=2"))
+    for text, said in (
+        ("betas=1+x", r"betas is '1\+x'; give numbers"),
+        ("seed=x", "seed is 'x'; give a number"),
+    ):
+        with pytest.raises(Refused, match=said):
+            settings_of(Several, (text,))
+
+
+def test_data_have_one_place():
+    assert moved(["text=a", "text=a", "top-k=b"]) == {"text": "a", "top_k": "b"}
+    with pytest.raises(Refused, match="--data gives text twice, as a and b"):
+        moved(["text=a", "text=b"])
+    with pytest.raises(Refused, match="documents is given twice, as '1' and '2'"):
+        open_corpus("hf:x/y,documents=1,documents=2")

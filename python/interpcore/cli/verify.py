@@ -52,10 +52,14 @@ def verify(
 
 
 def moved(listed: Sequence[str]) -> dict[str, str]:
-    """Options as OPTION=PATH. Raises: Refused for another form."""
+    """Options as OPTION=PATH. Raises: Refused for another form, or an option with two paths."""
     pairs = [text.partition("=") for text in listed]
     if odd := next(
         (text for text, (_, sign, path) in zip(listed, pairs, strict=True) if not sign or not path), None
     ):
         raise Refused(f"--data {odd!r} is not OPTION=PATH, such as relations=my/relations.")
-    return {name.replace("-", "_"): path for name, _, path in pairs}
+    found: dict[str, str] = {}
+    for name, _, path in pairs:
+        if found.setdefault(name.replace("-", "_"), path) != path:
+            raise Refused(f"--data gives {name} twice, as {found[name.replace('-', '_')]} and {path}.")
+    return found

@@ -174,12 +174,14 @@ def _hub(name: str) -> Corpus:
 def _read_name(name: str) -> tuple[str, dict[str, str]]:
     """A data set's path, and what is said of it behind commas."""
     path, *more = name.removeprefix(HUB).split(",")
-    said = {}
+    said: dict[str, str] = {}
     for text in more:
         key, _, value = text.partition("=")
         if key not in _KEYS or not value:
             near = did_you_mean(key, _KEYS)
             raise Refused(f"{name}: {text!r} is none of {'=, '.join(_KEYS)}=.{near}")
+        if said.get(key, value) != value:
+            raise Refused(f"{name}: {key} is given twice, as {said[key]!r} and {value!r}; give it once.")
         said[key] = value
     count = said.get("documents", "1")
     if not path or not count.isdecimal() or int(count) < 1:

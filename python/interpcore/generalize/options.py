@@ -43,7 +43,7 @@ class Options(Base):
 def settings_of(cls: type[Base], given: tuple[str, ...]) -> Base:
     """A suite's settings out of NAME=VALUE.
 
-    Raises: Refused for a name that it has not, or a value that does not fit.
+    Raises: Refused for a name that it has not or is given two values, or a value that does not fit.
     """
     known = {each.name: each for each in declared(cls)}
     found: dict[str, Any] = {}
@@ -53,20 +53,23 @@ def settings_of(cls: type[Base], given: tuple[str, ...]) -> Base:
             raise Refused(
                 f"{text!r} is no setting here; there are {', '.join(known) or 'none'}, as NAME=VALUE."
             )
+        if name in found and not known[name].many:
+            raise Refused(f"{name} is given twice, as {found[name]!r} and in {text!r}; give it once.")
         read = _read(known[name], value)
         found[name] = (*found.get(name, ()), *read) if known[name].many else read
     return cls(**found)
 
 
 def _read(each: Option, value: str) -> Any:
-    if each.many:
-        return tuple(each.kind(one) for one in value.split("+"))
-    if each.kind is bool:
+    if each.kind is bool and not each.many:
         return {"true": True, "false": False}.get(value.lower(), value)
     try:
+        if each.many:
+            return tuple(each.kind(one) for one in value.split("+"))
         return None if each.optional and value.lower() == "none" else each.kind(value)
     except ValueError as error:
-        raise Refused(f"{each.name} is {value!r}; give a number.") from error
+        told = "numbers, such as 1+2" if each.many else "a number"
+        raise Refused(f"{each.name} is {value!r}; give {told}.") from error
 
 
 def shown_default(each: Option) -> str:
