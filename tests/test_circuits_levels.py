@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 import interpcore
 from interpcore.circuits import Circuit, Graph, GraphError, load_scores, random_circuit
 from interpcore.circuits.options import Attribute, ByLevel, Options, Pareto
+from interpcore.circuits.study.about import About
 from interpcore.circuits.study.cells import run_curves
 from interpcore.circuits.study.compare import compare
+from interpcore.circuits.study.page import circuit_page
 from interpcore.circuits.study.report import pareto
 from interpcore.circuits.study.study import Study, open_study
 from interpcore.cli import app
@@ -101,6 +103,22 @@ def test_pictures_say_what_is_counted(level, folder, tmp_path) -> None:
     )
     assert said.exit_code == 0, said.output
     assert f"{level}s, " in (tmp_path / "c.svg").read_text()
+
+
+def test_a_page_of_nodes_draws_the_circuits_that_it_can(study, monkeypatch) -> None:
+    rows = study.measure("ioi", study.circuits("ioi", "eap", [4, 21], "node")).rows
+    about = About.of(study.scores("ioi", "eap-node"), rows)
+    least = about.circuits[0].n_edges
+    assert about.opens == 1 and about.drawn(study.graph, "node").n_edges == study.graph.n_edges > least
+    assert about.drawn(study.graph, "edge").level == "edge"
+    monkeypatch.setattr("interpcore.circuits.study.about.MOST", (5, least))
+    drawn = about.drawn(study.graph, "node")
+    page = circuit_page(drawn, study.scores("ioi", "eap-node"), about=about, most=None)
+    data = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert drawn.n_edges == least and len(data["sizes"]) == 1
+    assert data["unmeasured"].startswith("Not drawn: the smallest faithful circuit, ")
+    monkeypatch.setattr("interpcore.circuits.study.about.MOST", (5, 0))
+    assert about.drawn(study.graph, "node") is None
 
 
 def test_whole_nodes_are_the_same_circuit_by_neurons(study) -> None:

@@ -85,6 +85,8 @@ def draw(
     if size is not None:
         count = sizes_of(loaded.graph, [size], loaded.size, loaded.level)[0]
         circuit = select(loaded, count, selection, level=loaded.level)
+    elif loaded.level != "edge" and picture.suffix == ".html":
+        circuit = about.drawn(loaded.graph, loaded.level) or circuit
     elif about.opens is not None and picture.suffix != ".html":  # a page opens there, and holds the others
         circuit = about.circuits[about.opens]
     elif picture.suffix != ".html" and circuit.n_edges == loaded.graph.n_edges and loaded.level == "edge":

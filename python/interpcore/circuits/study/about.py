@@ -9,6 +9,7 @@ from typing import Any
 
 from interpcore._shown import ShortRepr
 from interpcore.circuits.circuit import Circuit, nested
+from interpcore.circuits.graph import Graph
 from interpcore.circuits.scores import Scores
 from interpcore.circuits.study.cells import ENOUGH, enough
 from interpcore.circuits.study.scored import at_level
@@ -64,6 +65,13 @@ class About(ShortRepr):
         """How many of the strongest edges a page of these circuits draws."""
         faithful = 0 if self.opens is None else self.circuits[self.opens].n_edges
         return max(MOST[0], min(faithful, MOST[1]))
+
+    def drawn(self, graph: Graph, level: str) -> Circuit | None:
+        """What a page of these circuits draws the strongest edges of: the whole graph; of nodes or neurons,
+        whose edges have no order of their own, the largest circuit that can be drawn, None for none."""
+        if level == "edge":
+            return Circuit.full(graph)
+        return next((each for each in reversed(self.circuits) if each.n_edges <= MOST[1]), None)
 
     @classmethod
     def of(

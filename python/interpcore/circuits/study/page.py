@@ -63,7 +63,7 @@ def circuit_page(
         "sizes": sizes,
         "opens": _opens(drawn, sizes, about),
         "width": WIDTHS["edge" if scores is None else scores.level],
-        "unmeasured": NOT_MEASURED if not about.rows else NONE_FAITHFUL if about.opens is None else "",
+        "unmeasured": _lacking(about, sizes),
         "total": circuit.n_edges,
         "example": {} if scores is None else scores.notes.get("example", {}),
         "facts": _facts(circuit, scores),
@@ -97,6 +97,17 @@ def _sizes(drawn: list[Arrow], about: About) -> tuple[list[dict[str, Any]], list
             members[place[name]] = min(members[place[name]], at)
         sizes.append({"size": in_words(chosen, len(own)), "said": about.said(at)})
     return sizes, members
+
+
+def _lacking(about: About, sizes: list[dict[str, Any]]) -> str:
+    """What a reader may look for and not find: no measured, no faithful, or no drawn faithful circuit."""
+    if not about.rows:
+        return NOT_MEASURED
+    if about.opens is None:
+        return NONE_FAITHFUL
+    if about.opens < len(sizes):
+        return ""
+    return f"Not drawn: the smallest faithful circuit, {in_words(about.circuits[about.opens])}"
 
 
 def _opens(drawn: list[Arrow], sizes: list[dict[str, Any]], about: About) -> int:

@@ -14,7 +14,7 @@ from interpcore.circuits.methods import method_of
 from interpcore.circuits.options import Attribute, Evaluate, Exact, IgSteps, OfCircuits, Pareto
 from interpcore.circuits.patching.faithfulness import more_faithful
 from interpcore.circuits.study import figures, tables
-from interpcore.circuits.study.about import About
+from interpcore.circuits.study.about import MOST, About
 from interpcore.circuits.study.apart import by_segment, given_edges
 from interpcore.circuits.study.cells import (
     enough,
@@ -68,10 +68,13 @@ BESIDE = (
 )
 BETWEEN = {
     "edge": (),
-    "node": ("A circuit of nodes holds every edge between them; what other nodes write is corrupted.",),
+    "node": (
+        "A circuit of nodes holds every edge between them; what other nodes write is corrupted. `input` is "
+        "one of them: without it nothing has a way in, and none is kept.",
+    ),
     "neuron": (
         "Neurons are entries of what nodes write. A circuit of them holds every edge between their nodes; "
-        "other entries are corrupted.",
+        "other entries are corrupted. Without one of `input` nothing has a way in, and none is kept.",
     ),
 }
 SHOWN = (
@@ -145,8 +148,11 @@ def pareto(study: Study, asked: Pareto) -> Report:
     table, rows = curves(study, tasks, asked.methods, sizes, asked.random, level)
     picture = figures.faithfulness_figure(tables.frame(rows), level=level)
     note = " ".join([CURVES, *BETWEEN[level]])
-    files = (*save(study, at_level("pareto", level), picture, note=note), *circuit_pages(study, table, rows))
-    return report_of(study, table, files, *counted(FAITHFUL, BESIDE, *BETWEEN[level], GAP, level=level))
+    pages, left = circuit_pages(study, table, rows)
+    files = (*save(study, at_level("pareto", level), picture, note=note), *pages)
+    return report_of(
+        study, table, files, *counted(FAITHFUL, BESIDE, *BETWEEN[level], GAP, level=level), *left
+    )
 
 
 def counted(*notes: str, level: str) -> list[str]:
@@ -154,18 +160,24 @@ def counted(*notes: str, level: str) -> list[str]:
     return [note.format(level=level) for note in notes]
 
 
-def circuit_pages(study: Study, table: pd.DataFrame, rows: tables.Rows) -> list[Path]:
-    """A page per task with the circuits of the method that has the smallest faithful one."""
-    options, files = study.options, []
+def circuit_pages(study: Study, table: pd.DataFrame, rows: tables.Rows) -> tuple[list[Path], list[str]]:
+    """A page per task with the circuits of the method that has the smallest faithful one; and the tasks whose
+    circuits of nodes or neurons have more edges than can be drawn, a sentence each."""
+    options, files, left = study.options, list[Path](), list[str]()
     for line in table.to_dict("records"):
         task, method, level = line["task"], line["method"], line.get("level", "edge")
         scores = study.scores(task, at_level(method, level))
         mine = [row for row in rows if (row["task"], row["method"]) == (task, method)]
         about = About.of(scores, mine, options.selection, options.absolute)
         title = f"{task} on {Path(scores.model).name}, {at_level(method_of(method).column, level)}"
-        page = circuit_page(Circuit.full(scores.graph), scores, title=title, about=about, most=about.most)
+        drawn = about.drawn(scores.graph, level)
+        if drawn is None:
+            left.append(f"{task} has no page: each of its circuits has more than {MOST[1]:,} edges, or none.")
+            continue
+        most = about.most if level == "edge" else None
+        page = circuit_page(drawn, scores, title=title, about=about, most=most)
         files.append(page.save(study.artifacts.artifact(f"pages/{at_level(task, level)}.html")))
-    return files
+    return files, left
 
 
 def curves(
