@@ -30,7 +30,7 @@ from interpcore.runs import (
     run_cell,
     sweep,
 )
-from interpcore.runs.grid import source_hash
+from interpcore.runs.source import source_hash
 
 CELLS = """
 import os, signal, sys, time

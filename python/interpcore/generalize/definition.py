@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from interpcore.errors import Refused
 from interpcore.runs.canonical import canonical_json
-from interpcore.runs.grid import source_hash
+from interpcore.runs.source import own_source, source_hash
 
 if TYPE_CHECKING:
     from interpcore.generalize.measured import Measured
@@ -80,7 +80,7 @@ class Trial:
                 f"The trial {self.id} needs at least {self.least_units} units; give {LEAST} or more: one "
                 f"{self.unit} says nothing about others."
             )
-        if source_hash(self.measure) is None:
+        if own_source(self.measure) is None:
             raise Refused(f"The source of the trial {self.id} cannot be read; define it in a file.")
         twice = set(self.controls) & set(self.beside)
         if twice:
@@ -98,7 +98,7 @@ class Trial:
             )
 
     def definition(self) -> dict[str, Any]:
-        """All that the trial says before it runs, with the hash of the statistic's source, as JSON values."""
+        """All that the trial says before it runs, with the statistic's `source_hash`, as JSON values."""
         names = ("id", "suite", "criterion", "finding", "statistic", "unit", "threshold", "direction")
         more = ("least_units", "primary", "controls", "beside", "seed")
         said = {name: getattr(self, name) for name in (*names, *more)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +54,11 @@ def read_trials(path: Path) -> tuple[Trial, ...]:
     """
     if not path.is_file():
         raise Refused(f"There is no file {path} of trials.")
-    spec = util.spec_from_file_location(f"trials_{path.stem}", path)
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = util.spec_from_file_location(f"trials_{path.stem}_{place}", path)
     assert spec is not None and spec.loader is not None
     module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses and the text of its classes are looked for
     try:
         spec.loader.exec_module(module)
     except Refused:

@@ -1,13 +1,11 @@
 """From a sweep's function and grid to its cells: what each is called with, and its name in the ledger."""
 
-import hashlib
 import inspect
 import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any
 
 from interpcore.errors import Refused
@@ -77,22 +75,6 @@ def function_name(function: Callable[..., Any]) -> str:
     """What a function is called in messages and in the ledger: its module and qualified name."""
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def source_hash(function: Callable[..., Any]) -> str | None:
-    """Hash of a function's own source text, of what a partial calls; None where there is none to read."""
-    while isinstance(function, partial):
-        function = function.func
-    return _source_hash(function) if inspect.isfunction(function) else None
-
-
-@lru_cache(maxsize=256)  # a function stays what it was when its file is edited later
-def _source_hash(function: Callable[..., Any]) -> str | None:
-    try:
-        text = inspect.getsource(function)
-    except OSError:
-        return None
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_importable(function: Callable[..., Any], why: str) -> None:

@@ -16,12 +16,13 @@ from interpcore.runs.backend import Backend, InProcess
 from interpcore.runs.card import RunCard, current_versions
 from interpcore.runs.cells import Cells
 from interpcore.runs.folder import RunFolder, is_run, read_card
-from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable, source_hash
+from interpcore.runs.grid import Cell, Grid, cells_of, function_name, require_importable
 from interpcore.runs.ledger import Ledger, Row
 from interpcore.runs.locks import Claims
 from interpcore.runs.processes import LocalProcesses
 from interpcore.runs.progress import Progress
 from interpcore.runs.ray_actors import RayActors, RayWorkers, runs_here
+from interpcore.runs.source import source_hash
 
 _POLL_SECONDS = 0.2
 _PLACE = re.compile(r" \(in \S+, line \d+ of [^()]*\)$")
@@ -76,8 +77,8 @@ def sweep(
         seed: the seed of the cells' seeds.
         retries: how many times a failed cell is tried again before its failure is recorded.
         on_error: "record" a failed cell and go on, or "raise" CellError at the first one.
-        rerun: "changed" runs done cells again whose row holds another source of the function (what it calls
-            is not looked at), "all" every done cell; None gives their rows back.
+        rerun: "changed" runs done cells again whose row holds another source of the function or of what
+            it names in its module, "all" every done cell; None gives their rows back.
         progress: show progress on standard error.
         initialize: called once per worker, to make what cells share (a loaded model); its return value is
             then the function's first argument. With several workers it must be importable too, or a
