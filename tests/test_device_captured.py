@@ -17,7 +17,7 @@ from torch._library.custom_ops import CustomOpDef
 import interpcore
 from interpcore import ops
 from interpcore.model.linearize import linearize
-from interpcore.ops import backend, registration
+from interpcore.ops import backend, registration, registration_in_place
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 LIVE = torch.randint(61, (2, 7), generator=torch.Generator().manual_seed(5))
@@ -36,7 +36,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "__getitem__", launch)
     # What torch.library runs on a device; of meta tensors it would ask for shapes alone.
-    for name, op in vars(registration).items():
+    for name, op in (vars(registration) | vars(registration_in_place)).items():
         if isinstance(op, CustomOpDef):
             monkeypatch.setattr(torch.ops.interpcore, name, op._init_fn)
     problem = backend._problem
@@ -61,7 +61,7 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_check
 
 
-# It says that it waits: its answer is a bool.
+# It says that it waits: for which groups came.
 OPS = [op for op, forms in backend.FORMS.items() if "triton" in forms and op != "group_sums"]
 
 

@@ -3,7 +3,7 @@
 Every op has one name in csrc/, kernels/, ops/, ops/reference/, tests/test_<op>.py and bench/bench_<op>.py.
 """
 
-from interpcore.ops import registration  # noqa: F401  (declares torch.ops.interpcore.*)
+from interpcore.ops import registration, registration_in_place  # noqa: F401  (declare torch.ops.interpcore.*)
 from interpcore.ops.activation_moments import activation_moments
 from interpcore.ops.attn_jvp import attn_jvp
 from interpcore.ops.attn_vjp import (

@@ -46,11 +46,33 @@ def batch_product(
     for meter in METERS:
         meter.add(batch * rows * depth * columns)
     shape = (batch, rows, columns)
-    if out is None:
-        out = weight.new_empty(shape)
-    elif out.shape != shape or out.dtype != weight.dtype or out.stride(-1) != 1:
-        raise ValueError(f"batch_product: out must be {list(shape)} {weight.dtype} with contiguous rows.")
     expect_no_gradient("batch_product", x, weight, scale, x2, scale2)
+    arguments = (x, weight, scale, x2, scale2, backend)
+    if out is None:
+        return torch.ops.interpcore.batch_product(*arguments)
+    if out.shape != shape or out.dtype != weight.dtype or out.stride(-1) != 1:
+        raise ValueError(f"batch_product: out must be {list(shape)} {weight.dtype} with contiguous rows.")
+    if torch.compiler.is_compiling():
+        return out.copy_(torch.ops.interpcore.batch_product(*arguments))
+    return launch_batch_product(*arguments, out)
+
+
+def new_products(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """A new tensor for the result `[B, r, n]`."""
+    sizes = [len(t) for t in (x, weight) if t.dim() == 3] + ([] if scale is None else [len(scale)])
+    return weight.new_empty((sizes[0] if sizes else 1, x.shape[-2], weight.shape[-1]))
+
+
+def launch_batch_product(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    x2: Tensor | None,
+    scale2: Tensor | None,
+    backend: str | None,
+    out: Tensor,
+) -> Tensor:
+    """Choose the backend and fill `out`; the arguments are those of `batch_product`, already checked."""
     given = [t for t in (x, weight, scale, x2, scale2) if t is not None]
     if named("batch_product", backend) == "reference":
         return out.copy_(reference.batch_product(x, weight, scale, x2, scale2))

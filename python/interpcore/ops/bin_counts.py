@@ -5,7 +5,7 @@ from torch import Tensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, on
-from interpcore.ops.bins import Bins, LinearBins, closed
+from interpcore.ops.bins import Bins, LinearBins, closed, described
 from interpcore.ops.checks import expect, expect_leading, rows_contiguous
 
 
@@ -32,6 +32,11 @@ def bin_counts(
         "nonfinite": (nonfinite, (columns,), torch.int64),
     }
     expect("bin_counts", "x", x, expected)
+    torch.ops.interpcore.bin_counts(x, *described(bins), counts, nonfinite, backend)
+
+
+def launch_bin_counts(x: Tensor, bins: Bins, counts: Tensor, nonfinite: Tensor, backend: str | None) -> None:
+    """Choose the backend; the arguments are those of `bin_counts`, already checked."""
     chosen = choose("bin_counts", x, backend)
     if chosen == "reference" or not x.numel():
         return reference.bin_counts(x, bins, counts, nonfinite)
@@ -45,7 +50,7 @@ def bin_counts(
             return kernel.launch(x, bins.rule(), edge, counts, nonfinite)
     assert native is not None
     args = {
-        "shape": (*x.shape, size),
+        "shape": (*x.shape, counts.shape[-1]),
         "row_stride": x.stride(0),
         "x": x.data_ptr(),
         "counts": counts.data_ptr(),

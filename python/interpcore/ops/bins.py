@@ -1,6 +1,7 @@
 """Fixed bins of a histogram: the same for every column and run, so that counts add up."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,3 +105,26 @@ def closed(bins: LinearBins, device: torch.device | str = "cpu") -> Tensor:
     """The edges, and infinity on both sides [count + 2] float32."""
     end = torch.tensor([torch.inf])
     return torch.cat((-end, bins.edges.float(), end)).to(device)
+
+
+def described(bins: Bins) -> tuple[str, list[float]]:
+    """Kind and numbers of bins, which a declared op takes; `bins_of` is the way back.
+
+    Raises:
+        ValueError: bins of neither kind.
+    """
+    if isinstance(bins, OctaveBins):
+        return "octave", [float(bins.low), float(bins.high), float(bins.parts)]
+    if isinstance(bins, LinearBins):
+        return "linear", [float(bins.first), float(bins.last), float(bins.count)]
+    raise ValueError(f"bins must be OctaveBins or LinearBins, not {type(bins).__name__}.")
+
+
+def bins_of(kind: str, numbers: Sequence[float]) -> Bins:
+    """The bins that `described` says."""
+    first, last, count = numbers
+    return (
+        OctaveBins(int(first), int(last), int(count))
+        if kind == "octave"
+        else LinearBins(first, last, int(count))
+    )

@@ -33,6 +33,11 @@ def column_top(x: Tensor, index: Tensor, value: Tensor, place: Tensor, *, backen
         "place": (place, lists, torch.int64),
     }
     expect("column_top", "x", x, expected)
+    torch.ops.interpcore.column_top(x, index, value, place, backend)
+
+
+def launch_column_top(x: Tensor, index: Tensor, value: Tensor, place: Tensor, backend: str | None) -> None:
+    """Choose the backend; the arguments are those of `column_top`, already checked."""
     if not len(x) or not len(value):
         return
     chosen = choose("column_top", x, backend)

@@ -183,8 +183,10 @@ def centered(
     Returns:
         `[T, N]`: float32, bfloat16 for that precision, float64 for float64.
     """
-    if out is None:
-        return torch.ops.interpcore.centered(x, mask, pilot.shift, pilot.scale, precision, backend)
+    if out is None or torch.compiler.is_compiling():
+        declared = torch.ops.interpcore.centered
+        found = declared(x, mask, pilot.shift, pilot.scale, precision, backend)
+        return found if out is None else out.copy_(found)
     return launch_centered(x, mask, pilot.shift, pilot.scale, precision, backend, out)
 
 

@@ -83,6 +83,7 @@ def launch_edge_scores(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the backend; the arguments are those of `edge_scores`, already checked."""
+    _check_numbers(segment, segments)
     chosen = choose("edge_scores", difference, backend, cuda_lacks(difference))
     total, squares = new_scores(difference, grad, segments, moments)
     if chosen == "reference":
@@ -160,6 +161,12 @@ def _check(
             f"edge_scores: prefix must hold a number of sources from 0 to {sources} for each of the "
             f"{len(grad)} destinations, got {list(prefix)}."
         )
+    if segments < 1:
+        raise ValueError(f"edge_scores: segments must be at least 1, got {segments}.")
+
+
+def _check_numbers(segment: Tensor | None, segments: int) -> None:
+    """No position is of a segment that there is not. Raises: ValueError as `edge_scores`."""
     top = int(segment.max()) if segment is not None and segment.numel() else 0
-    if segments < 1 or top >= segments:
+    if top >= segments:
         raise ValueError(f"edge_scores: segment holds number {top}, outside the {segments} segments.")

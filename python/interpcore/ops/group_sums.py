@@ -18,12 +18,12 @@ def group_sums(
     largest: Tensor | None = None,
     *,
     backend: str | None = None,
-) -> bool:
+) -> Tensor:
     """Adds, of every column within each group of rows, x - shift and its square, counts x > 0, and keeps the
     largest x.
 
     Differences and sums are taken in float64, the rows of a group in their order; values that are not finite
-    enter nothing. A GPU is waited for: for which groups came, and for the answer.
+    enter nothing. A GPU is waited for: for which groups came.
 
     Args:
         x: `[T, N]`; float32 or float64.
@@ -35,7 +35,7 @@ def group_sums(
         backend: "reference", "cpu", "triton" or None to choose by device and dtype.
 
     Returns:
-        Whether any x is not finite.
+        `[]` bool, whether any x is not finite; the caller waits for it by reading it.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -52,6 +52,20 @@ def group_sums(
         "largest": (largest, sums, torch.float32),
     }
     expect("group_sums", "x", x, expected)
+    return torch.ops.interpcore.group_sums(x, group, shift, total, square, active, largest, backend)
+
+
+def launch_group_sums(
+    x: Tensor,
+    group: Tensor,
+    shift: Tensor,
+    total: Tensor,
+    square: Tensor,
+    active: Tensor | None,
+    largest: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Choose the backend; the arguments are those of `group_sums`, already checked."""
     chosen = choose("group_sums", x, backend)
     if chosen == "reference" or not x.numel():
         return reference.group_sums(x, group, shift, total, square, active, largest)
@@ -70,7 +84,7 @@ def group_sums(
 
         with on(x):
             kernel.launch(x, order, start, place, shift, total, square, active, largest, nonfinite)
-        return bool(nonfinite)
+        return nonfinite[0] != 0
     assert native is not None
     args = {
         "columns": x.shape[1],
@@ -88,4 +102,4 @@ def group_sums(
         "nonfinite": nonfinite.data_ptr(),
     }
     native.group_sums(args, isa(), torch.get_num_threads())
-    return bool(nonfinite)
+    return nonfinite[0] != 0

@@ -55,12 +55,14 @@ def norm_vjp(
         RuntimeError: the backend named is missing, or `out` is given where a gradient is needed.
     """
     check_norm("norm_vjp", "g", g, normed, rstd, weight, residual, sum_over, weight_offset)
+    arguments = (g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend)
     if out is None:
-        declared = torch.ops.interpcore.norm_vjp
-        return declared(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend)
+        return torch.ops.interpcore.norm_vjp(*arguments)
     check_norm_out("norm_vjp", "g", g, sum_over, out)
     expect_no_gradient("norm_vjp", g, normed, rstd, weight, residual, out)
-    launch_norm_vjp(g, normed, rstd, weight, residual, sum_over, center, float(weight_offset), backend, out)
+    if torch.compiler.is_compiling():
+        return out.copy_(torch.ops.interpcore.norm_vjp(*arguments))
+    launch_norm_vjp(*arguments, out)
     return out
 
 

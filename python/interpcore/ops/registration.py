@@ -1,7 +1,8 @@
 """Declarations of the ops in torch's library, `torch.ops.interpcore.*`: schema, fake form, gradient rule.
 
 An op declared with `custom_op` works under `torch.compile` and fake tensors, and raises where a gradient is
-asked for that it does not have. `product` is declared where it has a kernel.
+asked for that it does not have. `product` is declared where it has a kernel. Ops that write in place are
+declared in `registration_in_place`.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from interpcore.ops.activation_moments import launch_activation_moments
 from interpcore.ops.attn_jvp import launch_attn_jvp
 from interpcore.ops.attn_vjp import attn_vjp_shapes, launch_attn_vjp
+from interpcore.ops.batch_product import launch_batch_product, new_products
 from interpcore.ops.column_moments import launch_column_moments, new_raw
 from interpcore.ops.comoments import centered_dtype, launch_centered
 from interpcore.ops.edge_scores import launch_edge_scores, new_scores
@@ -164,20 +165,6 @@ def _(
 gate.register_autograd(_no_gradient("gate"))
 
 
-@torch.library.custom_op("interpcore::gate_", mutates_args=("x",))
-def gate_(x: Tensor, factor: Tensor, backend: str | None) -> None:
-    """`interpcore.ops.gate` with one factor, in place, on checked arguments.
-
-    torch takes no gradient rule for an op that writes in place; `interpcore.ops.gate` refuses beforehand.
-    """
-    launch_gate(x, factor, None, None, backend, [x])
-
-
-@gate_.register_fake
-def _(x: Tensor, factor: Tensor, backend: str | None) -> None:
-    return None
-
-
 @torch.library.custom_op("interpcore::attn_jvp", mutates_args=())
 def attn_jvp(
     tq: Tensor,
@@ -268,52 +255,6 @@ def _(
 edge_scores.register_autograd(_no_gradient("edge_scores"))
 
 
-@torch.library.custom_op(
-    "interpcore::activation_moments",
-    mutates_args=("pre_counts", "pre_moments", "post_counts", "post_moments"),
-)
-def activation_moments(
-    pre: Tensor,
-    up: Tensor | None,
-    activation: str,
-    mask: Tensor | None,
-    thresholds: list[float],
-    pre_shift: Tensor | None,
-    post_shift: Tensor | None,
-    pre_counts: Tensor,
-    pre_moments: Tensor,
-    post_counts: Tensor,
-    post_moments: Tensor,
-    go_on: bool,
-    backend: str | None,
-) -> Tensor:
-    """`interpcore.ops.activation_moments` on checked arguments, the running moments as their tensors.
-
-    torch takes no gradient rule for an op that writes in place; the public function refuses beforehand.
-    """
-    shifts, totals = (pre_shift, post_shift), (pre_counts, pre_moments, post_counts, post_moments)
-    return launch_activation_moments(pre, up, activation, mask, thresholds, shifts, totals, go_on, backend)
-
-
-@activation_moments.register_fake
-def _(
-    pre: Tensor,
-    up: Tensor | None,
-    activation: str,
-    mask: Tensor | None,
-    thresholds: list[float],
-    pre_shift: Tensor | None,
-    post_shift: Tensor | None,
-    pre_counts: Tensor,
-    pre_moments: Tensor,
-    post_counts: Tensor,
-    post_moments: Tensor,
-    go_on: bool,
-    backend: str | None,
-) -> Tensor:
-    return torch.empty_like(pre, memory_format=torch.contiguous_format)
-
-
 @torch.library.custom_op("interpcore::centered", mutates_args=())
 def centered(
     x: Tensor, mask: Tensor | None, shift: Tensor, scale: Tensor, precision: str, backend: str | None
@@ -344,3 +285,31 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, backend: s
 
 
 product.register_autograd(_no_gradient("product"))
+
+
+@torch.library.custom_op("interpcore::batch_product", mutates_args=())
+def batch_product(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    x2: Tensor | None,
+    scale2: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """`interpcore.ops.batch_product` on checked arguments."""
+    return launch_batch_product(x, weight, scale, x2, scale2, backend, new_products(x, weight, scale))
+
+
+@batch_product.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    x2: Tensor | None,
+    scale2: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    return new_products(x, weight, scale)
+
+
+batch_product.register_autograd(_no_gradient("batch_product"))

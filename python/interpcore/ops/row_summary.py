@@ -54,10 +54,24 @@ def row_summary(
         "count": (count, (len(r),), torch.int64),
     }
     expect("row_summary", "r", r, expected)
+    kept = (histogram, top, top_index, bottom, bottom_index)
+    torch.ops.interpcore.row_summary(r, first, edges, *kept, powers, count, backend)
+
+
+def launch_row_summary(
+    r: Tensor,
+    first: int,
+    edges: Tensor,
+    kept: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    powers: Tensor | None,
+    count: Tensor | None,
+    backend: str | None,
+) -> None:
+    """Choose the backend of `row_summary` on checked arguments, `kept` from `histogram` to `bottom_index`."""
+    histogram, top, top_index, bottom, bottom_index = kept
     if not r.numel():
         return
     r = r.contiguous()
-    kept = (histogram, top, top_index, bottom, bottom_index)
     # All forms take float64 too.
     either = r.new_empty(0, dtype=torch.float32) if r.dtype == torch.float64 else r
     chosen = choose("row_summary", either, backend)

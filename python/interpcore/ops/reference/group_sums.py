@@ -15,11 +15,11 @@ def group_sums(
     square: Tensor,
     active: Tensor | None = None,
     largest: Tensor | None = None,
-) -> bool:
+) -> Tensor:
     """Adds to row `group[t]` of the sums, of finite x `[T, N]`: x - shift, its square, and whether x > 0; and
     raises `largest` there to x.
 
-    Returns: whether any x is not finite.
+    Returns: `[]` bool, whether any x is not finite.
     """
     finite = x.isfinite()
     there, at = group.unique(return_inverse=True)
@@ -34,7 +34,7 @@ def group_sums(
         if largest is not None:
             values = x[:, some].masked_fill(~finite[:, some], -torch.inf).to(largest.dtype)
             largest[:, some].scatter_reduce_(0, group[:, None].expand_as(values), values, "amax")
-    return not bool(finite.all())
+    return ~finite.all()
 
 
 def _by_group(rows: Tensor, group: Tensor, groups: int) -> Tensor:
