@@ -37,7 +37,7 @@ INTERPCORE_DECLARE_OP(column_top, ColumnTop)
 INTERPCORE_DECLARE_OP(gate, Gate)
 INTERPCORE_DECLARE_OP(group_sums, GroupSums)
 INTERPCORE_DECLARE_OP(norm_jvp, NormJvp)
-INTERPCORE_DECLARE_OP(norm_vjp, NormVjp<float>)
+INTERPCORE_DECLARE_OP(norm_vjp, NormVjp)
 INTERPCORE_DECLARE_OP(batch_product, BatchProduct)
 INTERPCORE_DECLARE_OP(product, Product)
 INTERPCORE_DECLARE_OP(row_summary, RowSummary)
@@ -106,11 +106,11 @@ void group_sums(const py::dict& args, const std::string& isa, int threads) {
 }
 
 void norm_jvp(const py::dict& args, const std::string& isa, int threads) {
-  run(&interpcore::norm_jvp_on, interpcore::norm_vjp_params<float>(args), isa, threads);
+  run(&interpcore::norm_jvp_on, interpcore::norm_vjp_params(args), isa, threads);
 }
 
 void norm_vjp(const py::dict& args, const std::string& isa, int threads) {
-  run(&interpcore::norm_vjp_on, interpcore::norm_vjp_params<float>(args), isa, threads);
+  run(&interpcore::norm_vjp_on, interpcore::norm_vjp_params(args), isa, threads);
 }
 
 void batch_product(const py::dict& args, const std::string& isa, int threads) {

@@ -42,19 +42,18 @@ void read_shape(const py::dict& args, Sizes&... sizes) {
   ((sizes = values[axis++].cast<int64_t>()), ...);
 }
 
-template <typename T>
-NormVjp<T> norm_vjp_params(const py::dict& args) {
-  NormVjp<T> p;
+inline NormVjp norm_vjp_params(const py::dict& args) {
+  NormVjp p;
   read_shape(args, p.batch, p.vectors, p.positions, p.width);
   p.sum_over = args["sum_over"].cast<int64_t>();
   p.center = args["center"].cast<bool>();
   p.weight_offset = args["weight_offset"].cast<float>();
-  p.g = pointer<const T>(args, "g");
-  p.residual = pointer<const T>(args, "residual");
-  p.normed = pointer<const T>(args, "normed");
+  p.g = pointer<const float>(args, "g");
+  p.residual = pointer<const float>(args, "residual");
+  p.normed = pointer<const float>(args, "normed");
   p.rstd = pointer<const float>(args, "rstd");
-  p.weight = pointer<const T>(args, "weight");
-  p.out = pointer<T>(args, "out");
+  p.weight = pointer<const float>(args, "weight");
+  p.out = pointer<float>(args, "out");
   read_sizes(args, "g_stride", p.g_stride);
   read_sizes(args, "residual_stride", p.residual_stride);
   read_sizes(args, "normed_stride", p.normed_stride);

@@ -25,7 +25,6 @@ def test_dry_run_walks_every_device_kernel() -> None:
     assert done.returncode == 0, done.stderr
     for words in (
         "norm_vjp triton bfloat16",
-        "norm_vjp cuda float32",
         "product cuda bfloat16",
         "product tf32x3 triton float32",
         "product bf16x3 cuda float32",
@@ -313,7 +312,7 @@ def test_a_cuda_form_is_confirmed_by_right_and_faster_rows_alone(gpu_check: Modu
     large, odd = (f"column_moments cuda bfloat16 {shape}" for shape in ([65536, 4096], [257, 123]))
     said = gpu_check.confirmations(rows())
     assert said["column_moments"]["confirmed"] and said["column_moments"]["slowest"] == 1.5
-    assert not said["norm_vjp"]["confirmed"] and not said["norm_vjp"]["right"]
+    assert not said["edge_scores"]["confirmed"] and not said["edge_scores"]["right"]
     assert not gpu_check.confirmations(rows(odd, ok=False))["column_moments"]["confirmed"]
     slower = gpu_check.confirmations(rows(large, ms=2.0))["column_moments"]
     assert slower["right"] and slower["faster"] is False and not slower["confirmed"]

@@ -266,7 +266,6 @@ CASES += [
 # The CUDA kernels by a part of their names: registers, values that a lane takes in one turn of its loop, and
 # instructions for each on sm_90a (0 and 2 thresholds; activations with a factor, a mask and 2 thresholds).
 CUDA = {
-    "norm_vjp_kernel": (80, 0, 0.0),
     "edge_products_kernel": (80, 0, 0.0),
     "edge_sums_kernel": (40, 0, 0.0),
     "settle_kernel": (80, 0, 0.0),
@@ -382,7 +381,7 @@ def test_cuda() -> None:
     found = {part: [row for row in kernels if part in row["name"]] for part in CUDA}
     assert sum(map(len, found.values())) == len(kernels)
     for part, (registers, elements, most) in CUDA.items():
-        forms = {"norm_vjp_kernel": 3, "edge_products_kernel": len(EDGE_LOOPS)}.get(part, 1)
+        forms = len(EDGE_LOOPS) if part == "edge_products_kernel" else 1
         assert len(found[part]) == 2 * forms, part  # two architectures
         for kernel in found[part]:
             assert (kernel["stack"], kernel["local"]) == (0, 0), kernel

@@ -107,19 +107,6 @@ def test_triton(shape: tuple[int, ...], dtype: torch.dtype, triton_device: str) 
         assert relative_error(out, exact) <= 2 * relative_error(plain(**args), exact) + 1e-6
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_cuda(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    pytest.importorskip("interpcore._C_cuda")
-    for args in variants(arguments(shape, dtype)):
-        args = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in args.items()}
-        exact = reference.norm_vjp(**args)
-        out = torch.full(exact.shape, float("nan"), dtype=dtype, device="cuda")
-        ops.norm_vjp(**args, backend="cuda", out=out)
-        assert relative_error(out, exact) <= 2 * relative_error(plain(**args), exact) + 1e-6
-
-
 def test_threads_do_not_change_the_bits() -> None:
     args = arguments((2, 8, 64, 768))
     before = torch.get_num_threads()

@@ -115,6 +115,8 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match="takes float32 tensors on the CPU"):
         backend.choose("norm_vjp", x.double(), "cpu")
     with pytest.raises(RuntimeError, match="cannot run"):
+        backend.choose("column_moments", x, "cuda")
+    with pytest.raises(RuntimeError, match="there is no cuda form; choose from reference, cpu, triton"):
         backend.choose("norm_vjp", x, "cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="cannot run"):
@@ -150,7 +152,7 @@ def test_a_gpu_takes_cuda_only_where_confirmed_or_without_triton(monkeypatch: py
     without = {"triton": "Triton is not installed"}
     monkeypatch.setattr(backend, "_problem", lambda name, x: without.get(name))
     x = torch.zeros(1, device="meta")
-    assert backend.choose("norm_vjp", x, None) == "cuda"
+    assert backend.choose("column_moments", x, None) == "cuda"
     with pytest.raises(RuntimeError, match="gate: no backend runs on meta here: Triton is not installed"):
         backend.choose("gate", x, None)
     without.clear()
@@ -158,7 +160,7 @@ def test_a_gpu_takes_cuda_only_where_confirmed_or_without_triton(monkeypatch: py
     monkeypatch.setattr(backend, "CONFIRMED", {"column_moments"})
     assert backend.choose("column_moments", x, None) == "cuda"
     assert backend.choose("column_moments", x, None, "takes no such values") == "triton"
-    assert backend.choose("norm_vjp", x, None) == "triton"
+    assert backend.choose("edge_scores", x, None) == "triton"
     monkeypatch.setenv("INTERPCORE_BACKEND", "cuda")
     with pytest.raises(RuntimeError, match="gate: there is no cuda form; choose from reference, cpu, triton"):
         backend.choose("gate", x, None)

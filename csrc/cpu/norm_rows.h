@@ -17,7 +17,7 @@ struct Row {
   float rstd;
 };
 
-Row row_at(const NormVjp<float>& p, int64_t b, int64_t c, int64_t position) {
+Row row_at(const NormVjp& p, int64_t b, int64_t c, int64_t position) {
   Row row;
   row.g = p.g + b * p.g_stride[0] + c * p.g_stride[1] + position * p.g_stride[2];
   row.residual = nullptr;
@@ -30,10 +30,10 @@ Row row_at(const NormVjp<float>& p, int64_t b, int64_t c, int64_t position) {
 }
 
 // Adds a row's result to `out`, or writes it there.
-using AddRow = void (*)(const NormVjp<float>&, const Row&, float*);
+using AddRow = void (*)(const NormVjp&, const Row&, float*);
 
 // Fills p.out; `add` has the form that adds and the form that writes.
-void fill_rows(const NormVjp<float>& p, const AddRow (&add)[2], [[maybe_unused]] int threads) {
+void fill_rows(const NormVjp& p, const AddRow (&add)[2], [[maybe_unused]] int threads) {
   const int64_t rows = p.batch / p.sum_over * p.vectors * p.positions;
   // Below about 50 microseconds of work a second thread costs more than it saves.
   [[maybe_unused]] const bool parallel = threads > 1 && rows * p.sum_over * p.width >= 250000;

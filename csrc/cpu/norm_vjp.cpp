@@ -11,7 +11,7 @@ namespace {
 // Writes the row's result to `out` where `first`, else adds it. The cases are template parameters because
 // a test inside the loop keeps it from being vectorised without masked loads.
 template <bool weighted, bool with_residual, bool first>
-void add_row(const NormVjp<float>& p, const Row& row, float* __restrict out) {
+void add_row(const NormVjp& p, const Row& row, float* __restrict out) {
   const int64_t width = p.width;
   const float* __restrict g = row.g;
   const float* __restrict normed = row.normed;
@@ -44,7 +44,7 @@ constexpr AddRow kAddRow[2][2][2] = {  // weighted, with_residual, first
 
 }  // namespace
 
-void norm_vjp(const NormVjp<float>& p, int threads) {
+void norm_vjp(const NormVjp& p, int threads) {
   fill_rows(p, kAddRow[p.weight != nullptr][p.residual != nullptr], threads);
 }
 

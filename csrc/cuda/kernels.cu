@@ -2,4 +2,3 @@
 #include "../../kernels/activation_moments.cu"
 #include "../../kernels/column_moments.cu"
 #include "../../kernels/edge_scores.cu"
-#include "../../kernels/norm_vjp.cu"

@@ -6,6 +6,6 @@
 namespace interpcore {
 
 // The arguments are those of the transposed op; `g` holds the tangents of the input.
-using NormJvp = NormVjp<float>;
+using NormJvp = NormVjp;
 
 }  // namespace interpcore

@@ -32,7 +32,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "gate": ("cpu", "triton"),
     "group_sums": ("cpu", "triton"),
     "norm_jvp": ("cpu", "triton"),
-    "norm_vjp": ("cpu", "triton", "cuda"),
+    "norm_vjp": ("cpu", "triton"),
     "product": ("cpu", "triton"),
     "row_summary": ("cpu", "triton"),
 }

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from interpcore.ops import reference
-from interpcore.ops.backend import choose, isa, native_cpu, native_cuda, on
+from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-
-# The CUDA kernel keeps a row in float32 in the 48 KB of shared memory that every kernel may use.
-_WIDEST_CUDA_ROW = 12_000
 
 
 def norm_vjp(
@@ -44,7 +41,7 @@ def norm_vjp(
         sum_over: this many consecutive B rows are added into one row of the result; divides B.
         center: true for LayerNorm, false for RMSNorm.
         weight_offset: added to the weight (1 for Gemma).
-        backend: "reference", "cpu", "triton", "cuda" or None to choose by device and dtype.
+        backend: "reference", "cpu", "triton" or None to choose by device and dtype.
         out: `[B / sum_over, C, P, d]` contiguous, the dtype of g; filled and returned. Not with gradients.
 
     Returns:
@@ -104,20 +101,9 @@ def launch_norm_vjp(
         return
     args = native_norm_args(g, normed, rstd, weight, residual, out)
     args |= {"sum_over": sum_over, "center": center, "weight_offset": weight_offset}
-    if chosen == "cpu":
-        native = native_cpu()
-        assert native is not None
-        native.norm_vjp(args, isa(), torch.get_num_threads())
-        return
-    if g.shape[-1] > _WIDEST_CUDA_ROW:
-        raise ValueError(
-            f"norm_vjp: the cuda form takes d <= {_WIDEST_CUDA_ROW}, not {g.shape[-1]}; use triton."
-        )
-    native = native_cuda()
+    native = native_cpu()
     assert native is not None
-    with torch.cuda.device(g.device):
-        stream = torch.cuda.current_stream(g.device).cuda_stream
-        native.norm_vjp(args, str(g.dtype).removeprefix("torch."), stream)
+    native.norm_vjp(args, isa(), torch.get_num_threads())
 
 
 def native_norm_args(
