@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, named, on
 from interpcore.ops.checks import expect_no_gradient
+from interpcore.ops.half_product import half_product, has_half_product
 from interpcore.ops.meter import METERS
-from interpcore.ops.product_half import half_product, has_half_product
 from interpcore.ops.product_parts import SIGNIFICANT, operands
 from interpcore.ops.product_routes import available, matmul, route_of, routine_of
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import reference
-from interpcore.ops.product_half import half_product, has_half_product
+from interpcore.ops.half_product import half_product, has_half_product
 
 needs_pairs = pytest.mark.skipif(not has_half_product(), reason="this CPU or build has no AVX512-BF16")
 
