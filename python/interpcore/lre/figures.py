@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -143,6 +143,7 @@ def _mean_lines(axes: Axes, curves: pd.DataFrame, style: str) -> None:
     axes.set_ylim(-0.02, 1.02)
     if len(curves):
         title = "mean over relations (number), band: its standard error"
-        axes.legend(frameon=False, fontsize=8, title=title, title_fontsize=7)
+        where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 4}
+        axes.legend(**where, frameon=False, fontsize=7, title=title, title_fontsize=7, columnspacing=1)
     else:
         axes.set_title("no relation was measured", fontsize=9)
