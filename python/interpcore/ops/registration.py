@@ -187,20 +187,7 @@ def attn_jvp(
 
 
 @attn_jvp.register_fake
-def _(
-    tq: Tensor,
-    tk: Tensor,
-    tv: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Tensor,
-    factor: Tensor | None,
-    scale: float,
-    key_value: Tensor | None,
-    z: Tensor | None,
-    backend: str | None,
-) -> Tensor:
+def _(tq: Tensor, *_: Any) -> Tensor:
     return tq.new_empty(tq.shape)
 
 
@@ -301,14 +288,7 @@ def batch_product(
 
 
 @batch_product.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    x2: Tensor | None,
-    scale2: Tensor | None,
-    backend: str | None,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, scale: Tensor | None, *_: Any) -> Tensor:
     return new_products(x, weight, scale)
 
 

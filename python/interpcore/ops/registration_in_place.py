@@ -1,8 +1,11 @@
 """Declarations of the ops that write in place, in torch's library; `registration` has the others.
 
-torch takes no gradient rule for such an op. The public functions of `gate_` and `activation_moments` refuse
-beforehand; what the others write are tallies, which record none.
+torch takes no gradient rule for such an op, and makes the fake form itself where it returns nothing. The
+public functions of `gate_` and `activation_moments` refuse beforehand; what the others write are tallies,
+which record none.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +23,6 @@ from interpcore.ops.row_summary import launch_row_summary
 def gate_(x: Tensor, factor: Tensor, backend: str | None) -> None:
     """`interpcore.ops.gate` with one factor, in place, on checked arguments."""
     launch_gate(x, factor, None, None, backend, [x])
-
-
-@gate_.register_fake
-def _(x: Tensor, factor: Tensor, backend: str | None) -> None:
-    return None
 
 
 @torch.library.custom_op(
@@ -52,21 +50,7 @@ def activation_moments(
 
 
 @activation_moments.register_fake
-def _(
-    pre: Tensor,
-    up: Tensor | None,
-    activation: str,
-    mask: Tensor | None,
-    thresholds: list[float],
-    pre_shift: Tensor | None,
-    post_shift: Tensor | None,
-    pre_counts: Tensor,
-    pre_moments: Tensor,
-    post_counts: Tensor,
-    post_moments: Tensor,
-    go_on: bool,
-    backend: str | None,
-) -> Tensor:
+def _(pre: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(pre, memory_format=torch.contiguous_format)
 
 
@@ -78,22 +62,10 @@ def bin_counts(
     launch_bin_counts(x, bins_of(kind, numbers), counts, nonfinite, backend)
 
 
-@bin_counts.register_fake
-def _(
-    x: Tensor, kind: str, numbers: list[float], counts: Tensor, nonfinite: Tensor, backend: str | None
-) -> None:
-    return None
-
-
 @torch.library.custom_op("interpcore::column_top", mutates_args=("value", "place"))
 def column_top(x: Tensor, index: Tensor, value: Tensor, place: Tensor, backend: str | None) -> None:
     """`interpcore.ops.column_top` on checked arguments."""
     launch_column_top(x, index, value, place, backend)
-
-
-@column_top.register_fake
-def _(x: Tensor, index: Tensor, value: Tensor, place: Tensor, backend: str | None) -> None:
-    return None
 
 
 @torch.library.custom_op("interpcore::group_sums", mutates_args=("total", "square", "active", "largest"))
@@ -112,16 +84,7 @@ def group_sums(
 
 
 @group_sums.register_fake
-def _(
-    x: Tensor,
-    group: Tensor,
-    shift: Tensor,
-    total: Tensor,
-    square: Tensor,
-    active: Tensor | None,
-    largest: Tensor | None,
-    backend: str | None,
-) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty((), dtype=torch.bool)
 
 
@@ -145,20 +108,3 @@ def row_summary(
     """`interpcore.ops.row_summary` on checked arguments."""
     kept = (histogram, top, top_index, bottom, bottom_index)
     launch_row_summary(r, first, edges, kept, powers, count, backend)
-
-
-@row_summary.register_fake
-def _(
-    r: Tensor,
-    first: int,
-    edges: Tensor,
-    histogram: Tensor,
-    top: Tensor,
-    top_index: Tensor,
-    bottom: Tensor,
-    bottom_index: Tensor,
-    powers: Tensor | None,
-    count: Tensor | None,
-    backend: str | None,
-) -> None:
-    return None
