@@ -17,12 +17,12 @@
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
 #include "interpcore/batch_product.h"
+#include "interpcore/bfloat16_product.h"
 #include "interpcore/bin_counts.h"
 #include "interpcore/column_moments.h"
 #include "interpcore/column_top.h"
 #include "interpcore/gate.h"
 #include "interpcore/group_sums.h"
-#include "interpcore/half_product.h"
 #include "interpcore/norm_jvp.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
@@ -121,11 +121,11 @@ void product(const py::dict& args, const std::string& isa, int threads) {
   run(&interpcore::product_on, interpcore::product_params(args), isa, threads);
 }
 
-void half_product(const py::dict& args, int threads) {
-  if (!interpcore::half_product_supported()) throw std::invalid_argument("half_product is not supported here");
-  const interpcore::HalfProduct params = interpcore::half_product_params(args);
+void bfloat16_product(const py::dict& args, int threads) {
+  if (!interpcore::bfloat16_product_supported()) throw std::invalid_argument("bfloat16_product is not supported here");
+  const interpcore::BFloat16Product params = interpcore::bfloat16_product_params(args);
   py::gil_scoped_release release;
-  interpcore::half_product(params, threads);
+  interpcore::bfloat16_product(params, threads);
 }
 
 void row_summary(const py::dict& args, const std::string& isa, int threads) {
@@ -164,7 +164,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("norm_vjp", &norm_vjp);
   module.def("batch_product", &batch_product);
   module.def("product", &product);
-  module.def("half_product", &half_product);
-  module.def("half_product_supported", &interpcore::half_product_supported);
+  module.def("bfloat16_product", &bfloat16_product);
+  module.def("bfloat16_product_supported", &interpcore::bfloat16_product_supported);
   module.def("row_summary", &row_summary);
 }

@@ -9,12 +9,12 @@
 #include "interpcore/attn_jvp.h"
 #include "interpcore/attn_vjp.h"
 #include "interpcore/batch_product.h"
+#include "interpcore/bfloat16_product.h"
 #include "interpcore/bin_counts.h"
 #include "interpcore/column_moments.h"
 #include "interpcore/column_top.h"
 #include "interpcore/gate.h"
 #include "interpcore/group_sums.h"
-#include "interpcore/half_product.h"
 #include "interpcore/norm_vjp.h"
 #include "interpcore/product.h"
 #include "interpcore/row_summary.h"
@@ -221,8 +221,8 @@ inline Product product_params(const py::dict& args) {
   return p;
 }
 
-inline HalfProduct half_product_params(const py::dict& args) {
-  HalfProduct p;
+inline BFloat16Product bfloat16_product_params(const py::dict& args) {
+  BFloat16Product p;
   read_shape(args, p.rows, p.depth, p.columns);
   p.out_by_in = args["out_by_in"].cast<bool>();
   p.x_stride = args["x_stride"].cast<int64_t>();

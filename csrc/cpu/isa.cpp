@@ -1,6 +1,6 @@
 #include "isa.h"
 
-#include "interpcore/half_product.h"
+#include "interpcore/bfloat16_product.h"
 
 namespace interpcore {
 
@@ -17,7 +17,7 @@ bool isa_supported(Isa isa) {
 #endif
 }
 
-bool half_product_supported() {
+bool bfloat16_product_supported() {
 #if defined(INTERPCORE_BF16)
   return isa_supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
 #else

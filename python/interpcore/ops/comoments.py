@@ -24,7 +24,7 @@ _CACHED_ROWS = 64
 # Rows of a product that are added to the sums while they are in the cache.
 _ADDED_ROWS = 256
 # The same of bfloat16 values, whose other operand is copied at each product.
-_ADDED_HALVES = 1024
+_ADDED_BFLOAT16 = 1024
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def add_products(
             cross += total
         return
     wider = torch.float64 if a.dtype == torch.float64 else torch.float32
-    step = _ADDED_HALVES if a.dtype == torch.bfloat16 else _ADDED_ROWS
+    step = _ADDED_BFLOAT16 if a.dtype == torch.bfloat16 else _ADDED_ROWS
     for start in range(0, len(cross), step):
         some, first = slice(start, start + step), start if same else 0
         # torch adds two dtypes five times as slowly as it converts and adds.

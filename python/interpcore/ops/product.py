@@ -7,8 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, named, on
+from interpcore.ops.bfloat16_product import bfloat16_product, has_bfloat16_product
 from interpcore.ops.checks import expect_no_gradient
-from interpcore.ops.half_product import half_product, has_half_product
 from interpcore.ops.meter import METERS
 from interpcore.ops.product_parts import SIGNIFICANT, operands
 from interpcore.ops.product_routes import available, matmul, route_of, routine_of
@@ -155,25 +155,25 @@ def _bfloat16(x: Tensor, weight: Tensor, bias: Tensor | None, result: torch.dtyp
 
 
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, result: torch.dtype) -> Tensor:
-    """Half-precision operands, result in float32 or wider, never rounded to half on the way."""
+    """x `[..., k]` @ weight `[k, n]` of half precision, in float32 or wider, never rounded on the way."""
     if x.is_cuda and result == torch.float32 and not _tracked(x, weight, bias):
         y = torch.mm(x.reshape(-1, x.shape[-1]), weight, out_dtype=result).view(
             *x.shape[:-1], weight.shape[1]
         )
         return y if bias is None else y.add_(bias)
     if x.dtype == torch.bfloat16 and result == torch.float32 and _pairs(x, weight, bias):
-        y = half_product(x, weight)
+        y = bfloat16_product(x, weight)
         return y if bias is None else y.add_(bias)
     bias = None if bias is None else bias.to(result)
     return _same_dtype(x.to(result), weight.to(result), bias)
 
 
 def _pairs(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `half_product` serves: outside derivatives, on a CPU that multiplies pairs."""
+    """Whether `bfloat16_product` serves: outside derivatives, on a CPU that multiplies pairs."""
     if not x.is_cpu or torch.compiler.is_compiling() or isinstance(x, FakeTensor):
         return False
     work, there = x.numel() * weight.shape[1], 1 in weight.stride()
-    return there and work >= _SMALLEST["native"] and has_half_product() and not _tracked(x, weight, bias)
+    return there and work >= _SMALLEST["native"] and has_bfloat16_product() and not _tracked(x, weight, bias)
 
 
 def _tracked(*tensors: Tensor | None) -> bool:

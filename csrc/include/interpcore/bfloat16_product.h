@@ -6,7 +6,7 @@
 namespace interpcore {
 
 // out = x weight. Sizes and strides in elements; the last axis of `x` and `out` is contiguous.
-struct HalfProduct {
+struct BFloat16Product {
   int64_t rows, depth, columns;
   bool out_by_in;          // the weight's contiguous axis: depth (else columns)
   int64_t x_stride;        // rows
@@ -17,8 +17,8 @@ struct HalfProduct {
 };
 
 // Whether this build and this processor have it.
-bool half_product_supported();
+bool bfloat16_product_supported();
 
-void half_product(const HalfProduct& p, int threads);
+void bfloat16_product(const BFloat16Product& p, int threads);
 
 }  // namespace interpcore

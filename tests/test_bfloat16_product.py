@@ -8,9 +8,9 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import reference
-from interpcore.ops.half_product import half_product, has_half_product
+from interpcore.ops.bfloat16_product import bfloat16_product, has_bfloat16_product
 
-needs_pairs = pytest.mark.skipif(not has_half_product(), reason="this CPU or build has no AVX512-BF16")
+needs_pairs = pytest.mark.skipif(not has_bfloat16_product(), reason="this CPU or build has no AVX512-BF16")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def test_against_the_definition(size: tuple[int, int, int], out_by_in: bool) -> 
     x, weight = random(m, k), random(n, k, seed=1).t() if out_by_in else random(k, n, seed=1)
     exact = reference.product(x, weight)
     bound = x.double().abs() @ weight.double().abs()
-    got = half_product(x, weight)
+    got = bfloat16_product(x, weight)
     assert got.dtype == torch.float32
     assert bool(((got.double() - exact).abs() <= 5e-7 * bound).all())
 
@@ -35,18 +35,18 @@ def test_against_the_definition(size: tuple[int, int, int], out_by_in: bool) -> 
 @needs_pairs
 def test_slices_are_read_where_they_lie() -> None:
     x, weight = random(2, 10, 200)[..., 7:140], random(300, 100, seed=1)[50:183, 11:90]
-    assert torch.equal(half_product(x, weight), half_product(x.contiguous(), weight.contiguous()))
+    assert torch.equal(bfloat16_product(x, weight), bfloat16_product(x.contiguous(), weight.contiguous()))
 
 
 @needs_pairs
 def test_a_rows_bits_depend_on_no_other_row_nor_on_threads() -> None:
     x, weight = random(200, 300), random(300, 70, seed=1)
-    whole = half_product(x, weight)
-    assert torch.equal(half_product(x[37:41], weight), whole[37:41])
+    whole = bfloat16_product(x, weight)
+    assert torch.equal(bfloat16_product(x[37:41], weight), whole[37:41])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(half_product(x, weight), whole)
+        assert torch.equal(bfloat16_product(x, weight), whole)
     finally:
         torch.set_num_threads(threads)
 
@@ -55,7 +55,7 @@ def test_a_rows_bits_depend_on_no_other_row_nor_on_threads() -> None:
 def test_infinities_and_nans_stay_in_their_rows() -> None:
     x, weight = random(20, 64), random(64, 50, seed=1)
     x[3, 5], x[4, 6] = torch.inf, torch.nan
-    got = half_product(x, weight)
+    got = bfloat16_product(x, weight)
     assert not got[3].isfinite().any() and bool(got[4].isnan().all())
     assert bool(got[torch.arange(20).sub(3.5).abs() > 1].isfinite().all())
 
@@ -64,7 +64,7 @@ def test_infinities_and_nans_stay_in_their_rows() -> None:
 def test_product_takes_it_where_the_result_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = random(64, 96), random(96, 128, seed=1), random(128, seed=2)
     found = ops.product(x, weight, out_dtype=torch.float32)
-    assert torch.equal(found, half_product(x, weight))
+    assert torch.equal(found, bfloat16_product(x, weight))
     assert torch.equal(ops.product(x, weight, bias=bias, out_dtype=torch.float32), found + bias)
     monkeypatch.setenv("INTERPCORE_ISA", "avx2")
     plain = ops.product(x, weight, out_dtype=torch.float32)

@@ -8,7 +8,7 @@ from torch import Tensor
 from interpcore.ops.backend import isa, native_cpu
 
 
-def has_half_product() -> bool:
+def has_bfloat16_product() -> bool:
     """Whether this build and this processor have it, and no other instruction set is asked for."""
     return isa() == "avx512" and _supported()
 
@@ -16,10 +16,10 @@ def has_half_product() -> bool:
 @functools.cache
 def _supported() -> bool:
     native = native_cpu()
-    return native is not None and native.half_product_supported()
+    return native is not None and native.bfloat16_product_supported()
 
 
-def half_product(x: Tensor, weight: Tensor) -> Tensor:
+def bfloat16_product(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight, summed in float32.
 
     Args:
@@ -44,5 +44,5 @@ def half_product(x: Tensor, weight: Tensor) -> Tensor:
         "weight": weight.data_ptr(),
         "out": out.data_ptr(),
     }
-    native.half_product(args, torch.get_num_threads())
+    native.bfloat16_product(args, torch.get_num_threads())
     return out

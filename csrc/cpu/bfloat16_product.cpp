@@ -3,9 +3,9 @@
 //
 // Operands are copied as pairs along the depth, a block of the weight's depth at a time, which the last cache holds.
 // Every sum runs over the depth in the same order whatever the number of rows, so a row's bits do not depend on it.
-#include "interpcore/half_product.h"
+#include "interpcore/bfloat16_product.h"
 
-#if defined(__AVX512BF16__)
+#if defined(INTERPCORE_BF16)
 #include <immintrin.h>
 
 #include <cstring>
@@ -41,7 +41,7 @@ inline uint32_t pair(const uint16_t* first, int64_t step, bool both) {
 }
 
 // A panel of the weight from depth `k` on: [pairs, kWidth], zero where it has no column.
-void pack_panel(const HalfProduct& p, int64_t k, int64_t pairs, int64_t panel, uint32_t* to) {
+void pack_panel(const BFloat16Product& p, int64_t k, int64_t pairs, int64_t panel, uint32_t* to) {
   const int64_t n = panel * kWidth, width = least(p.columns - n, kWidth);
   const int64_t row = p.out_by_in ? 1 : p.weight_stride, column = p.out_by_in ? p.weight_stride : 1;
   for (int64_t i = 0; i < pairs; ++i) {
@@ -59,7 +59,7 @@ void pack_panel(const HalfProduct& p, int64_t k, int64_t pairs, int64_t panel, u
 }
 
 // Rows of a block from depth `k` on [kTileRows * n, pairs], zero behind the last.
-void pack_rows(const HalfProduct& p, int64_t first, int64_t count, int64_t k, int64_t pairs, uint32_t* to) {
+void pack_rows(const BFloat16Product& p, int64_t first, int64_t count, int64_t k, int64_t pairs, uint32_t* to) {
   const int64_t whole = least(pairs, (p.depth - k) / 2);
   for (int64_t r = 0; r < parts(count, kTileRows) * kTileRows; ++r) {
     uint32_t* out = to + r * pairs;
@@ -112,7 +112,7 @@ void tile(const uint32_t* x, const uint32_t* weight, int64_t pairs, float* out, 
 
 }  // namespace
 
-void half_product(const HalfProduct& p, int threads) {
+void bfloat16_product(const BFloat16Product& p, int threads) {
   const int64_t panels = parts(p.columns, kWidth), blocks = parts(p.rows, kRows);
   const int64_t most = least(parts(p.depth, 2), kPairs);
   const Room weight(panels * kWidth * most), rooms(threads * kRows * most);
@@ -151,7 +151,7 @@ void half_product(const HalfProduct& p, int threads) {
 
 namespace interpcore {
 
-void half_product(const HalfProduct&, int) { throw std::runtime_error("half_product is not in this build"); }
+void bfloat16_product(const BFloat16Product&, int) { throw std::runtime_error("bfloat16_product is not in this build"); }
 
 }  // namespace interpcore
 
