@@ -282,7 +282,7 @@ def test_every_command_says_what_to_try_next():
     assert set(NEXT) == set(every)
     for name, each in every.items():
         given = {option.name: option.default for option in declared(each.options)}
-        lines = next_commands(each, out=Path("runs/x y"), model="tiny", **given)
+        lines = next_commands(each, out=Path("runs/x y"), model="tiny", verifiable=True, **given)
         assert not lines[0].startswith(("interpcore verify", "interpcore show")), name
         for line in lines:
             words = shlex.split(line)
@@ -293,5 +293,5 @@ def test_every_command_says_what_to_try_next():
             assert {word for word in words if word.startswith("--")} <= known, line
     lre = every["lre run"]
     asked = {"relations": "my file.json", "trials": 2, "quiet": True}
-    lines = next_commands(lre, out=Path("o"), model="m", **asked)
+    lines = next_commands(lre, out=Path("o"), model="m", verifiable=True, **asked)
     assert any("--relations 'my file.json'" in line and "--trials 2" in line for line in lines), lines

@@ -7,25 +7,37 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import transformers as tf
 from typer.testing import CliRunner
 
 import interpcore
+from interpcore.circuits.experiments import EXPERIMENTS as CIRCUITS
+from interpcore.circuits.options import Options as CircuitOptions
 from interpcore.cli import app
 from interpcore.data.relations import load_relations
 from interpcore.data.tinyworld.world import study_relations
+from interpcore.data.tokens.writing import write_shards
 from interpcore.errors import Refused, RunError
 from interpcore.lens.experiments import FIT
 from interpcore.lens.options import FitOptions
 from interpcore.lre.experiments import RUN
 from interpcore.lre.operator import Operator
 from interpcore.lre.options import Options as LreOptions
+from interpcore.model.generic import GenericModel
+from interpcore.neurons.experiments import EXPERIMENTS as NEURONS
+from interpcore.neurons.options import Options as NeuronOptions
 from interpcore.review.experiments import experiment_of, experiments
 from interpcore.review.verify import verify
 from interpcore.runs import read_tensors, write_tensors
 from interpcore.runs.card import RunCard
 from interpcore.runs.checks import Cell, Checks, Table, recompute
+from interpcore.steering.experiments import ACCURACY
+from interpcore.steering.files import save
+from interpcore.steering.interventions import Intervention, Part
+from interpcore.steering.options import AccuracyOptions
 
 QUICK = {"trials": 1, "examples": 3, "betas": (0.0, 1.0, 2.5), "ranks": 4, "max_test": 8}
 
@@ -149,6 +161,50 @@ def test_what_does_not_fit_the_card_is_refused(lre, tiny, relations, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="holds no run"):
         verify(tmp_path / "empty")
+
+
+def test_what_is_refused_is_known_before_anything_is_recomputed(tiny, relations, tmp_path):
+    """The hint after a run asks `unverified`, and `checks` refuses with what it says, and only then."""
+    hf = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=2304, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    adapter = GenericModel.wrap(hf.eval(), "wrapped", tokenizer=tiny.tokenizer)
+    half = interpcore.load("tiny", dtype=torch.bfloat16)
+    facts = LreOptions(relations=str(relations), **QUICK)
+    ids = np.random.default_rng(0).integers(5, 2000, (6, 16)).astype(np.uint16)
+    write_shards(tmp_path / "tokens", ids, 2304)
+    sums = NeuronOptions(tokens=str(tmp_path / "tokens"), by_token=False, by_label=False)
+    heads = Intervention((Part("z", 1, "ablate", torch.ones(32), heads=(0,)),), "heads")
+    save(tmp_path / "heads.safetensors", heads)
+    asked = AccuracyOptions(questions="tiny:8", part="all", intervention=str(tmp_path / "heads.safetensors"))
+    for experiment, model, options, told in (
+        (RUN, half, facts, "in bfloat16"),
+        (RUN, tiny, facts, None),
+        (CIRCUITS[0], adapter, CircuitOptions(head=6), "generic adapter"),
+        (NEURONS[0], tiny, replace(sums, precision="bfloat16"), "in bfloat16"),
+        (NEURONS[0], tiny, sums, "no summary yet"),
+        (ACCURACY, tiny, asked, "ablate at z"),
+    ):
+        out = tmp_path / f"{experiment.name} {told}"
+        with experiment.open(model, out, options, progress=False) as study:
+            why = experiment.unverified(study)
+            assert why is None if told is None else told in why
+            if told is None:
+                experiment.checks(study)
+            else:
+                with pytest.raises(Refused) as refused:
+                    experiment.checks(study)
+                assert str(refused.value) == why
+
+
+@pytest.mark.parametrize(("precision", "offered"), [("float32", True), ("bfloat16", False)])
+def test_verify_is_offered_after_a_run_that_it_takes(precision, offered, tmp_path):
+    ids = np.random.default_rng(0).integers(5, 2000, (6, 16)).astype(np.uint16)
+    write_shards(tmp_path / "tokens", ids, 2304)
+    asked = ["neurons", "summarize", "--model", "tiny", "--tokens", str(tmp_path / "tokens"), "--quiet"]
+    where = ["--no-by-label", "--precision", precision, "--out", str(tmp_path / "run")]
+    said = CliRunner().invoke(app, [*asked, *where])
+    assert said.exit_code == 0 and ("interpcore verify" in said.output) is offered, said.output
+    taken = CliRunner().invoke(app, ["verify", str(tmp_path / "run"), "--cells", "2"])
+    assert (taken.exit_code == 0) is offered, taken.output
 
 
 def test_a_run_of_an_earlier_version_is_looked_at_and_not_written(lre, tmp_path):

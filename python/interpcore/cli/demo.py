@@ -36,5 +36,5 @@ def demo(
         "that predicts the answer, and its inverse that changes it.",
         highlight=False,
     )
-    report = run(RUN, out=out, model=model, trials=1)
+    report, _ = run(RUN, out=out, model=model, trials=1)
     show_and_end(report, lre.show, NEXT)

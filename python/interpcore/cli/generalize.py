@@ -135,4 +135,5 @@ def replay_published(
     (each,) = named(name)
     given: dict[str, Any] = {"suite": each.suite, "trials": (each.trial,), "on": tuple(on or ())}
     given["set"] = tuple(set_ or ())
-    show_verdicts(run_experiment(RUN, out=out, model=model, quiet=quiet, **given))
+    report, _ = run_experiment(RUN, out=out, model=model, quiet=quiet, **given)
+    show_verdicts(report)

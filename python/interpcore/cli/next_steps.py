@@ -78,19 +78,22 @@ NEXT: dict[str, tuple[str, ...]] = {
 }
 
 
-def next_commands(experiment: Experiment, *, out: Path, model: str, **given: Any) -> list[str]:
+def next_commands(
+    experiment: Experiment, *, out: Path, model: str, verifiable: bool, **given: Any
+) -> list[str]:
     """What may be typed after an experiment has run.
 
     Args:
         experiment: that ran.
         out, model, given: what was typed, by option.
+        verifiable: whether `verify` takes its folder.
     """
     words = {"OUT": shlex.quote(str(out)), "MODEL": shlex.quote(model)}
     study = " ".join(_words(each, given.get(each.name)) for each in declared(experiment.options))
     words["SAME"] = " ".join(f"--model {words['MODEL']} {study} --out {words['OUT']}".split())
     lines = (*experiment.then, *NEXT.get(experiment.name, ()))
     own = [re.sub(r"\b(OUT|MODEL|SAME)\b", lambda found: words[found[0]], line) for line in lines]
-    checks = [f"interpcore verify {words['OUT']}"] if experiment.verifies else []
+    checks = [f"interpcore verify {words['OUT']}"] if verifiable else []
     return [*own, *checks, f"interpcore show {words['OUT']}"]
 
 

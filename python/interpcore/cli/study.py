@@ -80,8 +80,8 @@ def add(app: typer.Typer, experiment: Experiment, show: Show = show_report) -> N
     """
 
     def command(**given: Any) -> None:
-        report = run(experiment, **given)
-        show_and_end(report, show, next_commands(experiment, **given))
+        report, then = run(experiment, **given)
+        show_and_end(report, show, then)
 
     shared = inspect.signature(run, eval_str=True).parameters.values()
     both = [experiment.options] if experiment.asks is None else [experiment.options, experiment.asks]
@@ -106,11 +106,12 @@ def run(
     workers: Workers = 1,
     quiet: Quiet = False,
     **given: Any,
-) -> Report:
+) -> tuple[Report, list[str]]:
     """Check, load, run and report. What a user typed wrong is told before a model is loaded.
 
     Args:
         given: fields of the experiment's options, and of what it asks.
+    Returns: the report, and commands to try next.
     """
     options = read_options(experiment.options, given)
     asked = None if experiment.asks is None else read_options(experiment.asks, given)
@@ -124,7 +125,9 @@ def run(
     loaded = load(model, revision=revision, dtype=dtype, device=device)
     how = {"workers": workers, "progress": not quiet, "command": shlex.join(sys.argv)}
     with engine_of(workers), experiment.open(loaded, out, options, **how) as study:
-        return experiment.run(study, asked)
+        report = experiment.run(study, asked)
+        verifiable = experiment.unverified(study) is None
+    return report, next_commands(experiment, out=out, model=model, verifiable=verifiable, **given)
 
 
 def engine_of(workers: int) -> AbstractContextManager[None]:

@@ -88,6 +88,11 @@ class Model(AsFacts):
         return self.embedding.dtype
 
     @property
+    def unwritten(self) -> str | None:
+        """Why `model.plain` does not write it out, in one sentence; None where it does."""
+        return None
+
+    @property
     def config(self) -> ModelSpec:
         """Sizes, names and limits; the same as `spec`."""
         return self.spec

@@ -132,6 +132,11 @@ class GenericModel(AsFacts):
         return self.embedding.device
 
     @property
+    def unwritten(self) -> str | None:
+        """As in `Model`."""
+        return f"{self.spec.name} runs through the generic adapter, which is not written out in float64."
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.embedding.dtype

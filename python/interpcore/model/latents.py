@@ -52,6 +52,11 @@ class LatentModel(Model):
         """Latents of each dictionary."""
         return tuple(each.n_latents for each in self.dictionaries)
 
+    @property
+    def unwritten(self) -> str | None:
+        """As in `Model`."""
+        return f"{self.spec.name} has latents for neurons, which are not written out in float64."
+
     def forward(
         self,
         tokens: Tensor,

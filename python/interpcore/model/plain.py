@@ -67,9 +67,9 @@ class PlainRun(ShortRepr):
 
 
 def plain_model(model: Model) -> Model:
-    """The model in float64 on the CPU. Raises: Refused for one that runs through the generic adapter."""
-    if not isinstance(model, Model):
-        raise Refused(f"{model.spec.name} runs through the generic adapter, which is not written out here.")
+    """The model in float64 on the CPU. Raises: Refused for one that is not written out here."""
+    if model.unwritten is not None:
+        raise Refused(model.unwritten)
     return model.to("cpu", torch.float64)
 
 

@@ -69,6 +69,23 @@ def begun_parts(folder: Path, step: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[-3]))
 
 
+def all_parts(study: Study, step: str) -> list[Path]:
+    """The run folders of a summary's parts, in order, which are all the tokens.
+
+    Raises: Refused where there are none, or they are not all the tokens.
+    """
+    folders = begun_parts(study.path, step)
+    if not folders:
+        raise Refused(f"{study.path} has no parts of a {step}; make them with --part 1/2 and --part 2/2.")
+    read = sum(len(Summary.open(folder).ranges) for folder in folders)
+    if read < study.tokens.n_sequences:
+        raise Refused(
+            f"{', '.join(folder.name for folder in folders)} hold {read} of {study.tokens.n_sequences} "
+            "sequences; make or finish the other parts first."
+        )
+    return folders
+
+
 def in_parts(
     study: Study, cell: Callable[[Study, int, int], None], step: str, most: int, size: float
 ) -> list[Path]:

@@ -27,7 +27,7 @@ from interpcore.neurons.correlation.universal import universality
 from interpcore.neurons.dataframe import neuron_table, write_table
 from interpcore.neurons.options import Explain, Options
 from interpcore.neurons.partners import load_partners
-from interpcore.neurons.parts import begun_parts, correlation_part, in_parts, merge_tree, summary_part
+from interpcore.neurons.parts import all_parts, correlation_part, in_parts, merge_tree, summary_part
 from interpcore.neurons.responses.study import Explanations, explain_neurons, meaning
 from interpcore.neurons.statistics.accumulate import BY_TOKEN, Statistics
 from interpcore.neurons.statistics.labels import LABELS
@@ -40,7 +40,7 @@ from interpcore.neurons.study_folder import check_study_folder
 from interpcore.neurons.study_tables import joined_moments, most_similar, up_columns
 from interpcore.neurons.weights.fold import FoldedWeights, fold, frequency_alignment
 from interpcore.neurons.weights.study import weight_study
-from interpcore.runs import RunCard, RunFolder, experiment, is_run
+from interpcore.runs import RunCard, RunFolder, experiment, is_run, read_card
 from interpcore.runs.frames import write_frame
 
 if TYPE_CHECKING:
@@ -91,6 +91,21 @@ class Study(experiment.Study):
         rotation = "published" if options.protocol == "paper" else options.rotation
         shared = {name: getattr(options, name) for name in ("draws", "seed", "precision")}
         return Settings(rotation=rotation, budget=options.budget * 1e9, **shared)
+
+    @property
+    def rounding(self) -> str:
+        """See `runs.experiment.Study`: of the summary that is there, else of the one to be made."""
+        folder = self.step("summary")
+        said = read_card(folder).arguments["statistics"] if is_run(folder) else self.statistics.to_json()
+        summed = Statistics.from_json(said).precision
+        return super().rounding if summed == "float32" else summed
+
+    @property
+    def unverified(self) -> str | None:
+        """See `runs.experiment.Study`."""
+        there = is_run(self.step("summary"))
+        missing = None if there else f"{self.path} holds no summary yet; make it with summarize."
+        return super().unverified or missing
 
     @property
     def name(self) -> str:
@@ -159,13 +174,7 @@ class Study(experiment.Study):
     @cached_property
     def token_counts(self) -> Tensor | None:
         """How often each token id is the next token in the corpus [vocabulary] int64; None without one."""
-        if self.shards is None:
-            return None
-        counts = torch.zeros(self.model.embedding.shape[0], dtype=torch.int64)
-        for start in range(0, self.shards.n_sequences, 4096):
-            found = self.shards.sequences(start, min(start + 4096, self.shards.n_sequences))
-            counts += torch.bincount(found[:, 1:].flatten(), minlength=len(counts))
-        return counts
+        return None if self.shards is None else self.shards.next_counts(self.model.embedding.shape[0])
 
     @cached_property
     def weights(self) -> pd.DataFrame:
@@ -213,16 +222,7 @@ class Study(experiment.Study):
             ValueError: there are none, or they are not all the tokens.
             RunError, MergeError: they do not fit together.
         """
-        folders = begun_parts(self.path, "summary")
-        if not folders:
-            raise Refused(f"{self.path} has no parts of a summary; make them with --part 1/2 and --part 2/2.")
-        read = sum(len(Summary.open(folder).ranges) for folder in folders)
-        if read < self.tokens.n_sequences:
-            raise Refused(
-                f"{', '.join(folder.name for folder in folders)} hold {read} of {self.tokens.n_sequences} "
-                "sequences; make or finish the other parts first."
-            )
-        return merge_tree(replace(self, partners=()), folders, "summary")
+        return merge_tree(replace(self, partners=()), all_parts(self, "summary"), "summary")
 
     def _summarize(self, step: str, span: tuple[int, int] | None) -> Summary:
         return summarize(

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from interpcore._shown import ShortRepr
 from interpcore.data.tokens import TokenShards
-from interpcore.errors import Refused
 from interpcore.model import Model
-from interpcore.model.latents import LatentModel
 from interpcore.model.plain import check_plain, plain_model, plain_run
 from interpcore.neurons.cards import corpus_hash
 from interpcore.neurons.statistics.summary import Summary
 from interpcore.neurons.study import Study
 from interpcore.ops import ColumnMoments
-from interpcore.runs import RunError, is_run, read_card
+from interpcore.runs import RunError, read_card
 from interpcore.runs.checks import Cell, Checks, Table
 from interpcore.runs.frames import read_frame
 
@@ -129,19 +127,11 @@ def _add(total: dict[str, Tensor], pre: Tensor, mean: Tensor) -> None:
 
 def checks(study: Study) -> Checks:
     """What can be recomputed of a study's steps; see `runs.checks`."""
-    if isinstance(study.model, LatentModel):
-        raise Refused("Latents have no second way to compute their sums, so they cannot be verified.")
     folder = study.step("summary")
-    if not is_run(folder):
-        return Checks(
-            (), "float32", problems=(f"{study.path} holds no summary yet; make it with summarize.",)
-        )
     card = read_card(folder)
     if card.arguments["corpus"] != corpus_hash(study.tokens):
         raise RunError(f"the tokens in {study.tokens.folder} are not those of {folder}; give its own")
     corpus = _Corpus(plain_model(study.model), study.tokens, Summary.open(folder))
-    precision = corpus.summary.statistics.precision
-    dtype = str(card.dtype) if precision == "float32" else precision
     gap = check_plain(corpus.model, corpus.tokens(0).tolist())
     notes = [] if gap is None else [f"Written out, the model's logits are transformers' within {gap:.0e}."]
     tables = [_examples(corpus)] if corpus.summary.statistics.top else []
@@ -150,7 +140,7 @@ def checks(study: Study) -> Checks:
         tables += [_moments(corpus), *_framed(study, corpus)]
     else:
         notes.append(f"Moments are sums over {size} tokens; at most {MOST_TOKENS} are read again.")
-    return Checks(tables, dtype, (*notes, LEFT_OUT))
+    return Checks(tables, study.rounding, (*notes, LEFT_OUT))
 
 
 def _examples(corpus: _Corpus) -> Table:

@@ -124,6 +124,16 @@ def within(ends: Sequence[int], number: int) -> tuple[int, int]:
     return which, number - (ends[which - 1] if which else 0)
 
 
+def unjudged(dtype: str) -> str | None:
+    """Why no cell computed in a dtype can be judged, in one sentence; None where its "same" is stated."""
+    if dtype in SAME:
+        return None
+    return (
+        f"This run is in {dtype}, whose rounding no single cell can be judged by; verify one in "
+        f"{' or '.join(SAME)}."
+    )
+
+
 def recompute(
     checks: Checks, *, cells: int = CELLS, seed: int = 0, on_table: Callable[[str], None] | None = None
 ) -> list[Verdict]:
@@ -136,11 +146,8 @@ def recompute(
         on_table: called with each table's name before it begins.
     Raises: Refused for a run of a dtype whose "same" is not stated.
     """
-    if checks.dtype not in SAME:
-        raise Refused(
-            f"This run is in {checks.dtype}, whose rounding no single cell can be judged by; verify one in "
-            f"{' or '.join(SAME)}."
-        )
+    if (why := unjudged(checks.dtype)) is not None:
+        raise Refused(why)
     return [_verdict(table, checks, cells, seed, on_table) for table in checks.tables if table.size]
 
 

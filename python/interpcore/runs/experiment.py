@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from interpcore._shown import ShortRepr
 from interpcore.errors import Refused
 from interpcore.runs.cells import Cells
-from interpcore.runs.checks import Checks
+from interpcore.runs.checks import Checks, unjudged
 from interpcore.runs.compared import Compared
 from interpcore.runs.folder import Artifacts, RunFolder, is_run
 from interpcore.runs.options import Options, declared, schema
@@ -185,6 +185,17 @@ class Study(Shared, AsFacts):
         load, kind, given = super().recipe()
         return load, kind, given | {"folder": None, "workers": 1, "progress": False}
 
+    @property
+    def rounding(self) -> str:
+        """The dtype that its results are rounded to."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def unverified(self) -> str | None:
+        """Why nothing of it can be recomputed another way, in one sentence; None where something can. Nothing
+        is run."""
+        return self.model.unwritten or unjudged(self.rounding)
+
     def close(self) -> None:
         """Lets others use the folder."""
         if self.folder is not None:
@@ -281,13 +292,20 @@ class Experiment:
         found: Report = _named(self.runs)(study, *what)
         return found
 
+    def unverified(self, study: Study) -> str | None:
+        """Why `checks` refuses an open study, in one sentence; None where it does not. Nothing is run."""
+        if self.verifies is None:
+            return f"{self.name} has no second way to compute its cells, so it cannot be verified."
+        return study.unverified
+
     def checks(self, study: Study) -> Checks:
         """What recomputes the cells of an open study another way.
 
-        Raises: Refused for an experiment that has none.
+        Raises: Refused where `unverified` says why.
         """
-        if self.verifies is None:
-            raise Refused(f"{self.name} has no second way to compute its cells, so it cannot be verified.")
+        why = self.unverified(study)
+        if why is not None or self.verifies is None:
+            raise Refused(str(why))
         found: Checks = _named(self.verifies)(study)
         return found
 

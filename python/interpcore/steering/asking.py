@@ -143,6 +143,11 @@ class AskingStudy(experiment.Study):
         """The questions."""
         return [item.question for item in self.items]
 
+    @property
+    def unverified(self) -> str | None:
+        """See `runs.experiment.Study`."""
+        return super().unverified or self.intervention(1.0).unwritten
+
     def intervention(self, coefficient: float, shuffle: int | None = None) -> Intervention:
         """What is asked for, at a coefficient; `shuffle` takes a shuffling's directions instead, their
         lengths those of the direction itself."""

@@ -184,6 +184,15 @@ class Intervention:
                 found += [replace(one, rows=rows, positions=at) for rows, at in places]
         return found
 
+    @property
+    def unwritten(self) -> str | None:
+        """Why `verify` does not write it out, in one sentence; None where it does."""
+        for part in self.parts:
+            whole = SITES[part.site].shape == "[batch, position, d_model]" and part.site != "final_norm"
+            if part.kind == "function" or not whole or not isinstance(part.depth, int | None):
+                return f"The {part.kind} at {part.place} is not written out in float64."
+        return None
+
     def check_model(self, model: Model | GenericModel, other_model: bool = False) -> None:
         """Raises: Refused for a model that it cannot be run on, or was not made for."""
         check_made_on(model, self.made_on, "The intervention was", other_model)

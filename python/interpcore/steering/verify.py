@@ -190,10 +190,8 @@ def written(intervention: Intervention, prompt: int) -> Write:
 
     Raises: Refused for an edit that is not written out.
     """
-    for part in intervention.parts:
-        whole = SITES[part.site].shape == "[batch, position, d_model]" and part.site != "final_norm"
-        if part.kind == "function" or not whole or not isinstance(part.depth, int | None):
-            raise Refused(f"The {part.kind} at {part.place} is not written out in float64.")
+    if intervention.unwritten is not None:
+        raise Refused(intervention.unwritten)
 
     def write(site: str, depth: int | None, value: Tensor) -> Tensor:
         for part in intervention.parts:

@@ -11,7 +11,6 @@ _experiment = partial(
     options=asked.Options,
     opens="interpcore.surgery.study:open_study",
     extra="surgery",
-    verifies="interpcore.surgery.verify:checks",
     marks=("protocol", "hash of tasks"),
     compares=Compared(
         table="tables/items",
@@ -21,36 +20,37 @@ _experiment = partial(
         by=("task", "plan"),
     ),
 )
+_measured = partial(_experiment, verifies="interpcore.surgery.verify:checks")
 
-TASKS = _experiment(
+TASKS = _measured(
     name="surgery tasks",
     sentence="Which tasks the intact model does: answer losses beside those of shuffled answers.",
     example="interpcore surgery tasks --model tiny --task facts,sums-1 --out runs/s-tiny",
     asks=asked.Items,
     runs="interpcore.surgery.study:tasks",
 )
-RUN = _experiment(
+RUN = _measured(
     name="surgery run",
     sentence="Measure plans on tasks, item by item beside the intact plan.",
     example="interpcore surgery run --plan '0-2, 1 x5, 3' --plan 'skip 3' --task facts --out runs/s-tiny",
     asks=asked.Run,
     runs="interpcore.surgery.study:run",
 )
-COMPARE = _experiment(
+COMPARE = _measured(
     name="surgery compare",
     sentence="Measure two plans on the same items, with the paired difference.",
     example="interpcore surgery compare 'skip 3' 'repeat 3 x2' --task facts --out runs/s-tiny",
     asks=asked.Compare,
     runs="interpcore.surgery.study:compare",
 )
-MAP = _experiment(
+MAP = _measured(
     name="surgery map",
     sentence="Skip every block, keep or drop the first n, or all ranges and swaps, by task.",
     example="interpcore surgery map --model tiny --task facts,sums-1 --n 50 --out runs/s-tiny",
     asks=asked.Map,
     runs="interpcore.surgery.study:mapped",
 )
-REPEAT = _experiment(
+REPEAT = _measured(
     name="surgery repeat",
     sentence="Run every block several times in a row, by task.",
     example="interpcore surgery repeat --model tiny --times 2,5 --out runs/s-tiny",

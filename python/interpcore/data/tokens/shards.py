@@ -196,6 +196,14 @@ class TokenShards(AsFacts):
             first += len(part)
         return torch.cat(chosen) if chosen else torch.empty((0, self.context), dtype=torch.int64)
 
+    def next_counts(self, vocabulary: int) -> Tensor:
+        """How often each token id is the next token of another [vocabulary] int64."""
+        counts = torch.zeros(vocabulary, dtype=torch.int64)
+        for start in range(0, self.n_sequences, 4096):
+            found = self.sequences(start, min(start + 4096, self.n_sequences))
+            counts += torch.bincount(found[:, 1:].flatten(), minlength=vocabulary)
+        return counts
+
     def count(self, limit: int | None = None) -> int:
         """How many sequences the first `limit` of them are; None for all."""
         return min(self.n_sequences, limit or self.n_sequences)
