@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpcore import ops
 from interpcore.ops import backend
-from interpcore.ops.bins import LinearBins, OctaveBins, described
+from interpcore.ops.bins import LinearBins, OctaveBins, as_numbers
 
 Call = Callable[[str | None], list[Tensor]]
 
@@ -180,7 +180,7 @@ def of_tallies() -> dict[str, tuple]:
     lows = (ROWS[:3].sort(0).values.T.contiguous(), numbers.clone())
     edges, powers = torch.linspace(-1, 1, 5), torch.zeros(4, 9, dtype=torch.float64)
     return {
-        "bin_counts": (ROWS, *described(LinearBins(-2.0, 2.0, 16)), counts, none),
+        "bin_counts": (ROWS, *as_numbers(LinearBins(-2.0, 2.0, 16)), counts, none),
         "column_top": (ROWS, torch.arange(40), torch.full((3, 9), -torch.inf), torch.full((3, 9), -1)),
         "group_sums": (
             ROWS,
@@ -215,4 +215,4 @@ def test_batch_product_opcheck(name: str) -> None:
 
 def test_bins_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="must be OctaveBins or LinearBins, not object"):
-        described(object())  # type: ignore[arg-type]
+        as_numbers(object())  # type: ignore[arg-type]

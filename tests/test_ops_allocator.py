@@ -71,3 +71,9 @@ def test_the_environment_has_the_last_word(
     monkeypatch.setenv(name, value)
     assert left_alone() == (name if stands else None)
     assert described(False) == (f"as {name} says" if stands else "as the C library does it")
+
+
+def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERPCORE_ALLOCATOR", "sytem")
+    with pytest.raises(ValueError, match="INTERPCORE_ALLOCATOR=sytem is unknown; unset it or give system"):
+        left_alone()

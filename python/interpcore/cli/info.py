@@ -59,6 +59,7 @@ def gather() -> dict[str, Any]:
 
     Raises:
         RuntimeError: $INTERPCORE_ISA or $INTERPCORE_PRODUCT names something that is not available here.
+        ValueError: $INTERPCORE_ALLOCATOR says anything but system.
     """
     from interpcore.ops.backend import CONFIRMED, FORMS, forms, status
 
@@ -89,8 +90,8 @@ def _version(package: str) -> str | None:
 def _processor() -> dict[str, str]:
     import torch
 
-    from interpcore.ops.allocator import described
-    from interpcore.ops.backend import isa, keeps_freed, native_cpu, supported_isas
+    from interpcore.ops.allocator import described, keep_freed
+    from interpcore.ops.backend import isa, native_cpu, supported_isas
 
     native = native_cpu()
     threads = str(torch.get_num_threads())
@@ -102,7 +103,7 @@ def _processor() -> dict[str, str]:
         "instruction sets": ", ".join(supported_isas()) or "none: the native module is not built",
         "instruction set used": isa(),
         "threads": threads,
-        "freed memory": described(native is not None and keeps_freed(native)),
+        "freed memory": described(native is not None and keep_freed(native)),
         "GPUs": ", ".join(gpus) or "none",
     }
 

@@ -3,8 +3,11 @@ gives each back to the system has the next one's pages cleared anew, a tenth of 
 
 from __future__ import annotations
 
+import functools
 import os
 from types import ModuleType
+
+from interpcore.errors import Refused
 
 LARGEST = 32 << 20
 """Bytes of the largest array that comes from kept memory; the most that glibc takes."""
@@ -13,9 +16,15 @@ KEPT = 256 << 20
 
 
 def left_alone() -> str | None:
-    """The environment variable that says how the C library allocates, which then stands, or None."""
-    if os.environ.get("INTERPCORE_ALLOCATOR") == "system":
+    """The environment variable that says how the C library allocates, which then stands, or None.
+
+    Raises: ValueError where $INTERPCORE_ALLOCATOR says anything but system.
+    """
+    wanted = os.environ.get("INTERPCORE_ALLOCATOR")
+    if wanted == "system":
         return "INTERPCORE_ALLOCATOR"
+    if wanted:
+        raise Refused(f"INTERPCORE_ALLOCATOR={wanted} is unknown; unset it or give system.")
     if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return "GLIBC_TUNABLES"
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -30,10 +39,12 @@ def described(kept: bool) -> str:
     return "as the C library does it" if told is None else f"as {told} says"
 
 
+@functools.cache
 def keep_freed(native: ModuleType) -> bool:
-    """Have the C library keep what is freed, unless it was told otherwise; only glibc can.
+    """Have the C library keep what is freed, unless it was told otherwise; only glibc can. Said once.
 
     Args: native: `interpcore._C`.
     Returns: whether it does.
+    Raises: ValueError as `left_alone`.
     """
     return left_alone() is None and bool(native.keep_freed(LARGEST, KEPT))

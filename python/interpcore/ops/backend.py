@@ -56,14 +56,8 @@ def native_cpu() -> ModuleType | None:
     """The compiled module `interpcore._C`, or None where it was not built."""
     native = _native("_C")
     if native is not None:
-        keeps_freed(native)
+        keep_freed(native)
     return native
-
-
-@functools.cache
-def keeps_freed(native: ModuleType) -> bool:
-    """Whether the process keeps freed memory: said to the C library once, see `allocator.keep_freed`."""
-    return keep_freed(native)
 
 
 def native_cuda() -> ModuleType | None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, on
-from interpcore.ops.bins import Bins, LinearBins, closed, described
+from interpcore.ops.bins import Bins, LinearBins, as_numbers, closed
 from interpcore.ops.checks import expect, expect_leading, rows_contiguous
 
 
@@ -32,7 +32,7 @@ def bin_counts(
         "nonfinite": (nonfinite, (columns,), torch.int64),
     }
     expect("bin_counts", "x", x, expected)
-    torch.ops.interpcore.bin_counts(x, *described(bins), counts, nonfinite, backend)
+    torch.ops.interpcore.bin_counts(x, *as_numbers(bins), counts, nonfinite, backend)
 
 
 def launch_bin_counts(x: Tensor, bins: Bins, counts: Tensor, nonfinite: Tensor, backend: str | None) -> None:

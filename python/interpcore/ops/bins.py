@@ -107,8 +107,8 @@ def closed(bins: LinearBins, device: torch.device | str = "cpu") -> Tensor:
     return torch.cat((-end, bins.edges.float(), end)).to(device)
 
 
-def described(bins: Bins) -> tuple[str, list[float]]:
-    """Kind and numbers of bins, which a declared op takes; `bins_of` is the way back.
+def as_numbers(bins: Bins) -> tuple[str, list[float]]:
+    """Kind and three numbers of bins, which a declared op takes; `from_numbers` is the way back.
 
     Raises:
         ValueError: bins of neither kind.
@@ -120,11 +120,9 @@ def described(bins: Bins) -> tuple[str, list[float]]:
     raise ValueError(f"bins must be OctaveBins or LinearBins, not {type(bins).__name__}.")
 
 
-def bins_of(kind: str, numbers: Sequence[float]) -> Bins:
-    """The bins that `described` says."""
+def from_numbers(kind: str, numbers: Sequence[float]) -> Bins:
+    """The bins of which `as_numbers` made these."""
     first, last, count = numbers
-    return (
-        OctaveBins(int(first), int(last), int(count))
-        if kind == "octave"
-        else LinearBins(first, last, int(count))
-    )
+    if kind == "octave":
+        return OctaveBins(int(first), int(last), int(count))
+    return LinearBins(first, last, int(count))

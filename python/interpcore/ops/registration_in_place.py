@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interpcore.ops.activation_moments import launch_activation_moments
 from interpcore.ops.bin_counts import launch_bin_counts
-from interpcore.ops.bins import bins_of
+from interpcore.ops.bins import from_numbers
 from interpcore.ops.column_top import launch_column_top
 from interpcore.ops.gate import launch_gate
 from interpcore.ops.group_sums import launch_group_sums
@@ -58,8 +58,8 @@ def _(pre: Tensor, *_: Any) -> Tensor:
 def bin_counts(
     x: Tensor, kind: str, numbers: list[float], counts: Tensor, nonfinite: Tensor, backend: str | None
 ) -> None:
-    """`interpcore.ops.bin_counts` on checked arguments, the bins as `bins.described` says them."""
-    launch_bin_counts(x, bins_of(kind, numbers), counts, nonfinite, backend)
+    """`interpcore.ops.bin_counts` on checked arguments, the bins by their numbers."""
+    launch_bin_counts(x, from_numbers(kind, numbers), counts, nonfinite, backend)
 
 
 @torch.library.custom_op("interpcore::column_top", mutates_args=("value", "place"))
