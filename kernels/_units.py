@@ -74,6 +74,35 @@ def spans_of(tiles: int, length: int) -> int:
     return max(1, min(-(-PROGRAMS // tiles), length // SHORTEST_SPAN))
 
 
-def span_of(spans: int, length: int, inner: int) -> int:
-    """Values of each of so many spans of an inner product, a multiple of `inner`."""
-    return -(-length // (spans * inner)) * inner
+class Cut(NamedTuple):
+    """How a call is cut.
+
+    Args:
+        units: runs of positions.
+        tiles: of all units.
+        spans: of a unit's inner product.
+        span: values of the longest unit's inner product in each, a multiple of those in a tile.
+    """
+
+    units: Units
+    tiles: int
+    spans: int
+    span: int
+
+
+def cut_of(difference: Tensor, segment: Tensor | None, total: Tensor, tile: tuple[int, int, int]) -> Cut:
+    """The cut of a call of `edge_scores`.
+
+    Args:
+        difference: `[S, B, P, d]`.
+        segment: `[B, P]` or None.
+        total: `[segments, S, D]`, on the device.
+        tile: sources, destinations and values of the inner product in a tile.
+    """
+    (S, B, P, d), (segments, _, D) = difference.shape, total.shape
+    sources, destinations, inner = tile
+    units = units_of(numbers_of(segment, B * P), P, segments, total.device)
+    tiles = -(-S // sources) * -(-D // destinations) * len(units.first)
+    length = units.longest * d
+    spans = spans_of(max(tiles, 1), length)
+    return Cut(units, tiles, spans, -(-length // (spans * inner)) * inner)

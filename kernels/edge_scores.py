@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 from interpcore.kernels._tl import dot
-from interpcore.kernels._units import indices, numbers_of, span_of, spans_of, units_of
+from interpcore.kernels._units import cut_of, indices
 from torch import Tensor
 
 
@@ -22,7 +22,7 @@ def edge_products_kernel(
     grad,  # [D, B * P, d]
     prefix,  # [D]
     unit_first,  # [units], first row of each unit among B * P
-    unit_count,  # [units]
+    unit_rows,  # [units]
     partial,  # [units, spans, S, D]
     S,
     D,
@@ -46,7 +46,7 @@ def edge_products_kernel(
     reach = tl.load(prefix + column, mask=column < D, other=0)
     if top < tl.max(reach, axis=0):
         first = tl.load(unit_first + unit).to(tl.int64)
-        end = tl.minimum(tl.load(unit_count + unit) * d, begin + span)
+        end = tl.minimum(tl.load(unit_rows + unit) * d, begin + span)
         total = tl.zeros([BS, BD], tl.float32)
         k = tl.arange(0, BK)
         a_rows = difference + source.to(tl.int64)[:, None] * rows * d + first * d
@@ -133,24 +133,22 @@ def launch(
     total: Tensor,
     squares: Tensor,
 ) -> None:
-    """Fill `total` and, where it has segments, `squares`. Arguments as in `interpcore.ops.edge_scores`,
-    contiguous; no checks here. Waits for the device only to read a segment that is not on the CPU."""
+    """Fill `total` `[segments, S, D]` and, where it has segments, `squares`. Arguments as in
+    `interpcore.ops.edge_scores`, contiguous; no checks here. Waits for the device only to read a segment that
+    is not on the CPU."""
     S, B, P, d = difference.shape
     D, segments = len(grad), len(total)
-    first, count, ends, starts, longest = units_of(numbers_of(segment, B * P), P, segments, grad.device)
-    tile, units = tiles_of(S, D, difference.itemsize), len(first)
+    tile = tiles_of(S, D, difference.itemsize)
+    units, tiles, spans, span = cut_of(difference, segment, total, tile[:3])
     reach = indices(tuple(prefix), grad.device)
-    tiles = triton.cdiv(S, tile.sources) * triton.cdiv(D, tile.destinations) * max(units, 1)
-    spans = spans_of(tiles, longest * d)
-    span = span_of(spans, longest * d, tile.inner)
-    partial = total.new_empty((units, spans, S, D))
-    if units:
+    partial = total.new_empty((len(units.first), spans, S, D))
+    if tiles:
         edge_products_kernel[tiles * spans,](
             difference,
             grad,
             reach,
-            first,
-            count,
+            units.first,
+            units.rows,
             partial,
             S,
             D,
@@ -166,8 +164,8 @@ def launch(
     edge_sums_kernel[segments, triton.cdiv(S * D, BLOCK)](
         partial,
         reach,
-        starts,
-        ends,
+        units.starts,
+        units.ends,
         total,
         squares if len(squares) else total,
         S,

@@ -131,7 +131,7 @@ KERNELS = {
     "edge_products_kernel": Kernel(
         "edge_scores",
         same("difference", "grad")
-        | {"prefix": "i32", "unit_first": "i32", "unit_count": "i32", "partial": "fp32"},
+        | {"prefix": "i32", "unit_first": "i32", "unit_rows": "i32", "partial": "fp32"},
     ),
     "edge_sums_kernel": Kernel(
         "edge_scores",

@@ -32,7 +32,8 @@ def launch_cuda(
     total: Tensor,
     squares: Tensor,
 ) -> None:
-    """The CUDA form; arguments as in `interpcore.ops.edge_scores`, not empty."""
+    """The CUDA form: fills total `[segments, S, D]` and, where it has segments, squares. The other arguments
+    as in `interpcore.ops.edge_scores`, not empty."""
     args, _parts = cuda_arguments(_aligned(difference), _aligned(grad), prefix, segment, total, squares)
     native = native_cuda()
     assert native is not None
@@ -59,7 +60,8 @@ def cuda_arguments(
     total: Tensor,
     squares: Tensor,
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """The dictionary that the CUDA form reads, of contiguous arguments, and what must outlive the call.
+    """The dictionary that the CUDA form reads, of contiguous arguments as `launch_cuda` has them, and what
+    must outlive the call.
 
     Raises:
         ValueError: `cuda_lacks` says why.
@@ -67,20 +69,17 @@ def cuda_arguments(
     problem = cuda_lacks(difference)
     if problem:
         raise ValueError(f"edge_scores: the cuda form {problem}; use triton.")
-    from interpcore.kernels._units import indices, numbers_of, span_of, spans_of, units_of
+    from interpcore.kernels._units import cut_of, indices
 
     S, B, P, d = difference.shape
-    D, segments = len(grad), len(total)
+    D = len(grad)
     tile = tile_of(D)
-    units = units_of(numbers_of(segment, B * P), P, segments, grad.device)
-    tiles = -(-S // SOURCES) * -(-D // tile) * max(len(units.first), 1)
-    spans = spans_of(tiles, units.longest * d)
-    span = span_of(spans, units.longest * d, INNER)
+    units, _, spans, span = cut_of(difference, segment, total, (SOURCES, tile, INNER))
     reach = indices(tuple(prefix), grad.device)
     partial = total.new_empty((len(units.first), spans, S, D))
     args = {
         "shape": (S, D, B * P, d),
-        "cuts": (tile, len(units.first), spans, span, segments),
+        "cuts": (tile, len(units.first), spans, span, len(total)),
         "difference": difference.data_ptr(),
         "grad": grad.data_ptr(),
         "prefix": reach.data_ptr(),
