@@ -31,7 +31,7 @@ from interpcore.surgery.options import (
     Tokens,
     Trace,
 )
-from interpcore.surgery.patching import patch_pair, trace
+from interpcore.surgery.patching import patch_pair, restored_share, trace
 from interpcore.surgery.recipes import read_recipe, write_recipe
 from interpcore.surgery.results import changed, over_differences, over_items
 from interpcore.surgery.stand_in import read_spans
@@ -159,6 +159,9 @@ def test_a_head_is_patched_at_all_positions_and_alone(tiny, folder):
         table = PATCH.run(study, Patch(n=2, site="z", by="head")).table
         traced = TRACE.run(study, Trace(draws=2, site="z", by="head")).table
         long = TRACE.run(study, Trace(draws=1, site="z", by="head", answer="Xyqzw")).notes
+        other = PATCH.run(study, Patch(n=2))
+        for name, one in (("patch-z-heads", table), ("patch-resid", other.table), ("trace-z-heads", traced)):
+            assert len(pd.read_parquet(folder / "artifacts" / "tables" / f"{name}.parquet")) >= len(one)
     assert ", the first of " in long[0] and " tokens of 'Xyqzw': clean" in long[0]
     assert len(table) == len(traced) == 4 * tiny.spec.n_heads and {"depth", "head"} <= set(traced)
     with pytest.raises(Refused, match="of site z"):
@@ -174,6 +177,31 @@ def test_an_answer_is_the_same_with_its_space_and_positions_say_their_tokens(tin
         assert spaced.table.equals(plain.table) and len(study.folder.ledger) == cells
     assert float(plain.table.value.max()) > 0.9 and "'Paris'" in spaced.notes[0]
     assert list(plain.table.token[:7])[-2:] == [" France", " is"]
+
+
+def test_what_is_restored_has_an_interval_over_pairs_and_over_draws(tiny, tmp_path):
+    """Means before the ratio: a place's row is that of its pairs, or draws, in the ledger."""
+    with PATCH.open(tiny, tmp_path / "s", Options()) as study:
+        reports = PATCH.run(study, Patch(n=6)), TRACE.run(study, Trace(draws=6))
+        pairs, traced = (row.result for row in study.folder.ledger)
+    clean, corrupted = (np.array([p[name] for p in pairs["pairs"]]) for name in ("clean", "corrupted"))
+    last = np.array([p["patched"][2][-1] for p in pairs["pairs"]])
+    noisy, depths = np.array(traced["noisy"]), np.array(traced["restored"])
+    whole = np.full(6, traced["clean"])
+    for report, place, values, full, none in (
+        (reports[0], -1, last, clean, corrupted),
+        (reports[1], 5, depths[:, 2, 5], whole, noisy),
+    ):
+        row = report.table[(report.table.depth == 2) & (report.table.position == place)].iloc[0]
+        assert row.value == pytest.approx(values.mean()) and row.value_low < row.value < row.value_high
+        share = (values - none).mean() / (full - none).mean()
+        assert row.restored == pytest.approx(share)
+        for end in (row.restored_low, row.restored_high):  # where the paired t test of the ratio turns
+            gap = values - none - end * (full - none)
+            assert abs(gap.mean()) / (gap.std(ddof=1) / 6**0.5) == pytest.approx(2.5706, abs=1e-3)
+        assert "Fieller" in report.notes[-1]
+    unlike = restored_share([1.0, 2.0, 4.0], [1.0, -1.0, 0.1], [0.0, 0.0, 0.0])
+    assert unlike.value == pytest.approx(70) and (unlike.low, unlike.high) == (-np.inf, np.inf)
 
 
 def test_a_block_that_does_nothing_has_no_effect():

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from interpcore.errors import Refused
@@ -17,14 +19,20 @@ from interpcore.model.versions import run_versions
 from interpcore.runs.experiment import Report
 from interpcore.runs.plots import caption, new_figure, save_figure, whole_numbers
 from interpcore.runs.token_grid import shown
+from interpcore.stats import Interval, ratio_of_means
 from interpcore.surgery.items import read_items
 from interpcore.surgery.options import Patch, Places, Trace
-from interpcore.surgery.tables import written
+from interpcore.surgery.results import over_items
+from interpcore.surgery.tables import ends, written
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interpcore.surgery.study import Study
+
+INTERVALS = (
+    "Intervals: 95%, {unit} as units; of value Student's t corrected for skewness, of restored Fieller's."
+)
 
 
 def clean_places(model: Model, tokens: Tensor, site: str, by: str) -> tuple[Tensor, list[list[Edit]]]:
@@ -162,29 +170,32 @@ def patch_report(study: Study, asked: Patch) -> Report:
     result: Any = row.result
     pairs = result["pairs"]
     width = min(len(pair["patched"][0]) for pair in pairs)
-    patched = torch.stack([torch.tensor(pair["patched"])[:, -width:] for pair in pairs]).mean(0)
-    clean, corrupted = (sum(pair[name] for pair in pairs) / len(pairs) for name in ("clean", "corrupted"))
+    patched = np.stack([np.array(pair["patched"])[:, -width:] for pair in pairs])
+    clean, corrupted = (np.array([pair[name] for pair in pairs]) for name in ("clean", "corrupted"))
     table = _shares(patched, clean, corrupted, range(-width, 0) if asked.by == "position" else None)
     where = "from the last token of the prompt" if asked.by == "position" else "all, one head at a time"
     notes = (
         f"restored: (patched - corrupted) / (clean - corrupted), means of {len(pairs)} pairs first; "
-        f"clean {clean:.3f}, corrupted {corrupted:.3f}: logit of the clean answer minus the other's.",
+        f"clean {clean.mean():.3f}, corrupted {corrupted.mean():.3f}: logit of the clean answer minus the "
+        "other's.",
         f"position: {where}; pairs of the task with equally many tokens.",
+        INTERVALS.format(unit="pairs"),
     )
     said = f"{asked.site} patched, pairs of task {asked.task}"
-    return Report(table, _files(study, table, "patch", said, f"{len(pairs)} pairs"), notes)
+    files = _files(study, table, f"patch-{asked.site}", said, f"{len(pairs)} pairs")
+    return Report(table, files, notes, shown=_shown(table))
 
 
-def trace_cell(
+def trace_draws(
     study: Study, prompt: str, subject: str, answer: str, site: str, by: str = "position", **noise: Any
 ) -> dict[str, Any]:
-    """One cell: one prompt traced."""
+    """One cell: one prompt traced under every draw of the noise."""
     ids, covered = token_offsets(study.model.tokenizer, prompt)
     start = prompt.rindex(subject)
     inside = [i for i, (a, b) in enumerate(covered) if b > start and a < start + len(subject)]
     first = token_ids(study.model.tokenizer, f"{prompt} {answer}")[len(ids)]
     clean, noisy, restored = trace(study.model, torch.tensor(ids), inside, first, site=site, by=by, **noise)
-    values = {"clean": clean, "noisy": noisy.tolist(), "restored": restored.mean(0).tolist()}
+    values = {"clean": clean, "noisy": noisy.tolist(), "restored": restored.tolist()}
     return values | {"tokens": ids, "subject": inside}
 
 
@@ -205,22 +216,23 @@ def trace_report(study: Study, asked: Trace) -> Report:
         raise Refused(f"The subject {asked.subject!r} is not in the prompt {asked.prompt!r}.")
     names = ("prompt", "subject", "sigma", "draws", "seed", "site")
     cell = {name: getattr(asked, name) for name in names} | _by(asked) | {"answer": asked.answer.strip()}
-    [row] = study.sweep(trace_cell, [cell], on_error="raise")
+    [row] = study.sweep(trace_draws, [cell], on_error="raise")
     found: Any = row.result
-    noisy = sum(found["noisy"]) / len(found["noisy"])
-    restored = torch.tensor(found["restored"])
-    positions = range(restored.shape[1]) if asked.by == "position" else None
-    table = _shares(restored, found["clean"], noisy, positions)
+    noisy, restored = (np.array(found[name]) for name in ("noisy", "restored"))
+    positions = range(restored.shape[2]) if asked.by == "position" else None
+    table = _shares(restored, np.full_like(noisy, found["clean"]), noisy, positions)
     if positions is not None:
         texts = token_texts(study.model.tokenizer, study.model.spec.vocab_size)
         table.insert(2, "token", [texts[found["tokens"][p]] for p in table.position])
     measured = _measured(study.model.tokenizer, asked.prompt, asked.answer.strip())
     notes = (
         f"restored: (restored - noisy) / (clean - noisy), means of {asked.draws} draws before the ratio; "
-        f"probability of {measured}: clean {found['clean']:.3g}, noisy {noisy:.3g}.",
+        f"probability of {measured}: clean {found['clean']:.3g}, noisy {noisy.mean():.3g}.",
+        INTERVALS.format(unit="draws of the noise"),
     )
     said = f"{asked.site} put back, prompt {asked.prompt!r}"
-    return Report(table, _files(study, table, "trace", said, f"{asked.draws} draws of noise"), notes)
+    files = _files(study, table, f"trace-{asked.site}", said, f"{asked.draws} draws of noise")
+    return Report(table, files, notes, shown=_shown(table))
 
 
 def _by(asked: Places) -> dict[str, str]:
@@ -228,23 +240,47 @@ def _by(asked: Places) -> dict[str, str]:
     return {} if asked.by == "position" else {"by": asked.by}
 
 
-def _shares(values: Tensor, clean: float, corrupted: float, positions: range | None) -> pd.DataFrame:
+def restored_share(values: ArrayLike, clean: ArrayLike, corrupted: ArrayLike) -> Interval:
+    """(values - corrupted) / (clean - corrupted), means before the ratio, with Fieller's interval, see
+    `ratio_of_means`; it has no bounds where clean and corrupted differ by no more than pairs do by chance.
+
+    Args:
+        values: what is measured with a clean state put back, of each pair or draw [n].
+        clean, corrupted: the same of the clean run and of the corrupted one [n].
+    """
+    values, clean, corrupted = (np.asarray(x, dtype=np.float64) for x in (values, clean, corrupted))
+    top, bottom = values - corrupted, clean - corrupted
+    try:
+        return ratio_of_means(top, bottom)
+    except Refused:
+        return Interval(float(top.mean() / bottom.mean()), -np.inf, np.inf, len(top), "none: no bounds")
+
+
+def _shares(
+    values: NDArray[np.float64],
+    clean: NDArray[np.float64],
+    corrupted: NDArray[np.float64],
+    positions: range | None,
+) -> pd.DataFrame:
+    """A row of each place, of what was measured there [n, depth, place] and in the two runs [n]."""
     import pandas as pd
 
-    if abs(clean - corrupted) < 1e-9:
+    if abs(clean.mean() - corrupted.mean()) < 1e-9:
         raise Refused("The clean and the corrupted run do not differ, so that nothing can be restored.")
-    name, places = ("head", range(values.shape[1])) if positions is None else ("position", positions)
+    name, places = ("head", range(values.shape[2])) if positions is None else ("position", positions)
     rows = [
-        {
-            "depth": d,
-            name: p,
-            "value": float(value),
-            "restored": float((value - corrupted) / (clean - corrupted)),
-        }
-        for d, line in enumerate(values)
-        for p, value in zip(places, line, strict=True)
+        {"depth": d, name: p}
+        | ends("value", over_items(values[:, d, i], "value"))
+        | ends("restored", restored_share(values[:, d, i], clean, corrupted))
+        for d in range(values.shape[1])
+        for i, p in enumerate(places)
     ]
     return pd.DataFrame(rows)
+
+
+def _shown(table: pd.DataFrame) -> tuple[str, ...]:
+    """Columns that a terminal shows."""
+    return tuple(name for name in table if name not in ("value_low", "value_high"))
 
 
 def _files(study: Study, table: pd.DataFrame, name: str, data: str, n: str) -> tuple[Path, ...]:
