@@ -206,15 +206,15 @@ class _Weights:
                 self.hf.lm_head.weight[answer] -= _SHARP * self.wrong
 
     def word(self, word: Any) -> Tensor:
-        """Where a word stands in the stream."""
+        """Where a word stands in the stream [d_model]."""
         return self._in[self._place[word]]
 
     def middle(self, word: Any) -> Tensor:
-        """Where one block leaves a word for another."""
+        """Where one block leaves a word for another [d_model]."""
         return self._middle[self._place[word]]
 
     def answer(self, word: Any) -> Tensor:
-        """Where its answer is read."""
+        """Where its answer is read [d_model]."""
         return self._out[self._place[word]]
 
     @torch.no_grad()
@@ -226,7 +226,14 @@ class _Weights:
         writes: Callable[[Any], Tensor],
         size: float,
     ) -> None:
-        """Make a block write `size` times a direction where it reads another alone."""
+        """Make a block write `size` times a direction where it reads another alone.
+
+        Args:
+            block: its number.
+            words: one for each neuron, from the first.
+            reads, writes: the directions of a word [d_model].
+            size: of what is written.
+        """
         mlp = self.hf.transformer.h[block].mlp
         alone = self.hf.config.n_embd**0.5  # what the norm makes of a direction by itself; gelu leaves that
         for neuron, word in enumerate(words):

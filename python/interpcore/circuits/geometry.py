@@ -131,8 +131,14 @@ class Geometry:
         return 1 / (of[1] - of[0] + 1) if of is not None and COMBINERS[of[2]].mean else 1.0
 
     def behind(self, layer: int, stream: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
-        """The stream with a layer: `stream` behind those beside it, `entering` as they all read it, `leaving`
-        what the layer gives."""
+        """The stream with a layer [..., d_model].
+
+        Args:
+            layer: its number.
+            stream: behind those beside it so far [..., d_model].
+            entering: as all of them read it [..., d_model].
+            leaving: what the layer gives [..., d_model].
+        """
         if self.entry(layer) == self.exit(layer):
             return leaving
         return stream + (leaving - entering) * self.share(layer)

@@ -75,12 +75,14 @@ def cosines(first: Tensor, second: Tensor) -> Tensor:
 
 
 def centred(first: Tensor, second: Tensor) -> Tensor:
-    """`cosines` after the mean matrix of each list is taken away."""
+    """`cosines` [relation, relation] after the mean matrix of each list [relation, d_model, d_model] is taken
+    away."""
     return cosines(first - first.mean(0), second - second.mean(0))
 
 
 def shuffled(first: Tensor, second: Tensor, seed: int) -> Tensor:
-    """`cosines` with the columns of the second list in a random order, which keeps every entry."""
+    """`cosines` [relation, relation] with the columns of the second list [relation, d_model, d_model] in a
+    random order, which keeps every entry."""
     order = torch.randperm(second.shape[-1], generator=torch.Generator().manual_seed(seed))
     return cosines(first, second[..., order])
 

@@ -100,9 +100,13 @@ def corner_mean(states: PromptStates, tokens: Tensor) -> Operator:
 
 
 def corner_gradient(states: PromptStates, tokens: Tensor, seed: int = 0, logit: float = 50.0) -> Operator:
-    """z = h + the state that gradient descent finds to raise the objects' logits to 50 and lower all others'.
+    """z = h + the state that gradient descent finds to raise the objects' logits and lower all others'.
 
-    Args: as in `corner_mean`; seed: of its start.
+    Args:
+        states: of the examples' prompts.
+        tokens: first tokens of the relation's objects [object].
+        seed: of its start.
+        logit: what the objects' are raised to.
     """
     model = states.shared.model
     start = torch.empty(model.spec.d_model, dtype=torch.float64)

@@ -209,7 +209,15 @@ def predict(
 @torch.no_grad()
 def read_tokens(model: Model, operator: Operator, h: Tensor, betas: Sequence[float], k: int = 1) -> Tensor:
     """What `predict` gives, of an operator that is known to be this model's own: the model's weights, which
-    it hashes to tell, are not read for it."""
+    it hashes to tell, are not read for it.
+
+    Args:
+        model, operator: what reads, and what is read.
+        h: states [prompt, depth, d_model] at the operator's depths.
+        betas: factors of W h.
+        k: how many tokens.
+    Returns: tokens, best first [depth, beta, prompt, k] int64.
+    """
     moved = (h[:, i].to(weight) @ weight.mT for i, weight in enumerate(operator.weight))
     return Readout(model).ranked(moved, operator.bias, betas, k).cpu()
 

@@ -47,7 +47,7 @@ class Near(Projection):
         return product(change, self.half).to(x.dtype).add_(self._clean(self.y, n))
 
     def outputs(self, choose: Callable[[Tensor], Tensor]) -> Near:
-        """As `Projection.outputs`."""
+        """As `Projection.outputs`, whose `choose` takes of the last axis [..., d_out]."""
         bias = None if self.bias is None else choose(self.bias)
         return replace(self, weight=choose(self.weight), bias=bias, half=choose(self.half), y=choose(self.y))
 

@@ -38,7 +38,7 @@ class Sources(ShortRepr):
     mlp: tuple[Tensor, ...]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Sources:
-        """With a function applied to every tensor."""
+        """With a function applied to every tensor, of the shapes above."""
         return Sources(function(self.input), tuple(map(function, self.z)), tuple(map(function, self.mlp)))
 
     def named(self) -> dict[str, Tensor]:
