@@ -164,7 +164,7 @@ def test_every_op_compiles_whole(op: str, name: str) -> None:
     # "aot_eager" turns writes in place into functions, as torch's own compiler does.
     got = torch.compile(CALLS[op], fullgraph=True, backend="aot_eager")(name)
     for mine, eager in zip(got, expected, strict=True):
-        torch.testing.assert_close(mine, eager, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(mine, eager, rtol=0, atol=0, equal_nan=True)
 
 
 def of_tallies() -> dict[str, tuple]:
