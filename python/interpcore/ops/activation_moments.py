@@ -14,6 +14,7 @@ from interpcore.ops.column_arguments import (
     float32_thresholds,
     launch_cuda,
     native_arguments,
+    widened,
 )
 from interpcore.ops.column_moments import RunningMoments, merge_raw
 from interpcore.ops.reference.activation_moments import ACTIVATIONS
@@ -102,9 +103,7 @@ def launch_activation_moments(
 
     Returns: the activation `[T, N]`.
     """
-    half = pre.is_cpu and pre.itemsize == 2
-    like = pre.new_empty(0, dtype=torch.float32) if half else pre
-    chosen = choose("activation_moments", like, backend, cuda_lacks(pre.dtype, thresholds))
+    chosen = choose("activation_moments", widened(pre), backend, cuda_lacks(pre.dtype, thresholds))
     if chosen == "reference" or pre.numel() == 0:
         post, *raw = reference.activation_moments(pre, activation, up, mask, thresholds)
         _take(totals, *raw)
@@ -113,8 +112,8 @@ def launch_activation_moments(
     up = None if up is None else rows_contiguous(up)
     mask = None if mask is None else mask.contiguous()
     threshold = float32_thresholds(tuple(thresholds), pre.device)
-    fused = activation in _CUDA_CODES if chosen == "cuda" else activation in _CODES and not half
-    fused = fused or chosen == "triton"
+    codes = _CUDA_CODES if chosen == "cuda" else _CODES if pre.dtype == torch.float32 else {}
+    fused = chosen == "triton" or activation in codes
     if fused:
         post = torch.empty_like(pre, memory_format=torch.contiguous_format)
     else:

@@ -34,6 +34,11 @@ def _rounded_down(threshold: float) -> float:
     return float(nearest)
 
 
+def widened(x: Tensor) -> Tensor:
+    """What `choose` is given for x `[...]` where the CPU's form widens half precision as it reads it."""
+    return x.new_empty(0, dtype=torch.float32) if x.is_cpu and x.itemsize == 2 else x
+
+
 def cuda_lacks(dtype: torch.dtype, thresholds: Sequence[float]) -> str | None:
     """Why the CUDA forms do not take values of a dtype with these thresholds; None where they do."""
     if dtype == torch.float16:

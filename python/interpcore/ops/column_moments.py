@@ -12,7 +12,13 @@ from interpcore._shown import ShortRepr
 from interpcore.ops import reference
 from interpcore.ops.backend import choose, isa, native_cpu, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.column_arguments import cuda_lacks, float32_thresholds, launch_cuda, native_arguments
+from interpcore.ops.column_arguments import (
+    cuda_lacks,
+    float32_thresholds,
+    launch_cuda,
+    native_arguments,
+    widened,
+)
 
 # The CPU form keeps the counts of a tile of columns on its stack.
 MOST_THRESHOLDS = 8
@@ -234,10 +240,8 @@ def launch_column_moments(
 
 
 def _chosen(x: Tensor, thresholds: Sequence[float], backend: str | None) -> str:
-    """The backend of x; the CPU form widens half precision as it reads it."""
-    widened = x.is_cpu and x.itemsize == 2
-    like = x.new_empty(0, dtype=torch.float32) if widened else x
-    return choose("column_moments", like, backend, cuda_lacks(x.dtype, thresholds))
+    """The backend of x `[T, N]`."""
+    return choose("column_moments", widened(x), backend, cuda_lacks(x.dtype, thresholds))
 
 
 def _launch_triton(

@@ -9,7 +9,7 @@ from torch import Tensor
 from interpcore._shown import ShortRepr
 from interpcore.ops.backend import choose, named_form, on
 from interpcore.ops.checks import expect, expect_leading, expect_no_gradient, rows_contiguous
-from interpcore.ops.column_arguments import float32_thresholds
+from interpcore.ops.column_arguments import float32_thresholds, widened
 from interpcore.ops.column_moments import ColumnMoments, RunningMoments, column_moments
 from interpcore.ops.product import PRECISIONS, product
 from interpcore.ops.reference.comoments import centered as definition
@@ -210,7 +210,7 @@ def centered_moments(
         As `centered`.
     """
     apart = torch.compiler.is_compiling() or not x.numel() or len(moments.thresholds) > 0
-    if apart or _chosen(x, backend) != "triton":
+    if apart or choose("comoments", widened(x), backend) != "triton":
         moments.add(x, mask, backend=backend)
         return centered(x, mask, pilot, precision=precision, backend=backend, out=out)
     from interpcore.kernels import column_moments as kernel
@@ -323,7 +323,7 @@ def launch_centered(
     out: Tensor | None = None,
 ) -> Tensor:
     """Choose the backend of `centered` on checked arguments."""
-    chosen = _chosen(x, backend)
+    chosen = choose("comoments", widened(x), backend)
     out = torch.empty(x.shape, dtype=centered_dtype(x, precision), device=x.device) if out is None else out
     if chosen == "reference":
         return out.copy_(definition(x, mask, shift, scale))
@@ -337,12 +337,6 @@ def launch_centered(
         rows = slice(start, start + _CACHED_ROWS)
         _center_plain(x[rows], None if mask is None else mask[rows], shift, scale, out[rows])
     return out
-
-
-def _chosen(x: Tensor, backend: str | None) -> str:
-    """The backend of x; plain torch widens half precision on the CPU as it reads it."""
-    widened = x.is_cpu and x.itemsize == 2
-    return choose("comoments", x.new_empty(0, dtype=torch.float32) if widened else x, backend)
 
 
 def centered_dtype(x: Tensor, precision: str) -> torch.dtype:
