@@ -102,16 +102,7 @@ def over_differences(values: NDArray[np.float64], units: Sequence[int] | None = 
         values: [n].
         units: what each belongs to; None for each its own.
     """
-    away = 2.0  # where no value is taken for right or wrong
-    found = mean_over_clusters(values + away, range(len(values)) if units is None else units, share=False)
-    ends = found.ends
-    assert ends is not None
-
-    def moved(level: float) -> tuple[float, float]:
-        low, high = ends(level)
-        return low - away, high - away
-
-    return Interval.at(0.95, float(values.mean()), moved, found.n, found.method)
+    return mean_over_clusters(values, range(len(values)) if units is None else units, share=False)
 
 
 def over_items(values: NDArray[np.float64], measure: str, units: Sequence[int] | None = None) -> Interval:
