@@ -21,12 +21,41 @@ OTHER = 1
 SEEN = []
 
 
+FACTOR = 7
+
+
+class Base:
+    def base(self) -> float:
+        return negated(1)
+
+
 @dataclass
-class Scaled:
+class Scaled(Base):
     by: float = 2
+    more: float = FACTOR
 
     def of(self, x: float) -> float:
         return doubled(x) * self.by
+
+    @property
+    def half(self) -> float:
+        return halved(self.by)
+
+    @classmethod
+    def tripled(cls) -> float:
+        return trebled(1)
+
+
+def negated(x: float) -> float:
+    return -x
+
+
+def halved(x: float) -> float:
+    return x / 2
+
+
+def trebled(x: float) -> float:
+    return x * 3
 
 
 @cache
@@ -63,8 +92,21 @@ def keyed(folder: Path, text: str) -> str | None:
         ("by: float = 2", "by: float = 3"),
         ("BAR = 0.5", "BAR = 0.6"),
         ("SEEN.append", "SEEN.remove"),
+        ("return -x", "return -2 * x"),
+        ("x / 2", "x / 4"),
+        ("x * 3", "x * 4"),
+        ("FACTOR = 7", "FACTOR = 8"),
     ],
-    ids=["a function that a method calls", "a class", "a constant", "itself"],
+    ids=[
+        "a function that a method calls",
+        "a class",
+        "a constant",
+        "itself",
+        "a function that its base calls",
+        "a function that a property calls",
+        "a function that a class method calls",
+        "a default",
+    ],
 )
 def test_what_a_function_relies_on_changes_its_hash(tmp_path: Path, old: str, new: str) -> None:
     assert keyed(tmp_path, TRIALS.replace(old, new)) != keyed(tmp_path, TRIALS)
@@ -83,3 +125,10 @@ def test_what_a_function_relies_on_changes_its_hash(tmp_path: Path, old: str, ne
 def test_anything_else_does_not(tmp_path: Path, old: str, new: str) -> None:
     assert TRIALS.replace(old, new) != TRIALS
     assert keyed(tmp_path, TRIALS.replace(old, new)) == keyed(tmp_path, TRIALS)
+
+
+def test_a_lambda_whose_line_does_not_stand_alone_has_a_hash() -> None:
+    found = {
+        "a": lambda folder: keyed(folder, ""),
+    }
+    assert source_hash(found["a"]) is not None

@@ -1,7 +1,9 @@
 """What a function computes, as far as the text of its module says it: one text, one hash."""
 
+import ast
 import hashlib
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from types import CodeType
@@ -53,12 +55,14 @@ def _follow(thing: Any, module: dict[str, Any], relied: dict[str, str]) -> None:
             _follow(value, module, relied)
 
 
-def _names(thing: Any) -> Iterator[str]:
-    parts = vars(thing).values() if inspect.isclass(thing) else (thing,)
-    for part in parts:
-        code = getattr(inspect.unwrap(part), "__code__", None) if callable(part) else None
-        if code is not None:
-            yield from _names_in(code)
+def _names(thing: Any) -> set[str]:
+    """Names in the text of a function or class: in its body, decorators, defaults, bases and annotations; in
+    the code alone where the text does not stand alone (a lambda within a line)."""
+    try:
+        tree = ast.parse(textwrap.dedent(own_source(thing) or ""))
+    except SyntaxError:
+        return set(_names_in(thing.__code__))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
