@@ -17,6 +17,7 @@ from torch._library.custom_ops import CustomOpDef
 import interpcore
 from interpcore import ops
 from interpcore.model.linearize import linearize
+from interpcore.model.prompts import read_prompts
 from interpcore.ops import backend, registration, registration_in_place
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -82,6 +83,16 @@ def test_a_segment_on_the_device_is_waited_for_as_said(launches: list[object]) -
     assert launches
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         ops.edge_scores(x, x, [1, 2, 3], segment.to("meta"), 1)
+
+
+def test_tokens_of_the_host_wait_for_no_device() -> None:
+    model, device = interpcore.load(transformers_model("gpt2")), torch.device("meta")
+    mask = torch.ones_like(LIVE)
+    mask[0, :3] = 0
+    layout, packed = read_prompts(LIVE, mask, None, model.spec, device)
+    assert layout.ragged and packed.is_meta
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        read_prompts(LIVE + 1000, mask, None, model.spec, device)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])

@@ -118,7 +118,7 @@ def step_changes(
             now = Prediction(state, logits.float().log_softmax(-1))
         changes.append(now.change(before, criterion))
         before = now
-    return torch.stack(changes).masked_fill(layout.padding, torch.nan)
+    return torch.stack(changes).masked_fill(layout.padding.to(changes[0].device), torch.nan)
 
 
 def _coda(model: Model) -> int:

@@ -23,10 +23,10 @@ class Layout(ShortRepr):
     Args:
         start: cached real tokens before this forward, per row [batch] int64, on the CPU.
         lengths: new real tokens per row [batch] int64, on the CPU.
-        columns: the caller's column of each packed token [batch, position]; None when rows were packed
-            already.
+        columns: the caller's column of each packed token [batch, position], on the CPU; None when rows were
+            packed already.
         width: number of columns of the caller's tensor.
-        device: where index tensors are wanted.
+        device: where masks and positions are wanted, that of the model.
     """
 
     start: Tensor
@@ -70,8 +70,8 @@ class Layout(ShortRepr):
 
     @cached_property
     def padding(self) -> Tensor:
-        """True where a packed column holds no real token, [batch, position]."""
-        return (torch.arange(self.n_new) >= self.lengths[:, None]).to(self.device)
+        """True where a packed column holds no real token [batch, position], on the CPU."""
+        return torch.arange(self.n_new) >= self.lengths[:, None]
 
     def pack(self, values: Tensor) -> Tensor:
         """The caller's columns [batch, width, ...] as packed rows [batch, position, ...]."""
@@ -83,7 +83,7 @@ class Layout(ShortRepr):
         """Packed rows [batch, position, ...] in the caller's columns [batch, width, ...], NaN at padding."""
         if self.columns is None and not self.ragged:
             return packed
-        real = ~self.padding
+        real = (~self.padding).to(packed.device)
         columns = self.columns
         if columns is None:
             columns = torch.arange(self.n_new, device=packed.device).expand(self.batch, -1)
@@ -125,4 +125,4 @@ def read_layout(
     if n_new == width and bool((mask == (torch.arange(width) < lengths[:, None])).all()):
         return Layout(start, lengths, None, width, device)
     columns = torch.argsort(~mask, dim=1, stable=True)[:, :n_new]
-    return Layout(start, lengths, columns.to(device), width, device)
+    return Layout(start, lengths, columns, width, device)
