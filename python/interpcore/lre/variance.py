@@ -64,6 +64,7 @@ class Crossed(Reducer):
         self.columns = columns
 
     def start(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        """See `Reducer`. Raises: Refused for examples that fill no table."""
         if shape.examples % self.columns:
             raise Refused(f"{shape.examples} examples fill no table of {self.columns} columns.")
         self.rows = shape.examples // self.columns
@@ -75,6 +76,7 @@ class Crossed(Reducer):
         self.squares = torch.zeros(shape.depths, dtype=torch.float64, device=device)
 
     def add(self, examples: Tensor, depth: int, rows: slice, block: Tensor, h: Tensor) -> None:
+        """See `Reducer`."""
         for example, one in zip(examples.tolist(), block, strict=True):
             row, column = divmod(example, self.columns)
             self.subjects[row, depth, rows].add_(one, alpha=1 / self.columns)
@@ -82,9 +84,11 @@ class Crossed(Reducer):
             self.squares[depth] += one.double().square().sum()
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Subject means, context means and sums of squares, of the shapes above."""
         return self.subjects, self.contexts, self.squares
 
     def nbytes(self, shape: Shape, itemsize: int) -> int:
+        """See `Reducer`."""
         cells = shape.examples // self.columns + self.columns
         return cells * shape.depths * shape.rows * shape.columns * max(4, itemsize)
 

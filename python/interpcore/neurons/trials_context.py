@@ -118,13 +118,13 @@ class Neurons(Context):
         return int(shards.mask(shards.sequences(0, shards.n_sequences)).sum())
 
     def biases(self) -> list[Tensor]:
-        """Folded input biases of every layer."""
+        """Folded input biases [d_mlp] of every layer."""
         folded = fold(self.model)
         return [folded.neurons(layer).bias.double() for layer in range(folded.n_layers)]
 
     def percentiles(self, values: Sequence[Tensor], kind: str = CORPUS) -> Measured:
-        """Place within its layer, from 0 to 1, of each universal neuron's value; none where the text is too
-        short for moments."""
+        """Place within its layer, from 0 to 1, of each universal neuron's value, given those of every layer
+        [d_mlp]; none where the text is too short for moments."""
         chosen = self.universal().split([len(layer) for layer in values])
         found, units = list[float](), list[str]()
         for layer, (each, which) in enumerate(zip(values, chosen, strict=True)):

@@ -20,7 +20,7 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
-    """Spearman's correlation, Pearson's of the ranks; arguments and result as in `pearson`."""
+    """Spearman's correlation, Pearson's of the ranks [n] or [n, m]; arguments and result as in `pearson`."""
     return pearson(ranks(x), ranks(y))
 
 

@@ -69,7 +69,7 @@ def option_score(chances: Tensor, option: Sequence[int]) -> float:
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities in float32 or wider."""
+    """Log-probabilities [..., vocabulary] of logits of that shape, in float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

@@ -38,13 +38,14 @@ def mean_difference(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
 
 
 def principal(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
-    """First principal component, its sign that of the difference in means."""
+    """First principal component [depth, d_model] of [depth, n, d_model], its sign that of the difference in
+    means."""
     return _oriented(_first_component(x - x.mean(1, keepdim=True)), x, flags)
 
 
 def pair_differences(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
-    """First principal component of the differences of random pairs, of random sign each, so that their mean
-    is not what is found."""
+    """First principal component [depth, d_model] of the differences of random pairs of [depth, n, d_model],
+    of random sign each, so that their mean is not what is found."""
     draw = torch.Generator().manual_seed(seed)
     true, false = flags.nonzero()[:, 0], (~flags).nonzero()[:, 0]
     n = max(len(true), len(false))
@@ -54,7 +55,8 @@ def pair_differences(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
 
 
 def ridge(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
-    """w of min |y - s w|^2 + RIDGE n |w|^2 with y = +-1 and standardised s, per unit of the states."""
+    """w [depth, d_model] of min |y - s w|^2 + RIDGE n |w|^2 with y = +-1 and standardised s
+    [depth, n, d_model], per unit of the states."""
     s, scale = _standard(x)
     y = flags.double().to(x) * 2 - 1
     n = x.shape[1]
@@ -64,8 +66,8 @@ def ridge(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
 
 
 def logistic(x: Tensor, flags: Tensor, seed: int = 0) -> Tensor:
-    """w of the logistic regression with penalty RIDGE n |w|^2 / 2 on standardised states, by Newton's method
-    in the space that the states span; per unit of the states."""
+    """w [depth, d_model] of the logistic regression with penalty RIDGE n |w|^2 / 2 on standardised states
+    [depth, n, d_model], by Newton's method in the space that the states span; per unit of the states."""
     s, scale = _standard(x)
     u, sizes, vh = torch.linalg.svd(s, full_matrices=False)
     z = torch.cat([u * sizes[:, None], torch.ones_like(u[..., :1])], -1)  # [depth, n, rank + 1]

@@ -51,7 +51,7 @@ class Moments(ShortRepr):
 
     @property
     def variance(self) -> Tensor:
-        """Of one state, unbiased; NaN where there are fewer than two."""
+        """Of one state, unbiased, in the mean's shape; NaN where there are fewer than two."""
         return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)
 
 

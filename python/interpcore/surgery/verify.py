@@ -45,7 +45,7 @@ class Scored(ShortRepr):
 
     @property
     def own(self) -> Tensor:
-        """Log-probability of each scored token."""
+        """Log-probability of each scored token [token]."""
         return self.scores.gather(-1, self.tokens[:, None])[:, 0]
 
     @property
@@ -54,7 +54,7 @@ class Scored(ShortRepr):
         return float(self.scores.abs().max())
 
     def close(self, one: Tensor, other: Tensor) -> bool:
-        """Whether float32 cannot tell two log-probabilities of any token apart."""
+        """Whether float32 cannot tell two log-probabilities of any token [token] apart."""
         return bool(((one - other).abs() <= 2 * SAME["float32"] * self.scale).any())
 
 

@@ -114,12 +114,12 @@ def moment_errors(
 
 
 def joined_errors(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The errors of all layers' neurons, one layer after another."""
+    """The errors of all layers' neurons [N], one layer after another."""
     return {name: torch.cat([of_layer[name] for of_layer in layers]) for name in _MEASURES}
 
 
 def errors_of(sums: Sequence[RunningMoments]) -> dict[str, Tensor]:
-    """Jackknife errors from the moments of each group."""
+    """Jackknife errors [N] from the moments of each group."""
     width, device = sums[0].counts.shape[1], sums[0].counts.device
     if len(sums) < 2:
         missing = torch.full((width,), torch.nan, dtype=torch.float64)
